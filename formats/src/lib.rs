@@ -1,0 +1,6 @@
+//! Bytes to meaning and back: checkpoints, recordings and bundles.
+//!
+//! This crate knows files and what is in them. It starts no threads, opens nothing with direct I/O and computes nothing
+//! about language; `unsafe` stands only in the one module that opens memory maps.
+
+pub mod model;

@@ -1,0 +1,2 @@
+//! `flashlm-prep`.
+fn main() {}

@@ -1,0 +1,2 @@
+//! `flashlm`.
+fn main() {}
