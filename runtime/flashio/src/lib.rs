@@ -1,1 +1,32 @@
-//! Placeholder.
+//! Reading a file from flash with direct I/O: aligned memory, slots that reads land in, two reader engines,
+//! a sequential reader, and a measured profile of the disk.
+//!
+//! This crate knows offsets, lengths and buffers. It does not know what the bytes mean: no tensors, no bundles,
+//! no cache policy, and it does not decide which reads to merge; the caller plans, this crate carries out.
+//!
+//! | need | start at |
+//! |---|---|
+//! | open a file without filling the page cache | [`DirectFile`] |
+//! | many scattered reads into fixed places | [`open_engine`], [`ReadBatch`], [`Slots`] |
+//! | a long extent, in order, as fast as the disk gives it | [`SequentialReader`], [`read_extent_into`] |
+
+mod engine;
+mod error;
+mod file;
+mod memory;
+mod queue;
+mod request;
+mod slots;
+mod stream;
+mod threads;
+mod transport;
+#[cfg(target_os = "linux")]
+mod uring;
+
+pub use engine::{Completion, Counters, EngineChoice, EngineOptions, ReadEngine, open_engine, open_engine_with};
+pub use error::IoError;
+pub use file::{Alignment, DirectFile, DirectIo, FileIdentity, Mode};
+pub use memory::AlignedMemory;
+pub use request::{Piece, ReadBatch};
+pub use slots::{SlotState, Slots};
+pub use stream::{Chunk, Extent, SequentialReader, StreamOptions, read_extent_into};

@@ -1,0 +1,171 @@
+//! The reader engines as their users see them, and how one is chosen.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::queue::QueuedEngine;
+use crate::threads::ThreadTransport;
+use crate::transport::Transport;
+use crate::{DirectFile, IoError, ReadBatch, Slots};
+
+/// Reads extents of one file into slots. Several requests are under way at once and finish in any order.
+pub trait ReadEngine: Send {
+    /// The arena. A slot can be seen once its request has come back from [`ReadEngine::wait`].
+    fn slots(&self) -> &Slots;
+
+    /// Starts all requests of a batch, or none if one is wrong. Requests beyond the depth wait their turn, which
+    /// comes during [`ReadEngine::wait`].
+    fn submit(&mut self, batch: &ReadBatch) -> Result<(), IoError>;
+
+    /// Blocks until `at_least` requests have finished, or all there are; appends everything finished to `done` and
+    /// returns how many that were. With 0 it only looks. A failed request is a completion, not an error here; an
+    /// error here means that the engine stalled or broke, and it should be dropped.
+    fn wait(&mut self, at_least: usize, done: &mut Vec<Completion>) -> Result<usize, IoError>;
+
+    /// Requests submitted and not yet returned by `wait`.
+    fn in_flight(&self) -> usize;
+
+    /// Totals since the engine was opened.
+    fn counters(&self) -> Counters;
+
+    /// `io_uring` or `threads`.
+    fn name(&self) -> &'static str;
+
+    /// What is in use and why, in words for the user.
+    fn description(&self) -> &str;
+}
+
+/// The end of a request.
+#[derive(Debug)]
+pub struct Completion {
+    /// The request's tag.
+    pub tag: u64,
+    /// Bytes of the request, gaps included.
+    pub bytes: u64,
+    /// Whether its slots are ready. After an error they are empty.
+    pub result: Result<(), IoError>,
+}
+
+/// Totals of an engine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Reads sent to the device, continuations and retries included.
+    pub reads: u64,
+    /// Bytes that came back, gaps and rounding included.
+    pub bytes: u64,
+    /// Reads repeated after an interruption or a passing error.
+    pub retries: u64,
+    /// Reads that went through a bounce buffer because they were not aligned.
+    pub bounced: u64,
+    /// Nanoseconds spent in `wait`.
+    pub wait_ns: u64,
+}
+
+/// Which engine to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EngineChoice {
+    /// io_uring, or threads where it is not to be had.
+    #[default]
+    Auto,
+    /// io_uring (Linux 5.11 and later).
+    IoUring,
+    /// A pool of threads that read one request each.
+    Threads,
+}
+
+impl FromStr for EngineChoice {
+    type Err = IoError;
+    fn from_str(word: &str) -> Result<Self, IoError> {
+        match word {
+            "auto" => Ok(Self::Auto),
+            "io_uring" => Ok(Self::IoUring),
+            "threads" => Ok(Self::Threads),
+            _ => Err(IoError::UnknownChoice { found: word.into(), expected: "auto, io_uring, threads" }),
+        }
+    }
+}
+
+impl fmt::Display for EngineChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Auto => "auto",
+            Self::IoUring => "io_uring",
+            Self::Threads => "threads",
+        })
+    }
+}
+
+/// How an engine is set up.
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// Requests at the device at once.
+    pub depth: usize,
+    /// Reader threads, for the threads engine.
+    pub threads: usize,
+    /// How long a read may take before it counts as stalled.
+    pub deadline: Duration,
+    /// How often a read is repeated after an I/O error.
+    pub retries: u32,
+    /// Most pieces in one device read; longer requests are continued.
+    pub pieces_per_read_max: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self { depth: 128, threads: 32, deadline: Duration::from_secs(30), retries: 3, pieces_per_read_max: 256 }
+    }
+}
+
+/// Opens an engine over a file with the usual options.
+pub fn open_engine(
+    choice: EngineChoice,
+    file: Arc<DirectFile>,
+    slots: Slots,
+    depth: usize,
+) -> Result<Box<dyn ReadEngine>, IoError> {
+    open_engine_with(choice, file, slots, &EngineOptions { depth, ..EngineOptions::default() })
+}
+
+/// Opens an engine over a file.
+pub fn open_engine_with(
+    choice: EngineChoice,
+    file: Arc<DirectFile>,
+    slots: Slots,
+    options: &EngineOptions,
+) -> Result<Box<dyn ReadEngine>, IoError> {
+    let (transport, note) = open_transport(choice, &file, options)?;
+    Ok(Box::new(QueuedEngine::new(transport, note, file, slots, options)?))
+}
+
+/// The transport and, where it is not the first choice, why.
+fn open_transport(
+    choice: EngineChoice,
+    file: &Arc<DirectFile>,
+    options: &EngineOptions,
+) -> Result<(Box<dyn Transport>, String), IoError> {
+    let threads = || ThreadTransport::new(Arc::clone(file), options.threads, options.depth);
+    match choice {
+        EngineChoice::Threads => Ok((Box::new(threads()?), String::new())),
+        EngineChoice::IoUring => Ok((open_uring(file, options)?, String::new())),
+        EngineChoice::Auto => match open_uring(file, options) {
+            Ok(transport) => Ok((transport, String::new())),
+            Err(error) => Ok((Box::new(threads()?), format!("{error}"))),
+        },
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn open_uring(file: &Arc<DirectFile>, options: &EngineOptions) -> Result<Box<dyn Transport>, IoError> {
+    Ok(Box::new(crate::uring::UringTransport::new(Arc::clone(file), options.depth)?))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn open_uring(_: &Arc<DirectFile>, _: &EngineOptions) -> Result<Box<dyn Transport>, IoError> {
+    Err(IoError::Engine {
+        engine: "io_uring",
+        operation: "start",
+        source: std::io::Error::from(std::io::ErrorKind::Unsupported),
+    })
+}
