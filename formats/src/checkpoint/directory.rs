@@ -1,0 +1,210 @@
+//! Which files of a checkpoint directory hold the weights, and which tensors they list.
+//!
+//! safetensors before PyTorch, one file before shards, as transformers looks for them; other formats are ignored when one of
+//! these is there and explained when none is. Knows nothing of what the tensors mean.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::{Component, Path};
+
+use super::error::{CheckpointError, Foreign, IndexError};
+use super::file::{SourceFile, read_small};
+use super::tensor::StoredTensor;
+use super::{safetensors, torch};
+
+/// The kind of files that hold the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// `model.safetensors`.
+    Safetensors,
+    /// Shards listed in `model.safetensors.index.json`.
+    ShardedSafetensors,
+    /// `pytorch_model.bin`.
+    Torch,
+    /// Shards listed in `pytorch_model.bin.index.json`.
+    ShardedTorch,
+}
+
+impl Format {
+    const ALL: [Self; 4] = [Self::Safetensors, Self::ShardedSafetensors, Self::Torch, Self::ShardedTorch];
+
+    const fn file_name(self) -> &'static str {
+        match self {
+            Self::Safetensors => "model.safetensors",
+            Self::ShardedSafetensors => "model.safetensors.index.json",
+            Self::Torch => "pytorch_model.bin",
+            Self::ShardedTorch => "pytorch_model.bin.index.json",
+        }
+    }
+
+    const fn is_sharded(self) -> bool {
+        matches!(self, Self::ShardedSafetensors | Self::ShardedTorch)
+    }
+
+    /// For people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Safetensors => "safetensors",
+            Self::ShardedSafetensors => "sharded safetensors",
+            Self::Torch => "PyTorch zip archive",
+            Self::ShardedTorch => "sharded PyTorch zip archives",
+        }
+    }
+}
+
+const INDEX_BYTES_MAX: u64 = 64 << 20;
+/// Enough for any model, and fewer than the files a process may usually have open.
+const SHARDS_MAX: usize = 900;
+
+/// The weight files of a checkpoint and the tensors they list.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    pub(crate) format: Format,
+    /// The index of shards, if there is one.
+    pub(crate) index: Option<SourceFile>,
+    pub(crate) files: Vec<SourceFile>,
+    pub(crate) tensors: Vec<StoredTensor>,
+    /// Index of each tensor by name.
+    pub(crate) by_name: HashMap<String, usize>,
+}
+
+impl Weights {
+    pub(crate) fn open(dir: &Path) -> Result<Self, CheckpointError> {
+        // A dangling link counts as there: the error then names it.
+        let is_there = |format: &Format| dir.join(format.file_name()).symlink_metadata().is_ok();
+        let format = Format::ALL.into_iter().find(is_there).ok_or_else(|| explain_absence(dir))?;
+        let (index, shards, map) = if format.is_sharded() {
+            let (file, json) = match read_small(dir, format.file_name(), INDEX_BYTES_MAX)? {
+                Some(found) => found,
+                // There a moment ago: a dangling link.
+                None => return Err(no_such(dir, format.file_name())),
+            };
+            let failed = |source| CheckpointError::Index { path: file.path.clone(), source: Box::new(source) };
+            let map = parse_index(&json).map_err(failed)?;
+            let shards = shard_names(dir, &map).map_err(failed)?;
+            (Some(file), shards, map)
+        } else {
+            (None, vec![format.file_name().to_owned()], BTreeMap::new())
+        };
+        let mut weights = Self { format, index, files: Vec::new(), tensors: Vec::new(), by_name: HashMap::new() };
+        for shard in shards {
+            let file = SourceFile::open(dir, &shard)?;
+            let number = weights.files.len();
+            let tensors = match format {
+                Format::Safetensors | Format::ShardedSafetensors => safetensors::read_header(&file, number)?,
+                Format::Torch | Format::ShardedTorch => torch::read_archive(&file, number)?,
+            };
+            weights.files.push(file);
+            for tensor in tensors {
+                weights.add(tensor, &map)?;
+            }
+        }
+        weights.check_index(&map)?;
+        Ok(weights)
+    }
+
+    /// Add a tensor. Stored in two shards, the one that the index names counts.
+    fn add(&mut self, tensor: StoredTensor, map: &BTreeMap<String, String>) -> Result<(), CheckpointError> {
+        if let Some(&earlier) = self.by_name.get(&tensor.name) {
+            let first = self.files[self.tensors[earlier].file].name.clone();
+            let second = self.files[tensor.file].name.clone();
+            match map.get(&tensor.name) {
+                Some(named) if *named == first => return Ok(()),
+                Some(named) if *named == second => {}
+                _ => {
+                    let source = Box::new(IndexError::Duplicate { tensor: tensor.name, first, second });
+                    return Err(CheckpointError::Index { path: self.index_path(), source });
+                }
+            }
+        }
+        self.by_name.insert(tensor.name.clone(), self.tensors.len());
+        self.tensors.push(tensor);
+        Ok(())
+    }
+
+    /// Every tensor of the index must be in its shard.
+    fn check_index(&self, map: &BTreeMap<String, String>) -> Result<(), CheckpointError> {
+        let is_in = |tensor: &str, shard: &str| {
+            self.by_name.get(tensor).is_some_and(|&index| self.files[self.tensors[index].file].name == shard)
+        };
+        let lost = map.iter().filter(|(tensor, shard)| !is_in(tensor, shard));
+        let tensors: Vec<_> = lost.map(|(tensor, shard)| format!("{tensor} ({shard})")).collect();
+        if tensors.is_empty() {
+            return Ok(());
+        }
+        Err(CheckpointError::Index { path: self.index_path(), source: Box::new(IndexError::NotInShard { tensors }) })
+    }
+
+    fn index_path(&self) -> std::path::PathBuf {
+        self.index.as_ref().map(|file| file.path.clone()).unwrap_or_default()
+    }
+}
+
+fn parse_index(json: &[u8]) -> Result<BTreeMap<String, String>, IndexError> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let index: Index = serde_json::from_slice(json).map_err(|e| IndexError::Malformed { reason: e.to_string() })?;
+    if index.weight_map.is_empty() {
+        return Err(IndexError::Malformed { reason: "the weight map is empty".into() });
+    }
+    Ok(index.weight_map)
+}
+
+/// The shards of an index, each a plain name of a file that exists.
+fn shard_names(dir: &Path, map: &BTreeMap<String, String>) -> Result<Vec<String>, IndexError> {
+    let mut shards: Vec<String> = map.values().cloned().collect();
+    shards.sort();
+    shards.dedup();
+    if shards.len() > SHARDS_MAX {
+        return Err(IndexError::TooManyShards { found: shards.len(), limit: SHARDS_MAX });
+    }
+    for shard in &shards {
+        let mut components = Path::new(shard).components();
+        let is_plain = matches!((components.next(), components.next()), (Some(Component::Normal(name)), None) if name == shard.as_str());
+        if !is_plain || shard.contains('\0') {
+            return Err(IndexError::Path { shard: shard.chars().take(200).collect() });
+        }
+    }
+    let is_missing = |shard: &&String| dir.join(shard).metadata().is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+    let missing: Vec<String> = shards.iter().filter(is_missing).cloned().collect();
+    if missing.is_empty() { Ok(shards) } else { Err(IndexError::MissingShards { shards: missing }) }
+}
+
+fn no_such(dir: &Path, name: &str) -> CheckpointError {
+    CheckpointError::Io { action: "open", path: dir.join(name), source: io::ErrorKind::NotFound.into() }
+}
+
+/// No weights that can be read: say what is there instead.
+fn explain_absence(dir: &Path) -> CheckpointError {
+    let names = std::fs::read_dir(dir).map(|entries| {
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut names: Vec<String> = names.take(10_000).collect();
+        names.sort();
+        names
+    });
+    let mut names = match names {
+        Ok(names) => names,
+        Err(source) => return CheckpointError::Io { action: "list", path: dir.to_owned(), source },
+    };
+    type Test = fn(&str) -> bool;
+    let others: [(Foreign, Test); 7] = [
+        (Foreign::ShardsWithoutIndex, |name| {
+            name.contains("-of-") && (name.ends_with(".safetensors") || name.ends_with(".bin"))
+        }),
+        (Foreign::Adapter, |name| name.starts_with("adapter_model.")),
+        (Foreign::Gguf, |name| name.ends_with(".gguf")),
+        (Foreign::Flax, |name| name.starts_with("flax_model") && name.contains(".msgpack")),
+        (Foreign::TensorFlow, |name| name.starts_with("tf_model") || name.ends_with(".ckpt.index")),
+        (Foreign::OriginalTorch, |name| name.ends_with(".pth") || name.ends_with(".pt")),
+        (Foreign::Onnx, |name| name.ends_with(".onnx")),
+    ];
+    for (found, is_one) in others {
+        if let Some(file) = names.iter().find(|name| is_one(name)) {
+            return CheckpointError::OtherFormat { dir: dir.to_owned(), file: file.clone(), found };
+        }
+    }
+    names.truncate(20);
+    CheckpointError::NoWeights { dir: dir.to_owned(), found: names }
+}

@@ -1,0 +1,257 @@
+//! Reading single values of a `config.json`: typed, bounded, with defaults, never a panic. Knows no family.
+
+use serde_json::{Map, Value};
+
+use super::super::error::ConfigError;
+use crate::model::{Activation, RopeScaling};
+
+/// Bounds far beyond any model, so that sizes derived from them cannot overflow 64 bits.
+pub(crate) const WIDTH_MAX: usize = 1 << 20;
+pub(crate) const LAYERS_MAX: usize = 1 << 12;
+pub(crate) const HEADS_MAX: usize = 1 << 12;
+pub(crate) const VOCABULARY_MAX: usize = 1 << 24;
+pub(crate) const POSITIONS_MAX: usize = 1 << 24;
+
+/// A parsed `config.json`.
+pub(crate) struct Config(Map<String, Value>);
+
+impl Config {
+    /// Parse; the error says what is not as it should be.
+    pub(crate) fn parse(json: &[u8]) -> Result<Self, String> {
+        match serde_json::from_slice(json) {
+            Ok(Value::Object(map)) => Ok(Self(map)),
+            Ok(other) => Err(format!("expected an object, found {}", short(&other))),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// The value of `key`, if it is there and not null.
+    pub(crate) fn get(&self, key: &str) -> Option<&Value> {
+        self.0.get(key).filter(|value| !value.is_null())
+    }
+
+    /// A whole number in `1..=max`, if it is there.
+    pub(crate) fn optional_count(&self, key: &str, max: usize) -> Result<Option<usize>, ConfigError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_u64() {
+            Some(count) if (1..=max as u64).contains(&count) => Ok(Some(count as usize)),
+            None if !value.is_number() => Err(wrong_type(key, "a whole number", value)),
+            _ => Err(out_of_range(key, format!("a whole number in 1..={max}"), value)),
+        }
+    }
+
+    /// A whole number in `1..=max`, under the first of `names` that is there; later names are those of old versions.
+    pub(crate) fn count(&self, names: &[&str], default: Option<usize>, max: usize) -> Result<usize, ConfigError> {
+        let mut found: Option<(&str, usize)> = None;
+        for name in names {
+            match (self.optional_count(name, max)?, found) {
+                (Some(count), Some((first, other))) if count != other => {
+                    return Err(ConfigError::Contradiction {
+                        first: format!("{first} = {other}"),
+                        second: format!("{name} = {count}"),
+                        rule: "both name the same thing",
+                    });
+                }
+                (Some(count), None) => found = Some((name, count)),
+                _ => {}
+            }
+        }
+        found
+            .map(|(_, count)| count)
+            .or(default)
+            .ok_or_else(|| ConfigError::Missing { key: names[0].into(), expected: "a whole number" })
+    }
+
+    /// A truth value. Null is false, as where Python reads it.
+    pub(crate) fn flag(&self, key: &str, default: bool) -> Result<bool, ConfigError> {
+        match self.0.get(key) {
+            None => Ok(default),
+            Some(Value::Null) => Ok(false),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(other) => Err(wrong_type(key, "true or false", other)),
+        }
+    }
+
+    /// A finite positive number that single precision can hold.
+    pub(crate) fn positive(&self, key: &str, default: f32) -> Result<f32, ConfigError> {
+        self.0.get(key).map_or(Ok(default), |value| positive(key, value))
+    }
+
+    /// The epsilon of a norm.
+    pub(crate) fn epsilon(&self, key: &str, default: f32) -> Result<f32, ConfigError> {
+        let eps = self.positive(key, default)?;
+        if eps > 1.0 { Err(out_of_range(key, "a number in 0..=1".into(), &eps.into())) } else { Ok(eps) }
+    }
+
+    /// A text.
+    pub(crate) fn text<'a>(&'a self, key: &str, default: &'a str) -> Result<&'a str, ConfigError> {
+        match self.0.get(key) {
+            None => Ok(default),
+            Some(Value::String(text)) => Ok(text),
+            Some(other) => Err(wrong_type(key, "a text", other)),
+        }
+    }
+
+    /// An activation function by transformers' name.
+    pub(crate) fn activation(&self, key: &str, default: &str) -> Result<Activation, ConfigError> {
+        Ok(match self.text(key, default)? {
+            "relu" => Activation::Relu,
+            "relu2" => Activation::Relu2,
+            "gelu" | "gelu_python" => Activation::Gelu,
+            "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" | "gelu_accurate" | "gelu_python_tanh" => {
+                Activation::GeluTanh
+            }
+            "silu" | "swish" => Activation::Silu,
+            other => {
+                return Err(ConfigError::Unsupported {
+                    key: key.into(),
+                    found: format!("{:?}", shorten(other)),
+                    supported: "relu, relu2, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, silu".into(),
+                });
+            }
+        })
+    }
+
+    /// One token id.
+    pub(crate) fn token(&self, key: &str, default: Option<u32>, vocab_size: usize) -> Result<Option<u32>, ConfigError> {
+        match self.0.get(key) {
+            None => Ok(default.filter(|&id| (id as usize) < vocab_size)),
+            Some(Value::Null) => Ok(None),
+            Some(value) => token(key, value, vocab_size).map(Some),
+        }
+    }
+
+    /// Token ids: one, or a list.
+    pub(crate) fn tokens(&self, key: &str, default: &[u32], vocab_size: usize) -> Result<Vec<u32>, ConfigError> {
+        match self.0.get(key) {
+            None => Ok(default.to_vec()),
+            Some(Value::Null) => Ok(Vec::new()),
+            Some(Value::Array(list)) => list.iter().map(|value| token(key, value, vocab_size)).collect(),
+            Some(value) => token(key, value, vocab_size).map(|id| vec![id]),
+        }
+    }
+
+    /// Base and stretching of rotary frequencies, as transformers reads them: `rope_scaling` (before version 5) or
+    /// `rope_parameters`, the base in there before the base beside it.
+    pub(crate) fn rope(&self, max_positions: usize) -> Result<(f32, Option<RopeScaling>), ConfigError> {
+        let outer = self.positive("rope_theta", 10_000.0)?;
+        let object = |key: &'static str| match self.get(key) {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok((!map.is_empty()).then(|| (key, Self(map.clone())))),
+            Some(other) => Err(wrong_type(key, "an object", other)),
+        };
+        let Some((key, rope)) =
+            object("rope_scaling")?.map_or_else(|| object("rope_parameters"), |found| Ok(Some(found)))?
+        else {
+            return Ok((outer, None));
+        };
+        let inside = |error: ConfigError| error.within(key);
+        let theta = rope.positive("rope_theta", outer).map_err(inside)?;
+        let kind =
+            rope.text(if rope.get("rope_type").is_some() { "rope_type" } else { "type" }, "default").map_err(inside)?;
+        let required = |name: &str| match rope.get(name) {
+            Some(value) => positive(name, value).map_err(inside),
+            None => Err(ConfigError::Missing { key: format!("{key}.{name}"), expected: "a positive number" }),
+        };
+        let scaling = match kind {
+            "default" => None,
+            "linear" => Some(RopeScaling::Linear { factor: required("factor")? }),
+            "llama3" => Some(RopeScaling::Llama3 {
+                factor: required("factor")?,
+                low_freq_factor: required("low_freq_factor")?,
+                high_freq_factor: required("high_freq_factor")?,
+                original_positions: rope
+                    .count(&["original_max_position_embeddings"], Some(max_positions), POSITIONS_MAX)
+                    .map_err(inside)?,
+            }),
+            other => {
+                return Err(ConfigError::Unsupported {
+                    key: format!("{key}.rope_type"),
+                    found: format!("{:?}", shorten(other)),
+                    supported: "default, linear, llama3".into(),
+                });
+            }
+        };
+        Ok((theta, scaling))
+    }
+
+    /// Refuse weights that another tool has quantised.
+    pub(crate) fn refuse_quantized(&self) -> Result<(), ConfigError> {
+        match self.get("quantization_config") {
+            None => Ok(()),
+            Some(value) => {
+                let method = value.get("quant_method").and_then(Value::as_str).unwrap_or("unknown method");
+                Err(ConfigError::Quantized { method: shorten(method) })
+            }
+        }
+    }
+}
+
+impl ConfigError {
+    /// The same error about a key inside the object `outer`.
+    fn within(self, outer: &str) -> Self {
+        let nest = |key: String| format!("{outer}.{key}");
+        match self {
+            Self::Missing { key, expected } => Self::Missing { key: nest(key), expected },
+            Self::WrongType { key, expected, found } => Self::WrongType { key: nest(key), expected, found },
+            Self::OutOfRange { key, expected, found } => Self::OutOfRange { key: nest(key), expected, found },
+            Self::Unsupported { key, found, supported } => Self::Unsupported { key: nest(key), found, supported },
+            other => other,
+        }
+    }
+}
+
+/// `hidden / heads`, which must go without remainder.
+pub(crate) fn head_dim(hidden: (&str, usize), heads: (&str, usize)) -> Result<usize, ConfigError> {
+    if hidden.1.is_multiple_of(heads.1) {
+        return Ok(hidden.1 / heads.1);
+    }
+    Err(ConfigError::Contradiction {
+        first: format!("{} = {}", hidden.0, hidden.1),
+        second: format!("{} = {}", heads.0, heads.1),
+        rule: "the width must be a multiple of the number of heads",
+    })
+}
+
+fn positive(key: &str, value: &Value) -> Result<f32, ConfigError> {
+    let Some(number) = value.as_f64() else { return Err(wrong_type(key, "a number", value)) };
+    let single = number as f32;
+    if single.is_finite() && single > 0.0 {
+        Ok(single)
+    } else {
+        Err(out_of_range(key, "a positive finite number".into(), value))
+    }
+}
+
+fn token(key: &str, value: &Value, vocab_size: usize) -> Result<u32, ConfigError> {
+    match value.as_u64() {
+        Some(id) if id < vocab_size as u64 => Ok(id as u32),
+        None if !value.is_number() => Err(wrong_type(key, "a token id", value)),
+        _ => Err(out_of_range(key, format!("a token id below vocab_size = {vocab_size}"), value)),
+    }
+}
+
+fn wrong_type(key: &str, expected: &'static str, found: &Value) -> ConfigError {
+    ConfigError::WrongType { key: key.into(), expected, found: short(found) }
+}
+
+fn out_of_range(key: &str, expected: String, found: &Value) -> ConfigError {
+    ConfigError::OutOfRange { key: key.into(), expected, found: short(found) }
+}
+
+/// A value for a message: not longer than a line.
+fn short(value: &Value) -> String {
+    match value {
+        Value::Array(_) => "an array".into(),
+        Value::Object(_) => "an object".into(),
+        scalar => shorten(&scalar.to_string()),
+    }
+}
+
+fn shorten(text: &str) -> String {
+    let mut short: String = text.chars().take(60).collect();
+    if short.len() < text.len() {
+        short.push('…');
+    }
+    short
+}

@@ -1,0 +1,472 @@
+//! Reading Hugging Face checkpoint directories as canonical tensors.
+//!
+//! [`Checkpoint::open`] reads `config.json`, finds the weight files, reads their headers, and matches what is stored with what
+//! the architecture needs; everything that does not fit is a typed error then and there. Weights are read afterwards, by row
+//! ranges, with positional reads into the caller's buffer: a model of any size passes through bounded memory. Nothing is
+//! written, nothing is executed, and no number of a file is believed before it has been compared with the file's length.
+//!
+//! Canonical names and shapes are those of [`ModelSpec::resident_tensors`]; the FFN's projections are read by layer and rows.
+//!
+//! The tied head, where configuration and files disagree, is decided as transformers does, and said in [`Checkpoint::notes`]:
+//!
+//! | `tie_word_embeddings` | stored | taken |
+//! |---|---|---|
+//! | true (the default) | embedding only | tied |
+//! | true | both, equal bytes | tied; the copy is ignored |
+//! | true | both, different | **not** tied, with a note |
+//! | true | `lm_head.weight` only | tied, the head serves as the embedding, with a note |
+//! | false | both | not tied |
+//! | false | embedding only | an error (transformers would start from random numbers) |
+
+mod directory;
+mod error;
+mod families;
+mod file;
+mod pickle;
+mod plan;
+mod safetensors;
+mod tensor;
+mod tokenizer_files;
+mod torch;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+pub use directory::Format;
+pub use error::{CheckpointError, ConfigError, Foreign, IndexError, SafetensorsError, TensorProblem, TorchError};
+pub use tokenizer_files::{TokenizerFiles, TokenizerSource};
+
+use crate::model::{DType, ModelSpec};
+use directory::Weights;
+use families::{Config, Family, HEAD};
+use file::{SourceFile, read_small};
+use plan::{CanonicalTensor, Plan};
+use tensor::StoredTensor;
+
+/// Longest `config.json`; those of classifiers list thousands of labels.
+const CONFIG_BYTES_MAX: u64 = 8 << 20;
+
+/// A checkpoint directory, opened and checked.
+#[derive(Debug)]
+pub struct Checkpoint {
+    dir: PathBuf,
+    spec: ModelSpec,
+    /// The JSON files that were read.
+    json_files: Vec<SourceFile>,
+    weights: Weights,
+    tensors: BTreeMap<String, CanonicalTensor>,
+    ffn_dtype: DType,
+    model_bytes: u64,
+    notes: Vec<Note>,
+    unused: Vec<String>,
+}
+
+/// Something about a checkpoint that is no error and that its user should be told.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Note {
+    /// The configuration ties the head to the embedding, and the files hold two different matrices.
+    #[error(
+        "config.json ties the head to the embedding, but lm_head.weight differs from it: both are used, as transformers does"
+    )]
+    HeadNotTied,
+    /// The configuration ties the two and only the head is stored.
+    #[error("the files hold lm_head.weight and no embedding: it serves as both, as config.json ties them")]
+    HeadIsEmbedding,
+    /// Tensors outside the model's body, such as a classifier's head.
+    #[error("{} stored tensor(s) outside the language model are ignored, the first is {}", .0.len(), .0.first().map_or("", String::as_str))]
+    Ignored(Vec<String>),
+}
+
+/// One of a layer's FFN projections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FfnMatrix {
+    /// `[ffn, hidden]`, only in gated models.
+    Gate,
+    /// `[ffn, hidden]`.
+    Up,
+    /// `[hidden, ffn]`.
+    Down,
+}
+
+impl FfnMatrix {
+    fn canonical(self, layer: usize) -> String {
+        let which = match self {
+            Self::Gate => "gate",
+            Self::Up => "up",
+            Self::Down => "down",
+        };
+        format!("layers.{layer}.ffn.{which}.weight")
+    }
+}
+
+/// Type and shape of a canonical tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TensorInfo<'a> {
+    /// Element type, as stored.
+    pub dtype: DType,
+    /// Shape; matrices are `[outputs, inputs]`.
+    pub shape: &'a [usize],
+}
+
+/// A file that decides what the model is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileInfo {
+    /// Name in the directory.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+}
+
+impl Checkpoint {
+    /// Open a directory with `config.json` and weights as safetensors or PyTorch files, single or sharded.
+    ///
+    /// # Errors
+    /// Whatever does not fit; each says what was expected, what was found, and what to do.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self, CheckpointError> {
+        let dir = dir.as_ref();
+        if !dir.is_dir() {
+            return Err(CheckpointError::NotADirectory { path: dir.to_owned() });
+        }
+        let (config_file, config) = read_config(dir, "config.json")?.ok_or_else(|| CheckpointError::Io {
+            action: "open",
+            path: dir.join("config.json"),
+            source: std::io::ErrorKind::NotFound.into(),
+        })?;
+        let wrong = |source| CheckpointError::Config { path: config_file.path.clone(), source: Box::new(source) };
+        let family = families::find(&config).map_err(wrong)?;
+        config.refuse_quantized().map_err(wrong)?;
+        let mut spec = (family.spec)(&config).map_err(wrong)?;
+        let mut json_files = apply_side_files(dir, &mut spec)?;
+
+        let weights = Weights::open(dir)?;
+        let mut notes = Vec::new();
+        let (prefix, plan) = choose_plan(family, &config, &mut spec, &weights, &mut notes).map_err(|e| e.or(wrong))?;
+        let mismatch = |problems| CheckpointError::Tensors { dir: dir.to_owned(), problems };
+        let tensors = plan.resolve(&weights.tensors, &weights.by_name).map_err(mismatch)?;
+        let unused = unused(family, &spec, prefix, &plan, &weights).map_err(mismatch)?;
+        if !unused.is_empty() {
+            notes.push(Note::Ignored(unused.clone()));
+        }
+        let ffn_dtype = ffn_dtype(&spec, &tensors, &weights).map_err(|problem| mismatch(vec![problem]))?;
+        for file in &weights.files {
+            file.advise(0, 0, rustix::fs::Advice::Sequential);
+        }
+        json_files.insert(0, config_file);
+        let model_bytes = model_bytes(&tensors, &weights.tensors);
+        Ok(Self { dir: dir.to_owned(), spec, json_files, weights, tensors, ffn_dtype, model_bytes, notes, unused })
+    }
+
+    /// The architecture.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// The directory that was opened.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The kind of files that hold the weights.
+    pub fn format(&self) -> Format {
+        self.weights.format
+    }
+
+    /// What the user should be told.
+    pub fn notes(&self) -> &[Note] {
+        &self.notes
+    }
+
+    /// Names of stored tensors that are not the language model's and are not read.
+    pub fn unused(&self) -> &[String] {
+        &self.unused
+    }
+
+    /// Every file that decides what the model is: configuration, index, weights.
+    pub fn files(&self) -> Vec<FileInfo> {
+        self.source_files().map(|file| FileInfo { name: file.name.clone(), bytes: file.bytes() }).collect()
+    }
+
+    fn source_files(&self) -> impl Iterator<Item = &SourceFile> {
+        self.json_files.iter().chain(&self.weights.index).chain(&self.weights.files)
+    }
+
+    /// Stored bytes of the tensors that are used, those stored once and used twice counted once.
+    pub fn model_bytes(&self) -> u64 {
+        self.model_bytes
+    }
+
+    /// Element type of every FFN projection.
+    pub fn ffn_dtype(&self) -> DType {
+        self.ffn_dtype
+    }
+
+    /// Type and shape of the resident tensor `name`.
+    ///
+    /// # Errors
+    /// `UnknownTensor` for a name that is not among [`ModelSpec::resident_tensors`].
+    pub fn resident(&self, name: &str) -> Result<TensorInfo<'_>, CheckpointError> {
+        let tensor = self.resident_tensor(name)?;
+        Ok(TensorInfo { dtype: tensor.dtype, shape: &tensor.shape })
+    }
+
+    /// Read the resident tensor `name`, whole, into `out`, replacing what is there.
+    ///
+    /// # Errors
+    /// `UnknownTensor`, or whatever reading reports.
+    pub fn read_resident(&self, name: &str, out: &mut Vec<u8>) -> Result<(), CheckpointError> {
+        let tensor = self.resident_tensor(name)?;
+        self.read(name, tensor, 0..tensor.shape[0], out)
+    }
+
+    /// Read some rows (elements, of a vector) of the resident tensor `name` into `out`, replacing what is there.
+    ///
+    /// # Errors
+    /// `UnknownTensor`, `RowsOutOfRange`, or whatever reading reports.
+    pub fn read_resident_rows(&self, name: &str, rows: Range<usize>, out: &mut Vec<u8>) -> Result<(), CheckpointError> {
+        self.read(name, self.resident_tensor(name)?, rows, out)
+    }
+
+    /// Read some rows of a layer's FFN projection into `out`, replacing what is there; of [`FfnMatrix::Down`] a row is an output.
+    ///
+    /// # Errors
+    /// `UnknownTensor` for a layer or matrix that the model has not, `RowsOutOfRange`, or whatever reading reports.
+    pub fn read_ffn_rows(
+        &self,
+        layer: usize,
+        matrix: FfnMatrix,
+        rows: Range<usize>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), CheckpointError> {
+        let name = matrix.canonical(layer);
+        let tensor = self.tensors.get(&name).ok_or_else(|| CheckpointError::UnknownTensor { name: name.clone() })?;
+        self.read(&name, tensor, rows, out)
+    }
+
+    /// An error if a file changed since it was opened. Call it when all has been read, before anything is published.
+    ///
+    /// # Errors
+    /// `Changed`, with the file.
+    pub fn check_unchanged(&self) -> Result<(), CheckpointError> {
+        self.source_files().try_for_each(SourceFile::check_unchanged)
+    }
+
+    /// Let the kernel forget what it cached of the weight files, so that one pass over a large checkpoint does not push
+    /// everything else out of memory. Costs nothing but a later reader's time.
+    pub fn drop_page_cache(&self) {
+        for file in &self.weights.files {
+            file.advise(0, 0, rustix::fs::Advice::DontNeed);
+        }
+    }
+
+    /// The files of the tokenizer, read and bounded; what they mean is for a tokenizer library.
+    ///
+    /// # Errors
+    /// `NoTokenizer`, or what is wrong with a file.
+    pub fn tokenizer_files(&self) -> Result<TokenizerFiles, CheckpointError> {
+        TokenizerFiles::read(&self.dir)
+    }
+
+    fn resident_tensor(&self, name: &str) -> Result<&CanonicalTensor, CheckpointError> {
+        let is_ffn = |name: &str| name.ends_with(".weight") && name.contains(".ffn.");
+        let tensor = self.tensors.get(name).filter(|_| !is_ffn(name));
+        tensor.ok_or_else(|| CheckpointError::UnknownTensor { name: name.to_owned() })
+    }
+
+    fn read(
+        &self,
+        name: &str,
+        tensor: &CanonicalTensor,
+        rows: Range<usize>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), CheckpointError> {
+        out.clear();
+        if rows.start > rows.end || rows.end > tensor.shape[0] {
+            let (start, end) = (rows.start, rows.end);
+            return Err(CheckpointError::RowsOutOfRange { name: name.to_owned(), start, end, rows: tensor.shape[0] });
+        }
+        // First canonical row of the part at hand.
+        let mut first = 0;
+        for (index, part) in &tensor.parts {
+            let begin = rows.start.clamp(first, first + part.len());
+            let end = rows.end.clamp(first, first + part.len());
+            let wanted = part.start + (begin - first)..part.start + (end - first);
+            self.weights.tensors[*index].append_rows(&self.weights.files, tensor.dtype, wanted, out)?;
+            first += part.len();
+        }
+        Ok(())
+    }
+}
+
+fn read_config(dir: &Path, name: &'static str) -> Result<Option<(SourceFile, Config)>, CheckpointError> {
+    let Some((file, json)) = read_small(dir, name, CONFIG_BYTES_MAX)? else { return Ok(None) };
+    match Config::parse(&json) {
+        Ok(config) => Ok(Some((file, config))),
+        Err(reason) => Err(CheckpointError::Json { path: file.path, reason }),
+    }
+}
+
+/// `generation_config.json` has the last word on what ends a text, as in transformers; and a tokenizer that says outright that
+/// it puts nothing in front of a text is believed.
+fn apply_side_files(dir: &Path, spec: &mut ModelSpec) -> Result<Vec<SourceFile>, CheckpointError> {
+    let mut files = Vec::new();
+    let wrong = |path: &Path, source| CheckpointError::Config { path: path.to_owned(), source: Box::new(source) };
+    if let Some((file, config)) = read_config(dir, "generation_config.json")? {
+        if config.get("eos_token_id").is_some() {
+            spec.eos = config.tokens("eos_token_id", &[], spec.vocab_size).map_err(|e| wrong(&file.path, e))?;
+        }
+        files.push(file);
+    }
+    if let Some((file, config)) = read_config(dir, "tokenizer_config.json")? {
+        if !config.flag("add_bos_token", true).map_err(|e| wrong(&file.path, e))? {
+            spec.bos = None;
+        }
+        files.push(file);
+    }
+    Ok(files)
+}
+
+/// An error of either kind, until the path of the configuration is known.
+enum PlanError {
+    Config(ConfigError),
+    Read(CheckpointError),
+}
+
+impl PlanError {
+    fn or(self, config: impl Fn(ConfigError) -> CheckpointError) -> CheckpointError {
+        match self {
+            Self::Config(error) => config(error),
+            Self::Read(error) => error,
+        }
+    }
+}
+
+/// The plan under the prefix that finds most tensors, and with the head decided (see the module's table).
+fn choose_plan(
+    family: &Family,
+    config: &Config,
+    spec: &mut ModelSpec,
+    weights: &Weights,
+    notes: &mut Vec<Note>,
+) -> Result<(&'static str, Plan), PlanError> {
+    let planned = |spec: &ModelSpec, prefix| {
+        let mut plan = Plan::default();
+        (family.plan)(spec, config, prefix, &mut plan).map(|()| plan).map_err(PlanError::Config)
+    };
+    let (mut best, mut best_found) = (family.prefixes[0], 0);
+    for &prefix in family.prefixes {
+        let found = planned(spec, prefix)?.sources().filter(|name| weights.by_name.contains_key(*name)).count();
+        if found > best_found {
+            (best, best_found) = (prefix, found);
+        }
+    }
+    let embedding_name = format!("{best}{}", family.embedding);
+    let stored = |name: &str| weights.by_name.get(name).map(|&index| &weights.tensors[index]);
+    let mut head_is_embedding = false;
+    if spec.tied_head {
+        match (stored(&embedding_name), stored(HEAD)) {
+            (Some(embedding), Some(head))
+                if !have_equal_bytes(embedding, head, &weights.files).map_err(PlanError::Read)? =>
+            {
+                spec.tied_head = false;
+                notes.push(Note::HeadNotTied);
+            }
+            (None, Some(_)) => {
+                head_is_embedding = true;
+                notes.push(Note::HeadIsEmbedding);
+            }
+            _ => {}
+        }
+    }
+    let mut plan = planned(spec, best)?;
+    if head_is_embedding {
+        plan.rename_source(&embedding_name, HEAD);
+    }
+    Ok((best, plan))
+}
+
+/// Whether two stored tensors hold the same: the same place, or the same bytes in the same shape.
+fn have_equal_bytes(a: &StoredTensor, b: &StoredTensor, files: &[SourceFile]) -> Result<bool, CheckpointError> {
+    /// Bytes compared at a time.
+    const CHUNK: usize = 1 << 20;
+    if a.is_same_place(b) {
+        return Ok(true);
+    }
+    let tensor::StoredDtype::Weight(dtype) = a.dtype else { return Ok(false) };
+    let &[rows, columns] = a.shape.as_slice() else { return Ok(false) };
+    if a.shape != b.shape || a.dtype != b.dtype {
+        return Ok(false);
+    }
+    let step = (CHUNK / (columns * dtype.bytes()).max(1)).max(1);
+    let (mut left, mut right) = (Vec::new(), Vec::new());
+    for start in (0..rows).step_by(step) {
+        let rows = start..(start + step).min(rows);
+        left.clear();
+        right.clear();
+        a.append_rows(files, dtype, rows.clone(), &mut left)?;
+        b.append_rows(files, dtype, rows, &mut right)?;
+        if left != right {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Stored tensors that the plan leaves out: those outside the model's body are listed, known buffers are passed over, and
+/// anything else in the body means that the configuration describes another model.
+fn unused(
+    family: &Family,
+    spec: &ModelSpec,
+    prefix: &str,
+    plan: &Plan,
+    weights: &Weights,
+) -> Result<Vec<String>, Vec<TensorProblem>> {
+    let used: std::collections::HashSet<&str> = plan.sources().collect();
+    let (mut unused, mut problems) = (Vec::new(), Vec::new());
+    let mut names: Vec<&String> = weights.by_name.keys().collect();
+    names.sort();
+    for name in names {
+        if used.contains(name.as_str()) || name == HEAD {
+            continue;
+        }
+        match name.strip_prefix(prefix) {
+            Some(inner) if (family.is_ignorable)(spec, inner) => {}
+            // Without a prefix every stranger seems to be in the body.
+            Some(_) if !prefix.is_empty() => problems.push(TensorProblem::Unexpected { tensor: name.clone() }),
+            _ if name.starts_with("lm_head.") => problems.push(TensorProblem::Unexpected { tensor: name.clone() }),
+            _ => unused.push(name.clone()),
+        }
+    }
+    if problems.is_empty() { Ok(unused) } else { Err(problems) }
+}
+
+/// Neuron records mix rows of all projections, so these share one dtype.
+fn ffn_dtype(
+    spec: &ModelSpec,
+    tensors: &BTreeMap<String, CanonicalTensor>,
+    weights: &Weights,
+) -> Result<DType, TensorProblem> {
+    let all = (0..spec.layers).flat_map(|layer| {
+        [FfnMatrix::Up, FfnMatrix::Down, FfnMatrix::Gate].map(|matrix| tensors.get(&matrix.canonical(layer)))
+    });
+    let mut all = all.flatten().map(|tensor| (weights.tensors[tensor.parts[0].0].name.clone(), tensor.dtype));
+    let missing = || TensorProblem::Missing { tensor: FfnMatrix::Up.canonical(0), expected: vec![spec.ffn.size] };
+    let first = all.next().ok_or_else(missing)?;
+    match all.find(|(_, dtype)| *dtype != first.1) {
+        None => Ok(first.1),
+        Some(second) => Err(TensorProblem::Mixed { tensor: "the FFN projections".into(), first, second }),
+    }
+}
+
+fn model_bytes(tensors: &BTreeMap<String, CanonicalTensor>, stored: &[StoredTensor]) -> u64 {
+    let mut places = BTreeMap::new();
+    for tensor in tensors.values() {
+        for (index, _) in &tensor.parts {
+            let source = &stored[*index];
+            let elements: usize = source.shape.iter().product();
+            places.insert((source.file, source.offset, source.shape.clone()), (elements * tensor.dtype.bytes()) as u64);
+        }
+    }
+    places.values().sum()
+}

@@ -1,0 +1,181 @@
+//! Every kind of OPT and Falcon, as miniature checkpoints: the configuration is understood, and each canonical tensor holds
+//! the rows it should, worked out here a second time from the stored file.
+
+use std::path::{Path, PathBuf};
+
+use flashlm_formats::checkpoint::{Checkpoint, FfnMatrix, Format};
+use flashlm_formats::model::{Activation, Block, DType, ModelSpec, Positions};
+use safetensors::SafeTensors;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn quirk(name: &str) -> PathBuf {
+    root().join("tests/fixtures/quirks").join(name)
+}
+
+fn quirks() -> Vec<String> {
+    let entries = std::fs::read_dir(quirk("")).unwrap();
+    let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert!(names.len() >= 15, "{names:?}");
+    names
+}
+
+fn resident(checkpoint: &Checkpoint, name: &str) -> Vec<u8> {
+    let mut bytes = vec![1, 2, 3];
+    checkpoint.read_resident(name, &mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn every_quirk_opens_and_every_canonical_tensor_reads() {
+    for name in quirks() {
+        let checkpoint = Checkpoint::open(quirk(&name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let spec = checkpoint.spec();
+        let mut total = 0;
+        for tensor in spec.resident_tensors() {
+            let info = checkpoint.resident(&tensor.name).unwrap();
+            assert_eq!(info.shape, tensor.shape, "{name}: {}", tensor.name);
+            let bytes = resident(&checkpoint, &tensor.name);
+            assert_eq!(bytes.len(), tensor.shape.iter().product::<usize>() * info.dtype.bytes());
+            total += bytes.len();
+        }
+        for layer in 0..spec.layers {
+            for (matrix, rows, columns) in
+                [(FfnMatrix::Up, spec.ffn.size, spec.hidden_size), (FfnMatrix::Down, spec.hidden_size, spec.ffn.size)]
+            {
+                let (mut whole, mut part) = (Vec::new(), Vec::new());
+                checkpoint.read_ffn_rows(layer, matrix, 0..rows, &mut whole).unwrap();
+                assert_eq!(whole.len(), rows * columns * checkpoint.ffn_dtype().bytes());
+                checkpoint.read_ffn_rows(layer, matrix, 3..7, &mut part).unwrap();
+                let row = columns * checkpoint.ffn_dtype().bytes();
+                assert_eq!(part, whole[3 * row..7 * row]);
+                total += whole.len();
+            }
+        }
+        assert_eq!(checkpoint.model_bytes(), total as u64, "{name}: every stored tensor is used once");
+        assert!(checkpoint.notes().is_empty(), "{name}: {:?}", checkpoint.notes());
+        checkpoint.check_unchanged().unwrap();
+    }
+}
+
+/// The configuration as published and as transformers 5 writes it say the same.
+#[test]
+fn both_generations_of_configuration_agree() {
+    for name in quirks() {
+        let old = Checkpoint::open(quirk(&name)).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::copy(quirk(&name).join("config.v5.json"), dir.path().join("config.json")).unwrap();
+        std::fs::copy(quirk(&name).join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+        let new = Checkpoint::open(dir.path()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(old.spec(), new.spec(), "{name}");
+    }
+}
+
+fn spec(name: &str) -> ModelSpec {
+    Checkpoint::open(quirk(name)).unwrap().spec().clone()
+}
+
+#[test]
+fn each_quirk_is_seen_in_the_spec() {
+    let opt = spec("opt-125m");
+    assert_eq!(
+        (opt.block, opt.final_norm, opt.tied_head, opt.bos, &opt.eos[..]),
+        (Block::PreNorm, true, true, Some(2), &[2][..])
+    );
+    assert_eq!((opt.max_positions, opt.positions), (128, Positions::Learned { offset: 2 }));
+    let opt = spec("opt-350m");
+    assert_eq!((opt.block, opt.final_norm, opt.embed_size, opt.hidden_size), (Block::PostNorm, false, 24, 48));
+    let opt = spec("opt-no-bias");
+    assert_eq!((opt.norm.weight, opt.ffn.up_bias, opt.attention.qkv_bias), (false, false, false));
+    assert!(!spec("opt-no-final-norm").final_norm);
+    assert!(!spec("opt-untied").tied_head);
+    assert_eq!(Checkpoint::open(quirk("opt-no-bias")).unwrap().ffn_dtype(), DType::F32);
+
+    let falcon = spec("falcon-7b-relu");
+    assert_eq!(
+        (falcon.block, falcon.attention.kv_heads, falcon.bos, &falcon.eos[..]),
+        (Block::ParallelOneNorm, 1, None, &[11][..])
+    );
+    assert_eq!(spec("falcon-7b-gelu").ffn.activation, Activation::Gelu);
+    let falcon = spec("falcon-7b-theta");
+    assert!(matches!(falcon.positions, Positions::Rotary { dims: 12, theta: 500_042.0, scaling: None }));
+    assert_eq!((falcon.ffn.size, falcon.ffn.up_bias), (120, true));
+    let falcon = spec("falcon-40b-relu");
+    assert_eq!((falcon.block, falcon.attention.heads, falcon.attention.kv_heads), (Block::ParallelTwoNorms, 8, 2));
+    assert_eq!(spec("falcon-11b-one-norm").block, Block::ParallelOneNorm);
+    let falcon = spec("falcon-rw-relu-6heads");
+    assert_eq!((falcon.block, falcon.positions, falcon.attention.kv_heads), (Block::PreNorm, Positions::Alibi, 6));
+    assert_eq!(spec("falcon-mha-parallel").attention.kv_heads, 4);
+}
+
+/// Falcon's fused projection, reordered head by head with plain indexing.
+#[test]
+fn fused_projections_become_queries_keys_values() {
+    for (name, queries_per_group) in
+        [("falcon-40b-relu", 4), ("falcon-rw-relu-6heads", 1), ("falcon-mha-parallel", 1), ("falcon-7b-theta", 4)]
+    {
+        let checkpoint = Checkpoint::open(quirk(name)).unwrap();
+        let file = std::fs::read(quirk(name).join("model.safetensors")).unwrap();
+        let stored = SafeTensors::deserialize(&file).unwrap();
+        let attention = checkpoint.spec().attention;
+        for kind in ["weight", "bias"] {
+            let Ok(fused) = stored.tensor(&format!("transformer.h.1.self_attention.query_key_value.{kind}")) else {
+                assert!(!attention.qkv_bias);
+                continue;
+            };
+            let head = fused.data().len() / (attention.heads + 2 * attention.kv_heads);
+            let stored_head = |index: usize| &fused.data()[index * head..(index + 1) * head];
+            let mut expected: Vec<u8> = Vec::new();
+            for query in 0..attention.heads {
+                expected.extend(stored_head(
+                    query / queries_per_group * (queries_per_group + 2) + query % queries_per_group,
+                ));
+            }
+            for which in 0..2 {
+                for group in 0..attention.kv_heads {
+                    expected.extend(stored_head(group * (queries_per_group + 2) + queries_per_group + which));
+                }
+            }
+            let canonical = format!("layers.1.attention.qkv.{kind}");
+            assert_eq!(resident(&checkpoint, &canonical), expected, "{name} {canonical}");
+            // A range that begins and ends inside parts.
+            let row = expected.len() / attention.qkv_size();
+            let mut some = Vec::new();
+            checkpoint.read_resident_rows(&canonical, 5..attention.qkv_size() - 3, &mut some).unwrap();
+            assert_eq!(some, expected[5 * row..expected.len() - 3 * row]);
+        }
+    }
+}
+
+#[test]
+fn opt_projections_are_joined_in_order() {
+    let checkpoint = Checkpoint::open(quirk("opt-125m")).unwrap();
+    let file = std::fs::read(quirk("opt-125m").join("model.safetensors")).unwrap();
+    let stored = SafeTensors::deserialize(&file).unwrap();
+    let tensor = |name: &str| stored.tensor(&format!("model.decoder.{name}")).unwrap().data().to_vec();
+    let qkv = ["q", "k", "v"].map(|which| tensor(&format!("layers.1.self_attn.{which}_proj.weight"))).concat();
+    assert_eq!(resident(&checkpoint, "layers.1.attention.qkv.weight"), qkv);
+    assert_eq!(resident(&checkpoint, "layers.1.ffn_norm.bias"), tensor("layers.1.final_layer_norm.bias"));
+    assert_eq!(resident(&checkpoint, "final_norm.bias"), tensor("final_layer_norm.bias"));
+    assert_eq!(resident(&checkpoint, "embed.positions"), tensor("embed_positions.weight"));
+    let mut up = Vec::new();
+    checkpoint.read_ffn_rows(1, FfnMatrix::Up, 0..192, &mut up).unwrap();
+    assert_eq!(up, tensor("layers.1.fc1.weight"));
+    let mut down = Vec::new();
+    checkpoint.read_ffn_rows(1, FfnMatrix::Down, 0..48, &mut down).unwrap();
+    assert_eq!(down, tensor("layers.1.fc2.weight"));
+}
+
+#[test]
+fn the_trained_examples_open() {
+    let opt = Checkpoint::open(root().join("examples/tiny-opt")).unwrap();
+    assert_eq!((opt.format(), opt.spec().layers, opt.ffn_dtype()), (Format::Safetensors, 8, DType::F16));
+    assert_eq!(opt.model_bytes(), 2 * 7_498_752, "the parameters that its model card names, in half precision");
+    let names: Vec<String> = opt.files().into_iter().map(|file| file.name).collect();
+    assert_eq!(names, ["config.json", "generation_config.json", "tokenizer_config.json", "model.safetensors"]);
+    let falcon = Checkpoint::open(root().join("tests/fixtures/tiny-falcon")).unwrap();
+    assert_eq!((falcon.spec().layers, falcon.spec().bos), (6, None));
+}
