@@ -6,3 +6,4 @@
 pub mod checkpoint;
 pub mod mapping;
 pub mod model;
+pub mod recording;
