@@ -1,0 +1,273 @@
+//! Dot products of rows with one vector: `y = W x`, and the same for rows anywhere in an arena.
+//!
+//! A row's sum has a fixed order that depends on the number of columns alone: two vectors of partial sums, taken in
+//! turns along the row, then added up. So it does not matter which rows are computed together, nor on which thread.
+#![expect(unsafe_code, reason = "vector loads through pointers")]
+
+use std::marker::PhantomData;
+
+use crate::dispatch::Kernels;
+use crate::element::Element;
+use crate::matrix::Matrix;
+use crate::simd::{Op, Simd, Weight, with_weight};
+use crate::threads::Threads;
+
+/// Rows whose sums are computed together.
+const ROWS_AT_ONCE: usize = 4;
+/// Weights of one task: large beside the cost of handing it out, small beside a layer.
+const TASK_BYTES: usize = 256 << 10;
+/// How far ahead of the sums a row is asked for, in bytes.
+const AHEAD: usize = 1024;
+
+/// `y = W x`, on all threads.
+///
+/// # Panics
+/// If `x` has not `w.cols()` or `y` not `w.rows()` elements.
+pub fn matvec(threads: &Threads, w: Matrix<'_>, x: &[f32], y: &mut [f32]) {
+    Kernels::get().matvec(threads, w, x, y);
+}
+
+/// [`matvec`] on the calling thread; the same bits.
+///
+/// # Panics
+/// As [`matvec`].
+pub fn matvec_serial(w: Matrix<'_>, x: &[f32], y: &mut [f32]) {
+    Kernels::get().matvec_serial(w, x, y);
+}
+
+/// The dot product of one row with `x`; the same bits as [`matvec`].
+///
+/// # Panics
+/// If `row` does not hold exactly `x.len()` elements.
+pub fn dot(element: Element, row: &[u8], x: &[f32]) -> f32 {
+    Kernels::get().dot(element, row, x)
+}
+
+/// `y[i]` = dot product of `x` with the row of `cols` elements at byte `offsets[i]` of `data`; the same bits as [`matvec`].
+///
+/// # Panics
+/// If `x` has not `cols` or `y` not `offsets.len()` elements, or a row reaches beyond `data`.
+pub fn gathered_dots(
+    threads: &Threads,
+    element: Element,
+    data: &[u8],
+    offsets: &[usize],
+    cols: usize,
+    x: &[f32],
+    y: &mut [f32],
+) {
+    Kernels::get().gathered_dots(threads, element, data, offsets, cols, x, y);
+}
+
+impl Kernels {
+    /// [`matvec`] on this instruction set.
+    pub fn matvec(self, threads: &Threads, w: Matrix<'_>, x: &[f32], y: &mut [f32]) {
+        assert_eq!(x.len(), w.cols(), "matvec: elements of x against columns");
+        assert_eq!(y.len(), w.rows(), "matvec: elements of y against rows");
+        let chunk = rows_per_task(threads, w.rows(), w.row_bytes());
+        threads.chunks_mut(y, chunk, &|index, y| {
+            let start = index * chunk;
+            self.dots(w.element(), &RowsOf(w.rows_range(start..start + y.len())), x, y);
+        });
+    }
+
+    /// [`matvec_serial`] on this instruction set.
+    pub fn matvec_serial(self, w: Matrix<'_>, x: &[f32], y: &mut [f32]) {
+        assert_eq!(x.len(), w.cols(), "matvec: elements of x against columns");
+        assert_eq!(y.len(), w.rows(), "matvec: elements of y against rows");
+        self.dots(w.element(), &RowsOf(w), x, y);
+    }
+
+    /// [`dot`] on this instruction set.
+    pub fn dot(self, element: Element, row: &[u8], x: &[f32]) -> f32 {
+        let mut y = [0.0];
+        self.dots(element, &OneRow(row), x, &mut y);
+        y[0]
+    }
+
+    /// [`gathered_dots`] on this instruction set.
+    #[expect(clippy::too_many_arguments, reason = "rows in an arena are three of them")]
+    pub fn gathered_dots(
+        self,
+        threads: &Threads,
+        element: Element,
+        data: &[u8],
+        offsets: &[usize],
+        cols: usize,
+        x: &[f32],
+        y: &mut [f32],
+    ) {
+        assert_eq!(x.len(), cols, "gathered_dots: elements of x against columns");
+        assert_eq!(y.len(), offsets.len(), "gathered_dots: elements of y against rows");
+        let row_bytes = cols * element.bytes();
+        let chunk = rows_per_task(threads, offsets.len(), row_bytes);
+        threads.chunks_mut(y, chunk, &|index, y| {
+            let start = index * chunk;
+            let rows = Gathered { data, offsets: &offsets[start..start + y.len()], row_bytes };
+            self.dots(element, &rows, x, y);
+        });
+    }
+
+    fn dots<R: Rows>(self, element: Element, rows: &R, x: &[f32], y: &mut [f32]) {
+        with_weight!(element, W => self.run(Dots { rows, x, y, weight: PhantomData::<W> }));
+    }
+}
+
+/// Rows per task: enough bytes, a multiple of the rows taken together, and a few tasks for each thread.
+fn rows_per_task(threads: &Threads, rows: usize, row_bytes: usize) -> usize {
+    if threads.count() == 1 {
+        return rows.max(1);
+    }
+    (TASK_BYTES / row_bytes.max(1)).clamp(1, rows.max(1)).next_multiple_of(ROWS_AT_ONCE)
+}
+
+/// A list of rows of equal length.
+pub(crate) trait Rows: Sync {
+    fn row(&self, i: usize) -> &[u8];
+}
+
+struct RowsOf<'a>(Matrix<'a>);
+impl Rows for RowsOf<'_> {
+    #[inline(always)]
+    fn row(&self, i: usize) -> &[u8] {
+        self.0.row(i)
+    }
+}
+
+struct OneRow<'a>(&'a [u8]);
+impl Rows for OneRow<'_> {
+    #[inline(always)]
+    fn row(&self, _: usize) -> &[u8] {
+        self.0
+    }
+}
+
+/// Rows at given offsets in one arena.
+pub(crate) struct Gathered<'a> {
+    pub(crate) data: &'a [u8],
+    pub(crate) offsets: &'a [usize],
+    pub(crate) row_bytes: usize,
+}
+impl Rows for Gathered<'_> {
+    #[inline(always)]
+    fn row(&self, i: usize) -> &[u8] {
+        let start = self.offsets[i];
+        &self.data[start..][..self.row_bytes]
+    }
+}
+
+struct Dots<'a, R, W> {
+    rows: &'a R,
+    x: &'a [f32],
+    y: &'a mut [f32],
+    weight: PhantomData<W>,
+}
+
+impl<R: Rows, W: Weight> Op for Dots<'_, R, W> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { rows, x, y, weight: _ } = self;
+        let count = y.len();
+        let pointer = |i: usize| {
+            let row = rows.row(i);
+            assert_eq!(row.len(), x.len() * W::BYTES, "bytes of a row against elements of x");
+            row.as_ptr()
+        };
+        let mut i = 0;
+        while i + ROWS_AT_ONCE <= count {
+            let here: [_; ROWS_AT_ONCE] = std::array::from_fn(|j| pointer(i + j));
+            let next = std::array::from_fn(|j| pointer((i + ROWS_AT_ONCE + j).min(count - 1)));
+            // SAFETY: `pointer` checked each row's length against `x`.
+            let sums = unsafe { dots::<S, W, ROWS_AT_ONCE, 1>(s, here, next, [x.as_ptr()], x.len()) };
+            for j in 0..ROWS_AT_ONCE {
+                y[i + j] = sums[j][0];
+            }
+            i += ROWS_AT_ONCE;
+        }
+        while i < count {
+            let next = [pointer((i + 1).min(count - 1))];
+            // SAFETY: as above.
+            y[i] = unsafe { dots::<S, W, 1, 1>(s, [pointer(i)], next, [x.as_ptr()], x.len()) }[0][0];
+            i += 1;
+        }
+    }
+}
+
+/// The dot products of `R` rows with `T` vectors. Every pair's sum has the same order, whatever `R` and `T`.
+///
+/// `next` are the rows wanted after these: their beginnings are asked for in time.
+///
+/// # Safety
+/// Each of `rows` must hold, and each of `xs` point to, `cols` elements.
+#[inline(always)]
+pub(crate) unsafe fn dots<S: Simd, W: Weight, const R: usize, const T: usize>(
+    s: S,
+    rows: [*const u8; R],
+    next: [*const u8; R],
+    xs: [*const f32; T],
+    cols: usize,
+) -> [[f32; T]; R] {
+    let step = 2 * S::LANES;
+    let steps = cols / step;
+    let steps_ahead = AHEAD / (step * W::BYTES);
+    let steps_here = steps.saturating_sub(steps_ahead);
+    let row_bytes = steps * step * W::BYTES;
+    let mut even = [[s.splat(0.0); T]; R];
+    let mut odd = even;
+    let mut range = 0..steps_here;
+    let mut ask = rows.map(|p| p.wrapping_add(AHEAD));
+    // First the part whose look-ahead stays within these rows, then the part that asks for the next ones.
+    for part in 0..2 {
+        if part == 1 {
+            range = steps_here..steps;
+            ask = next.map(|p| p.wrapping_add(AHEAD).wrapping_sub(row_bytes.max(AHEAD)));
+        }
+        for i in range.clone() {
+            let at = i * step;
+            // SAFETY: `at + step <= cols`, and the caller vouches for `cols` elements.
+            unsafe {
+                let x0: [S::V; T] = std::array::from_fn(|t| s.load(xs[t].add(at)));
+                let x1: [S::V; T] = std::array::from_fn(|t| s.load(xs[t].add(at + S::LANES)));
+                for r in 0..R {
+                    let mut line = 0;
+                    while line < step * W::BYTES {
+                        s.prefetch(ask[r].wrapping_add(at * W::BYTES + line));
+                        line += 64;
+                    }
+                    let w0 = W::load(s, rows[r].add(at * W::BYTES));
+                    let w1 = W::load(s, rows[r].add((at + S::LANES) * W::BYTES));
+                    for t in 0..T {
+                        even[r][t] = s.fma(w0, x0[t], even[r][t]);
+                        odd[r][t] = s.fma(w1, x1[t], odd[r][t]);
+                    }
+                }
+            }
+        }
+    }
+    let mut at = steps * step;
+    if cols - at >= S::LANES {
+        for r in 0..R {
+            for t in 0..T {
+                // SAFETY: `at + LANES <= cols`.
+                unsafe {
+                    even[r][t] = s.fma(W::load(s, rows[r].add(at * W::BYTES)), s.load(xs[t].add(at)), even[r][t]);
+                }
+            }
+        }
+        at += S::LANES;
+    }
+    if at < cols {
+        for r in 0..R {
+            for t in 0..T {
+                // SAFETY: `cols - at` elements are left, fewer than LANES.
+                unsafe {
+                    let w = W::load_part(s, rows[r].add(at * W::BYTES), cols - at);
+                    odd[r][t] = s.fma(w, s.load_part(xs[t].add(at), cols - at), odd[r][t]);
+                }
+            }
+        }
+    }
+    std::array::from_fn(|r| std::array::from_fn(|t| s.sum(s.add(even[r][t], odd[r][t]))))
+}

@@ -1,0 +1,59 @@
+//! Plain twins: what each fast kernel computes, one element at a time, summed in f64. For tests; slow.
+
+use half::{bf16, f16};
+
+use crate::element::Element;
+use crate::matrix::Matrix;
+
+/// Element `i` of a row.
+pub fn element_at(element: Element, row: &[u8], i: usize) -> f32 {
+    match element {
+        Element::F32 => f32::from_le_bytes(std::array::from_fn(|b| row[4 * i + b])),
+        Element::F16 => f16::from_le_bytes([row[2 * i], row[2 * i + 1]]).to_f32(),
+        Element::Bf16 => bf16::from_le_bytes([row[2 * i], row[2 * i + 1]]).to_f32(),
+    }
+}
+
+/// A row as f32.
+pub fn to_f32(element: Element, row: &[u8]) -> Vec<f32> {
+    (0..row.len() / element.bytes()).map(|i| element_at(element, row, i)).collect()
+}
+
+/// The dot product of a row with `x`, and the sum of the absolute values of its terms (what errors are measured by).
+pub fn dot(element: Element, row: &[u8], x: &[f32]) -> (f64, f64) {
+    let terms = x.iter().enumerate().map(|(i, &x)| f64::from(element_at(element, row, i)) * f64::from(x));
+    terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()))
+}
+
+/// `y = W x`, each with the size of its terms.
+pub fn matvec(w: Matrix<'_>, x: &[f32]) -> Vec<(f64, f64)> {
+    (0..w.rows()).map(|r| dot(w.element(), w.row(r), x)).collect()
+}
+
+/// `y + sum of a * W[row]`, each with the size of its terms.
+pub fn add_scaled_rows(w: Matrix<'_>, active: &[(u32, f32)], y: &[f32]) -> Vec<(f64, f64)> {
+    let start = |&y: &f32| (f64::from(y), f64::from(y).abs());
+    let mut sums: Vec<(f64, f64)> = y.iter().map(start).collect();
+    for &(row, a) in active {
+        for (c, (sum, size)) in sums.iter_mut().enumerate() {
+            let term = f64::from(a) * f64::from(element_at(w.element(), w.row(row as usize), c));
+            *sum += term;
+            *size += term.abs();
+        }
+    }
+    sums
+}
+
+/// `y[t, r] = sum over c of x[t, c] W[r, c]`, tightly packed, each with the size of its terms.
+pub fn matmul(w: Matrix<'_>, x: &[f32], tokens: usize) -> Vec<(f64, f64)> {
+    (0..tokens).flat_map(|t| matvec(w, &x[t * w.cols()..(t + 1) * w.cols()])).collect()
+}
+
+/// `y[t, c] + sum over r of a[t, r] W[r, c]`, each with the size of its terms.
+pub fn matmul_rows_add(w: Matrix<'_>, a: &[f32], a_stride: usize, tokens: usize, y: &[f32]) -> Vec<(f64, f64)> {
+    let token = |t: usize| {
+        let active: Vec<(u32, f32)> = (0..w.rows()).map(|r| (r as u32, a[t * a_stride + r])).collect();
+        add_scaled_rows(w, &active, &y[t * w.cols()..(t + 1) * w.cols()])
+    };
+    (0..tokens).flat_map(token).collect()
+}

@@ -1,0 +1,115 @@
+//! Four lanes: NEON, which every 64-bit ARM processor has, with its baseline widening of f16.
+
+use std::arch::aarch64::*;
+use std::arch::asm;
+
+use super::{Op, Simd};
+
+/// Proves NEON.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Neon(());
+
+impl Neon {
+    pub(crate) fn detect() -> Option<Self> {
+        std::arch::is_aarch64_feature_detected!("neon").then_some(Self(()))
+    }
+}
+
+#[target_feature(enable = "neon")]
+fn enter<O: Op>(token: Neon, op: O) -> O::Out {
+    op.run(token)
+}
+
+// In this block "the token" is `self`: `detect` alone makes it, after asking the processor.
+impl Simd for Neon {
+    type V = float32x4_t;
+    const LANES: usize = 4;
+    const MANY_REGISTERS: bool = true;
+
+    #[inline(always)]
+    fn vectorize<O: Op>(self, op: O) -> O::Out {
+        // SAFETY: the token proves the instructions.
+        unsafe { enter(self, op) }
+    }
+
+    #[inline(always)]
+    fn splat(self, a: f32) -> Self::V {
+        // SAFETY: the token proves the instructions.
+        unsafe { vdupq_n_f32(a) }
+    }
+    #[inline(always)]
+    fn add(self, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: the token proves the instructions.
+        unsafe { vaddq_f32(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: the token proves the instructions.
+        unsafe { vsubq_f32(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: the token proves the instructions.
+        unsafe { vmulq_f32(a, b) }
+    }
+    #[inline(always)]
+    fn div(self, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: the token proves the instructions.
+        unsafe { vdivq_f32(a, b) }
+    }
+    /// By comparison: `vmaxq` alone would return NaN where either is NaN.
+    #[inline(always)]
+    fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: the token proves the instructions.
+        unsafe { vbslq_f32(vcgtq_f32(a, b), a, b) }
+    }
+    #[inline(always)]
+    fn min(self, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: the token proves the instructions.
+        unsafe { vbslq_f32(vcltq_f32(a, b), a, b) }
+    }
+    #[inline(always)]
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        // SAFETY: the token proves the instructions. NEON's order of arguments is accumulator first.
+        unsafe { vfmaq_f32(c, a, b) }
+    }
+    #[inline(always)]
+    fn sum(self, v: Self::V) -> f32 {
+        // SAFETY: the token proves the instructions.
+        unsafe { vaddvq_f32(v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> Self::V {
+        // SAFETY: the token proves the instructions, the caller vouches for LANES f32 at `p`.
+        unsafe { vld1q_f32(p) }
+    }
+    /// `fcvtl` is baseline ARMv8, but its intrinsic wants a newer compiler than this crate asks for.
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u8) -> Self::V {
+        // SAFETY: the token proves the instructions, the caller vouches for LANES f16 at `p`.
+        // The instruction reads and writes only the two registers named.
+        unsafe {
+            let bits = vreinterpret_u16_u8(vld1_u8(p));
+            let wide: float32x4_t;
+            asm!("fcvtl {wide:v}.4s, {bits:v}.4h", wide = lateout(vreg) wide, bits = in(vreg) bits,
+                options(pure, nomem, nostack, preserves_flags));
+            wide
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u8) -> Self::V {
+        // SAFETY: the token proves the instructions, the caller vouches for LANES bf16 at `p`.
+        unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(vreinterpret_u16_u8(vld1_u8(p)))) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: Self::V) {
+        // SAFETY: the token proves the instructions, the caller vouches for LANES places at `p`.
+        unsafe { vst1q_f32(p, v) }
+    }
+    #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        // SAFETY: a prefetch touches no memory that the program can see, and never faults.
+        unsafe { asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags, readonly)) }
+    }
+}
