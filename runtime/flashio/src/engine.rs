@@ -5,10 +5,11 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::faults::FaultyTransport;
 use crate::queue::QueuedEngine;
 use crate::threads::ThreadTransport;
 use crate::transport::Transport;
-use crate::{DirectFile, IoError, ReadBatch, Slots};
+use crate::{DirectFile, FaultPlan, IoError, ReadBatch, Slots};
 
 /// Reads extents of one file into slots. Several requests are under way at once and finish in any order.
 pub trait ReadEngine: Send {
@@ -110,11 +111,23 @@ pub struct EngineOptions {
     pub retries: u32,
     /// Most pieces in one device read; longer requests are continued.
     pub pieces_per_read_max: usize,
+    /// Let io_uring pin the slots once instead of on every read. Needs as much locked memory as there are slots.
+    pub pinned: bool,
+    /// What shall go wrong on purpose, for tests.
+    pub faults: Option<FaultPlan>,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { depth: 128, threads: 32, deadline: Duration::from_secs(30), retries: 3, pieces_per_read_max: 256 }
+        Self {
+            depth: 128,
+            threads: 32,
+            deadline: Duration::from_secs(30),
+            retries: 3,
+            pieces_per_read_max: 256,
+            pinned: false,
+            faults: None,
+        }
     }
 }
 
@@ -135,7 +148,14 @@ pub fn open_engine_with(
     slots: Slots,
     options: &EngineOptions,
 ) -> Result<Box<dyn ReadEngine>, IoError> {
-    let (transport, note) = open_transport(choice, &file, options)?;
+    let (mut transport, note) = open_transport(choice, &file, options)?;
+    if options.pinned {
+        transport.pin(slots.memory());
+    }
+    if let Some(plan) = options.faults {
+        let unit = file.alignment().file_unit() as usize;
+        transport = Box::new(FaultyTransport::new(transport, plan, unit, options.depth.max(1)));
+    }
     Ok(Box::new(QueuedEngine::new(transport, note, file, slots, options)?))
 }
 

@@ -15,6 +15,14 @@ pub enum IoError {
         /// What the system said.
         source: io::Error,
     },
+    /// A file of our own (scratch, profile) could not be written.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Direct I/O was required and refused.
     #[error(
         "direct I/O is required but {path} (on {filesystem}) refuses it: {reason}; move the file to a local disk \

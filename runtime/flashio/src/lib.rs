@@ -8,14 +8,20 @@
 //! |---|---|
 //! | open a file without filling the page cache | [`DirectFile`] |
 //! | many scattered reads into fixed places | [`open_engine`], [`ReadBatch`], [`Slots`] |
+//! | what the disk can do, and what reads will cost | [`measure_profile`], [`DiskProfile`] |
 //! | a long extent, in order, as fast as the disk gives it | [`SequentialReader`], [`read_extent_into`] |
 
 mod engine;
 mod error;
+mod faults;
 mod file;
+mod measure;
 mod memory;
+mod profile;
+mod profile_store;
 mod queue;
 mod request;
+mod scratch;
 mod slots;
 mod stream;
 mod threads;
@@ -25,8 +31,16 @@ mod uring;
 
 pub use engine::{Completion, Counters, EngineChoice, EngineOptions, ReadEngine, open_engine, open_engine_with};
 pub use error::IoError;
+pub use faults::FaultPlan;
 pub use file::{Alignment, DirectFile, DirectIo, FileIdentity, Mode};
+pub use measure::{
+    MeasureProgress, PROFILE_DEPTHS, PROFILE_READ_BYTES, RandomPattern, measure_profile, random_read_rate,
+    sequential_bandwidth, sequential_read_rate,
+};
 pub use memory::AlignedMemory;
+pub use profile::{DiskProfile, PROFILE_VERSION, RandomRate};
+pub use profile_store::{CACHE_DIR_VARIABLE, device_key, profile_dir};
 pub use request::{Piece, ReadBatch};
+pub use scratch::ScratchFile;
 pub use slots::{SlotState, Slots};
 pub use stream::{Chunk, Extent, SequentialReader, StreamOptions, read_extent_into};

@@ -2,11 +2,13 @@
 
 use std::io::Write;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use flashlm_io::{
-    Completion, DirectFile, DirectIo, EngineChoice, Extent, IoError, Mode, ReadBatch, ReadEngine, SequentialReader,
-    Slots, StreamOptions, open_engine, read_extent_into,
+    Completion, DirectFile, DirectIo, EngineChoice, EngineOptions, Extent, FaultPlan, IoError, Mode, ReadBatch,
+    ReadEngine, SequentialReader, Slots, StreamOptions, open_engine, open_engine_with, read_extent_into,
 };
+use proptest::prelude::*;
 
 const FILE_BYTES: usize = (3 << 20) + 777;
 
@@ -97,6 +99,219 @@ fn scattered_merged_and_gapped_reads_give_the_file() {
             assert!(counters.reads >= 23 && counters.reads < 30, "{counters:?}");
         }
     }
+}
+
+fn open_faulty(choice: EngineChoice, file: &Arc<DirectFile>, slots: Slots, plan: FaultPlan) -> Box<dyn ReadEngine> {
+    let options = EngineOptions {
+        depth: 8,
+        faults: Some(plan),
+        deadline: Duration::from_millis(300),
+        ..EngineOptions::default()
+    };
+    open_engine_with(choice, Arc::clone(file), slots, &options).unwrap()
+}
+
+/// 16 requests of two scattered slots with a gap between, one of them unaligned.
+fn some_reads() -> ReadBatch {
+    let mut batch = ReadBatch::new();
+    for i in 0..16u32 {
+        batch.begin(u64::from(i), offset_of(i));
+        batch.slot(31 - 2 * i, 8192);
+        batch.gap(4096);
+        batch.slot(30 - 2 * i, 8192);
+    }
+    batch
+}
+
+fn offset_of(i: u32) -> u64 {
+    u64::from(i) * 65_536 + if i == 5 { 333 } else { 0 }
+}
+
+fn check_some_reads(engine: &dyn ReadEngine, i: u32) {
+    for (slot, offset) in [(31 - 2 * i, offset_of(i)), (30 - 2 * i, offset_of(i) + 12_288)] {
+        assert!(engine.slots().slot(slot).unwrap() == expected(offset, 8192), "request {i}");
+    }
+}
+
+#[test]
+fn faults_that_pass_change_nothing_but_the_counters() {
+    let plain = FaultPlan::default();
+    let interrupted = rustix::io::Errno::INTR.raw_os_error();
+    let plans = [
+        ("plain", plain, 0),
+        ("delaying", FaultPlan { delay: Duration::from_millis(5), ..plain }, 0),
+        ("short every time", FaultPlan { short_every: 1, ..plain }, 0),
+        ("short every third", FaultPlan { short_every: 3, ..plain }, 0),
+        ("failing once", FaultPlan { fail_first: 1, ..plain }, 1),
+        ("failing for a while", FaultPlan { fail_first: 8, ..plain }, 8),
+        ("interrupted often", FaultPlan { fail_first: 200, errno: interrupted, ..plain }, 200),
+        ("all of it", FaultPlan { delay: Duration::from_millis(1), short_every: 2, fail_first: 3, ..plain }, 3),
+    ];
+    let scratch = scratch();
+    for file in open_all(&scratch) {
+        for choice in engines() {
+            for (name, plan, retries) in plans {
+                let slots = Slots::new(32, 8192, file.alignment()).unwrap();
+                let mut engine = open_faulty(choice, &file, slots, plan);
+                for _ in 0..2 {
+                    engine.submit(&some_reads()).unwrap();
+                    for completion in wait_all(&mut *engine) {
+                        completion.result.unwrap_or_else(|e| panic!("{choice} {name}: {e}"));
+                    }
+                    for i in 0..16 {
+                        check_some_reads(&*engine, i);
+                    }
+                }
+                let counters = engine.counters();
+                assert_eq!(counters.retries, retries, "{choice} {name}");
+                assert!(counters.bytes >= 2 * 16 * 20_480, "{choice} {name} {counters:?}");
+                if plan.short_every > 0 {
+                    assert!(counters.reads > 40, "{choice} {name} {counters:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn lasting_faults_are_typed_and_leave_slots_empty() {
+    let scratch = scratch();
+    for file in open_all(&scratch) {
+        for choice in engines() {
+            // 0 is EIO, tried four times; anything else is final at once.
+            for (errno, retries) in [(0, 3), (rustix::io::Errno::NXIO.raw_os_error(), 0)] {
+                let slots = Slots::new(32, 8192, file.alignment()).unwrap();
+                let plan = FaultPlan { fail_first: u64::MAX, errno, ..FaultPlan::default() };
+                let mut engine = open_faulty(choice, &file, slots, plan);
+                engine.submit(&some_reads()).unwrap();
+                let done = wait_all(&mut *engine);
+                assert_eq!(done.len(), 16);
+                for completion in done {
+                    let at = offset_of(completion.tag as u32);
+                    match completion.result.unwrap_err() {
+                        IoError::Read { offset, length: 20_480, retries: r, source, .. } => {
+                            assert_eq!((offset, r), (at, retries));
+                            let expected = if errno == 0 { rustix::io::Errno::IO.raw_os_error() } else { errno };
+                            assert_eq!(source.raw_os_error(), Some(expected));
+                        }
+                        other => panic!("{other}"),
+                    }
+                }
+                assert!((0..32).all(|slot| engine.slots().slot(slot).is_none()));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_stalled_read_ends_in_an_error_and_the_engine_can_still_be_dropped() {
+    let scratch = scratch();
+    for file in open_all(&scratch) {
+        for choice in engines() {
+            let slots = Slots::new(32, 8192, file.alignment()).unwrap();
+            let plan = FaultPlan { stall_first: 1, ..FaultPlan::default() };
+            let mut engine = open_faulty(choice, &file, slots, plan);
+            engine.submit(&some_reads()).unwrap();
+            let (start, mut done) = (Instant::now(), Vec::new());
+            let error = loop {
+                match engine.wait(16, &mut done) {
+                    Ok(_) => assert!(done.len() < 16),
+                    Err(error) => break error,
+                }
+            };
+            assert!(matches!(error, IoError::Stalled { offset: 0, length: 20_480, .. }), "{error}");
+            assert!((0.25..3.0).contains(&start.elapsed().as_secs_f64()), "{choice} {:?}", start.elapsed());
+            assert_eq!(done.len(), 15);
+            assert_eq!(engine.slots().slot(31), None);
+            for i in 1..16 {
+                check_some_reads(&*engine, i);
+            }
+            let start = Instant::now();
+            drop(engine);
+            assert!(start.elapsed() < Duration::from_secs(2), "{choice} {:?}", start.elapsed());
+        }
+    }
+}
+
+#[test]
+fn pinned_slots_read_the_same_or_say_why_not() {
+    let scratch = scratch();
+    for file in open_all(&scratch) {
+        for choice in engines() {
+            let slots = Slots::new(32, 8192, file.alignment()).unwrap();
+            let options = EngineOptions { pinned: true, ..EngineOptions::default() };
+            let mut engine = open_engine_with(choice, Arc::clone(&file), slots, &options).unwrap();
+            if choice == EngineChoice::IoUring {
+                assert!(engine.description().contains("pinned"), "{}", engine.description());
+            }
+            engine.submit(&some_reads()).unwrap();
+            wait_all(&mut *engine);
+            (0..16).for_each(|i| check_some_reads(&*engine, i));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    /// Any list of requests gives the file's bytes, aligned or not, whatever the depth and the faults.
+    #[test]
+    fn random_requests_give_the_files_bytes(
+        requests in prop::collection::vec(
+            (0u64..(FILE_BYTES as u64 - 400_000), any::<bool>(),
+             prop::collection::vec((1u32..=6000, any::<bool>(), 0u32..50_000), 1..6)),
+            1..12,
+        ),
+        depth in 1usize..20,
+        pieces_per_read_max in 1usize..6,
+        short_every in 0u64..4,
+        pinned in any::<bool>(),
+    ) {
+        let scratch = shared_scratch();
+        for file in open_all(scratch) {
+            for choice in engines() {
+                let slots = Slots::new(64, 6000, file.alignment()).unwrap();
+                let faults = Some(FaultPlan { short_every, ..FaultPlan::default() });
+                let options = EngineOptions { depth, pieces_per_read_max, faults, pinned, ..EngineOptions::default() };
+                let mut engine = open_engine_with(choice, Arc::clone(&file), slots, &options).unwrap();
+                let (mut batch, mut wanted, mut slot) = (ReadBatch::new(), Vec::new(), 0);
+                for (tag, (offset, aligned, pieces)) in requests.iter().enumerate() {
+                    let (mask, mut at) = if *aligned { (!511, offset & !4095) } else { (!0, *offset) };
+                    batch.begin(tag as u64, at);
+                    for &(bytes, has_gap, gap) in pieces {
+                        let bytes = (bytes & mask as u32).max(if *aligned { 512 } else { 1 });
+                        // Down the arena or up, so that some neighbours merge and some do not.
+                        let place = if tag % 2 == 0 { slot } else { slot ^ 1 };
+                        batch.slot(place, bytes);
+                        wanted.push((place, at, bytes));
+                        at += u64::from(bytes);
+                        slot += 1;
+                        if has_gap {
+                            batch.gap(gap & mask as u32);
+                            at += u64::from(gap & mask as u32);
+                        }
+                    }
+                    slot = slot.next_multiple_of(2);
+                }
+                engine.submit(&batch).unwrap();
+                for completion in wait_all(&mut *engine) {
+                    completion.result.unwrap();
+                }
+                for (slot, offset, bytes) in wanted {
+                    prop_assert!(
+                        engine.slots().slot(slot) == Some(&expected(offset, bytes as usize)[..]),
+                        "{} slot {} at {} of {} bytes", choice, slot, offset, bytes
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// One file for all the cases of a property.
+fn shared_scratch() -> &'static tempfile::NamedTempFile {
+    static FILE: std::sync::OnceLock<tempfile::NamedTempFile> = std::sync::OnceLock::new();
+    FILE.get_or_init(scratch)
 }
 
 #[test]

@@ -1,0 +1,104 @@
+//! Where profiles are kept, one file for each disk, and how disks are told apart.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::{DiskProfile, IoError};
+
+/// Overrides the folder that profiles are kept in.
+pub const CACHE_DIR_VARIABLE: &str = "FLASHLM_CACHE_DIR";
+
+/// A name for the disk below a path, fit for a file name: the device, its model and its size where the system tells,
+/// else the device number.
+pub fn device_key(path: &Path) -> String {
+    let Ok(metadata) = fs::metadata(path) else { return "unknown".into() };
+    let device = metadata.dev();
+    let key = described_device(device).unwrap_or_else(|| format!("dev-{device:x}"));
+    key.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.') { c } else { '_' }).collect()
+}
+
+#[cfg(target_os = "linux")]
+fn described_device(device: u64) -> Option<String> {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let node = fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")).ok()?;
+    // A partition's folder lies inside its disk's.
+    let disk = if node.join("partition").exists() { node.parent()? } else { &node };
+    let read = |name: &str| fs::read_to_string(disk.join(name)).map(|s| s.trim().to_owned()).unwrap_or_default();
+    let parts = [disk.file_name()?.to_string_lossy().into_owned(), read("device/model"), read("serial"), read("size")];
+    Some(parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-"))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn described_device(_: u64) -> Option<String> {
+    None
+}
+
+/// The folder that profiles are kept in: `FLASHLM_CACHE_DIR`, else `flashlm` in the user's cache folder.
+pub fn profile_dir() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set(CACHE_DIR_VARIABLE)
+        .or_else(|| set("XDG_CACHE_HOME").filter(|path| path.is_absolute()).map(|path| path.join("flashlm")))
+        .or_else(|| set("HOME").map(|home| home.join(".cache").join("flashlm")))
+}
+
+fn file_in(folder: &Path, device: &str) -> PathBuf {
+    folder.join(format!("disk-{device}.json"))
+}
+
+impl DiskProfile {
+    /// Writes the profile to a folder, made if need be. Whole or not at all.
+    pub fn save(&self, folder: &Path) -> Result<PathBuf, IoError> {
+        let path = file_in(folder, &self.device);
+        let fail = |source| IoError::Write { path: path.clone(), source };
+        fs::create_dir_all(folder).map_err(fail)?;
+        let temporary = folder.join(format!(".disk-{}.{}", self.device, std::process::id()));
+        let outcome = (|| -> io::Result<()> {
+            let mut file = File::create(&temporary)?;
+            file.write_all(&serde_json::to_vec_pretty(self)?)?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)?;
+            File::open(folder)?.sync_all()
+        })();
+        if outcome.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        outcome.map_err(fail)?;
+        Ok(path)
+    }
+
+    /// The kept profile of a disk; `None` where there is none, or none that can be used.
+    pub fn load(folder: &Path, device: &str) -> Option<Self> {
+        let bytes = fs::read(file_in(folder, device)).ok()?;
+        let profile: Self = serde_json::from_slice(&bytes).ok()?;
+        (profile.is_sound() && profile.device == device).then_some(profile)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::tests::plain_disk;
+
+    #[test]
+    fn profiles_survive_being_kept_and_broken_ones_are_ignored() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("made/for/it");
+        let profile = plain_disk();
+        assert_eq!(DiskProfile::load(&folder, "plain"), None);
+        let path = profile.save(&folder).unwrap();
+        assert_eq!(DiskProfile::load(&folder, "plain"), Some(profile));
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+        fs::write(&path, b"{").unwrap();
+        assert_eq!(DiskProfile::load(&folder, "plain"), None);
+    }
+
+    #[test]
+    fn keys_are_file_names_and_repeat() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = device_key(folder.path());
+        assert!(!key.is_empty() && !key.contains('/') && key == device_key(folder.path()), "{key}");
+        assert_eq!(device_key(&folder.path().join("absent")), "unknown");
+    }
+}
