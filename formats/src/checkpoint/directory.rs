@@ -176,6 +176,14 @@ fn no_such(dir: &Path, name: &str) -> CheckpointError {
     CheckpointError::Io { action: "open", path: dir.join(name), source: io::ErrorKind::NotFound.into() }
 }
 
+/// No configuration: files of another format, if there are any, tell more.
+pub(crate) fn explain_missing_config(dir: &Path) -> CheckpointError {
+    match explain_absence(dir) {
+        error @ CheckpointError::OtherFormat { .. } => error,
+        _ => CheckpointError::NoConfig { dir: dir.to_owned() },
+    }
+}
+
 /// No weights that can be read: say what is there instead.
 fn explain_absence(dir: &Path) -> CheckpointError {
     let names = std::fs::read_dir(dir).map(|entries| {

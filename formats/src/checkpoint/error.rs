@@ -26,6 +26,12 @@ pub enum CheckpointError {
         /// The path given.
         path: PathBuf,
     },
+    /// No configuration.
+    #[error("{} has no config.json: give the directory of a Hugging Face checkpoint, downloaded whole", dir.display())]
+    NoConfig {
+        /// The checkpoint directory.
+        dir: PathBuf,
+    },
     /// A device, a pipe, a socket or a directory stands where a file should be.
     #[error("{} is {kind}, not a regular file: replace it by the file itself", path.display())]
     NotRegular {
@@ -548,6 +554,8 @@ pub enum Foreign {
     LegacyTorch,
     /// A zip archive where none should be.
     Zip,
+    /// safetensors where PyTorch's format should be.
+    Safetensors,
     /// llama.cpp's format.
     Gguf,
     /// Keras / TensorFlow weights.
@@ -577,6 +585,7 @@ impl Foreign {
             Self::Html => "a web page",
             Self::LegacyTorch => "a PyTorch file from before version 1.6",
             Self::Zip => "a zip archive",
+            Self::Safetensors => "safetensors",
             Self::Gguf => "GGUF",
             Self::TensorFlow => "TensorFlow weights",
             Self::Flax => "Flax weights",
@@ -597,6 +606,7 @@ impl Foreign {
             Self::Html => "the download saved an error or login page; download it again with access to the model",
             Self::LegacyTorch => "load it with PyTorch 1.6 or later and save it again with torch.save",
             Self::Zip => "unpack it, or rename it if it is a pytorch_model.bin",
+            Self::Safetensors => "rename it to model.safetensors",
             Self::Gguf => "GGUF is not read; start from the original Hugging Face checkpoint",
             Self::TensorFlow => "load it in transformers with from_tf=True and save_pretrained",
             Self::Flax => "load it in transformers with from_flax=True and save_pretrained",

@@ -129,11 +129,9 @@ impl Checkpoint {
         if !dir.is_dir() {
             return Err(CheckpointError::NotADirectory { path: dir.to_owned() });
         }
-        let (config_file, config) = read_config(dir, "config.json")?.ok_or_else(|| CheckpointError::Io {
-            action: "open",
-            path: dir.join("config.json"),
-            source: std::io::ErrorKind::NotFound.into(),
-        })?;
+        let Some((config_file, config)) = read_config(dir, "config.json")? else {
+            return Err(directory::explain_missing_config(dir));
+        };
         let wrong = |source| CheckpointError::Config { path: config_file.path.clone(), source: Box::new(source) };
         let family = families::find(&config).map_err(wrong)?;
         config.refuse_quantized().map_err(wrong)?;

@@ -18,10 +18,13 @@ const PICKLE_BYTES_MAX: u64 = 32 << 20;
 
 /// The tensors of `file`, whose index in the checkpoint is `file_index`.
 pub(crate) fn read_archive(file: &SourceFile, file_index: usize) -> Result<Vec<StoredTensor>, CheckpointError> {
-    match sniff(&file.head::<SNIFF_BYTES>()?) {
+    let head = file.head::<SNIFF_BYTES>()?;
+    match sniff(&head) {
         Some(Foreign::Zip) => {}
         found => {
-            let found = found.unwrap_or(Foreign::Unknown);
+            // Behind its length a safetensors header begins with a brace.
+            let other = if head.get(8) == Some(&b'{') { Foreign::Safetensors } else { Foreign::Unknown };
+            let found = found.unwrap_or(other);
             return Err(CheckpointError::Foreign { path: file.path.clone(), expected: "a PyTorch zip archive", found });
         }
     }
