@@ -1,4 +1,4 @@
-//! Measures a disk as flashlm reads it: sequential rate, random rates of both engines, pinned slots, and reads at
+//! Measures a disk as flashlm reads it: sequential rate, random rates of both engines, and reads at
 //! 512-byte against 4 KiB alignment. Prints Markdown.
 //!
 //!     cargo run --release -p flashlm-io --example disk_figures -- FOLDER [BYTES [SECONDS_PER_FIGURE [ROUNDS]]]
@@ -57,21 +57,17 @@ fn main() -> Outcome<()> {
     table(&figures, rounds, 1e9)?;
 
     println!("\n## Random reads at 4 KiB alignment, reads/s\n");
-    let random = |choice, read_bytes: u32, step: u64, shift: u64, depth: usize, pinned: bool| {
+    let random = |choice, read_bytes: u32, step: u64, shift: u64, depth: usize| {
         let file = &file;
         let rate = move |seed| {
             let alignment = Alignment { memory: 4096, ..file.alignment() };
             let slots = Slots::new(depth, read_bytes as usize, alignment)?;
-            let options = EngineOptions { depth, pinned, ..EngineOptions::default() };
+            let options = EngineOptions { depth, ..EngineOptions::default() };
             let mut engine = open_engine_with(choice, Arc::clone(file), slots, &options)?;
-            if pinned && !engine.description().contains("pinned slots") {
-                return Err(engine.description().to_owned().into());
-            }
             Ok(random_read_rate(&mut *engine, file, RandomPattern { read_bytes, step, shift, seed }, span)?)
         };
-        let pin = if pinned { ", pinned" } else { "" };
         let name = format!(
-            "{:.1} KiB every {:.1} KiB from {shift}, depth {depth}, {choice}{pin}",
+            "{:.1} KiB every {:.1} KiB from {shift}, depth {depth}, {choice}",
             f64::from(read_bytes) / 1024.0,
             step as f64 / 1024.0
         );
@@ -79,16 +75,15 @@ fn main() -> Outcome<()> {
     };
     let mut figures = Vec::new();
     for kib in [8, 16, 32, 64] {
-        figures.push(random(EngineChoice::IoUring, kib << 10, 4096, 0, 64, false));
-        figures.push(random(EngineChoice::IoUring, kib << 10, 4096, 0, 128, false));
-        figures.push(random(EngineChoice::IoUring, kib << 10, 4096, 0, 128, true));
-        figures.push(random(EngineChoice::Threads, kib << 10, 4096, 0, 64, false));
-        figures.push(random(EngineChoice::Threads, kib << 10, 4096, 0, 128, false));
+        figures.push(random(EngineChoice::IoUring, kib << 10, 4096, 0, 64));
+        figures.push(random(EngineChoice::IoUring, kib << 10, 4096, 0, 128));
+        figures.push(random(EngineChoice::Threads, kib << 10, 4096, 0, 64));
+        figures.push(random(EngineChoice::Threads, kib << 10, 4096, 0, 128));
     }
     table(&figures, rounds, 1.0)?;
 
     println!("\n## 512-byte against 4 KiB alignment, io_uring, depth 128, reads/s\n");
-    let uring = |read_bytes, step, shift| random(EngineChoice::IoUring, read_bytes, step, shift, 128, false);
+    let uring = |read_bytes, step, shift| random(EngineChoice::IoUring, read_bytes, step, shift, 128);
     let mut figures = Vec::new();
     for (small, large) in [(1536, 4096), (3072, 4096), (6656, 8192), (12_800, 16_384)] {
         // What one record costs: packed at 512, or padded to 4 KiB.

@@ -111,8 +111,6 @@ pub struct EngineOptions {
     pub retries: u32,
     /// Most pieces in one device read; longer requests are continued.
     pub pieces_per_read_max: usize,
-    /// Let io_uring pin the slots once instead of on every read. Needs as much locked memory as there are slots.
-    pub pinned: bool,
     /// What shall go wrong on purpose, for tests.
     pub faults: Option<FaultPlan>,
 }
@@ -125,7 +123,6 @@ impl Default for EngineOptions {
             deadline: Duration::from_secs(30),
             retries: 3,
             pieces_per_read_max: 256,
-            pinned: false,
             faults: None,
         }
     }
@@ -149,9 +146,6 @@ pub fn open_engine_with(
     options: &EngineOptions,
 ) -> Result<Box<dyn ReadEngine>, IoError> {
     let (mut transport, note) = open_transport(choice, &file, options)?;
-    if options.pinned {
-        transport.pin(slots.memory());
-    }
     if let Some(plan) = options.faults {
         let unit = file.alignment().file_unit() as usize;
         transport = Box::new(FaultyTransport::new(transport, plan, unit, options.depth.max(1)));

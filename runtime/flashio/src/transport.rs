@@ -5,10 +5,7 @@
 #![expect(unsafe_code, reason = "declares the promise that callers of `start` make")]
 
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
-
-use crate::AlignedMemory;
 
 /// One stretch of memory; the same layout as `struct iovec` and `IoSliceMut`.
 #[repr(C)]
@@ -41,9 +38,6 @@ pub(crate) trait Transport: Send {
 
     /// What it is and how it was set up, for people.
     fn describe(&self) -> String;
-
-    /// Pins memory that will be read into, where that is possible and saves work. Called before the first `start`.
-    fn pin(&mut self, _memory: &Arc<AlignedMemory>) {}
 
     /// Takes an operation. It may wait for `flush` before it runs. At most the depth given at creation are open.
     ///

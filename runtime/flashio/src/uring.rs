@@ -1,4 +1,7 @@
 //! Reads through io_uring: one system call starts a whole batch, one waits for it.
+//!
+//! The file is registered with the ring. The slots are not: pinning them was tried and gained nothing
+//! (docs/measurements/disk-alignment.md), and it needs a locked-memory limit as large as the arena.
 
 #![expect(unsafe_code, reason = "hands raw buffers to the kernel")]
 
@@ -8,11 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use io_uring::types::{CancelBuilder, Fd, Fixed, SubmitArgs, Timespec};
-use io_uring::{IoUring, Probe, opcode, squeue};
+use io_uring::{IoUring, opcode, squeue};
 use rustix::io::Errno;
 
-use crate::transport::{Finished, IoVec, Operation, Transport};
-use crate::{AlignedMemory, DirectFile, IoError};
+use crate::transport::{Finished, Operation, Transport};
+use crate::{DirectFile, IoError};
 
 const NAME: &str = "io_uring";
 
@@ -22,20 +25,7 @@ pub(crate) struct UringTransport {
     file: Arc<DirectFile>,
     file_registered: bool,
     cooperative: bool,
-    pinned: Pinned,
-    /// Whether the kernel reads into several stretches of pinned memory at once (Linux 6.15).
-    vectored_pinned: bool,
 }
-
-/// Memory registered with the ring, kept alive as long as the ring.
-enum Pinned {
-    No,
-    Refused(io::Error),
-    Yes(Arc<AlignedMemory>),
-}
-
-/// The kernel's limit for one registered buffer.
-const PINNED_BYTES_MAX: usize = 1 << 30;
 
 impl UringTransport {
     pub(crate) fn new(file: Arc<DirectFile>, depth: usize) -> Result<Self, IoError> {
@@ -52,27 +42,18 @@ impl UringTransport {
             return Err(fail("wait with a deadline")(source));
         }
         let file_registered = ring.submitter().register_files(&[raw_fd(&file)]).is_ok();
-        Ok(Self { ring, file, file_registered, cooperative, pinned: Pinned::No, vectored_pinned: false })
+        Ok(Self { ring, file, file_registered, cooperative })
     }
 
     fn entry(&self, operation: &Operation) -> squeue::Entry {
         let Operation { id, offset, iovecs, count, .. } = *operation;
-        let pinned = self.pinned_index(operation);
         macro_rules! read {
             ($fd:expr) => {
-                if let Some(index) = pinned
-                    && count > 1
-                {
-                    opcode::ReadvFixed::new($fd, iovecs.cast(), count, index).offset(offset).build()
-                } else if count == 1 {
+                if count == 1 {
                     // SAFETY: `Transport::start` promises that the iovec is valid.
                     let one = unsafe { *iovecs };
                     // Single reads are below 2 GiB, as every operation.
-                    let length = one.bytes as u32;
-                    match pinned {
-                        Some(index) => opcode::ReadFixed::new($fd, one.base, length, index).offset(offset).build(),
-                        None => opcode::Read::new($fd, one.base, length).offset(offset).build(),
-                    }
+                    opcode::Read::new($fd, one.base, one.bytes as u32).offset(offset).build()
                 } else {
                     opcode::Readv::new($fd, iovecs.cast(), count).offset(offset).build()
                 }
@@ -80,28 +61,6 @@ impl UringTransport {
         }
         let entry = if self.file_registered { read!(Fixed(0)) } else { read!(Fd(raw_fd(&self.file))) };
         entry.user_data(u64::from(id))
-    }
-
-    /// The registered buffer that holds all of an operation's memory.
-    fn pinned_index(&self, operation: &Operation) -> Option<u16> {
-        let Pinned::Yes(memory) = &self.pinned else { return None };
-        if operation.count > 1 && !self.vectored_pinned {
-            return None;
-        }
-        let base = memory.as_ptr() as usize;
-        // SAFETY: `Transport::start` promises that the array is valid.
-        let iovecs = unsafe { std::slice::from_raw_parts(operation.iovecs, operation.count as usize) };
-        let mut index = None;
-        for iovec in iovecs {
-            let start = (iovec.base as usize).checked_sub(base)?;
-            let end = start + iovec.bytes;
-            let (first, last) = (start / PINNED_BYTES_MAX, (end - 1) / PINNED_BYTES_MAX);
-            if end > memory.len() || first != last || index.is_some_and(|index| index != first) {
-                return None;
-            }
-            index = Some(first);
-        }
-        index.and_then(|index| u16::try_from(index).ok())
     }
 
     fn drain(&mut self, done: &mut Vec<Finished>) {
@@ -131,37 +90,7 @@ impl Transport for UringTransport {
         let mut text = String::from("io_uring");
         text.push_str(if self.file_registered { ", registered file" } else { ", file not registered" });
         text.push_str(if self.cooperative { ", cooperative completions" } else { "" });
-        match &self.pinned {
-            Pinned::No => {}
-            Pinned::Refused(error) => text.push_str(&format!(", slots not pinned ({error})")),
-            Pinned::Yes(_) => text.push_str(", pinned slots"),
-        }
         text
-    }
-
-    fn pin(&mut self, memory: &Arc<AlignedMemory>) {
-        if memory.is_empty() {
-            return;
-        }
-        let parts: Vec<IoVec> = (0..memory.len())
-            .step_by(PINNED_BYTES_MAX)
-            .map(|start| IoVec {
-                base: memory.as_ptr().wrapping_add(start),
-                bytes: (memory.len() - start).min(PINNED_BYTES_MAX),
-            })
-            .collect();
-        // SAFETY: `IoVec` has the layout of `iovec`. The parts lie inside `memory`, which stays mapped as long as
-        // the ring, because the ring's owner keeps a share of it.
-        let outcome = unsafe {
-            self.ring.submitter().register_buffers(std::slice::from_raw_parts(parts.as_ptr().cast(), parts.len()))
-        };
-        self.pinned = match outcome {
-            Ok(()) => Pinned::Yes(Arc::clone(memory)),
-            Err(error) => Pinned::Refused(error),
-        };
-        let mut probe = Probe::new();
-        self.vectored_pinned =
-            self.ring.submitter().register_probe(&mut probe).is_ok() && probe.is_supported(opcode::ReadvFixed::CODE);
     }
 
     unsafe fn start(&mut self, operation: Operation) {

@@ -233,24 +233,6 @@ fn a_stalled_read_ends_in_an_error_and_the_engine_can_still_be_dropped() {
     }
 }
 
-#[test]
-fn pinned_slots_read_the_same_or_say_why_not() {
-    let scratch = scratch();
-    for file in open_all(&scratch) {
-        for choice in engines() {
-            let slots = Slots::new(32, 8192, file.alignment()).unwrap();
-            let options = EngineOptions { pinned: true, ..EngineOptions::default() };
-            let mut engine = open_engine_with(choice, Arc::clone(&file), slots, &options).unwrap();
-            if choice == EngineChoice::IoUring {
-                assert!(engine.description().contains("pinned"), "{}", engine.description());
-            }
-            engine.submit(&some_reads()).unwrap();
-            wait_all(&mut *engine);
-            (0..16).for_each(|i| check_some_reads(&*engine, i));
-        }
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
@@ -265,14 +247,13 @@ proptest! {
         depth in 1usize..20,
         pieces_per_read_max in 1usize..6,
         short_every in 0u64..4,
-        pinned in any::<bool>(),
     ) {
         let scratch = shared_scratch();
         for file in open_all(scratch) {
             for choice in engines() {
                 let slots = Slots::new(64, 6000, file.alignment()).unwrap();
                 let faults = Some(FaultPlan { short_every, ..FaultPlan::default() });
-                let options = EngineOptions { depth, pieces_per_read_max, faults, pinned, ..EngineOptions::default() };
+                let options = EngineOptions { depth, pieces_per_read_max, faults, ..EngineOptions::default() };
                 let mut engine = open_engine_with(choice, Arc::clone(&file), slots, &options).unwrap();
                 let (mut batch, mut wanted, mut slot) = (ReadBatch::new(), Vec::new(), 0);
                 for (tag, (offset, aligned, pieces)) in requests.iter().enumerate() {
