@@ -1,6 +1,6 @@
 //! Reads through io_uring: one system call starts a whole batch, one waits for it.
 //!
-//! The file is registered with the ring. The slots are not: pinning them was tried and gained nothing
+//! The file is registered with the ring. The slots are not: pinning them was tried and showed no gain
 //! (docs/measurements/disk-alignment.md), and it needs a locked-memory limit as large as the arena.
 
 #![expect(unsafe_code, reason = "hands raw buffers to the kernel")]
