@@ -21,6 +21,8 @@ mod bandwidth;
 mod dispatch;
 mod element;
 mod elementwise;
+mod few;
+mod many;
 mod matmul;
 mod matrix;
 mod matvec;
@@ -28,6 +30,7 @@ pub mod reference;
 mod rows;
 mod simd;
 mod threads;
+mod tile;
 
 pub use bandwidth::read_bandwidth;
 pub use dispatch::{ForceError, InstructionSet, Kernels, force_instruction_set, instruction_set};

@@ -1,20 +1,15 @@
-//! Matrix products for several tokens at once.
-#![expect(unsafe_code, reason = "threads write disjoint columns of one output")]
-
-use std::marker::PhantomData;
+//! Matrix products for several tokens at once: which way is taken for how many.
 
 use crate::dispatch::Kernels;
+use crate::many::Shape;
 use crate::matrix::Matrix;
-use crate::matvec::dots;
-use crate::rows::ScaledRows;
-use crate::simd::{Op, Simd, Weight, with_weight};
-use crate::threads::{SendPtr, Threads};
+use crate::threads::Threads;
 
 /// From this number of tokens on, [`matmul`] works in blocks; with fewer it equals [`crate::matvec`] per token.
 pub const MATMUL_TOKENS_MIN: usize = 8;
 
-/// Rows that [`matmul_rows_add`] takes at a time: cut rows at its multiples.
-pub const ROW_BLOCK: usize = 256;
+/// Rows that [`matmul_rows_add`] takes at a time: it is fastest over multiples of this.
+pub const ROW_BLOCK: usize = crate::tile::BLOCK;
 
 /// Memory that the matrix products keep between calls.
 #[derive(Debug, Default)]
@@ -77,18 +72,17 @@ impl Kernels {
         tokens: usize,
         y: &mut [f32],
         y_stride: usize,
-        _scratch: &mut MatmulScratch,
+        scratch: &mut MatmulScratch,
     ) {
         assert_eq!(x.len(), tokens * w.cols(), "matmul: elements of x against tokens * columns");
         assert!(y_stride >= w.rows(), "matmul: tokens of y {y_stride} apart, rows {}", w.rows());
         assert!(y.len() >= span(tokens, y_stride, w.rows()), "matmul: y has only {} elements", y.len());
-        let chunk = ((256 << 10) / w.row_bytes().max(1)).max(4);
-        let y = SendPtr(y.as_mut_ptr());
-        threads.run(w.rows().div_ceil(chunk), &|task| {
-            let rows = task * chunk..w.rows().min((task + 1) * chunk);
-            let op = Few { w, first: rows.start, end: rows.end, x, tokens, y: y.get(), y_stride };
-            with_weight!(w.element(), W => self.run(FewOf { op, weight: PhantomData::<W> }));
-        });
+        let shape = Shape { w, input: x, stride: w.cols(), tokens };
+        if tokens < MATMUL_TOKENS_MIN {
+            self.matmul_few(threads, shape, y, y_stride);
+        } else {
+            self.matmul_many(threads, shape, y, y_stride, &mut scratch.floats);
+        }
     }
 
     /// [`matmul_rows_add`] on this instruction set.
@@ -101,72 +95,16 @@ impl Kernels {
         a_stride: usize,
         tokens: usize,
         y: &mut [f32],
-        _scratch: &mut MatmulScratch,
+        scratch: &mut MatmulScratch,
     ) {
         assert_eq!(y.len(), tokens * w.cols(), "matmul_rows_add: elements of y against tokens * columns");
         assert!(a_stride >= w.rows(), "matmul_rows_add: tokens of a {a_stride} apart, rows {}", w.rows());
         assert!(a.len() >= span(tokens, a_stride, w.rows()), "matmul_rows_add: a has only {} elements", a.len());
-        if w.cols() == 0 {
-            return;
-        }
-        for (t, y) in y.chunks_exact_mut(w.cols()).enumerate() {
-            let a = &a[t * a_stride..][..w.rows()];
-            self.add_on_threads(threads, w.element(), &Every { w, a }, y);
-        }
-    }
-}
-
-/// Every row of a matrix, each with its coefficient.
-struct Every<'a> {
-    w: Matrix<'a>,
-    a: &'a [f32],
-}
-impl ScaledRows for Every<'_> {
-    #[inline(always)]
-    fn count(&self) -> usize {
-        self.a.len()
-    }
-    #[inline(always)]
-    fn row(&self, i: usize) -> &[u8] {
-        self.w.row(i)
-    }
-    #[inline(always)]
-    fn coefficient(&self, i: usize) -> f32 {
-        self.a[i]
-    }
-}
-
-struct Few<'a> {
-    w: Matrix<'a>,
-    first: usize,
-    end: usize,
-    x: &'a [f32],
-    tokens: usize,
-    y: *mut f32,
-    y_stride: usize,
-}
-
-struct FewOf<'a, W> {
-    op: Few<'a>,
-    weight: PhantomData<W>,
-}
-
-impl<W: Weight> Op for FewOf<'_, W> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Few { w, first, end, x, tokens, y, y_stride } = self.op;
-        let cols = w.cols();
-        for r in first..end {
-            let row = w.row(r).as_ptr();
-            let next = w.row((r + 1).min(end - 1)).as_ptr();
-            for t in 0..tokens {
-                let xt = x[t * cols..][..cols].as_ptr();
-                // SAFETY: the row and the token have `cols` elements; `Kernels::matmul` checked that `y` holds every
-                // (token, row), and this task alone writes its rows.
-                unsafe { *y.add(t * y_stride + r) = dots::<S, W, 1, 1>(s, [row], [next], [xt], cols)[0][0] };
-            }
+        let shape = Shape { w, input: a, stride: a_stride, tokens };
+        if tokens < MATMUL_TOKENS_MIN {
+            self.matmul_rows_add_few(threads, shape, y);
+        } else {
+            self.matmul_rows_add_many(threads, shape, y, &mut scratch.floats);
         }
     }
 }

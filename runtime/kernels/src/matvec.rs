@@ -13,7 +13,7 @@ use crate::simd::{Op, Simd, Weight, with_weight};
 use crate::threads::Threads;
 
 /// Rows whose sums are computed together.
-const ROWS_AT_ONCE: usize = 4;
+pub(crate) const ROWS_AT_ONCE: usize = 4;
 /// Weights of one task: large beside the cost of handing it out, small beside a layer.
 const TASK_BYTES: usize = 256 << 10;
 /// How far ahead of the sums a row is asked for, in bytes.
@@ -114,7 +114,7 @@ impl Kernels {
 }
 
 /// Rows per task: enough bytes, a multiple of the rows taken together, and a few tasks for each thread.
-fn rows_per_task(threads: &Threads, rows: usize, row_bytes: usize) -> usize {
+pub(crate) fn rows_per_task(threads: &Threads, rows: usize, row_bytes: usize) -> usize {
     if threads.count() == 1 {
         return rows.max(1);
     }

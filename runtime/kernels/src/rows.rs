@@ -14,7 +14,7 @@ use crate::simd::{Op, Simd, Weight, with_weight};
 use crate::threads::Threads;
 
 /// Rows added in one pass over the outputs.
-const ROWS_AT_ONCE: usize = 8;
+pub(crate) const ROWS_AT_ONCE: usize = 8;
 /// Fewest columns of a task, in bytes of a row: shorter pieces of rows waste DRAM pages.
 const PIECE_BYTES_MIN: usize = 1024;
 /// Fewest bytes of weights for which threads are worth waking.
@@ -94,13 +94,8 @@ impl Kernels {
         self.add_on_threads(threads, element, &Scattered { rows, coefficients }, y);
     }
 
-    pub(crate) fn add_on_threads<L: ScaledRows>(self, threads: &Threads, element: Element, list: &L, y: &mut [f32]) {
-        let row_bytes = y.len() * element.bytes();
-        let chunk = if list.count() * row_bytes < PARALLEL_BYTES_MIN {
-            y.len().max(1)
-        } else {
-            y.len().div_ceil(threads.count()).max(PIECE_BYTES_MIN / element.bytes()).next_multiple_of(64)
-        };
+    fn add_on_threads<L: ScaledRows>(self, threads: &Threads, element: Element, list: &L, y: &mut [f32]) {
+        let chunk = cols_per_task(threads, list.count(), y.len(), element);
         threads.chunks_mut(y, chunk, &|index, y| self.add(element, list, index * chunk, y));
     }
 
@@ -110,8 +105,16 @@ impl Kernels {
     }
 }
 
+/// Columns of a task: an equal share for each thread, unless the pieces of rows become too short.
+pub(crate) fn cols_per_task(threads: &Threads, rows: usize, cols: usize, element: Element) -> usize {
+    if rows * cols * element.bytes() < PARALLEL_BYTES_MIN {
+        return cols.max(1);
+    }
+    cols.div_ceil(threads.count()).max(PIECE_BYTES_MIN / element.bytes()).next_multiple_of(64)
+}
+
 /// A list of rows with their coefficients.
-pub(crate) trait ScaledRows: Sync {
+trait ScaledRows: Sync {
     fn count(&self) -> usize;
     fn row(&self, i: usize) -> &[u8];
     fn coefficient(&self, i: usize) -> f32;

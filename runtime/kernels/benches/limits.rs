@@ -1,0 +1,155 @@
+//! What share of the machine's limits the kernels reach: DRAM bandwidth for products with one token, `gemm` for many.
+//!
+//! `cargo bench --bench limits -- [memory|compute] [--threads N] [--gigabytes N]`. Limits and kernels take turns and
+//! each counts its best pass, as other work on the machine disturbs both alike.
+
+use std::num::NonZeroUsize;
+use std::time::Instant;
+
+use flashlm_kernels::{
+    Element, MatmulScratch, Matrix, Threads, add_scaled_rows, gathered_add, gathered_dots, instruction_set, matmul,
+    matmul_rows_add, matvec, read_bandwidth,
+};
+
+const COLS: usize = 4096;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let number = |name: &str, or: usize| {
+        let at = arguments.iter().position(|a| a == name);
+        at.and_then(|at| arguments.get(at + 1)).map_or(or, |n| n.parse().expect("a number"))
+    };
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let threads = Threads::new(NonZeroUsize::new(number("--threads", cores)).expect("at least one")).expect("threads");
+    let wanted = |name: &str| {
+        let named = |a: &String| a == "memory" || a == "compute";
+        !arguments.iter().any(named) || arguments.iter().any(|a| a == name)
+    };
+    println!("{} with {} threads", instruction_set(), threads.count());
+    if wanted("memory") {
+        memory(&threads, number("--gigabytes", 1) << 30);
+    }
+    if wanted("compute") {
+        compute(&threads);
+    }
+}
+
+/// The best of several passes, in seconds.
+fn best(passes: usize, mut pass: impl FnMut()) -> f64 {
+    (0..passes)
+        .map(|_| {
+            let start = Instant::now();
+            pass();
+            start.elapsed().as_secs_f64()
+        })
+        .fold(f64::INFINITY, f64::min)
+}
+
+fn memory(threads: &Threads, bytes: usize) {
+    let limit = || read_bandwidth(threads, 2 << 30);
+    let data: Vec<u8> = {
+        // Small finite values in every format.
+        let pattern: Vec<u8> = (0..4096u32).flat_map(|i| [(i * 37 % 251) as u8, 0x2c + (i % 8) as u8]).collect();
+        pattern.iter().copied().cycle().take(bytes).collect()
+    };
+    let show = |what: &str, bytes: usize, pass: &mut dyn FnMut()| {
+        let before = limit();
+        let seconds = best(5, pass);
+        let limit = before.max(limit());
+        let rate = bytes as f64 / seconds;
+        println!("{what:34} {:6.2} GB/s of {:6.2} read: {:5.1} %", rate / 1e9, limit / 1e9, 100.0 * rate / limit);
+    };
+    let x: Vec<f32> = (0..COLS).map(|i| (i % 17) as f32 - 8.0).collect();
+    for element in [Element::F16, Element::Bf16, Element::F32] {
+        let row_bytes = COLS * element.bytes();
+        let rows = bytes / row_bytes;
+        let w = Matrix::new(element, &data[..rows * row_bytes], rows, COLS).expect("whole rows");
+        let mut y = vec![0.0; rows];
+        show(&format!("matvec {element:?}"), bytes, &mut || matvec(threads, w, &x, &mut y));
+        for percent in [10, 50] {
+            let mut state = 1u64;
+            let mut random = move || {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                (state >> 33) as usize
+            };
+            let active: Vec<(u32, f32)> =
+                (0..rows).filter(|_| random() % 100 < percent).map(|r| (r as u32, 0.5)).collect();
+            let offsets: Vec<usize> = active.iter().map(|&(r, _)| r as usize * row_bytes).collect();
+            let coefficients = vec![0.5; active.len()];
+            let picked = active.len() * row_bytes;
+            let mut out = vec![0.0; COLS];
+            show(&format!("add_scaled_rows {element:?} {percent} %"), picked, &mut || {
+                add_scaled_rows(threads, w, &active, &mut out);
+            });
+            let mut shuffled = offsets.clone();
+            for i in (1..shuffled.len()).rev() {
+                shuffled.swap(i, random() % (i + 1));
+            }
+            show(&format!("gathered_add {element:?} {percent} % shuffled"), picked, &mut || {
+                gathered_add(threads, element, &data, &shuffled, &coefficients, &mut out);
+            });
+            let y = &mut y[..shuffled.len()];
+            show(&format!("gathered_dots {element:?} {percent} % shuffled"), picked, &mut || {
+                gathered_dots(threads, element, &data, &shuffled, COLS, &x, y);
+            });
+        }
+    }
+}
+
+fn compute(threads: &Threads) {
+    let rows = 16384;
+    for tokens in [1, 2, 4, 7, 8, 16, 32, 128, 500, 1000] {
+        let x: Vec<f32> = (0..tokens * COLS).map(|i| (i % 17) as f32 / 8.0 - 1.0).collect();
+        let a: Vec<f32> = (0..tokens * rows).map(|i| (i % 13) as f32 / 8.0 - 0.7).collect();
+        let mut y = vec![0f32; tokens * rows];
+        let mut out = vec![0f32; tokens * COLS];
+        let w32: Vec<f32> = (0..rows * COLS).map(|i| (i % 29) as f32 / 16.0 - 0.9).collect();
+        let w16: Vec<u8> = w32.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect();
+        let w32_bytes: Vec<u8> = w32.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let mut scratch = MatmulScratch::default();
+        let work = 2e-9 * (tokens * rows * COLS) as f64;
+        let passes = if tokens > 100 { 3 } else { 6 };
+        let gemm = best(passes, || multiply(&w32, rows, &x, tokens, &mut y, threads.count()));
+        let mut line = format!("{tokens:5} x {COLS} by {rows}: gemm {:6.1}", work / gemm);
+        for (element, data) in [(Element::F16, &w16), (Element::F32, &w32_bytes)] {
+            let w = Matrix::new(element, data, rows, COLS).expect("whole rows");
+            let seconds = best(passes, || matmul(threads, w, &x, tokens, &mut y, rows, &mut scratch));
+            line += &format!("  matmul {element:?} {:6.1} ({:4.2})", work / seconds, gemm / seconds);
+            let seconds = best(passes, || matmul_rows_add(threads, w, &a, rows, tokens, &mut out, &mut scratch));
+            line += &format!("  rows_add {:6.1} ({:4.2})", work / seconds, gemm / seconds);
+        }
+        println!("{line} GFLOP/s, scratch {:.1} MB", scratch.bytes() as f64 / 1e6);
+    }
+}
+
+/// `y = x w^T` by the gemm crate, on its own threads.
+#[expect(unsafe_code, reason = "gemm's interface is pointers and strides")]
+fn multiply(w: &[f32], rows: usize, x: &[f32], tokens: usize, y: &mut [f32], threads: usize) {
+    assert_eq!((w.len(), x.len(), y.len()), (rows * COLS, tokens * COLS, tokens * rows));
+    let parallelism = if threads == 1 { gemm::Parallelism::None } else { gemm::Parallelism::Rayon(threads) };
+    let (k, n) = (COLS as isize, rows as isize);
+    // SAFETY: the three lengths were just checked against the shapes and strides given here.
+    unsafe {
+        gemm::gemm(
+            tokens,
+            rows,
+            COLS,
+            y.as_mut_ptr(),
+            1,
+            n,
+            false,
+            x.as_ptr(),
+            1,
+            k,
+            w.as_ptr(),
+            k,
+            1,
+            0.0,
+            1.0,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}

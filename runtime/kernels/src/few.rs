@@ -1,0 +1,183 @@
+//! Matrix products of a few tokens: each row of weights is read from memory once and meets every token from the cache.
+//!
+//! Bit for bit what one token at a time gives.
+#![expect(unsafe_code, reason = "tasks write disjoint parts of one output through pointers")]
+
+use crate::dispatch::Kernels;
+use crate::many::{Of, Shape};
+use crate::matrix::Matrix;
+use crate::matvec::{ROWS_AT_ONCE, dots, rows_per_task};
+use crate::rows::{self, cols_per_task};
+use crate::simd::{Op, Simd, Weight, with_weight};
+use crate::threads::{SendPtr, Threads};
+
+impl Kernels {
+    /// `y[t, r] = sum over c of x[t, c] W[r, c]`. `y` holds `tokens` rows every `y_stride >= w.rows()`.
+    pub(crate) fn matmul_few(self, threads: &Threads, shape: Shape<'_>, y: &mut [f32], y_stride: usize) {
+        let Shape { w, .. } = shape;
+        if shape.tokens == 0 {
+            return;
+        }
+        let chunk = rows_per_task(threads, w.rows(), w.row_bytes());
+        let y = SendPtr(y.as_mut_ptr());
+        threads.run(w.rows().div_ceil(chunk), &|task| {
+            let start = task * chunk;
+            let w = w.rows_range(start..w.rows().min(start + chunk));
+            // SAFETY: there is a token 0, and its row `start` is in `y`.
+            let y = unsafe { y.get().add(start) };
+            let op = FewDots { shape: Shape { w, ..shape }, y, y_stride };
+            with_weight!(w.element(), W => self.run(Of::<_, W>::new(op)));
+        });
+    }
+
+    /// `y[t, c] += sum over r, in order, of a[t, r] W[r, c]`. `y` holds `tokens` rows of `w.cols()`.
+    pub(crate) fn matmul_rows_add_few(self, threads: &Threads, shape: Shape<'_>, y: &mut [f32]) {
+        let Shape { w, tokens, .. } = shape;
+        if tokens == 0 {
+            return;
+        }
+        let chunk = cols_per_task(threads, w.rows(), w.cols(), w.element());
+        let y = SendPtr(y.as_mut_ptr());
+        threads.run(w.cols().div_ceil(chunk), &|task| {
+            let start = task * chunk;
+            // SAFETY: there is a token 0, and its column `start` is in `y`.
+            let y = unsafe { y.get().add(start) };
+            let op = FewSums { shape, start, cols: chunk.min(w.cols() - start), y };
+            with_weight!(w.element(), W => self.run(Of::<_, W>::new(op)));
+        });
+    }
+}
+
+/// All tokens with some rows of W.
+struct FewDots<'a> {
+    shape: Shape<'a>,
+    /// Token 0, first row.
+    y: *mut f32,
+    y_stride: usize,
+}
+
+impl<W: Weight> Op for Of<FewDots<'_>, W> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let rows = self.op.shape.w.rows();
+        let whole = rows / ROWS_AT_ONCE * ROWS_AT_ONCE;
+        for r in (0..whole).step_by(ROWS_AT_ONCE) {
+            self.op.tokens::<S, W, ROWS_AT_ONCE>(s, r);
+        }
+        for r in whole..rows {
+            self.op.tokens::<S, W, 1>(s, r);
+        }
+    }
+}
+
+impl FewDots<'_> {
+    /// Rows `r..r + R` with all tokens, two tokens at a time where the registers suffice.
+    #[inline(always)]
+    fn tokens<S: Simd, W: Weight, const R: usize>(&self, s: S, r: usize) {
+        let Shape { w, tokens, .. } = self.shape;
+        let last = w.rows() - 1;
+        let here = std::array::from_fn(|j| w.row(r + j).as_ptr());
+        let next = std::array::from_fn(|j| w.row((r + R + j).min(last)).as_ptr());
+        let mut t = 0;
+        if S::MANY_REGISTERS {
+            while t + 2 <= tokens {
+                self.store::<S, W, R, 2>(s, r, t, here, next);
+                t += 2;
+            }
+        }
+        while t < tokens {
+            self.store::<S, W, R, 1>(s, r, t, here, next);
+            t += 1;
+        }
+    }
+
+    #[inline(always)]
+    fn store<S: Simd, W: Weight, const R: usize, const T: usize>(
+        &self,
+        s: S,
+        r: usize,
+        t: usize,
+        here: [*const u8; R],
+        next: [*const u8; R],
+    ) {
+        let Shape { w, input, stride, .. } = self.shape;
+        let xs = std::array::from_fn(|i| input[(t + i) * stride..][..w.cols()].as_ptr());
+        // SAFETY: rows and tokens have `cols` elements each.
+        let sums = unsafe { dots::<S, W, R, T>(s, here, next, xs, w.cols()) };
+        for j in 0..R {
+            for i in 0..T {
+                // SAFETY: `Kernels::matmul` checked that `y` holds every (token, row); this task alone writes its rows.
+                unsafe { *self.y.add((t + i) * self.y_stride + r + j) = sums[j][i] };
+            }
+        }
+    }
+}
+
+/// All tokens with all rows and some columns of W.
+struct FewSums<'a> {
+    shape: Shape<'a>,
+    /// First column.
+    start: usize,
+    cols: usize,
+    /// Token 0, first column.
+    y: *mut f32,
+}
+
+impl<W: Weight> Op for Of<FewSums<'_>, W> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        const ROWS: usize = rows::ROWS_AT_ONCE;
+        let rows = self.op.shape.w.rows();
+        let whole = rows / ROWS * ROWS;
+        for r in (0..whole).step_by(ROWS) {
+            self.op.add_rows::<S, W, ROWS>(s, r);
+        }
+        for r in whole..rows {
+            self.op.add_rows::<S, W, 1>(s, r);
+        }
+    }
+}
+
+impl FewSums<'_> {
+    /// Adds rows `r..r + R` to all tokens: each vector of each row is widened once.
+    #[inline(always)]
+    fn add_rows<S: Simd, W: Weight, const R: usize>(&self, s: S, r: usize) {
+        let Shape { w, input, stride, tokens } = self.shape;
+        let place = |w: &Matrix<'_>, row: usize| w.row(row)[self.start * W::BYTES..][..self.cols * W::BYTES].as_ptr();
+        let here: [_; R] = std::array::from_fn(|j| place(&w, r + j));
+        let next: [_; R] = std::array::from_fn(|j| place(&w, (r + R + j).min(w.rows() - 1)));
+        let factors = &input[r..];
+        assert!(factors.len() >= (tokens - 1) * stride + R, "factors of every token");
+        let factor = |t: usize, j: usize| {
+            // SAFETY: just asserted, as `t < tokens` and `j < R`.
+            s.splat(unsafe { *factors.get_unchecked(t * stride + j) })
+        };
+        for at in (0..self.cols).step_by(S::LANES) {
+            let left = self.cols - at;
+            // SAFETY: columns from `at` are in each row and in each token of `y`; this task alone writes them.
+            unsafe {
+                let part: [S::V; R] = std::array::from_fn(|j| {
+                    s.prefetch(next[j].wrapping_add(at * W::BYTES));
+                    let p = here[j].add(at * W::BYTES);
+                    if left >= S::LANES { W::load(s, p) } else { W::load_part(s, p, left) }
+                });
+                for t in 0..tokens {
+                    let y = self.y.add(t * w.cols() + at);
+                    let mut sum = if left >= S::LANES { s.load(y) } else { s.load_part(y, left) };
+                    for j in 0..R {
+                        sum = s.fma(factor(t, j), part[j], sum);
+                    }
+                    if left >= S::LANES {
+                        s.store(y, sum)
+                    } else {
+                        s.store_part(y, sum, left)
+                    };
+                }
+            }
+        }
+    }
+}

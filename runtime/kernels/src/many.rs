@@ -1,0 +1,305 @@
+//! Matrix products of many tokens: blocks of weights are widened to f32 once and meet all tokens from the cache.
+//!
+//! Sums run over fixed blocks ([`BLOCK`]) in order, so how outputs are shared among tasks changes no bit.
+#![expect(unsafe_code, reason = "tasks write disjoint parts of one output and use their thread's part of the scratch")]
+
+use std::marker::PhantomData;
+
+use crate::dispatch::Kernels;
+use crate::element::widen;
+use crate::matrix::Matrix;
+use crate::simd::{LANES_MAX, Op, Simd, Weight, with_weight};
+use crate::threads::{SendPtr, Threads};
+use crate::tile::{A_STRIDE, BLOCK, strip, strip_of_tiles};
+
+/// Rows of W in one task of `matmul`: whole tiles on every instruction set.
+const TASK_ROWS: usize = 96;
+/// Most columns of W in one task of `matmul_rows_add`.
+const TASK_COLS_MAX: usize = 256;
+/// Most tokens taken through one pass over the weights.
+const TOKENS_MAX: usize = 240;
+/// Tokens of a block are a multiple of this: whole strips and whole tiles.
+const TOKENS_UNIT: usize = 48;
+/// Rows ahead of the one being widened that are asked for.
+const ROWS_AHEAD: usize = 6;
+/// Room that keeps the columns of a buffer out of one another's cache sets.
+const PAD: usize = 16;
+
+/// Tokens of a block: evenly shared, in units, at most `TOKENS_MAX`.
+fn tokens_of_block(tokens: usize) -> usize {
+    tokens.div_ceil(tokens.div_ceil(TOKENS_MAX)).next_multiple_of(TOKENS_UNIT)
+}
+
+/// A product's arrays. `Kernels::matmul` and `matmul_rows_add` check their shapes.
+#[derive(Clone, Copy)]
+pub(crate) struct Shape<'a> {
+    pub(crate) w: Matrix<'a>,
+    /// `x` or `a`: token `t` begins at `t * stride`.
+    pub(crate) input: &'a [f32],
+    pub(crate) stride: usize,
+    pub(crate) tokens: usize,
+}
+
+impl Kernels {
+    /// `y[t, r] = sum over c of x[t, c] W[r, c]`. `y` holds `tokens` rows every `y_stride >= w.rows()`.
+    pub(crate) fn matmul_many(
+        self,
+        threads: &Threads,
+        shape: Shape<'_>,
+        y: &mut [f32],
+        y_stride: usize,
+        scratch: &mut Vec<f32>,
+    ) {
+        let Shape { w, tokens, .. } = shape;
+        if tokens == 0 || w.rows() == 0 {
+            return;
+        }
+        let block = tokens_of_block(tokens);
+        // Whole strips of any width: `block` is a multiple of 48, so round up to 2 * LANES_MAX.
+        let width = block.next_multiple_of(2 * LANES_MAX);
+        let strips_len = width * w.cols();
+        let own_len = TASK_ROWS * A_STRIDE + TASK_ROWS * (width + PAD);
+        let scratch = room(scratch, strips_len + threads.count() * own_len);
+        let (strips, own) = scratch.split_at_mut(strips_len);
+        let (y, own) = (SendPtr(y.as_mut_ptr()), SendPtr(own.as_mut_ptr()));
+        for first in (0..tokens).step_by(block) {
+            let count = block.min(tokens - first);
+            let lanes = self.run(StripLanes);
+            threads.chunks_mut(strips, lanes * w.cols().max(1), &|index, strip| {
+                let start = first + index * lanes;
+                let count = (first + count).saturating_sub(start).min(lanes);
+                transpose(
+                    &shape.input[(start * shape.stride).min(shape.input.len())..],
+                    shape.stride,
+                    count,
+                    strip,
+                    lanes,
+                );
+            });
+            let strips = &*strips;
+            threads.run_indexed(w.rows().div_ceil(TASK_ROWS), &|task, thread| {
+                let start = task * TASK_ROWS;
+                let rows = w.rows_range(start..w.rows().min(start + TASK_ROWS));
+                // SAFETY: each thread has its own part of the scratch, and no two tasks run on one thread at once.
+                let own = unsafe { std::slice::from_raw_parts_mut(own.get().add(thread * own_len), own_len) };
+                let (panel, sums) = own.split_at_mut(TASK_ROWS * A_STRIDE);
+                let sums = &mut sums[..rows.rows() * (width + PAD)];
+                sums.fill(0.0);
+                let op = RowsTask { w: rows, strips, tokens: count, panel, sums: &mut *sums, width: width + PAD };
+                with_weight!(w.element(), W => self.run(Of::<_, W>::new(op)));
+                for t in 0..count {
+                    for r in 0..rows.rows() {
+                        // SAFETY: the caller checked that `y` holds token `first + t < tokens` and row `start + r`; this
+                        // task alone writes them.
+                        unsafe { *y.get().add((first + t) * y_stride + start + r) = sums[r * (width + PAD) + t] };
+                    }
+                }
+            });
+        }
+    }
+
+    /// `y[t, c] += sum over r, in order, of a[t, r] W[r, c]`. `y` holds `tokens` rows of `w.cols()`.
+    pub(crate) fn matmul_rows_add_many(
+        self,
+        threads: &Threads,
+        shape: Shape<'_>,
+        y: &mut [f32],
+        scratch: &mut Vec<f32>,
+    ) {
+        let Shape { w, tokens, .. } = shape;
+        if tokens == 0 || w.cols() == 0 {
+            return;
+        }
+        let block = tokens_of_block(tokens);
+        let unit = 2 * LANES_MAX;
+        // Two tasks for each thread at least, where columns allow it.
+        let cols = w.cols().div_ceil(2 * threads.count()).next_multiple_of(unit).min(TASK_COLS_MAX);
+        let col_tasks = w.cols().div_ceil(cols);
+        let own_len = BLOCK * cols + block * A_STRIDE;
+        let own = SendPtr(room(scratch, threads.count() * own_len).as_mut_ptr());
+        let y = SendPtr(y.as_mut_ptr());
+        threads.run_indexed(col_tasks * tokens.div_ceil(block), &|task, thread| {
+            let (first, start) = (task / col_tasks * block, task % col_tasks * cols);
+            // SAFETY: each thread has its own part of the scratch, and no two tasks run on one thread at once.
+            let own = unsafe { std::slice::from_raw_parts_mut(own.get().add(thread * own_len), own_len) };
+            let (panel, factors) = own.split_at_mut(BLOCK * cols);
+            let op = ColsTask {
+                shape,
+                first,
+                tokens: block.min(tokens - first),
+                start,
+                cols: cols.min(w.cols() - start),
+                panel,
+                factors,
+                // SAFETY: token `first` and column `start` exist; the task writes its tokens' own columns alone.
+                y: unsafe { y.get().add(first * w.cols() + start) },
+            };
+            with_weight!(w.element(), W => self.run(Of::<_, W>::new(op)));
+        });
+    }
+}
+
+/// The first `len` floats of `scratch`, which grows as needed.
+fn room(scratch: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if scratch.len() < len {
+        // The old content is of no use: do not copy it.
+        scratch.clear();
+        scratch.reserve_exact(len);
+        scratch.resize(len, 0.0);
+    }
+    &mut scratch[..len]
+}
+
+/// Lanes of a strip on this instruction set.
+struct StripLanes;
+impl Op for StripLanes {
+    type Out = usize;
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> usize {
+        strip::<S>()
+    }
+}
+
+/// `strip[c][lane] = x[lane][c]` for `count` tokens, zero in the lanes beyond.
+fn transpose(x: &[f32], stride: usize, count: usize, strip: &mut [f32], lanes: usize) {
+    const SQUARE: usize = 16;
+    for (i, block) in strip.chunks_mut(SQUARE * lanes).enumerate() {
+        let cols = block.len() / lanes;
+        if count < lanes {
+            block.fill(0.0);
+        }
+        for lane in 0..count {
+            let from = &x[lane * stride + i * SQUARE..][..cols];
+            for (c, &value) in from.iter().enumerate() {
+                block[c * lanes + lane] = value;
+            }
+        }
+    }
+}
+
+/// A task with its weight format.
+pub(crate) struct Of<T, W> {
+    pub(crate) op: T,
+    weight: PhantomData<W>,
+}
+
+impl<T, W> Of<T, W> {
+    pub(crate) fn new(op: T) -> Self {
+        Self { op, weight: PhantomData }
+    }
+}
+
+/// All tokens of a block with some rows of W.
+struct RowsTask<'a> {
+    w: Matrix<'a>,
+    strips: &'a [f32],
+    tokens: usize,
+    panel: &'a mut [f32],
+    /// `[rows, width]`, zero at first.
+    sums: &'a mut [f32],
+    width: usize,
+}
+
+impl<W: Weight> Op for Of<RowsTask<'_>, W> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let RowsTask { w, strips, tokens, panel, sums, width } = self.op;
+        let (rows, cols, lanes) = (w.rows(), w.cols(), strip::<S>());
+        assert!(panel.len() >= rows * A_STRIDE && sums.len() >= rows * width);
+        assert!(width >= tokens.next_multiple_of(lanes) && strips.len() >= tokens.next_multiple_of(lanes) * cols);
+        for at in (0..cols).step_by(BLOCK) {
+            let k = BLOCK.min(cols - at);
+            for r in 0..rows {
+                let here = w.row(r)[at * W::BYTES..][..k * W::BYTES].as_ptr();
+                ask(s, w.row((r + ROWS_AHEAD).min(rows - 1)).as_ptr().wrapping_add(at * W::BYTES), k * W::BYTES);
+                // SAFETY: `here` holds `k` elements, and row `r` of the panel has A_STRIDE >= k places.
+                unsafe { widen::<S, W>(s, here, panel.as_mut_ptr().add(r * A_STRIDE), k) };
+            }
+            for t in (0..tokens).step_by(lanes) {
+                let used = lanes.min(tokens - t);
+                // SAFETY: the asserts above cover `rows` rows of the panel and of the sums, and strips of all columns.
+                unsafe {
+                    let b = strips.as_ptr().add(t * cols + at * lanes);
+                    strip_of_tiles::<S, true>(s, rows, used, k, panel.as_ptr(), b, sums.as_mut_ptr().add(t), width);
+                }
+            }
+        }
+    }
+}
+
+/// Some tokens with all rows and some columns of W.
+struct ColsTask<'a> {
+    shape: Shape<'a>,
+    /// First token.
+    first: usize,
+    tokens: usize,
+    /// First column.
+    start: usize,
+    cols: usize,
+    panel: &'a mut [f32],
+    factors: &'a mut [f32],
+    /// Token `first`, column `start`.
+    y: *mut f32,
+}
+
+impl<W: Weight> Op for Of<ColsTask<'_>, W> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let ColsTask { shape, first, tokens, start, cols, panel, factors, y } = self.op;
+        let Shape { w, input, stride, .. } = shape;
+        let lanes = strip::<S>();
+        assert!(panel.len() >= BLOCK * cols.next_multiple_of(lanes) && factors.len() >= tokens * A_STRIDE);
+        for at in (0..w.rows()).step_by(BLOCK) {
+            let k = BLOCK.min(w.rows() - at);
+            for r in 0..k {
+                let here = w.row(at + r)[start * W::BYTES..][..cols * W::BYTES].as_ptr();
+                let ahead = w.row((at + r + ROWS_AHEAD).min(w.rows() - 1)).as_ptr();
+                ask(s, ahead.wrapping_add(start * W::BYTES), cols * W::BYTES);
+                for (i, c) in (0..cols).step_by(lanes).enumerate() {
+                    // SAFETY: columns `c..cols` are in the row; strip `i` of the panel has BLOCK rows of `lanes`.
+                    unsafe {
+                        let to = panel.as_mut_ptr().add((i * BLOCK + r) * lanes);
+                        widen::<S, W>(s, here.add(c * W::BYTES), to, lanes.min(cols - c));
+                    }
+                }
+            }
+            for t in 0..tokens {
+                factors[t * A_STRIDE..][..k].copy_from_slice(&input[(first + t) * stride + at..][..k]);
+            }
+            for (i, c) in (0..cols).step_by(lanes).enumerate() {
+                let b = panel[i * BLOCK * lanes..].as_ptr();
+                let a = factors.as_ptr();
+                if cols - c >= lanes {
+                    // SAFETY: the asserts cover the panel and the factors; the task owns its tokens' columns of `y`.
+                    unsafe { strip_of_tiles::<S, false>(s, tokens, lanes, k, a, b, y.add(c), w.cols()) };
+                    continue;
+                }
+                // A tail goes through a buffer of whole vectors.
+                let left = cols - c;
+                for t in 0..tokens {
+                    let mut buffer = [0f32; 2 * LANES_MAX];
+                    // SAFETY: as above, one token at a time; the buffer takes a whole strip.
+                    unsafe {
+                        let place = y.add(t * w.cols() + c);
+                        std::ptr::copy_nonoverlapping(place, buffer.as_mut_ptr(), left);
+                        let a = a.add(t * A_STRIDE);
+                        strip_of_tiles::<S, false>(s, 1, left, k, a, b, buffer.as_mut_ptr(), lanes);
+                        std::ptr::copy_nonoverlapping(buffer.as_ptr(), place, left);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Asks for `bytes` at `p`.
+#[inline(always)]
+fn ask<S: Simd>(s: S, p: *const u8, bytes: usize) {
+    for line in (0..bytes).step_by(64) {
+        s.prefetch(p.wrapping_add(line));
+    }
+}
