@@ -3,6 +3,7 @@
 //! This crate knows files and what is in them. It starts no threads, opens nothing with direct I/O and computes nothing
 //! about language; `unsafe` stands only in the one module that opens memory maps.
 
+pub mod bundle;
 pub mod checkpoint;
 pub mod mapping;
 pub mod model;

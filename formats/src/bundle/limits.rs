@@ -1,0 +1,106 @@
+//! What a manifest may claim at most, so that whoever reads it can calculate without fear of overflow.
+//!
+//! The limits are far beyond any model and low enough that products of any two or three of the numbers fit 64 bits.
+
+use super::error::Fault;
+use super::header::Section;
+use super::manifest::Manifest;
+use crate::model::{ModelSpec, Positions, RopeScaling};
+
+/// Longest manifest.
+pub(super) const MANIFEST_BYTES_MAX: u64 = 64 << 20;
+/// Longest tokenizer.
+pub(super) const TOKENIZER_BYTES_MAX: u64 = 1 << 30;
+/// Longest index.
+pub(super) const INDEX_BYTES_MAX: u64 = 4 << 30;
+
+const LAYERS_MAX: usize = 1 << 14;
+const WIDTH_MAX: usize = 1 << 20;
+const NEURONS_MAX: usize = 1 << 24;
+const VOCAB_MAX: usize = 1 << 24;
+const POSITIONS_MAX: usize = 1 << 30;
+const HEADS_MAX: usize = 1 << 14;
+const OFFSET_MAX: usize = 1 << 16;
+
+fn within(what: &str, value: usize, least: usize, most: usize) -> Result<(), Fault> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(Fault::new(Section::Manifest, what, format_args!("{least} to {most}"), value))
+}
+
+fn holds(what: &str, condition: bool, expected: &str, found: impl std::fmt::Display) -> Result<(), Fault> {
+    if condition { Ok(()) } else { Err(Fault::new(Section::Manifest, what, expected, found)) }
+}
+
+fn positive(what: &str, value: f32) -> Result<(), Fault> {
+    holds(what, value.is_finite() && value > 0.0, "a positive number", value)
+}
+
+/// Checks the numbers of an architecture, each for itself and with each other.
+pub(super) fn check_model(model: &ModelSpec) -> Result<(), Fault> {
+    let ModelSpec { attention, ffn, norm, .. } = model;
+    within("vocab_size", model.vocab_size, 1, VOCAB_MAX)?;
+    within("hidden_size", model.hidden_size, 1, WIDTH_MAX)?;
+    within("embed_size", model.embed_size, 1, WIDTH_MAX)?;
+    within("layers", model.layers, 1, LAYERS_MAX)?;
+    within("max_positions", model.max_positions, 1, POSITIONS_MAX)?;
+    within("attention.heads", attention.heads, 1, HEADS_MAX)?;
+    within("attention.kv_heads", attention.kv_heads, 1, attention.heads)?;
+    within("attention.head_dim", attention.head_dim, 1, WIDTH_MAX)?;
+    within("width of all heads", attention.heads * attention.head_dim, 1, WIDTH_MAX)?;
+    let divides = attention.heads % attention.kv_heads == 0;
+    holds("attention.kv_heads", divides, "a divisor of the number of heads", attention.kv_heads)?;
+    within("ffn.size", ffn.size, 1, NEURONS_MAX)?;
+    holds("norm.eps", norm.eps.is_finite() && norm.eps >= 0.0, "a number not below 0", norm.eps)?;
+    if let crate::model::Activation::FatRelu(threshold) = ffn.activation {
+        holds("ffn.activation threshold", threshold.is_finite(), "a finite number", threshold)?;
+    }
+    check_positions(model)?;
+    for id in model.bos.iter().chain(&model.eos) {
+        within("id of a special token", *id as usize, 0, model.vocab_size - 1)?;
+    }
+    Ok(())
+}
+
+fn check_positions(model: &ModelSpec) -> Result<(), Fault> {
+    match model.positions {
+        Positions::Learned { offset } => within("positions.offset", offset, 0, OFFSET_MAX),
+        Positions::Alibi => Ok(()),
+        Positions::Rotary { dims, theta, scaling } => {
+            within("positions.dims", dims, 2, model.attention.head_dim)?;
+            holds("positions.dims", dims % 2 == 0, "an even number", dims)?;
+            positive("positions.theta", theta)?;
+            match scaling {
+                None => Ok(()),
+                Some(RopeScaling::Linear { factor }) => positive("positions.scaling.factor", factor),
+                Some(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_positions }) => {
+                    positive("positions.scaling.factor", factor)?;
+                    positive("positions.scaling.low_freq_factor", low_freq_factor)?;
+                    positive("positions.scaling.high_freq_factor", high_freq_factor)?;
+                    within("positions.scaling.original_positions", original_positions, 1, POSITIONS_MAX)
+                }
+            }
+        }
+    }
+}
+
+/// Checks what a manifest says beside the architecture and the layout of records.
+pub(super) fn check_facts(manifest: &Manifest) -> Result<(), Fault> {
+    let layers = manifest.model.layers;
+    if let Some(predictors) = &manifest.predictors {
+        within("number of predictors", predictors.layers.len(), layers, layers)?;
+        within("lookahead", predictors.lookahead, 0, layers)?;
+        for predictor in &predictors.layers {
+            within("rank of a predictor", predictor.rank, 1, WIDTH_MAX)?;
+            holds("threshold of a predictor", predictor.threshold.is_finite(), "a number", predictor.threshold)?;
+        }
+    }
+    if let Some(sparsity) = &manifest.sparsity {
+        within("number of sparsity entries", sparsity.len(), layers, layers)?;
+        for layer in sparsity {
+            holds("active share of a layer", (0.0..=1.0).contains(&layer.active), "0 to 1", layer.active)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,130 @@
+//! The manifest: what a bundle holds and where it came from, as JSON.
+//!
+//! It knows no offsets: those are in the header and the index. Whatever differs between kinds of checkpoint file of the same
+//! model stands under `provenance`, and nothing anywhere depends on when or where a bundle was made.
+
+use serde::{Deserialize, Serialize};
+
+use super::layout::FlashLayout;
+use crate::model::{DType, ModelSpec};
+
+/// What a bundle holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The architecture.
+    pub model: ModelSpec,
+    /// Stored bytes of the source's tensors, tied ones once. Memory budgets in percent are of this number.
+    pub model_bytes: u64,
+    /// How the FFN's weights are stored.
+    pub ffn: FfnStorage,
+    /// The predictors, if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predictors: Option<PredictorInfo>,
+    /// Measured sparsity, one entry for each layer, if it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sparsity: Option<Vec<LayerSparsity>>,
+    /// Where the bundle came from.
+    pub provenance: Provenance,
+}
+
+/// How neuron records are stored. Sizes in bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FfnStorage {
+    /// Element type of every row.
+    pub dtype: DType,
+    /// Length of a record.
+    pub record_bytes: u64,
+    /// Records of a full group.
+    pub records_per_group: u64,
+    /// Length of a group, padding included.
+    pub group_bytes: u64,
+    /// What a group's length and place are multiples of.
+    pub alignment: u64,
+    /// Bytes of the flash section that hold no weights.
+    pub padding_bytes: u64,
+    /// Name of the strategy that chose the storage orders; `checkpoint` is the source's own order.
+    pub order: String,
+}
+
+impl FfnStorage {
+    /// The description of `layers` layers of `layout`.
+    pub(super) fn new(layout: &FlashLayout, layers: usize, dtype: DType, order: String) -> Self {
+        Self {
+            dtype,
+            record_bytes: layout.record_bytes() as u64,
+            records_per_group: layout.records_per_group() as u64,
+            group_bytes: layout.group_bytes() as u64,
+            alignment: layout.alignment() as u64,
+            padding_bytes: layout.layer_padding_bytes() as u64 * layers as u64,
+            order,
+        }
+    }
+}
+
+/// What the predictors section holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PredictorInfo {
+    /// The kind of predictor.
+    pub kind: PredictorKind,
+    /// How many layers ahead of the one whose input they see the predictors look: 0 for the layer itself.
+    pub lookahead: usize,
+    /// One entry for each layer.
+    pub layers: Vec<LayerPredictor>,
+}
+
+/// The kind of predictor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PredictorKind {
+    /// Two linear maps through a narrow middle.
+    LowRank,
+}
+
+/// The predictor of one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerPredictor {
+    /// Width of the middle.
+    pub rank: usize,
+    /// Scores above it are taken for active.
+    pub threshold: f32,
+    /// Element type of its matrices.
+    pub dtype: DType,
+}
+
+/// Measured sparsity of one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerSparsity {
+    /// Share of neurons that are active for a token, 0 to 1, mean over the measured tokens.
+    pub active: f32,
+}
+
+/// Where a bundle came from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Provenance {
+    /// Name of the program that wrote the bundle.
+    pub tool: String,
+    /// Its version.
+    pub tool_version: String,
+    /// Kind of the source, such as `safetensors` or `torch`.
+    pub source_format: String,
+    /// The source's files.
+    pub files: Vec<SourceFile>,
+    /// Hash of the source's tensors, independent of the kind of file, order and layout; 16 hexadecimal digits.
+    pub content_hash: String,
+}
+
+/// A file that a bundle was made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceFile {
+    /// Name without directories.
+    pub name: String,
+    /// Length.
+    pub bytes: u64,
+}

@@ -1,0 +1,82 @@
+//! Replaces predictors and manifest of a bundle without rewriting the rest.
+//!
+//! New sections are written where no section is, made durable, and then the header, one sector, is overwritten. A process killed
+//! at any moment leaves a bundle with the old sections or with the new ones.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use super::error::BundleError;
+use super::header::{Header, Section};
+use super::manifest::Manifest;
+use super::reader::Bundle;
+use super::storage::{self, Storage};
+use super::writer::Tail;
+
+/// A file that is changed where it stands.
+struct InPlace(File);
+
+impl Storage for InPlace {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(bytes, offset)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.0.sync_all()
+    }
+
+    fn publish(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Gives the bundle at `path` other predictors (`None` removes them) and another manifest, which may differ in `predictors`,
+/// `sparsity` and `provenance` only.
+///
+/// Programs that have the bundle open keep what they have read; those that read predictors later find them changed by the
+/// checksum.
+///
+/// # Errors
+/// Whatever opening the bundle reports, `WrongInput` for a manifest of another model or layout, `Busy`, `Io`.
+pub fn replace_predictors(path: &Path, predictors: Option<&[u8]>, manifest: &Manifest) -> Result<(), BundleError> {
+    let bundle = Bundle::open(path)?;
+    let write = OpenOptions::new().read(true).write(true).open(path).map_err(BundleError::io("open", path))?;
+    storage::lock(&write, path)?;
+    let end = replace_on(&mut InPlace(write), &bundle, predictors, manifest)?;
+    // What lies behind the new end belongs to nobody any more.
+    let write = OpenOptions::new().write(true).open(path).map_err(BundleError::io("open", path))?;
+    write.set_len(end).map_err(BundleError::io("truncate", path))
+}
+
+/// The same on any storage; the end of the file is returned.
+fn replace_on(
+    storage: &mut impl Storage,
+    bundle: &Bundle,
+    predictors: Option<&[u8]>,
+    manifest: &Manifest,
+) -> Result<u64, BundleError> {
+    let old = bundle.manifest();
+    if (&old.model, old.model_bytes, &old.ffn) != (&manifest.model, manifest.model_bytes, &manifest.ffn) {
+        return Err(BundleError::input("manifest", "the same model and FFN storage as in the bundle", "others"));
+    }
+    let tail = place(bundle.header(), predictors, manifest)?;
+    tail.write(storage, bundle.header().sections).map_err(BundleError::io("write", bundle.path()))?;
+    Ok(tail.end())
+}
+
+/// Right behind the sections that stay, if the new ones end before the old ones begin; else behind everything. Replacing again
+/// and again so needs the room of two, not of all.
+fn place<'a>(header: &Header, predictors: Option<&'a [u8]>, manifest: &Manifest) -> Result<Tail<'a>, BundleError> {
+    let replaced = |section: Section| matches!(section, Section::Predictors | Section::Manifest);
+    let extents = header.in_file_order();
+    let kept_end = extents.iter().filter(|(s, _)| !replaced(*s)).map(|(_, e)| e.end()).max();
+    let kept_end = kept_end.expect("an open bundle has a flash section");
+    let old_begin = extents.iter().filter(|(s, _)| replaced(*s)).map(|(_, e)| e.offset).min();
+    let near = Tail::new(manifest, predictors, kept_end)?;
+    if old_begin.is_some_and(|begin| near.end() <= begin && begin >= kept_end) {
+        return Ok(near);
+    }
+    Tail::new(manifest, predictors, header.file_bytes)
+}

@@ -1,0 +1,136 @@
+//! Reads all of a bundle and reports every damaged place.
+
+use std::path::Path;
+
+use xxhash_rust::xxh3::Xxh3;
+
+use super::checksum;
+use super::error::{BundleError, Fault};
+use super::header::{Extent, HEADER_BYTES, SECTION_ALIGNMENT, Section, SectionInfo};
+use super::reader::Bundle;
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VerifyReport {
+    /// Every damaged place.
+    pub damages: Vec<Fault>,
+    /// Bytes that were read and checked.
+    pub checked_bytes: u64,
+    /// Bytes that belong to no section: what replaced predictors left. Their contents mean nothing.
+    pub unused_bytes: u64,
+}
+
+/// Bytes read at once, about.
+const PIECE_BYTES: u64 = 4 << 20;
+
+/// Checks every checksum of the bundle at `path`, and that all padding is zero. `progress` is told the bytes done and the bytes
+/// in all.
+///
+/// # Errors
+/// Whatever opening it reports (header, manifest, tokenizer and index are checked there), and `Io`. Damage in the large
+/// sections is no error but part of the report.
+pub fn verify(path: impl AsRef<Path>, progress: &mut dyn FnMut(u64, u64)) -> Result<VerifyReport, BundleError> {
+    let bundle = Bundle::open(path)?;
+    let mut check = Check { bundle: &bundle, report: VerifyReport::default(), buffer: Vec::new(), done: 0, progress };
+    check.gaps()?;
+    for (section, extent) in bundle.header().in_file_order() {
+        match section {
+            Section::Flash => check.flash()?,
+            // Opening has checked these.
+            Section::Manifest | Section::Tokenizer | Section::Index => check.advance(extent.bytes),
+            Section::Resident | Section::Predictors => check.section(section, bundle.header().section(section))?,
+        }
+    }
+    check.report.checked_bytes = bundle.file_bytes() - check.report.unused_bytes;
+    Ok(check.report)
+}
+
+struct Check<'a> {
+    bundle: &'a Bundle,
+    report: VerifyReport,
+    buffer: Vec<u8>,
+    done: u64,
+    progress: &'a mut dyn FnMut(u64, u64),
+}
+
+impl Check<'_> {
+    fn advance(&mut self, bytes: u64) {
+        self.done += bytes;
+        (self.progress)(self.done, self.bundle.file_bytes());
+    }
+
+    fn read(&mut self, extent: Extent) -> Result<(), BundleError> {
+        self.buffer.resize(extent.bytes as usize, 0);
+        self.bundle.read_at(extent.offset, &mut self.buffer)?;
+        self.advance(extent.bytes);
+        Ok(())
+    }
+
+    /// What lies between sections: up to the next one's alignment it has to be zero, beyond that it is unused.
+    fn gaps(&mut self) -> Result<(), BundleError> {
+        let mut end = HEADER_BYTES as u64;
+        let alignment = |section| match section {
+            Section::Flash => SECTION_ALIGNMENT.max(self.bundle.layout().alignment() as u64),
+            _ => SECTION_ALIGNMENT,
+        };
+        let mut gaps = Vec::new();
+        for (section, extent) in self.bundle.header().in_file_order() {
+            let padding_end = end.next_multiple_of(alignment(section)).min(extent.offset);
+            gaps.push(Extent { offset: end, bytes: padding_end - end });
+            self.report.unused_bytes += extent.offset - padding_end;
+            end = extent.end();
+        }
+        self.report.unused_bytes += self.bundle.file_bytes() - end;
+        for gap in gaps {
+            self.read(gap)?;
+            if let Some(at) = self.buffer.iter().position(|byte| *byte != 0) {
+                let what = format!("padding between sections, byte {}", gap.offset + at as u64);
+                self.report.damages.push(Fault::new(None, what, 0, self.buffer[at]));
+            }
+        }
+        self.advance(self.report.unused_bytes);
+        Ok(())
+    }
+
+    fn section(&mut self, section: Section, info: SectionInfo) -> Result<(), BundleError> {
+        let mut hash = Xxh3::new();
+        let mut at = info.extent.offset;
+        while at < info.extent.end() {
+            let bytes = PIECE_BYTES.min(info.extent.end() - at);
+            self.read(Extent { offset: at, bytes })?;
+            hash.update(&self.buffer);
+            at += bytes;
+        }
+        if hash.digest() != info.checksum {
+            self.report.damages.push(Fault::checksum(section, "the section", info.checksum, hash.digest()));
+        }
+        Ok(())
+    }
+
+    fn flash(&mut self) -> Result<(), BundleError> {
+        let bundle = self.bundle;
+        let layout = bundle.layout();
+        let at_once = (PIECE_BYTES as usize / layout.group_bytes()).max(1);
+        for layer in 0..bundle.spec().layers {
+            let sums = bundle.group_checksums(layer);
+            for first in (0..layout.groups()).step_by(at_once) {
+                let count = at_once.min(layout.groups() - first);
+                let bytes = (count * layout.group_bytes()) as u64;
+                self.read(Extent { offset: bundle.group(layer, first).offset, bytes })?;
+                for (number, bytes) in self.buffer.chunks_exact(layout.group_bytes()).enumerate() {
+                    let group = first + number;
+                    let place =
+                        || format!("layer {layer}, group {group} at byte {}", bundle.group(layer, group).offset);
+                    let found = checksum(bytes);
+                    if found != sums[group] {
+                        self.report.damages.push(Fault::checksum(Section::Flash, place(), sums[group], found));
+                    } else if bytes[layout.group_padding(group)].iter().any(|byte| *byte != 0) {
+                        let fault = Fault::new(Section::Flash, place(), "padding of zeros", "other bytes");
+                        self.report.damages.push(fault);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,165 @@
+//! Small bundles with known contents.
+
+// Each test program uses its own part of this, and none of it is seen from outside.
+#![allow(dead_code, unreachable_pub)]
+
+use std::path::Path;
+
+use flashlm_formats::bundle::{
+    BundlePlan, BundleWriter, Extras, LayerPredictor, LayoutOptions, Manifest, PredictorInfo, PredictorKind,
+    Provenance, SourceFile, Storage,
+};
+use flashlm_formats::model::{
+    Activation, Attention, Block, DType, Ffn, ModelSpec, Norm, NormKind, Positions, RopeScaling,
+};
+
+/// Bytes that look like nothing else: a fixed sequence for each seed.
+pub fn ramp(seed: u64, len: usize) -> Vec<u8> {
+    (0..len as u64).map(|i| ((seed * 131 + i * 7 + (i >> 8)) % 251) as u8 + 1).collect()
+}
+
+/// A small model and how it is to be bundled.
+pub struct Small {
+    pub plan: BundlePlan,
+}
+
+impl Small {
+    /// Two layers, FFN of two vectors, learned positions, all biases.
+    pub fn opt() -> Self {
+        let model = ModelSpec {
+            family: "opt".into(),
+            vocab_size: 11,
+            hidden_size: 8,
+            embed_size: 6,
+            layers: 2,
+            max_positions: 5,
+            norm: Norm { kind: NormKind::LayerNorm, eps: 1e-5, weight: true, bias: true },
+            positions: Positions::Learned { offset: 2 },
+            attention: Attention { heads: 2, kv_heads: 2, head_dim: 4, qkv_bias: true, out_bias: true, qk_norm: false },
+            block: Block::PreNorm,
+            ffn: Ffn { size: 37, activation: Activation::Relu, gated: false, up_bias: true, down_bias: true },
+            final_norm: true,
+            tied_head: true,
+            head_bias: false,
+            bos: Some(2),
+            eos: vec![2],
+        };
+        Self::new(model, DType::F16, LayoutOptions { alignment: 512, group_bytes: 300 })
+    }
+
+    /// One layer, gated, rotary, a group for each neuron, nothing tied.
+    pub fn gated() -> Self {
+        let model = ModelSpec {
+            family: "llama".into(),
+            vocab_size: 7,
+            hidden_size: 12,
+            embed_size: 12,
+            layers: 1,
+            max_positions: 64,
+            norm: Norm { kind: NormKind::RmsNorm, eps: 1e-6, weight: true, bias: false },
+            positions: Positions::Rotary {
+                dims: 4,
+                theta: 10000.0,
+                scaling: Some(RopeScaling::Llama3 {
+                    factor: 8.0,
+                    low_freq_factor: 1.0,
+                    high_freq_factor: 4.0,
+                    original_positions: 32,
+                }),
+            },
+            attention: Attention {
+                heads: 4,
+                kv_heads: 2,
+                head_dim: 6,
+                qkv_bias: false,
+                out_bias: false,
+                qk_norm: true,
+            },
+            block: Block::ParallelTwoNorms,
+            ffn: Ffn { size: 5, activation: Activation::FatRelu(0.01), gated: true, up_bias: false, down_bias: false },
+            final_norm: true,
+            tied_head: false,
+            head_bias: true,
+            bos: None,
+            eos: vec![],
+        };
+        Self::new(model, DType::F32, LayoutOptions { alignment: 8192, group_bytes: 1 })
+    }
+
+    pub fn all() -> [Self; 2] {
+        [Self::opt(), Self::gated()]
+    }
+
+    fn new(model: ModelSpec, ffn_dtype: DType, layout: LayoutOptions) -> Self {
+        let dtypes = [DType::F16, DType::Bf16, DType::F32];
+        let resident_dtypes = (0..model.resident_tensors().len()).map(|i| dtypes[i % 3]).collect();
+        let plan = BundlePlan {
+            model,
+            model_bytes: 12345,
+            resident_dtypes,
+            ffn_dtype,
+            layout,
+            order: "shuffled".into(),
+            tokenizer: br#"{"version":"1.0","model":{}}"#.to_vec(),
+        };
+        Self { plan }
+    }
+
+    /// A fixed order that is neither the identity nor the same in each layer.
+    pub fn order(&self, layer: usize) -> Vec<u32> {
+        let mut order: Vec<u32> = (0..self.plan.model.ffn.size as u32).rev().collect();
+        order.rotate_left(layer + 1);
+        order
+    }
+
+    /// The weights of one row.
+    pub fn row(&self, layer: usize, neuron: u32, vector: usize) -> Vec<u8> {
+        let seed = (layer as u64 * 1000 + u64::from(neuron)) * 3 + vector as u64;
+        ramp(seed + 77, self.plan.model.hidden_size * self.plan.ffn_dtype.bytes())
+    }
+
+    pub fn provenance(&self) -> Provenance {
+        Provenance {
+            tool: "tests".into(),
+            tool_version: "1".into(),
+            source_format: "safetensors".into(),
+            files: vec![SourceFile { name: "model.safetensors".into(), bytes: 42 }],
+            content_hash: "0123456789abcdef".into(),
+        }
+    }
+
+    /// The description of predictors of `rank`.
+    pub fn predictor_info(&self, rank: usize) -> PredictorInfo {
+        let layer = LayerPredictor { rank, threshold: 0.5, dtype: DType::F16 };
+        PredictorInfo { kind: PredictorKind::LowRank, lookahead: 0, layers: vec![layer; self.plan.model.layers] }
+    }
+
+    /// Writes the bundle; `predictors` is a blob of any bytes.
+    pub fn write(&self, path: &Path, predictors: Option<Vec<u8>>) -> Manifest {
+        self.fill(BundleWriter::create(path, self.plan.clone(), false).unwrap(), predictors)
+    }
+
+    /// Gives a writer everything.
+    pub fn fill<S: Storage>(&self, mut writer: BundleWriter<S>, predictors: Option<Vec<u8>>) -> Manifest {
+        let tensors = self.plan.model.resident_tensors();
+        for (seed, (tensor, dtype)) in tensors.iter().zip(&self.plan.resident_dtypes).enumerate() {
+            let bytes = tensor.shape.iter().product::<usize>() * dtype.bytes();
+            writer.resident(&ramp(seed as u64, bytes)).unwrap();
+        }
+        let layout = *writer.layout();
+        for layer in 0..self.plan.model.layers {
+            let order = self.order(layer);
+            let mut data = vec![0; layout.layer_bytes()];
+            for (position, neuron) in order.iter().enumerate() {
+                for vector in 0..layout.vectors() {
+                    let at = layout.vector_offset(position, vector);
+                    data[at..at + layout.row_bytes()].copy_from_slice(&self.row(layer, *neuron, vector));
+                }
+            }
+            writer.begin_layer(order).unwrap();
+            data.chunks(3 * layout.group_bytes()).for_each(|groups| writer.groups(groups).unwrap());
+        }
+        let predictors = predictors.map(|blob| (self.predictor_info(4), blob));
+        writer.finish(Extras { predictors, sparsity: None, provenance: self.provenance() }).unwrap()
+    }
+}
