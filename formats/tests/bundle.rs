@@ -17,11 +17,14 @@ fn reads_what_was_written() {
         assert_eq!(bundle.tokenizer(), small.plan.tokenizer);
         assert!(bundle.predictors().is_none() && bundle.read_predictors().unwrap().is_none());
         assert_eq!(bundle.resident_tensors().len(), small.plan.resident_dtypes.len());
-        let mut seed = 0;
-        for entry in bundle.resident_tensors() {
-            assert_eq!(bundle.read_tensor(entry).unwrap(), ramp(seed, entry.extent.bytes as usize), "{}", entry.name);
+        for (seed, entry) in bundle.resident_tensors().iter().enumerate() {
+            assert_eq!(
+                bundle.read_tensor(entry).unwrap(),
+                ramp(seed as u64, entry.extent.bytes as usize),
+                "{}",
+                entry.name
+            );
             assert_eq!(bundle.resident_tensor(&entry.name), Some(entry));
-            seed += 1;
         }
         assert_eq!(bundle.resident_tensors()[0].extent.offset % 64, 0);
         let layout = *bundle.layout();

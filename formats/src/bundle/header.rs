@@ -197,7 +197,7 @@ impl Header {
             if extent.bytes == 0 {
                 return Err(Fault::new(section, "length", "more than 0", 0));
             }
-            if extent.offset % SECTION_ALIGNMENT != 0 {
+            if !extent.offset.is_multiple_of(SECTION_ALIGNMENT) {
                 let expected = format!("a multiple of {SECTION_ALIGNMENT}");
                 return Err(Fault::new(section, "offset", expected, extent.offset));
             }

@@ -292,7 +292,7 @@ fn check_flash(source: &Source<'_>, manifest: &Manifest) -> Result<(FlashLayout,
         let expected = flash_bytes.map_or("a possible length".into(), |bytes| bytes.to_string());
         return Err(at(Fault::new(Section::Flash, "length", expected, flash.extent.bytes)));
     }
-    if flash.extent.offset % layout.alignment() as u64 != 0 {
+    if !flash.extent.offset.is_multiple_of(layout.alignment() as u64) {
         let expected = format!("a multiple of {}", layout.alignment());
         return Err(at(Fault::new(Section::Flash, "offset", expected, flash.extent.offset)));
     }

@@ -71,7 +71,7 @@ pub(super) fn decode_table(json: &[u8], model: &ModelSpec, section: Extent) -> R
     let stored: HashMap<String, TensorInfo> = serde_json::from_slice(json)
         .map_err(|e| fault("safetensors header".into(), "JSON with one entry for each tensor".into(), e.to_string()))?;
     let data = section.offset + (LENGTH_BYTES + json.len()) as u64;
-    if (data - section.offset) % DATA_ALIGNMENT as u64 != 0 {
+    if !(data - section.offset).is_multiple_of(DATA_ALIGNMENT as u64) {
         let expected = format!("a multiple of {DATA_ALIGNMENT}");
         return Err(fault("begin of the data".into(), expected, (data - section.offset).to_string()));
     }

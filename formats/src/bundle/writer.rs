@@ -215,7 +215,7 @@ impl<S: Storage> BundleWriter<S> {
         let layer = layer.ok_or_else(|| BundleError::input("groups", "a layer to be begun before", "none"))?;
         let sums = &mut self.layers[layer].checksums;
         let first = sums.len();
-        if bytes.len() % layout.group_bytes() != 0 {
+        if !bytes.len().is_multiple_of(layout.group_bytes()) {
             let expected = format!("a multiple of {} bytes", layout.group_bytes());
             return Err(BundleError::input("groups", expected, bytes.len()));
         }
