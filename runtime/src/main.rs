@@ -1,2 +1,46 @@
-//! `flashlm`.
-fn main() {}
+//! `flashlm`: runs a bundle inside a memory budget.
+
+mod commands;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "flashlm", version, about = "Run a language model that does not fit in memory", max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Generate text from a bundle
+    Run(commands::run::RunArgs),
+    /// Write the logits of every position of a sequence
+    Logits(commands::logits::LogitsArgs),
+    /// Print a shell completion script
+    Completions {
+        /// The shell to complete for
+        shell: clap_complete::Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(args) => commands::run::run(args),
+        Command::Logits(args) => commands::logits::run(args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "flashlm", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    result.unwrap_or_else(|error| {
+        // A reader that went away (`flashlm run .. | head`) is not a failure of ours.
+        if commands::is_broken_pipe(&error) {
+            return ExitCode::SUCCESS;
+        }
+        eprintln!("flashlm: {error:#}");
+        ExitCode::FAILURE
+    })
+}

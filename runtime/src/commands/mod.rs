@@ -1,0 +1,58 @@
+//! One file per subcommand, and what they share: arguments, progress, Ctrl-C.
+
+pub(crate) mod logits;
+mod model_args;
+pub(crate) mod run;
+
+pub(crate) use model_args::{ModelArgs, load_with_progress};
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Set by Ctrl-C or a polite request to end.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+/// Set while the user is being asked for input: then Ctrl-C ends the program.
+static AT_PROMPT: AtomicBool = AtomicBool::new(false);
+
+/// Exit code of a run that was interrupted, as shells have it.
+pub(crate) const EXIT_INTERRUPTED: u8 = 130;
+
+/// Lets Ctrl-C, SIGTERM and SIGHUP end work at the next token; a second one ends at once.
+pub(crate) fn watch_signals() -> anyhow::Result<()> {
+    ctrlc::set_handler(|| {
+        if AT_PROMPT.load(Ordering::SeqCst) || INTERRUPTED.swap(true, Ordering::SeqCst) {
+            std::process::exit(EXIT_INTERRUPTED.into());
+        }
+    })?;
+    Ok(())
+}
+
+/// Whether an end was asked for.
+pub(crate) fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::SeqCst)
+}
+
+/// Forgets an interruption, so that the next turn can begin.
+pub(crate) fn clear_interrupt() {
+    INTERRUPTED.store(false, Ordering::SeqCst);
+}
+
+/// Tells the signal handler whether the user is being asked.
+pub(crate) fn at_prompt(waiting: bool) {
+    AT_PROMPT.store(waiting, Ordering::SeqCst);
+}
+
+/// Whether an error comes from a closed standard output.
+pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|e| e.downcast_ref::<std::io::Error>())
+        .any(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// Token ids written as `2,713,16`.
+pub(crate) fn parse_ids(text: &str) -> Result<Vec<u32>, String> {
+    let id = |part: &str| {
+        part.trim().parse().map_err(|_| format!("`{}` is not a token id; write ids like 2,713,16", part.trim()))
+    };
+    text.split(',').map(id).collect()
+}

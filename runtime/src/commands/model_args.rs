@@ -1,0 +1,89 @@
+//! The arguments with which every command opens a bundle, and the loading itself with progress.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use flashlm_formats::bundle::Bundle;
+use flashlm_io::{DirectIo, EngineChoice};
+use flashlm_runtime::budget::Budget;
+use flashlm_runtime::load::{FfnChoice, LoadOptions, Loaded, load};
+use flashlm_runtime::model::kv_cache::KvDtype;
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// How to open a bundle.
+#[derive(Args)]
+pub(crate) struct ModelArgs {
+    /// The bundle, made by `flashlm-prep`
+    #[arg(value_name = "BUNDLE")]
+    pub(crate) bundle: PathBuf,
+    /// Memory for the whole process: 50% (of the model), 4GiB, 6.7GB [default: what is available]
+    #[arg(long, value_name = "AMOUNT")]
+    pub(crate) memory: Option<Budget>,
+    /// Where the feed-forward weights are: all in memory, or read from flash for every token [default: resident if it fits]
+    #[arg(long, value_enum, value_name = "WHERE")]
+    ffn: Option<FfnArg>,
+    /// Precision of the KV cache
+    #[arg(long, value_enum, default_value = "f16")]
+    kv: KvArg,
+    /// Threads that compute [default: all processors]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// Whether reads must, may or must not bypass the page cache
+    #[arg(long, value_name = "WHEN", default_value = "optional")]
+    direct: DirectIo,
+    /// How reads are issued
+    #[arg(long, value_name = "ENGINE", default_value = "auto")]
+    engine: EngineChoice,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum FfnArg {
+    /// All in memory
+    Resident,
+    /// Read completely for every token
+    Streamed,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum KvArg {
+    F16,
+    F32,
+}
+
+/// Loads the model for `context` tokens, showing progress on a terminal and, if asked, what was chosen.
+pub(crate) fn load_with_progress(bundle: &Bundle, args: &ModelArgs, context: usize, verbose: bool) -> Result<Loaded> {
+    let options = LoadOptions {
+        context,
+        budget: args.memory.map(|budget| budget.bytes(bundle.manifest().model_bytes)),
+        ffn: args.ffn.map(|ffn| match ffn {
+            FfnArg::Resident => FfnChoice::Resident,
+            FfnArg::Streamed => FfnChoice::Streamed,
+        }),
+        kv: match args.kv {
+            KvArg::F16 => KvDtype::F16,
+            KvArg::F32 => KvDtype::F32,
+        },
+        threads: args.threads.unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)),
+        direct: args.direct,
+        engine: args.engine,
+    };
+    let bar = ProgressBar::new(0); // hidden when standard error is not a terminal
+    bar.set_style(
+        ProgressStyle::with_template("loading [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left")?.progress_chars("=> "),
+    );
+    let loaded = load(bundle, &options, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    let loaded = loaded?;
+    if verbose {
+        eprint!("memory plan for {context} tokens of context:\n{}", loaded.plan.table());
+    }
+    for notice in loaded.notices.iter().filter(|n| verbose || n.important) {
+        eprintln!("{}", notice.text);
+    }
+    Ok(loaded)
+}

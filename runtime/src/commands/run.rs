@@ -1,0 +1,278 @@
+//! `flashlm run`: text in, text out, and what it cost.
+
+use std::io::{IsTerminal, Read, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use flashlm_formats::bundle::Bundle;
+use flashlm_runtime::budget::human_bytes;
+use flashlm_runtime::generate::{Finish, Generation, Percentiles, Request, generate};
+use flashlm_runtime::memory::{self, PeakMemory};
+use flashlm_runtime::model::forward::Forward;
+use flashlm_runtime::sampler::{Sampler, Sampling};
+use flashlm_runtime::text::{StopStrings, Tokenizer};
+use serde_json::json;
+
+use super::{EXIT_INTERRUPTED, ModelArgs, at_prompt, clear_interrupt, interrupted, load_with_progress, parse_ids};
+
+/// Arguments of `flashlm run`.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    flashlm run model.flashlm --prompt \"Once upon a time\" -n 64\n  \
+    flashlm run model.flashlm --memory 50% --prompt-file story.txt --temperature 0.7 --top-p 0.9 --seed 1\n  \
+    echo \"Once upon a time\" | flashlm run model.flashlm --prompt-file - --json\n  \
+    flashlm run model.flashlm            (on a terminal: a conversation; Ctrl-D ends it)")]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Text to continue
+    #[arg(long, value_name = "TEXT", group = "input")]
+    prompt: Option<String>,
+    /// File with the text to continue; - for standard input
+    #[arg(long, value_name = "FILE", group = "input")]
+    prompt_file: Option<PathBuf>,
+    /// Token ids to continue, like 2,713,16; taken as they are
+    #[arg(long, value_name = "IDS", group = "input", value_parser = parse_ids)]
+    ids: Option<std::vec::Vec<u32>>,
+    /// Tokens to generate at most
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
+    tokens: usize,
+    /// Tokens the KV cache holds [default: prompt + n; in a conversation what the model allows, at most 2048]
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+    /// Randomness of the choice; 0 takes the likeliest token
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = non_negative)]
+    temperature: f32,
+    /// Choose among the K likeliest tokens only; 0 for all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: usize,
+    /// Choose among the likeliest tokens that together have this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = share)]
+    top_p: f32,
+    /// Make tokens already seen less likely; 1 changes nothing
+    #[arg(long, value_name = "R", default_value_t = 1.0, value_parser = positive)]
+    repetition_penalty: f32,
+    /// Seed of the random choice
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// End before this text appears; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: std::vec::Vec<String>,
+    /// Go on when the model ends its text
+    #[arg(long)]
+    ignore_eos: bool,
+    /// One JSON object per token and a last one with the figures
+    #[arg(long)]
+    json: bool,
+    /// Show the memory plan and what was chosen
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+fn number(text: &str) -> Result<f32, String> {
+    text.parse().ok().filter(|v: &f32| v.is_finite()).ok_or_else(|| format!("`{text}` is not a number"))
+}
+
+fn non_negative(text: &str) -> Result<f32, String> {
+    number(text).and_then(|v| if v >= 0.0 { Ok(v) } else { Err("must not be negative".into()) })
+}
+
+fn positive(text: &str) -> Result<f32, String> {
+    number(text).and_then(|v| if v > 0.0 { Ok(v) } else { Err("must be above 0".into()) })
+}
+
+fn share(text: &str) -> Result<f32, String> {
+    number(text).and_then(|v| if v > 0.0 && v <= 1.0 { Ok(v) } else { Err("must be above 0 and at most 1".into()) })
+}
+
+pub(crate) fn run(args: RunArgs) -> Result<ExitCode> {
+    super::watch_signals()?;
+    let bundle = Bundle::open(&args.model.bundle)?;
+    let tokenizer = Tokenizer::from_json(bundle.tokenizer())?;
+    let prompt = prompt_ids(&args, &bundle, &tokenizer)?;
+    let max = bundle.spec().max_positions;
+    let context = match (args.context, &prompt) {
+        (Some(0), _) => bail!("--context 0 holds nothing; leave it out for prompt + n"),
+        (Some(context), _) => context,
+        (None, Some(prompt)) => prompt.len() + args.tokens,
+        (None, None) => max.min(2048),
+    };
+    if context > max {
+        bail!("a context of {context} tokens is more than the {max} that this model was made for; use a shorter prompt or a smaller -n");
+    }
+    let loaded = load_with_progress(&bundle, &args.model, context, args.verbose)?;
+    let mut session = Session {
+        forward: loaded.forward,
+        sampler: Sampler::new(sampling(&args), bundle.spec().vocab_size),
+        tokenizer: &tokenizer,
+        eos: if args.ignore_eos { &[] } else { &bundle.spec().eos },
+        args: &args,
+    };
+    match prompt {
+        Some(prompt) => {
+            let figures = session.turn(&prompt, args.tokens)?;
+            report(&args, &figures)?;
+        }
+        None => converse(&mut session, &bundle)?,
+    }
+    Ok(if interrupted() { ExitCode::from(EXIT_INTERRUPTED) } else { ExitCode::SUCCESS })
+}
+
+fn sampling(args: &RunArgs) -> Sampling {
+    Sampling {
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        repetition_penalty: args.repetition_penalty,
+        seed: args.seed,
+    }
+}
+
+/// The ids to start from; `None` on a terminal without a prompt.
+fn prompt_ids(args: &RunArgs, bundle: &Bundle, tokenizer: &Tokenizer) -> Result<Option<Vec<u32>>> {
+    if let Some(ids) = &args.ids {
+        return Ok(Some(ids.clone()));
+    }
+    let text = match (&args.prompt, &args.prompt_file) {
+        (Some(text), _) => text.clone(),
+        (None, Some(path)) => read_prompt(path)?,
+        (None, None) if std::io::stdin().is_terminal() && !args.json => return Ok(None),
+        (None, None) => bail!("no prompt: give --prompt TEXT, --prompt-file FILE (- for standard input) or --ids 2,713,16"),
+    };
+    let mut ids: Vec<u32> = bundle.spec().bos.into_iter().collect();
+    ids.extend(tokenizer.encode(&text)?);
+    Ok(Some(ids))
+}
+
+fn read_prompt(path: &Path) -> Result<String> {
+    let mut bytes = Vec::new();
+    if path == Path::new("-") {
+        std::io::stdin().read_to_end(&mut bytes).context("cannot read the prompt from standard input")?;
+    } else {
+        bytes = std::fs::read(path).with_context(|| format!("cannot read the prompt from {}", path.display()))?;
+    }
+    String::from_utf8(bytes).with_context(|| format!("the prompt in {} is not UTF-8 text", path.display()))
+}
+
+struct Session<'a> {
+    forward: Forward,
+    sampler: Sampler,
+    tokenizer: &'a Tokenizer,
+    eos: &'a [u32],
+    args: &'a RunArgs,
+}
+
+impl Session<'_> {
+    /// Feeds `prompt` and shows what follows, as it comes.
+    fn turn(&mut self, prompt: &[u32], tokens: usize) -> Result<Generation> {
+        let mut out = std::io::stdout().lock();
+        let mut stream = self.tokenizer.stream();
+        let mut stops = StopStrings::new(self.args.stop.clone());
+        let mut failure = None;
+        let json = self.args.json;
+        let mut show = |id: u32, text: &str| -> std::io::Result<()> {
+            if json {
+                writeln!(out, "{}", json!({ "id": id, "text": text }))?;
+            } else {
+                out.write_all(text.as_bytes())?;
+            }
+            out.flush()
+        };
+        let mut last = 0;
+        let request = Request { prompt, tokens, eos: self.eos };
+        let generation = generate(&mut self.forward, &mut self.sampler, &request, &mut |id| {
+            last = id;
+            let (text, stopped) = stops.push(&stream.push(id));
+            if let Err(error) = show(id, &text) {
+                failure = Some(error);
+                return ControlFlow::Break(());
+            }
+            if stopped || interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        if let Some(error) = failure {
+            return Err(error).context("cannot write the text to standard output");
+        }
+        if generation.finish != Finish::Stopped || interrupted() {
+            let rest = stops.push(&stream.finish());
+            let rest = rest.0 + &if rest.1 { String::new() } else { stops.finish() };
+            if !rest.is_empty() && !json {
+                out.write_all(rest.as_bytes())?;
+            }
+        }
+        if !json {
+            writeln!(out)?;
+        }
+        out.flush()?;
+        Ok(generation)
+    }
+}
+
+/// Turn by turn on a terminal; the KV cache is kept.
+fn converse(session: &mut Session<'_>, bundle: &Bundle) -> Result<()> {
+    eprintln!("Type text for the model to continue. Ctrl-C ends a turn, Ctrl-D the conversation.");
+    let mut line = String::new();
+    loop {
+        eprint!("> ");
+        line.clear();
+        at_prompt(true);
+        let read = std::io::stdin().read_line(&mut line).context("cannot read from the terminal")?;
+        at_prompt(false);
+        if read == 0 {
+            eprintln!();
+            return Ok(());
+        }
+        let text = line.trim_end_matches(['\n', '\r']);
+        let mut ids: Vec<u32> = if session.forward.is_empty() { bundle.spec().bos.into_iter().collect() } else { vec![] };
+        ids.extend(session.tokenizer.encode(text)?);
+        if ids.is_empty() {
+            continue;
+        }
+        let left = session.forward.context() - session.forward.len();
+        if ids.len() >= left {
+            eprintln!("{} tokens do not fit the {left} left of the context; start again, or with a larger --context", ids.len());
+            continue;
+        }
+        let tokens = session.args.tokens.min(left - ids.len());
+        let figures = session.turn(&ids, tokens)?;
+        report(session.args, &figures)?;
+        clear_interrupt();
+    }
+}
+
+fn report(args: &RunArgs, figures: &Generation) -> Result<()> {
+    let ms = Percentiles::of(&figures.decode);
+    let decoded = figures.decode.len().max(1) as u64;
+    let bytes_read_per_token = figures.decode_reads.bytes / decoded;
+    let prefill_ms = figures.prefill.as_secs_f64() * 1e3;
+    let PeakMemory { bytes: peak, source } = memory::peak();
+    if args.json {
+        let object = json!({
+            "prompt_tokens": figures.prompt_tokens,
+            "tokens": figures.tokens,
+            "finish": figures.finish,
+            "prefill_ms": prefill_ms,
+            "decode_ms_per_token": ms,
+            "bytes_read_per_token": bytes_read_per_token,
+            "peak_memory_bytes": peak,
+            "memory_source": source,
+        });
+        writeln!(std::io::stdout(), "{object}")?;
+        return Ok(());
+    }
+    eprintln!(
+        "prefill {} tokens in {:.2} s ({:.1} tokens/s); decode {} tokens at {:.2} ms a token (p95 {:.2}, p99 {:.2}; {:.1} tokens/s)",
+        figures.prompt_tokens,
+        figures.prefill.as_secs_f64(),
+        figures.prompt_tokens as f64 / figures.prefill.as_secs_f64().max(1e-9),
+        figures.decode.len(),
+        ms.median,
+        ms.p95,
+        ms.p99,
+        if ms.median > 0.0 { 1e3 / ms.median } else { 0.0 },
+    );
+    eprintln!("read {} a token; peak memory {} ({source})", human_bytes(bytes_read_per_token), human_bytes(peak));
+    Ok(())
+}

@@ -1,0 +1,80 @@
+//! What can go wrong while a bundle is opened or run.
+
+use std::path::PathBuf;
+
+use flashlm_formats::bundle::BundleError;
+use flashlm_io::IoError;
+
+/// An error of the runtime. Numbers are in the fields; the message says the next step.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RuntimeError {
+    /// The bundle cannot be opened or is damaged.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// Reading the bundle's data failed.
+    #[error(transparent)]
+    Io(#[from] IoError),
+    /// A part of the bundle does not have the checksum that its header states.
+    #[error(
+        "{path}: {part} is damaged: checksum {found:016x}, expected {expected:016x}; copy the bundle again or rebuild it"
+    )]
+    Checksum {
+        /// The bundle.
+        path: PathBuf,
+        /// Which part.
+        part: String,
+        /// Checksum stated in the bundle.
+        expected: u64,
+        /// Checksum of the bytes read.
+        found: u64,
+    },
+    /// The budget cannot hold what is needed.
+    #[error("a memory budget of {budget} bytes is too small: {needed} bytes are needed for {what}; the smallest that works is --memory {needed}")]
+    BudgetTooSmall {
+        /// The budget.
+        budget: u64,
+        /// The smallest budget that works.
+        needed: u64,
+        /// Context and FFN source that were asked for.
+        what: String,
+    },
+    /// The tokenizer in the bundle cannot be used.
+    #[error("the bundle's tokenizer cannot be used: {0}")]
+    Tokenizer(String),
+    /// A token id is outside the vocabulary.
+    #[error("token id {id} is not in the model's vocabulary of {vocab_size}")]
+    TokenOutOfRange {
+        /// The id.
+        id: u32,
+        /// Number of ids.
+        vocab_size: usize,
+    },
+    /// More tokens than the context holds.
+    #[error("{wanted} tokens do not fit the context of {context}; ask for fewer tokens, a shorter prompt, or a larger --context (the model allows {model_max})")]
+    ContextFull {
+        /// Tokens that would have to be held.
+        wanted: usize,
+        /// Tokens the context holds.
+        context: usize,
+        /// Longest context of the model.
+        model_max: usize,
+    },
+    /// There is nothing to start from.
+    #[error("the prompt is empty and the model has no token that begins a sequence; give at least one token")]
+    EmptyPrompt,
+    /// The bundle describes something this build cannot compute.
+    #[error("{0}")]
+    Unsupported(String),
+    /// Threads could not be started.
+    #[error("cannot start {threads} threads: {source}")]
+    Threads {
+        /// Number asked for.
+        threads: usize,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// Result with a [`RuntimeError`].
+pub type Result<T, E = RuntimeError> = std::result::Result<T, E>;

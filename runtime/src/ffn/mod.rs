@@ -1,0 +1,4 @@
+//! Where the neurons of an FFN come from.
+
+pub mod resident;
+pub mod streamed;

@@ -1,0 +1,119 @@
+//! Causal self-attention over the KV cache, for a piece of one sequence.
+
+use flashlm_formats::model::ModelSpec;
+use flashlm_kernels::{Threads, add_weighted_rows_serial, layer_norm, matvec_serial, rope_rotate_half, softmax};
+
+use super::kv_cache::KvCache;
+use super::positions::PositionTables;
+use super::weights::QkNorm;
+
+/// Memory of one attention call: per head the attended values and one row of scores.
+#[derive(Default)]
+pub struct AttentionScratch {
+    heads: Vec<f32>,
+}
+
+impl AttentionScratch {
+    /// Scratch for `tokens` at a time in a context of `context`.
+    pub fn new(spec: &ModelSpec, tokens: usize, context: usize) -> Self {
+        Self { heads: vec![0.0; Self::len(spec, tokens, context)] }
+    }
+
+    fn len(spec: &ModelSpec, tokens: usize, context: usize) -> usize {
+        spec.attention.heads * (tokens * spec.attention.head_dim + context)
+    }
+
+    /// Bytes of that scratch.
+    pub fn bytes(spec: &ModelSpec, tokens: usize, context: usize) -> u64 {
+        Self::len(spec, tokens, context) as u64 * 4
+    }
+}
+
+/// One attention call.
+pub struct AttentionCall<'a> {
+    /// The architecture.
+    pub spec: &'a ModelSpec,
+    /// Which block.
+    pub layer: usize,
+    /// Norms of query and key heads, if the model has them.
+    pub qk_norm: Option<&'a QkNorm>,
+    /// Rotary or ALiBi tables.
+    pub positions: &'a PositionTables,
+    /// Position of the first token; as many are in the cache.
+    pub start: usize,
+    /// Tokens in this piece.
+    pub tokens: usize,
+}
+
+/// Attends `qkv` (`[tokens, heads + 2 * kv_heads, head_dim]`, changed in place) to the cache and itself; stores its keys and values.
+///
+/// `out` becomes `[tokens, heads * head_dim]`.
+pub fn attend(
+    call: &AttentionCall<'_>,
+    threads: &Threads,
+    qkv: &mut [f32],
+    cache: &mut KvCache,
+    scratch: &mut AttentionScratch,
+    out: &mut [f32],
+) {
+    let AttentionCall { spec, layer, start, tokens, .. } = *call;
+    let shape = &spec.attention;
+    let (heads, kv_heads, dim) = (shape.heads, shape.kv_heads, shape.head_dim);
+    for t in 0..tokens {
+        let row = &mut qkv[t * shape.qkv_size()..(t + 1) * shape.qkv_size()];
+        let (queries_keys, values) = row.split_at_mut((heads + kv_heads) * dim);
+        normalise_and_rotate(call, start + t, queries_keys);
+        cache.put(layer, start + t, &queries_keys[heads * dim..], values);
+    }
+
+    let cache = &*cache;
+    let qkv = &*qkv;
+    let end = start + tokens;
+    let scale = 1.0 / (dim as f32).sqrt();
+    let per_head = tokens * dim + end;
+    let buffer = &mut scratch.heads[..heads * per_head];
+    threads.chunks_mut(buffer, per_head, &|head, buffer| {
+        let (attended, scores) = buffer.split_at_mut(tokens * dim);
+        let kv_head = head / (heads / kv_heads);
+        for t in 0..tokens {
+            let visible = start + t + 1;
+            let query = &qkv[t * shape.qkv_size() + head * dim..][..dim];
+            let scores = &mut scores[..visible];
+            matvec_serial(cache.keys(layer, kv_head, visible), query, scores);
+            if let PositionTables::Alibi { bias, context } = call.positions {
+                for (score, bias) in scores.iter_mut().zip(&bias[head * context..]) {
+                    *score = (*score + bias) * scale;
+                }
+            } else {
+                scores.iter_mut().for_each(|s| *s *= scale);
+            }
+            softmax(scores);
+            let attended = &mut attended[t * dim..(t + 1) * dim];
+            attended.fill(0.0);
+            add_weighted_rows_serial(cache.values(layer, kv_head, visible), scores, attended);
+        }
+    });
+    for head in 0..heads {
+        for t in 0..tokens {
+            let from = head * per_head + t * dim;
+            out[(t * heads + head) * dim..][..dim].copy_from_slice(&buffer[from..from + dim]);
+        }
+    }
+}
+
+fn normalise_and_rotate(call: &AttentionCall<'_>, position: usize, queries_keys: &mut [f32]) {
+    let shape = &call.spec.attention;
+    let dim = shape.head_dim;
+    if let Some(norm) = call.qk_norm {
+        for (head, values) in queries_keys.chunks_exact_mut(dim).enumerate() {
+            let (weight, bias) = if head < shape.heads { &norm.query } else { &norm.key };
+            layer_norm(values, Some(weight), Some(bias), call.spec.norm.eps);
+        }
+    }
+    if let PositionTables::Rotary { dims, cos, sin } = call.positions {
+        let row = position * dims / 2..(position + 1) * dims / 2;
+        for values in queries_keys.chunks_exact_mut(dim) {
+            rope_rotate_half(values, *dims, &cos[row.clone()], &sin[row.clone()]);
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The feed-forward network, and the seam where its neurons come from.
+//!
+//! An [`FfnSource`] computes the FFN of one block: `resident` from memory, `streamed` by reading every neuron, `flash` by reading
+//! the few that matter. All of them hand blocks of neuron records to the functions here, so the arithmetic is the same. The
+//! order of every sum is the storage order of the neurons, whatever the blocks: the sources agree to the bit.
+
+use flashlm_formats::bundle::FlashLayout;
+use flashlm_formats::model::{Activation, DType, Ffn, ModelSpec};
+use flashlm_kernels::{
+    Matrix, MatmulScratch, ROW_BLOCK, RowLayout, Threads, add_scaled_rows, matmul, matmul_rows_add, matvec,
+};
+
+use super::weights::element;
+use crate::error::Result;
+
+/// Computes the FFN of a block of the model.
+pub trait FfnSource: Send {
+    /// Adds the FFN's output to `call.output`.
+    fn run(&mut self, call: FfnCall<'_>) -> Result<()>;
+
+    /// Bytes and device requests read so far.
+    fn read_counters(&self) -> ReadCounters {
+        ReadCounters::default()
+    }
+}
+
+/// What a source has read from flash since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReadCounters {
+    /// Bytes that reached memory.
+    pub bytes: u64,
+    /// Device requests.
+    pub reads: u64,
+    /// Nanoseconds spent waiting for them.
+    pub wait_ns: u64,
+}
+
+impl ReadCounters {
+    /// What was added since `before`.
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            bytes: self.bytes - before.bytes,
+            reads: self.reads - before.reads,
+            wait_ns: self.wait_ns - before.wait_ns,
+        }
+    }
+}
+
+/// Watches what goes through an FFN, for recording.
+pub trait FfnObserver {
+    /// The FFN's input, `[tokens, hidden]`.
+    fn input(&mut self, layer: usize, tokens: usize, input: &[f32]) -> Result<()>;
+    /// Activations `[tokens, count]` of the neurons from `first` on, as they enter the down projection's sum.
+    fn activations(&mut self, layer: usize, first: usize, count: usize, activations: &[f32]) -> Result<()>;
+}
+
+/// One FFN call.
+pub struct FfnCall<'a> {
+    /// Which block.
+    pub layer: usize,
+    /// Tokens in this piece.
+    pub tokens: usize,
+    /// `[tokens, hidden]`, normalised.
+    pub input: &'a [f32],
+    /// `[tokens, hidden]`, added to.
+    pub output: &'a mut [f32],
+    /// Bias of the up projection, in storage order.
+    pub up_bias: Option<&'a [f32]>,
+    /// The threads to use.
+    pub threads: &'a Threads,
+    /// Memory for activations.
+    pub scratch: &'a mut FfnScratch,
+    /// Who watches.
+    pub observer: Option<&'a mut (dyn FfnObserver + 'a)>,
+}
+
+/// Activations of one piece of a block at a time.
+pub struct FfnScratch {
+    activations: Vec<f32>,
+    gates: Vec<f32>,
+    active: Vec<(u32, f32)>,
+    matmul: MatmulScratch,
+}
+
+/// Activations held at a time, as a count of f32.
+const ACTIVATIONS: usize = 1 << 18;
+
+impl FfnScratch {
+    /// Scratch for pieces of up to `tokens` tokens.
+    pub fn new(spec: &ModelSpec, tokens: usize, threads: usize) -> Self {
+        let len = Self::len(spec, tokens);
+        Self {
+            activations: vec![0.0; len],
+            gates: vec![0.0; if spec.ffn.gated { len } else { 0 }],
+            active: Vec::with_capacity(spec.ffn.size.min(ACTIVATIONS)),
+            matmul: MatmulScratch::new(threads),
+        }
+    }
+
+    fn len(spec: &ModelSpec, tokens: usize) -> usize {
+        (neurons_at_once(tokens) * tokens).min(spec.ffn.size * tokens)
+    }
+
+    /// Bytes of that scratch.
+    pub fn bytes(spec: &ModelSpec, tokens: usize, threads: usize) -> u64 {
+        let floats = Self::len(spec, tokens) * (1 + usize::from(spec.ffn.gated));
+        (floats * 4 + spec.ffn.size.min(ACTIVATIONS) * 8) as u64 + MatmulScratch::bytes(threads)
+    }
+
+    /// The scratch of matrix products.
+    pub fn matmul(&mut self) -> &mut MatmulScratch {
+        &mut self.matmul
+    }
+}
+
+/// Neurons computed at once for pieces of `tokens`: a multiple of [`ROW_BLOCK`], so that sums do not depend on it.
+fn neurons_at_once(tokens: usize) -> usize {
+    (ACTIVATIONS / tokens.max(1) / ROW_BLOCK * ROW_BLOCK).max(ROW_BLOCK)
+}
+
+/// Consecutive neurons of a block, as the bundle stores them.
+#[derive(Clone, Copy)]
+pub struct NeuronBlock<'a> {
+    first: usize,
+    count: usize,
+    gate: Option<Matrix<'a>>,
+    up: Matrix<'a>,
+    down: Matrix<'a>,
+}
+
+impl<'a> NeuronBlock<'a> {
+    /// The neurons from `first` on that lie in `data`, which begins with the group that holds `first`.
+    pub fn new(ffn: &Ffn, dtype: DType, layout: &FlashLayout, data: &'a [u8], first: usize, count: usize) -> Self {
+        let row_bytes = layout.row_bytes();
+        let matrix = |vector: usize| {
+            let rows = RowLayout {
+                offset: vector * row_bytes,
+                row_stride: layout.record_bytes(),
+                rows_per_group: layout.records_per_group(),
+                group_stride: layout.group_bytes(),
+            };
+            Matrix::strided(element(dtype), data, count, row_bytes / dtype.bytes(), rows)
+                .expect("a block of records holds whole groups")
+        };
+        let up = usize::from(ffn.gated);
+        Self { first, count, gate: ffn.gated.then(|| matrix(0)), up: matrix(up), down: matrix(up + 1) }
+    }
+}
+
+/// Adds the output of every neuron in `block` to `call.output`.
+pub fn dense(ffn: &Ffn, call: &mut FfnCall<'_>, block: NeuronBlock<'_>) -> Result<()> {
+    let step = neurons_at_once(call.tokens);
+    let mut start = 0;
+    while start < block.count {
+        let end = (start + step).min(block.count);
+        dense_piece(ffn, call, block, start, end - start)?;
+        start = end;
+    }
+    Ok(())
+}
+
+fn dense_piece(ffn: &Ffn, call: &mut FfnCall<'_>, block: NeuronBlock<'_>, start: usize, count: usize) -> Result<()> {
+    let (tokens, threads) = (call.tokens, call.threads);
+    let FfnScratch { activations, gates, active, matmul: scratch } = &mut *call.scratch;
+    let activations = &mut activations[..tokens * count];
+    let neurons = block.first + start..block.first + start + count;
+    let rows = start..start + count;
+
+    product(threads, block.up.rows_range(rows.clone()), call.input, tokens, activations, scratch);
+    if let Some(bias) = call.up_bias {
+        for row in activations.chunks_exact_mut(count) {
+            row.iter_mut().zip(&bias[neurons.clone()]).for_each(|(a, b)| *a += b);
+        }
+    }
+    if let Some(gate) = block.gate {
+        let gates = &mut gates[..tokens * count];
+        product(threads, gate.rows_range(rows.clone()), call.input, tokens, gates, scratch);
+        activate(ffn.activation, gates);
+        activations.iter_mut().zip(gates.iter()).for_each(|(a, g)| *a *= g);
+    } else {
+        activate(ffn.activation, activations);
+    }
+    if let Some(observer) = &mut call.observer {
+        observer.activations(call.layer, neurons.start, count, activations)?;
+    }
+    let down = block.down.rows_range(rows);
+    if tokens == 1 {
+        active.clear();
+        active.extend(activations.iter().enumerate().filter(|(_, a)| **a != 0.0).map(|(i, a)| (i as u32, *a)));
+        add_scaled_rows(threads, down, active, call.output);
+    } else {
+        matmul_rows_add(threads, down, activations, count, tokens, call.output, scratch);
+    }
+    Ok(())
+}
+
+/// `y[t, r] = sum_c x[t, c] * w[r, c]`.
+pub fn product(threads: &Threads, w: Matrix<'_>, x: &[f32], tokens: usize, y: &mut [f32], scratch: &mut MatmulScratch) {
+    if tokens == 1 {
+        matvec(threads, w, x, y);
+    } else {
+        matmul(threads, w, x, tokens, y, w.rows(), scratch);
+    }
+}
+
+/// The activation function, in place.
+pub fn activate(activation: Activation, values: &mut [f32]) {
+    match activation {
+        Activation::Relu => flashlm_kernels::relu(values),
+        Activation::Relu2 => values.iter_mut().for_each(|v| *v = v.max(0.0) * v.max(0.0)),
+        Activation::FatRelu(threshold) => values.iter_mut().for_each(|v| *v = if *v > threshold { *v } else { 0.0 }),
+        Activation::Gelu => flashlm_kernels::gelu(values),
+        Activation::GeluTanh => flashlm_kernels::gelu_tanh(values),
+        Activation::Silu => flashlm_kernels::silu(values),
+    }
+}

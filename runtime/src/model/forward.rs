@@ -1,0 +1,225 @@
+//! From token ids to logits: embedding, all blocks, head.
+
+use flashlm_formats::model::{ModelSpec, Positions};
+use flashlm_kernels::{Threads, matvec};
+
+use super::ffn::{FfnSource, ReadCounters};
+use super::kv_cache::{KvCache, KvDtype};
+use super::layer::{LayerScratch, Pass, norm};
+use super::positions::PositionTables;
+use super::weights::{ModelWeights, OuterWeights};
+use crate::error::{Result, RuntimeError};
+
+/// Tokens that go through a block together. Fixed, so that a result never depends on how much memory there was.
+pub const PIECE_TOKENS: usize = 256;
+
+/// A model with its KV cache: feeds tokens, gives logits.
+pub struct Forward {
+    spec: ModelSpec,
+    weights: ModelWeights,
+    ffn: Box<dyn FfnSource>,
+    threads: Threads,
+    positions: PositionTables,
+    cache: KvCache,
+    states: Vec<f32>,
+    scratch: LayerScratch,
+    head: HeadScratch,
+}
+
+struct HeadScratch {
+    normed: Vec<f32>,
+    projected: Vec<f32>,
+    logits: Vec<f32>,
+}
+
+impl Forward {
+    /// A model with room for `context` tokens, fed at most `piece_tokens` (up to [`PIECE_TOKENS`]) at a time.
+    pub fn new(
+        spec: ModelSpec,
+        weights: ModelWeights,
+        ffn: Box<dyn FfnSource>,
+        threads: Threads,
+        context: usize,
+        kv: KvDtype,
+    ) -> Result<Self> {
+        let piece = PIECE_TOKENS.min(context);
+        Ok(Self {
+            positions: PositionTables::new(&spec, context),
+            cache: KvCache::new(&spec, spec.layers, context, kv)?,
+            states: vec![0.0; piece * spec.hidden_size],
+            scratch: LayerScratch::new(&spec, piece, context, threads.count()),
+            head: HeadScratch {
+                normed: vec![0.0; spec.hidden_size],
+                projected: vec![0.0; if spec.embed_size == spec.hidden_size { 0 } else { spec.embed_size }],
+                logits: vec![0.0; spec.vocab_size],
+            },
+            spec,
+            weights,
+            ffn,
+            threads,
+        })
+    }
+
+    /// Bytes of states, scratch, tables and KV cache for a context.
+    pub fn working_bytes(spec: &ModelSpec, context: usize, threads: usize) -> u64 {
+        let piece = PIECE_TOKENS.min(context);
+        let floats = (piece + 1) * spec.hidden_size + spec.embed_size + spec.vocab_size;
+        floats as u64 * 4
+            + LayerScratch::bytes(spec, piece, context, threads)
+            + PositionTables::bytes(spec, context)
+    }
+
+    /// The architecture.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// Tokens in the KV cache.
+    pub fn len(&self) -> usize {
+        self.cache.len()
+    }
+
+    /// Whether no token has been fed.
+    pub fn is_empty(&self) -> bool {
+        self.cache.is_empty()
+    }
+
+    /// Tokens the KV cache holds.
+    pub fn context(&self) -> usize {
+        self.cache.context()
+    }
+
+    /// Forgets all tokens from `len` on.
+    pub fn truncate(&mut self, len: usize) {
+        self.cache.truncate(len);
+    }
+
+    /// What has been read from flash so far.
+    pub fn read_counters(&self) -> ReadCounters {
+        self.ffn.read_counters()
+    }
+
+    /// Feeds tokens and gives the logits of the last one, `[vocab]`.
+    pub fn feed(&mut self, ids: &[u32]) -> Result<&mut [f32]> {
+        self.check(ids)?;
+        let mut last = 0;
+        for piece in ids.chunks(PIECE_TOKENS) {
+            self.run_piece(piece)?;
+            last = piece.len() - 1;
+        }
+        self.logits(last);
+        Ok(&mut self.head.logits)
+    }
+
+    /// Feeds tokens and hands the logits of each one to `each`, with its place in `ids`.
+    pub fn feed_all(&mut self, ids: &[u32], each: &mut dyn FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
+        self.check(ids)?;
+        for (p, piece) in ids.chunks(PIECE_TOKENS).enumerate() {
+            self.run_piece(piece)?;
+            for t in 0..piece.len() {
+                self.logits(t);
+                each(p * PIECE_TOKENS + t, &self.head.logits)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&self, ids: &[u32]) -> Result<()> {
+        let vocab_size = self.spec.vocab_size;
+        if let Some(&id) = ids.iter().find(|id| **id as usize >= vocab_size) {
+            return Err(RuntimeError::TokenOutOfRange { id, vocab_size });
+        }
+        if ids.is_empty() {
+            return Err(RuntimeError::EmptyPrompt);
+        }
+        let (wanted, context) = (self.len() + ids.len(), self.context());
+        if wanted > context {
+            return Err(RuntimeError::ContextFull { wanted, context, model_max: self.spec.max_positions });
+        }
+        Ok(())
+    }
+
+    fn run_piece(&mut self, ids: &[u32]) -> Result<()> {
+        let states = &mut self.states[..ids.len() * self.spec.hidden_size];
+        let start = self.cache.len();
+        let HeadScratch { normed, projected, .. } = &mut self.head;
+        embed(&self.spec, &self.weights.outer, &self.threads, ids, start, states, (projected, normed));
+        for (layer, weights) in self.weights.layers.iter().enumerate() {
+            let mut pass = Pass {
+                spec: &self.spec,
+                threads: &self.threads,
+                positions: &self.positions,
+                cache: &mut self.cache,
+                ffn: &mut *self.ffn,
+                scratch: &mut self.scratch,
+                observer: None,
+            };
+            pass.run(weights, layer, layer, states)?;
+        }
+        self.cache.advance(ids.len());
+        Ok(())
+    }
+
+    fn logits(&mut self, token: usize) {
+        let state = &self.states[token * self.spec.hidden_size..(token + 1) * self.spec.hidden_size];
+        let HeadScratch { normed, projected, logits } = &mut self.head;
+        head(&self.spec, &self.weights.outer, &self.threads, state, normed, projected, logits);
+    }
+}
+
+/// Token and position embeddings of `ids` from position `start` on, `[tokens, hidden]`.
+///
+/// The last pair is room for one token embedding (`[embed]`, needed with an input projection) and one position (`[hidden]`).
+pub fn embed(
+    spec: &ModelSpec,
+    weights: &OuterWeights,
+    threads: &Threads,
+    ids: &[u32],
+    start: usize,
+    states: &mut [f32],
+    (token, position): (&mut [f32], &mut [f32]),
+) {
+    let hidden = spec.hidden_size;
+    let tokens = weights.tokens.matrix();
+    for (t, (&id, state)) in ids.iter().zip(states.chunks_exact_mut(hidden)).enumerate() {
+        match &weights.project_in {
+            Some(project) => {
+                flashlm_kernels::to_f32(tokens.element(), tokens.row(id as usize), token);
+                matvec(threads, project.matrix(), token, state);
+            }
+            None => flashlm_kernels::to_f32(tokens.element(), tokens.row(id as usize), state),
+        }
+        if let (Some(table), Positions::Learned { offset }) = (&weights.positions, spec.positions) {
+            let table = table.matrix();
+            flashlm_kernels::to_f32(table.element(), table.row(start + t + offset), position);
+            state.iter_mut().zip(position.iter()).for_each(|(s, p)| *s += p);
+        }
+    }
+}
+
+/// Logits of one state: final norm, projection, head.
+fn head(
+    spec: &ModelSpec,
+    weights: &OuterWeights,
+    threads: &Threads,
+    state: &[f32],
+    normed: &mut [f32],
+    projected: &mut [f32],
+    logits: &mut [f32],
+) {
+    match &weights.final_norm {
+        Some(final_norm) => norm(spec, final_norm, state, normed),
+        None => normed.copy_from_slice(state),
+    }
+    let input: &[f32] = match &weights.project_out {
+        Some(project) => {
+            matvec(threads, project.matrix(), normed, projected);
+            projected
+        }
+        None => normed,
+    };
+    matvec(threads, weights.head().matrix(), input, logits);
+    if let Some(bias) = &weights.head_bias {
+        logits.iter_mut().zip(bias).for_each(|(l, b)| *l += b);
+    }
+}

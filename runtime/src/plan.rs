@@ -1,0 +1,86 @@
+//! Everything the process will hold, added up before any of it is allocated.
+
+use flashlm_formats::model::ModelSpec;
+
+use crate::budget::human_bytes;
+use crate::error::{Result, RuntimeError};
+use crate::model::forward::Forward;
+use crate::model::kv_cache::{KvCache, KvDtype};
+use crate::model::weights::vector_bytes;
+use crate::sampler::Sampler;
+
+/// One part of the plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlanItem {
+    /// What it is.
+    pub name: &'static str,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// The memory that a run will take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// The parts.
+    pub items: Vec<PlanItem>,
+    /// Tokens the KV cache holds.
+    pub context: usize,
+    /// Where the FFN comes from, for messages.
+    pub ffn: &'static str,
+}
+
+/// The program itself: code, allocator, stacks, and what the kernel keeps for it. Measured: see docs/performance.md.
+const PROCESS_BYTES: u64 = 24 << 20;
+
+/// Memory that a tokenizer takes while it is read, per byte of its tokenizer.json. Measured on vocabularies of 4 096 to 65 024.
+const TOKENIZER_FACTOR: u64 = 14;
+
+impl MemoryPlan {
+    /// The plan for a model: `resident` and `ffn_bytes` are the bundle's, `tokenizer` the size of its tokenizer.json.
+    pub fn new(
+        spec: &ModelSpec,
+        context: usize,
+        kv: KvDtype,
+        threads: usize,
+        resident: u64,
+        tokenizer: u64,
+        (ffn, ffn_bytes): (&'static str, u64),
+    ) -> Self {
+        let item = |name, bytes| PlanItem { name, bytes };
+        let items = vec![
+            item("resident weights", resident + vector_bytes(spec)),
+            item("FFN", ffn_bytes),
+            item("KV cache", (spec.layers * KvCache::layer_bytes(spec, context, kv)) as u64),
+            item("activations", Forward::working_bytes(spec, context, threads) + Sampler::bytes(spec.vocab_size)),
+            item("tokenizer", tokenizer * TOKENIZER_FACTOR),
+            item("process", PROCESS_BYTES),
+        ];
+        Self { items, context, ffn }
+    }
+
+    /// Bytes in all.
+    pub fn total(&self) -> u64 {
+        self.items.iter().map(|i| i.bytes).sum()
+    }
+
+    /// An error unless the plan fits `budget`.
+    pub fn check(&self, budget: u64) -> Result<()> {
+        if self.total() <= budget {
+            return Ok(());
+        }
+        Err(RuntimeError::BudgetTooSmall {
+            budget,
+            needed: self.total(),
+            what: format!("{} tokens of context with a {} FFN", self.context, self.ffn),
+        })
+    }
+
+    /// The plan as lines of text.
+    pub fn table(&self) -> String {
+        let mut text = String::new();
+        for PlanItem { name, bytes } in &self.items {
+            text += &format!("  {name:<18} {:>12}\n", human_bytes(*bytes));
+        }
+        text + &format!("  {:<18} {:>12}\n", "total", human_bytes(self.total()))
+    }
+}

@@ -1,0 +1,181 @@
+//! From logits to a token id: greedy, temperature, top-k, top-p, repetition penalty.
+
+/// How the next token is chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// 0 means greedy.
+    pub temperature: f32,
+    /// Keep only the `top_k` likeliest tokens; 0 keeps all.
+    pub top_k: usize,
+    /// Keep the likeliest tokens that together reach this probability; 1 keeps all.
+    pub top_p: f32,
+    /// Divide positive and multiply negative logits of tokens already seen; 1 changes nothing.
+    pub repetition_penalty: f32,
+    /// Start of the random numbers.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { temperature: 0.0, top_k: 0, top_p: 1.0, repetition_penalty: 1.0, seed: 0 }
+    }
+}
+
+/// Chooses tokens. All memory is taken when it is made.
+pub struct Sampler {
+    sampling: Sampling,
+    random: SplitMix64,
+    seen: Vec<bool>,
+    candidates: Vec<(f32, u32)>,
+}
+
+impl Sampler {
+    /// A sampler for a vocabulary.
+    pub fn new(sampling: Sampling, vocab_size: usize) -> Self {
+        Self {
+            sampling,
+            random: SplitMix64(sampling.seed),
+            seen: vec![false; vocab_size],
+            candidates: Vec::with_capacity(if sampling.temperature > 0.0 { vocab_size } else { 0 }),
+        }
+    }
+
+    /// Bytes it holds for a vocabulary.
+    pub fn bytes(vocab_size: usize) -> u64 {
+        vocab_size as u64 * 9
+    }
+
+    /// Counts a token as seen, for the repetition penalty.
+    pub fn saw(&mut self, id: u32) {
+        if let Some(seen) = self.seen.get_mut(id as usize) {
+            *seen = true;
+        }
+    }
+
+    /// Chooses the next token; `logits` are changed.
+    pub fn choose(&mut self, logits: &mut [f32]) -> u32 {
+        let Sampling { temperature, top_k, top_p, repetition_penalty, .. } = self.sampling;
+        if repetition_penalty != 1.0 {
+            for (logit, _) in logits.iter_mut().zip(&self.seen).filter(|(_, seen)| **seen) {
+                *logit = if *logit > 0.0 { *logit / repetition_penalty } else { *logit * repetition_penalty };
+            }
+        }
+        let id = if temperature <= 0.0 { greedy(logits) } else { self.draw(logits, temperature, top_k, top_p) };
+        self.saw(id);
+        id
+    }
+
+    fn draw(&mut self, logits: &[f32], temperature: f32, top_k: usize, top_p: f32) -> u32 {
+        let candidates = &mut self.candidates;
+        candidates.clear();
+        candidates.extend(logits.iter().enumerate().filter(|(_, l)| !l.is_nan()).map(|(id, l)| (*l, id as u32)));
+        let likeliest_first = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        if top_k > 0 && top_k < candidates.len() {
+            candidates.select_nth_unstable_by(top_k - 1, likeliest_first);
+            candidates.truncate(top_k);
+        }
+        candidates.sort_unstable_by(likeliest_first);
+        let Some(&(max, _)) = candidates.first() else { return 0 };
+        let mut total = 0.0;
+        for (value, _) in candidates.iter_mut() {
+            *value = ((*value - max) / temperature).exp();
+            total += *value;
+        }
+        if top_p < 1.0 {
+            let mut kept = 0.0;
+            let last = candidates.iter().position(|(p, _)| {
+                kept += p;
+                kept >= top_p * total
+            });
+            if let Some(last) = last {
+                candidates.truncate(last + 1);
+                total = kept;
+            }
+        }
+        let mut point = self.random.unit() * total;
+        for &(p, id) in candidates.iter() {
+            point -= p;
+            if point < 0.0 {
+                return id;
+            }
+        }
+        candidates.last().map_or(0, |c| c.1)
+    }
+}
+
+/// The likeliest token; the lowest id among equals.
+pub fn greedy(logits: &[f32]) -> u32 {
+    let mut best = (f32::NEG_INFINITY, 0);
+    for (id, &logit) in logits.iter().enumerate() {
+        if logit > best.0 {
+            best = (logit, id as u32);
+        }
+    }
+    best.1
+}
+
+/// Sebastiano Vigna's splitmix64: one word of state, enough for drawing tokens, the same everywhere.
+struct SplitMix64(u64);
+
+impl SplitMix64 {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number in `[0, 1)`.
+    fn unit(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 24) as f32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drawn(sampling: Sampling, logits: &[f32], times: usize) -> Vec<usize> {
+        let mut sampler = Sampler::new(sampling, logits.len());
+        let mut counts = vec![0; logits.len()];
+        for _ in 0..times {
+            counts[sampler.choose(&mut logits.to_vec()) as usize] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_equals_and_ignores_nan() {
+        assert_eq!(greedy(&[0.0, f32::NAN, 2.0, 2.0]), 2);
+    }
+
+    #[test]
+    fn draws_follow_the_distribution() {
+        let counts = drawn(Sampling { temperature: 1.0, ..Sampling::default() }, &[0.0, 3f32.ln(), f32::NEG_INFINITY], 40_000);
+        assert!((counts[1] as f64 / 40_000.0 - 0.75).abs() < 0.01, "{counts:?}");
+        assert_eq!(counts[2], 0);
+    }
+
+    #[test]
+    fn top_k_and_top_p_cut_the_tail() {
+        let logits = [5.0, 4.0, 3.0, 2.0, 1.0];
+        let k = drawn(Sampling { temperature: 10.0, top_k: 2, ..Sampling::default() }, &logits, 2000);
+        assert!(k[0] > 0 && k[1] > 0 && k[2..].iter().all(|c| *c == 0), "{k:?}");
+        let p = drawn(Sampling { temperature: 1.0, top_p: 0.6, ..Sampling::default() }, &logits, 2000);
+        assert!(p[0] == 2000, "{p:?}");
+    }
+
+    #[test]
+    fn a_repeated_token_is_penalised() {
+        let mut sampler = Sampler::new(Sampling { repetition_penalty: 2.0, ..Sampling::default() }, 2);
+        assert_eq!(sampler.choose(&mut [1.0, 0.9]), 0);
+        assert_eq!(sampler.choose(&mut [1.0, 0.9]), 1);
+    }
+
+    #[test]
+    fn a_seed_repeats_its_draws() {
+        let sampling = Sampling { temperature: 1.0, seed: 7, ..Sampling::default() };
+        assert_eq!(drawn(sampling, &[0.1, 0.2, 0.3], 100), drawn(sampling, &[0.1, 0.2, 0.3], 100));
+    }
+}
