@@ -1,0 +1,220 @@
+//! From an opened bundle to a model that can be fed: memory plan, resident section, FFN source.
+
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::sync::Arc;
+
+use flashlm_formats::bundle::{Bundle, ResidentEntry, SectionHasher};
+use flashlm_formats::model::ModelSpec;
+use flashlm_io::{AlignedMemory, DirectFile, DirectIo, EngineChoice, Extent, Mode, SequentialReader, StreamOptions};
+use flashlm_kernels::Threads;
+
+use crate::error::{Result, RuntimeError};
+use crate::ffn::resident::ResidentFfn;
+use crate::ffn::streamed::StreamedFfn;
+use crate::memory;
+use crate::model::ffn::FfnSource;
+use crate::model::forward::Forward;
+use crate::model::kv_cache::KvDtype;
+use crate::model::weights::{ModelWeights, SharedBytes, TensorBytes, TensorSource};
+use crate::plan::MemoryPlan;
+
+/// Where the FFN is to come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FfnChoice {
+    /// All neurons in memory.
+    Resident,
+    /// All neurons read for every token.
+    Streamed,
+}
+
+/// How to open a bundle.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Tokens the KV cache holds.
+    pub context: usize,
+    /// Bytes for the whole process; `None` takes what the machine or the memory cgroup has.
+    pub budget: Option<u64>,
+    /// Where the FFN comes from; `None` takes `Resident` where it fits.
+    pub ffn: Option<FfnChoice>,
+    /// Precision of the KV cache.
+    pub kv: KvDtype,
+    /// Threads that compute.
+    pub threads: NonZeroUsize,
+    /// Whether reads bypass the page cache.
+    pub direct: DirectIo,
+    /// How reads are issued.
+    pub engine: EngineChoice,
+}
+
+/// Something the user should or could know.
+#[derive(Clone, Debug)]
+pub struct Notice {
+    /// A slow path, or another surprise: shown without being asked for.
+    pub important: bool,
+    /// The sentence.
+    pub text: String,
+}
+
+/// A model ready to be fed.
+pub struct Loaded {
+    /// The model.
+    pub forward: Forward,
+    /// The memory it takes.
+    pub plan: MemoryPlan,
+    /// What was chosen.
+    pub notices: Vec<Notice>,
+}
+
+/// Loads a bundle; `progress` is told bytes read and bytes in all.
+pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<Loaded> {
+    let spec = bundle.spec();
+    let budget = options.budget.or_else(memory::available);
+    let (choice, plan) = choose(bundle, options, budget)?;
+
+    let file = Arc::new(DirectFile::open(bundle.path(), options.direct)?);
+    let threads = Threads::new(options.threads)
+        .map_err(|source| RuntimeError::Threads { threads: options.threads.get(), source })?;
+    let stream = StreamOptions { engine: options.engine, ..StreamOptions::default() };
+    let mut reader = SequentialReader::new(Arc::clone(&file), stream)?;
+
+    let resident = bundle.resident_section();
+    let flash_bytes = if choice == FfnChoice::Resident { bundle.flash_section().length } else { 0 };
+    let total = resident.length + flash_bytes;
+    let memory = read_resident(bundle, &mut reader, &mut |done| progress(done, total))?;
+    let weights = ModelWeights::load(spec, &mut BundleTensors { bundle, memory: Arc::new(memory) })?;
+
+    let mut notices = Vec::new();
+    if file.mode() == Mode::Buffered {
+        notices.push(Notice {
+            important: options.direct != DirectIo::Disabled,
+            text: format!("reads go through the page cache: {}", file.reason()),
+        });
+    }
+    let manifest = bundle.manifest();
+    let ffn: Box<dyn FfnSource> = match choice {
+        FfnChoice::Resident => {
+            let records = read_flash(bundle, &mut reader, &mut |done| progress(resident.length + done, total))?;
+            Box::new(ResidentFfn::new(spec.ffn, manifest.ffn.dtype, *bundle.layout(), records))
+        }
+        FfnChoice::Streamed => {
+            let source = StreamedFfn::new(
+                spec.ffn,
+                manifest.ffn.dtype,
+                *bundle.layout(),
+                layer_extents(bundle),
+                Arc::clone(&file),
+                options.engine,
+            )?;
+            notices.push(Notice { important: false, text: format!("FFN streamed from flash: {}", source.engine()) });
+            Box::new(source)
+        }
+    };
+    notices.push(Notice {
+        important: false,
+        text: format!("{} threads, {}", threads.count(), flashlm_kernels::instruction_set()),
+    });
+    let forward = Forward::new(spec.clone(), weights, ffn, threads, options.context, options.kv)?;
+    Ok(Loaded { forward, plan, notices })
+}
+
+/// The FFN source, and its memory plan: what was asked for, else the first that fits.
+fn choose(bundle: &Bundle, options: &LoadOptions, budget: Option<u64>) -> Result<(FfnChoice, MemoryPlan)> {
+    let fits = |plan: &MemoryPlan| budget.is_none_or(|budget| plan.total() <= budget);
+    let choices = match options.ffn {
+        Some(choice) => vec![choice],
+        None => vec![FfnChoice::Resident, FfnChoice::Streamed],
+    };
+    let mut last = None;
+    for choice in choices {
+        let plan = plan(bundle, options, choice);
+        if fits(&plan) {
+            return Ok((choice, plan));
+        }
+        last = Some(plan);
+    }
+    let plan = last.expect("there is at least one choice");
+    Err(plan.too_small(budget.unwrap_or(0)))
+}
+
+/// The memory that a run with these options takes.
+pub fn plan(bundle: &Bundle, options: &LoadOptions, choice: FfnChoice) -> MemoryPlan {
+    let ffn = match choice {
+        FfnChoice::Resident => ("resident", bundle.flash_section().length),
+        FfnChoice::Streamed => ("streamed", StreamedFfn::bytes(bundle.layout())),
+    };
+    MemoryPlan::new(
+        bundle.spec(),
+        options.context,
+        options.kv,
+        options.threads.get(),
+        bundle.resident_section().length,
+        bundle.tokenizer().len() as u64,
+        ffn,
+    )
+}
+
+fn layer_extents(bundle: &Bundle) -> Vec<Extent> {
+    let length = bundle.layout().layer_bytes() as u64;
+    (0..bundle.spec().layers).map(|layer| Extent { offset: bundle.layer_offset(layer), length }).collect()
+}
+
+/// Reads the resident section, checking its checksum.
+fn read_resident(bundle: &Bundle, reader: &mut SequentialReader, progress: &mut dyn FnMut(u64)) -> Result<AlignedMemory> {
+    let section = bundle.resident_section();
+    let mut memory = AlignedMemory::new(section.length as usize)?;
+    let mut hasher = SectionHasher::new();
+    let mut at = 0;
+    reader.restart(&[Extent { offset: section.offset, length: section.length }])?;
+    while let Some(chunk) = reader.next()? {
+        memory.as_mut_slice()[at..at + chunk.bytes.len()].copy_from_slice(chunk.bytes);
+        hasher.update(chunk.bytes);
+        at += chunk.bytes.len();
+        progress(at as u64);
+    }
+    check(bundle, || "resident section".into(), section.checksum, hasher.digest())?;
+    Ok(memory)
+}
+
+/// Reads the groups of all layers, checking each group's checksum.
+fn read_flash(bundle: &Bundle, reader: &mut SequentialReader, progress: &mut dyn FnMut(u64)) -> Result<AlignedMemory> {
+    let layer_bytes = bundle.layout().layer_bytes();
+    let group_bytes = bundle.layout().group_bytes();
+    let mut memory = AlignedMemory::new(layer_bytes * bundle.spec().layers)?;
+    let mut at = 0;
+    for (layer, extent) in layer_extents(bundle).into_iter().enumerate() {
+        reader.restart(&[extent])?;
+        let start = at;
+        while let Some(chunk) = reader.next()? {
+            memory.as_mut_slice()[at..at + chunk.bytes.len()].copy_from_slice(chunk.bytes);
+            at += chunk.bytes.len();
+            progress(at as u64);
+        }
+        for (group, bytes) in memory.as_slice()[start..at].chunks_exact(group_bytes).enumerate() {
+            let expected = bundle.group_checksum(layer, group);
+            let found = SectionHasher::hash(bytes);
+            check(bundle, || format!("group {group} of layer {layer}"), expected, found)?;
+        }
+    }
+    Ok(memory)
+}
+
+fn check(bundle: &Bundle, part: impl FnOnce() -> String, expected: u64, found: u64) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(RuntimeError::Checksum { path: bundle.path().to_path_buf(), part: part(), expected, found })
+}
+
+struct BundleTensors<'a> {
+    bundle: &'a Bundle,
+    memory: Arc<AlignedMemory>,
+}
+
+impl TensorSource for BundleTensors<'_> {
+    fn tensor(&mut self, name: &str) -> Result<TensorBytes> {
+        let ResidentEntry { dtype, shape, range } = self.bundle.resident_tensor(name)?;
+        let bytes: SharedBytes = self.memory.clone();
+        Ok(TensorBytes { dtype, shape, bytes, range })
+    }
+}
