@@ -1,1 +1,4 @@
-//! The offline toolchain.
+//! The offline toolchain: from a checkpoint to a bundle that runs fast from flash.
+
+pub mod record;
+pub mod records;

@@ -39,5 +39,5 @@ pub use elementwise::{gelu, gelu_tanh, layer_norm, relu, rms_norm, rope_rotate_h
 pub use matmul::{MATMUL_TOKENS_MIN, MatmulScratch, ROW_BLOCK, matmul, matmul_rows_add};
 pub use matrix::{Matrix, MatrixError, RowLayout};
 pub use matvec::{dot, gathered_dots, matvec, matvec_serial};
-pub use rows::{add_scaled, add_scaled_rows, add_scaled_rows_serial, gathered_add};
+pub use rows::{add_scaled, add_scaled_rows, add_scaled_rows_serial, add_weighted_rows_serial, gathered_add};
 pub use threads::Threads;

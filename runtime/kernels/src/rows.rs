@@ -60,6 +60,16 @@ pub fn gathered_add(
     Kernels::get().gathered_add(threads, element, data, offsets, coefficients, y);
 }
 
+/// `y[c] += sum over r of weights[r] W[r, c]`, on the calling thread: every row of `w`, in order.
+///
+/// # Panics
+/// If there is not one weight for each row, or `y` has not `w.cols()` elements.
+pub fn add_weighted_rows_serial(w: Matrix<'_>, weights: &[f32], y: &mut [f32]) {
+    assert_eq!(weights.len(), w.rows(), "add_weighted_rows: weights against rows");
+    assert_eq!(y.len(), w.cols(), "add_weighted_rows: elements of y against columns");
+    Kernels::get().add(w.element(), &Weighted { w, weights }, 0, y);
+}
+
 impl Kernels {
     /// [`add_scaled_rows`] on this instruction set.
     pub fn add_scaled_rows(self, threads: &Threads, w: Matrix<'_>, active: &[(u32, f32)], y: &mut [f32]) {
@@ -136,6 +146,25 @@ impl ScaledRows for Picked<'_> {
     #[inline(always)]
     fn coefficient(&self, i: usize) -> f32 {
         self.active[i].1
+    }
+}
+
+struct Weighted<'a> {
+    w: Matrix<'a>,
+    weights: &'a [f32],
+}
+impl ScaledRows for Weighted<'_> {
+    #[inline(always)]
+    fn count(&self) -> usize {
+        self.weights.len()
+    }
+    #[inline(always)]
+    fn row(&self, i: usize) -> &[u8] {
+        self.w.row(i)
+    }
+    #[inline(always)]
+    fn coefficient(&self, i: usize) -> f32 {
+        self.weights[i]
     }
 }
 

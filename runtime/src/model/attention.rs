@@ -7,6 +7,9 @@ use super::kv_cache::KvCache;
 use super::positions::PositionTables;
 use super::weights::QkNorm;
 
+/// Widest head with a norm of its own.
+const HEAD_DIM_MAX: usize = 1024;
+
 /// Memory of one attention call: per head the attended values and one row of scores.
 #[derive(Default)]
 pub struct AttentionScratch {
@@ -107,7 +110,10 @@ fn normalise_and_rotate(call: &AttentionCall<'_>, position: usize, queries_keys:
     if let Some(norm) = call.qk_norm {
         for (head, values) in queries_keys.chunks_exact_mut(dim).enumerate() {
             let (weight, bias) = if head < shape.heads { &norm.query } else { &norm.key };
-            layer_norm(values, Some(weight), Some(bias), call.spec.norm.eps);
+            let mut normed = [0.0; HEAD_DIM_MAX];
+            let normed = &mut normed[..dim];
+            layer_norm(values, Some(weight), Some(bias), call.spec.norm.eps, normed);
+            values.copy_from_slice(normed);
         }
     }
     if let PositionTables::Rotary { dims, cos, sin } = call.positions {

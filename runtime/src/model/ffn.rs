@@ -93,7 +93,7 @@ impl FfnScratch {
             activations: vec![0.0; len],
             gates: vec![0.0; if spec.ffn.gated { len } else { 0 }],
             active: Vec::with_capacity(spec.ffn.size.min(ACTIVATIONS)),
-            matmul: MatmulScratch::new(threads),
+            matmul: MatmulScratch::default(),
         }
     }
 

@@ -23,6 +23,7 @@ pub struct Forward {
     cache: KvCache,
     states: Vec<f32>,
     scratch: LayerScratch,
+    embed: EmbedScratch,
     head: HeadScratch,
 }
 
@@ -48,6 +49,7 @@ impl Forward {
             cache: KvCache::new(&spec, spec.layers, context, kv)?,
             states: vec![0.0; piece * spec.hidden_size],
             scratch: LayerScratch::new(&spec, piece, context, threads.count()),
+            embed: EmbedScratch::new(&spec),
             head: HeadScratch {
                 normed: vec![0.0; spec.hidden_size],
                 projected: vec![0.0; if spec.embed_size == spec.hidden_size { 0 } else { spec.embed_size }],
@@ -63,7 +65,7 @@ impl Forward {
     /// Bytes of states, scratch, tables and KV cache for a context.
     pub fn working_bytes(spec: &ModelSpec, context: usize, threads: usize) -> u64 {
         let piece = PIECE_TOKENS.min(context);
-        let floats = (piece + 1) * spec.hidden_size + spec.embed_size + spec.vocab_size;
+        let floats = (piece + 2) * spec.hidden_size + 2 * spec.embed_size + spec.vocab_size;
         floats as u64 * 4
             + LayerScratch::bytes(spec, piece, context, threads)
             + PositionTables::bytes(spec, context)
@@ -142,8 +144,7 @@ impl Forward {
     fn run_piece(&mut self, ids: &[u32]) -> Result<()> {
         let states = &mut self.states[..ids.len() * self.spec.hidden_size];
         let start = self.cache.len();
-        let HeadScratch { normed, projected, .. } = &mut self.head;
-        embed(&self.spec, &self.weights.outer, &self.threads, ids, start, states, (projected, normed));
+        embed(&self.spec, &self.weights.outer, &self.threads, ids, start, states, &mut self.embed);
         for (layer, weights) in self.weights.layers.iter().enumerate() {
             let mut pass = Pass {
                 spec: &self.spec,
@@ -167,9 +168,20 @@ impl Forward {
     }
 }
 
+/// Room for one token's embedding and position.
+pub struct EmbedScratch {
+    token: Vec<f32>,
+    position: Vec<f32>,
+}
+
+impl EmbedScratch {
+    /// Scratch for a model.
+    pub fn new(spec: &ModelSpec) -> Self {
+        Self { token: vec![0.0; spec.embed_size], position: vec![0.0; spec.hidden_size] }
+    }
+}
+
 /// Token and position embeddings of `ids` from position `start` on, `[tokens, hidden]`.
-///
-/// The last pair is room for one token embedding (`[embed]`, needed with an input projection) and one position (`[hidden]`).
 pub fn embed(
     spec: &ModelSpec,
     weights: &OuterWeights,
@@ -177,10 +189,11 @@ pub fn embed(
     ids: &[u32],
     start: usize,
     states: &mut [f32],
-    (token, position): (&mut [f32], &mut [f32]),
+    scratch: &mut EmbedScratch,
 ) {
     let hidden = spec.hidden_size;
     let tokens = weights.tokens.matrix();
+    let EmbedScratch { token, position } = scratch;
     for (t, (&id, state)) in ids.iter().zip(states.chunks_exact_mut(hidden)).enumerate() {
         match &weights.project_in {
             Some(project) => {

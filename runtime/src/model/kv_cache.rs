@@ -93,7 +93,7 @@ impl KvCache {
                     to.copy_from_slice(&value.to_le_bytes());
                 }
             }
-            _ => flashlm_kernels::store_f16(row, bytes),
+            _ => flashlm_kernels::store_f16(row, bytemuck::cast_slice_mut(bytes)),
         }
     }
 

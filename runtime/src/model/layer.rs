@@ -1,7 +1,7 @@
 //! One transformer block, for a piece of one sequence.
 
 use flashlm_formats::model::{Block, ModelSpec, NormKind};
-use flashlm_kernels::{Threads, layer_norm_to, rms_norm_to};
+use flashlm_kernels::{Threads, layer_norm, rms_norm};
 
 use super::attention::{AttentionCall, AttentionScratch, attend};
 use super::ffn::{FfnCall, FfnObserver, FfnScratch, FfnSource, product};
@@ -165,8 +165,8 @@ pub fn norm(spec: &ModelSpec, weights: &NormWeights, states: &[f32], out: &mut [
     let (weight, bias) = (weights.weight.as_deref(), weights.bias.as_deref());
     for (row, out) in states.chunks_exact(spec.hidden_size).zip(out.chunks_exact_mut(spec.hidden_size)) {
         match spec.norm.kind {
-            NormKind::LayerNorm => layer_norm_to(row, weight, bias, spec.norm.eps, out),
-            NormKind::RmsNorm => rms_norm_to(row, weight, spec.norm.eps, out),
+            NormKind::LayerNorm => layer_norm(row, weight, bias, spec.norm.eps, out),
+            NormKind::RmsNorm => rms_norm(row, weight, spec.norm.eps, out),
         }
     }
 }

@@ -1,0 +1,63 @@
+//! One layer of a checkpoint as the runtime's forward pass wants it: resident tensors by name, FFN as neuron records.
+
+use std::sync::Arc;
+
+use flashlm_formats::bundle::{FlashLayout, LayoutOptions};
+use flashlm_formats::checkpoint::{Checkpoint, CheckpointError};
+use flashlm_formats::model::DType;
+use flashlm_io::AlignedMemory;
+use flashlm_kernels::to_f32;
+use flashlm_runtime::error::{Result, RuntimeError};
+use flashlm_runtime::ffn::resident::ResidentFfn;
+use flashlm_runtime::model::weights::{TensorBytes, TensorSource, element};
+
+use super::RecordError;
+use crate::records::fill_layer;
+
+/// Resident tensors of a checkpoint, read when asked for.
+pub struct CheckpointTensors<'a> {
+    checkpoint: &'a Checkpoint,
+}
+
+impl<'a> CheckpointTensors<'a> {
+    /// Tensors of `checkpoint`.
+    pub fn new(checkpoint: &'a Checkpoint) -> Self {
+        Self { checkpoint }
+    }
+
+    fn read(&self, name: &str) -> Result<TensorBytes, CheckpointError> {
+        let info = self.checkpoint.resident(name)?;
+        let (dtype, shape) = (info.dtype, info.shape.to_vec());
+        let mut bytes = Vec::new();
+        self.checkpoint.read_resident(name, &mut bytes)?;
+        Ok(TensorBytes { dtype, shape, range: 0..bytes.len(), bytes: Arc::new(bytes) })
+    }
+}
+
+impl TensorSource for CheckpointTensors<'_> {
+    fn tensor(&mut self, name: &str) -> Result<TensorBytes> {
+        self.read(name).map_err(|e| RuntimeError::Unsupported(e.to_string()))
+    }
+}
+
+/// The FFN of `layer` in checkpoint order, as a source whose only layer it is, and the lengths of its neurons' down columns.
+pub fn layer_ffn(checkpoint: &Checkpoint, layer: usize) -> Result<(ResidentFfn, Vec<f32>), RecordError> {
+    let (spec, dtype) = (checkpoint.spec(), checkpoint.ffn_dtype());
+    let layout = FlashLayout::new(spec, dtype, LayoutOptions::default())?;
+    let mut records = AlignedMemory::new(layout.layer_bytes()).map_err(RuntimeError::from)?;
+    let order: Vec<u32> = (0..spec.ffn.size as u32).collect();
+    fill_layer(checkpoint, layer, &layout, &order, records.as_mut_slice())?;
+    let norms = down_norms(&layout, dtype, records.as_slice());
+    Ok((ResidentFfn::new(spec.ffn, dtype, layout, records), norms))
+}
+
+fn down_norms(layout: &FlashLayout, dtype: DType, records: &[u8]) -> Vec<f32> {
+    let mut row = vec![0.0; layout.row_bytes() / dtype.bytes()];
+    (0..layout.neurons())
+        .map(|neuron| {
+            let start = layout.vector_offset(neuron, layout.vectors() - 1);
+            to_f32(element(dtype), &records[start..start + layout.row_bytes()], &mut row);
+            row.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt() as f32
+        })
+        .collect()
+}

@@ -1,0 +1,206 @@
+//! Calibration text: documents, sampled and cut into sequences of token ids.
+
+use std::path::{Path, PathBuf};
+
+use flashlm_formats::bundle::checksum;
+use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_formats::model::ModelSpec;
+use flashlm_runtime::error::RuntimeError;
+use flashlm_runtime::text::Tokenizer;
+
+/// A line of its own between two documents.
+pub const SEPARATOR: &str = "<|endoftext|>";
+
+/// The calibration text cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TextError {
+    /// A file cannot be read.
+    #[error("cannot read the text {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file is not text.
+    #[error("{} is not UTF-8 text (byte {valid_up_to} is where it ends to be)", path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// Bytes of text before the first that is none.
+        valid_up_to: usize,
+    },
+    /// There is hardly any text.
+    #[error("the text has only {tokens} tokens in {documents} documents; at least {needed} tokens in 2 documents are needed, and 20000 or more serve well")]
+    TooShort {
+        /// Tokens found.
+        tokens: usize,
+        /// Documents found.
+        documents: usize,
+        /// Tokens needed.
+        needed: usize,
+    },
+    /// The tokenizer failed.
+    #[error(transparent)]
+    Tokenizer(#[from] RuntimeError),
+}
+
+/// How calibration text is sampled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sampling {
+    /// Tokens to take at most.
+    pub tokens: usize,
+    /// Longest sequence.
+    pub sequence_tokens: usize,
+    /// Order of the documents; 0 keeps that of the files.
+    pub seed: u64,
+}
+
+/// Token ids in sequences.
+#[derive(Clone, Debug)]
+pub struct Calibration {
+    /// All ids, sequence after sequence.
+    pub tokens: Vec<u32>,
+    /// Where sequences begin, and the number of tokens.
+    pub sequences: Vec<u32>,
+    /// For every token the number of its document.
+    pub documents: Vec<u32>,
+    /// Longest sequence allowed.
+    pub sequence_tokens: usize,
+    /// Seed of the sampling.
+    pub seed: u64,
+    /// Hash of the text.
+    pub text_fingerprint: u64,
+}
+
+/// The documents of text files: parts between lines that are exactly [`SEPARATOR`].
+pub fn read_documents(paths: &[PathBuf]) -> Result<Vec<String>, TextError> {
+    let mut documents = Vec::new();
+    for path in paths {
+        let bytes = std::fs::read(path).map_err(|source| TextError::Read { path: path.clone(), source })?;
+        let text = std::str::from_utf8(&bytes)
+            .map_err(|e| TextError::NotText { path: path.clone(), valid_up_to: e.valid_up_to() })?;
+        documents.extend(split(text));
+    }
+    Ok(documents)
+}
+
+fn split(text: &str) -> Vec<String> {
+    let mut documents = vec![String::new()];
+    for line in text.split_inclusive('\n') {
+        if line.trim_end_matches(['\n', '\r']) == SEPARATOR {
+            documents.push(String::new());
+        } else if let Some(last) = documents.last_mut() {
+            last.push_str(line);
+        }
+    }
+    for document in &mut documents {
+        // The newline before the mark belongs to the mark.
+        document.truncate(document.trim_end_matches(['\n', '\r']).len());
+    }
+    documents.retain(|d| !d.is_empty());
+    documents
+}
+
+/// The id that begins a sequence: the model's own, else the one that ends a text.
+pub fn first_id(spec: &ModelSpec) -> Option<u32> {
+    spec.bos.or(spec.eos.first().copied())
+}
+
+impl Calibration {
+    /// Tokenises `documents` in a seeded order until there are enough tokens.
+    pub fn new(
+        documents: &[String],
+        tokenizer: &Tokenizer,
+        spec: &ModelSpec,
+        sampling: Sampling,
+    ) -> Result<Self, TextError> {
+        let sequence_tokens = sampling.sequence_tokens.min(spec.max_positions).max(2);
+        let mut order: Vec<usize> = (0..documents.len()).collect();
+        if sampling.seed != 0 {
+            shuffle(&mut order, sampling.seed);
+        }
+        let first: Vec<u32> = first_id(spec).into_iter().collect();
+        let mut calibration = Self {
+            tokens: Vec::new(),
+            sequences: vec![0],
+            documents: Vec::new(),
+            sequence_tokens,
+            seed: sampling.seed,
+            text_fingerprint: checksum(documents.join("\0").as_bytes()),
+        };
+        for (number, &document) in order.iter().enumerate() {
+            for piece in tokenizer.encode(&documents[document])?.chunks(sequence_tokens - first.len()) {
+                let left = sampling.tokens.saturating_sub(calibration.tokens.len());
+                let taken = left.min(first.len() + piece.len());
+                if taken <= first.len() {
+                    break;
+                }
+                calibration.tokens.extend_from_slice(&first);
+                calibration.tokens.extend_from_slice(&piece[..taken - first.len()]);
+                calibration.documents.resize(calibration.tokens.len(), number as u32);
+                calibration.sequences.push(calibration.tokens.len() as u32);
+            }
+        }
+        let (tokens, used) = (calibration.tokens.len(), calibration.documents.last().map_or(0, |d| *d as usize + 1));
+        const NEEDED: usize = 256;
+        if tokens < NEEDED || used < 2 {
+            return Err(TextError::TooShort { tokens, documents: used, needed: NEEDED });
+        }
+        Ok(calibration)
+    }
+
+    /// Names the recording that these ids and this checkpoint give.
+    pub fn id(&self, checkpoint: &Checkpoint) -> String {
+        let mut bytes: Vec<u8> = Vec::with_capacity(self.tokens.len() * 4 + 64);
+        bytes.extend(self.tokens.iter().chain(&self.sequences).chain(&self.documents).flat_map(|v| v.to_le_bytes()));
+        bytes.extend(checkpoint_fingerprint(checkpoint).as_bytes());
+        format!("{:016x}", checksum(&bytes))
+    }
+}
+
+/// Names a checkpoint by its files: names, lengths, architecture. Contents are not read.
+pub fn checkpoint_fingerprint(checkpoint: &Checkpoint) -> String {
+    let mut text = format!("{:?}", checkpoint.spec());
+    for file in checkpoint.files() {
+        text += &format!("|{} {}", Path::new(&file.name).display(), file.bytes);
+    }
+    format!("{:016x}", checksum(text.as_bytes()))
+}
+
+/// Fisher-Yates with splitmix64.
+fn shuffle(items: &mut [usize], seed: u64) {
+    let mut state = seed;
+    for i in (1..items.len()).rev() {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^= z >> 31;
+        items.swap(i, (z % (i as u64 + 1)) as usize);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_stand_between_separator_lines() {
+        let text = "one\ntwo\n<|endoftext|>\nthree <|endoftext|> still\n<|endoftext|>\n\n<|endoftext|>\nfour";
+        assert_eq!(split(text), ["one\ntwo", "three <|endoftext|> still", "four"]);
+    }
+
+    #[test]
+    fn shuffling_permutes_and_repeats() {
+        let mut a: Vec<usize> = (0..100).collect();
+        shuffle(&mut a, 3);
+        let mut b: Vec<usize> = (0..100).collect();
+        shuffle(&mut b, 3);
+        assert_eq!(a, b);
+        a.sort_unstable();
+        assert_eq!(a, (0..100).collect::<Vec<_>>());
+        assert_ne!(a, b);
+    }
+}
