@@ -66,6 +66,9 @@ pub enum RuntimeError {
     /// The bundle describes something this build cannot compute.
     #[error("{0}")]
     Unsupported(String),
+    /// A tensor that the architecture needs is not there.
+    #[error("the model's tensor {0} is missing; convert the checkpoint again")]
+    MissingTensor(String),
     /// Threads could not be started.
     #[error("cannot start {threads} threads: {source}")]
     Threads {

@@ -1,13 +1,13 @@
 //! From an opened bundle to a model that can be fed: memory plan, resident section, FFN source.
 
 use std::num::NonZeroUsize;
-use std::ops::Range;
 use std::sync::Arc;
 
-use flashlm_formats::bundle::{Bundle, ResidentEntry, SectionHasher};
-use flashlm_formats::model::ModelSpec;
+use flashlm_formats::bundle::{Bundle, checksum};
 use flashlm_io::{AlignedMemory, DirectFile, DirectIo, EngineChoice, Extent, Mode, SequentialReader, StreamOptions};
 use flashlm_kernels::Threads;
+
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::error::{Result, RuntimeError};
 use crate::ffn::resident::ResidentFfn;
@@ -78,9 +78,9 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
     let stream = StreamOptions { engine: options.engine, ..StreamOptions::default() };
     let mut reader = SequentialReader::new(Arc::clone(&file), stream)?;
 
-    let resident = bundle.resident_section();
-    let flash_bytes = if choice == FfnChoice::Resident { bundle.flash_section().length } else { 0 };
-    let total = resident.length + flash_bytes;
+    let resident = bundle.resident().extent.bytes;
+    let flash_bytes = if choice == FfnChoice::Resident { bundle.flash().bytes } else { 0 };
+    let total = resident + flash_bytes;
     let memory = read_resident(bundle, &mut reader, &mut |done| progress(done, total))?;
     let weights = ModelWeights::load(spec, &mut BundleTensors { bundle, memory: Arc::new(memory) })?;
 
@@ -94,15 +94,16 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
     let manifest = bundle.manifest();
     let ffn: Box<dyn FfnSource> = match choice {
         FfnChoice::Resident => {
-            let records = read_flash(bundle, &mut reader, &mut |done| progress(resident.length + done, total))?;
+            let records = read_flash(bundle, &mut reader, &mut |done| progress(resident + done, total))?;
             Box::new(ResidentFfn::new(spec.ffn, manifest.ffn.dtype, *bundle.layout(), records))
         }
         FfnChoice::Streamed => {
+            let layers: Vec<u64> = (0..spec.layers).map(|layer| bundle.layer(layer).offset).collect();
             let source = StreamedFfn::new(
                 spec.ffn,
                 manifest.ffn.dtype,
                 *bundle.layout(),
-                layer_extents(bundle),
+                &layers,
                 Arc::clone(&file),
                 options.engine,
             )?;
@@ -134,38 +135,33 @@ fn choose(bundle: &Bundle, options: &LoadOptions, budget: Option<u64>) -> Result
         last = Some(plan);
     }
     let plan = last.expect("there is at least one choice");
-    Err(plan.too_small(budget.unwrap_or(0)))
+    plan.check(budget.unwrap_or(0))?;
+    unreachable!("a plan within the budget was returned")
 }
 
 /// The memory that a run with these options takes.
 pub fn plan(bundle: &Bundle, options: &LoadOptions, choice: FfnChoice) -> MemoryPlan {
     let ffn = match choice {
-        FfnChoice::Resident => ("resident", bundle.flash_section().length),
+        FfnChoice::Resident => ("resident", bundle.flash().bytes),
         FfnChoice::Streamed => ("streamed", StreamedFfn::bytes(bundle.layout())),
     };
     MemoryPlan::new(
         bundle.spec(),
         options.context,
         options.kv,
-        options.threads.get(),
-        bundle.resident_section().length,
+        bundle.resident().extent.bytes,
         bundle.tokenizer().len() as u64,
         ffn,
     )
 }
 
-fn layer_extents(bundle: &Bundle) -> Vec<Extent> {
-    let length = bundle.layout().layer_bytes() as u64;
-    (0..bundle.spec().layers).map(|layer| Extent { offset: bundle.layer_offset(layer), length }).collect()
-}
-
 /// Reads the resident section, checking its checksum.
 fn read_resident(bundle: &Bundle, reader: &mut SequentialReader, progress: &mut dyn FnMut(u64)) -> Result<AlignedMemory> {
-    let section = bundle.resident_section();
-    let mut memory = AlignedMemory::new(section.length as usize)?;
-    let mut hasher = SectionHasher::new();
+    let section = bundle.resident();
+    let mut memory = AlignedMemory::new(section.extent.bytes as usize)?;
+    let mut hasher = Xxh3::new();
     let mut at = 0;
-    reader.restart(&[Extent { offset: section.offset, length: section.length }])?;
+    reader.restart(&[Extent { offset: section.extent.offset, length: section.extent.bytes }])?;
     while let Some(chunk) = reader.next()? {
         memory.as_mut_slice()[at..at + chunk.bytes.len()].copy_from_slice(chunk.bytes);
         hasher.update(chunk.bytes);
@@ -182,8 +178,9 @@ fn read_flash(bundle: &Bundle, reader: &mut SequentialReader, progress: &mut dyn
     let group_bytes = bundle.layout().group_bytes();
     let mut memory = AlignedMemory::new(layer_bytes * bundle.spec().layers)?;
     let mut at = 0;
-    for (layer, extent) in layer_extents(bundle).into_iter().enumerate() {
-        reader.restart(&[extent])?;
+    for layer in 0..bundle.spec().layers {
+        let extent = bundle.layer(layer);
+        reader.restart(&[Extent { offset: extent.offset, length: extent.bytes }])?;
         let start = at;
         while let Some(chunk) = reader.next()? {
             memory.as_mut_slice()[at..at + chunk.bytes.len()].copy_from_slice(chunk.bytes);
@@ -191,8 +188,8 @@ fn read_flash(bundle: &Bundle, reader: &mut SequentialReader, progress: &mut dyn
             progress(at as u64);
         }
         for (group, bytes) in memory.as_slice()[start..at].chunks_exact(group_bytes).enumerate() {
-            let expected = bundle.group_checksum(layer, group);
-            let found = SectionHasher::hash(bytes);
+            let expected = bundle.group_checksums(layer)[group];
+            let found = checksum(bytes);
             check(bundle, || format!("group {group} of layer {layer}"), expected, found)?;
         }
     }
@@ -213,8 +210,10 @@ struct BundleTensors<'a> {
 
 impl TensorSource for BundleTensors<'_> {
     fn tensor(&mut self, name: &str) -> Result<TensorBytes> {
-        let ResidentEntry { dtype, shape, range } = self.bundle.resident_tensor(name)?;
+        let entry = self.bundle.resident_tensor(name).ok_or_else(|| RuntimeError::MissingTensor(name.into()))?;
+        let start = (entry.extent.offset - self.bundle.resident().extent.offset) as usize;
+        let range = start..start + entry.extent.bytes as usize;
         let bytes: SharedBytes = self.memory.clone();
-        Ok(TensorBytes { dtype, shape, bytes, range })
+        Ok(TensorBytes { dtype: entry.dtype, shape: entry.shape.clone(), bytes, range })
     }
 }

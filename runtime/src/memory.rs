@@ -19,7 +19,7 @@ pub fn peak() -> PeakMemory {
     {
         return PeakMemory { bytes, source: "cgroup" };
     }
-    PeakMemory { bytes: status_bytes("VmHWM").unwrap_or(0), source: "VmHWM" }
+    PeakMemory { bytes: proc_bytes("/proc/self/status", "VmHWM").unwrap_or(0), source: "VmHWM" }
 }
 
 /// Bytes that the process's memory cgroup allows, if it has a limit.
@@ -27,10 +27,16 @@ pub fn cgroup_limit() -> Option<u64> {
     Cgroup::own()?.limit()
 }
 
-/// A line of `/proc/self/status`, in bytes.
-fn status_bytes(key: &str) -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
+/// Bytes that this process may take: what its memory cgroup leaves, or what the machine has available.
+pub fn available() -> Option<u64> {
+    let machine = proc_bytes("/proc/meminfo", "MemAvailable");
+    [machine, cgroup_limit()].into_iter().flatten().min()
+}
+
+/// A line `key: n kB` of a file under `/proc`, in bytes.
+fn proc_bytes(file: &str, key: &str) -> Option<u64> {
+    let text = fs::read_to_string(file).ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 

@@ -41,7 +41,6 @@ impl MemoryPlan {
         spec: &ModelSpec,
         context: usize,
         kv: KvDtype,
-        threads: usize,
         resident: u64,
         tokenizer: u64,
         (ffn, ffn_bytes): (&'static str, u64),
@@ -51,7 +50,7 @@ impl MemoryPlan {
             item("resident weights", resident + vector_bytes(spec)),
             item("FFN", ffn_bytes),
             item("KV cache", (spec.layers * KvCache::layer_bytes(spec, context, kv)) as u64),
-            item("activations", Forward::working_bytes(spec, context, threads) + Sampler::bytes(spec.vocab_size)),
+            item("activations", Forward::working_bytes(spec, context) + Sampler::bytes(spec.vocab_size)),
             item("tokenizer", tokenizer * TOKENIZER_FACTOR),
             item("process", PROCESS_BYTES),
         ];

@@ -123,7 +123,7 @@ impl<'a> Recorder<'a> {
         let attention = (spec.attention.qkv_size() + spec.attention.heads * spec.attention.head_dim) * spec.hidden_size * dtype;
         // The source's rows are in memory once more while records are made of them.
         (2 * ffn + attention + self.longest * spec.ffn.size * 4) as u64
-            + LayerScratch::bytes(spec, self.longest, self.longest, self.threads.count())
+            + LayerScratch::bytes(spec, self.longest, self.longest)
     }
 
     /// Records `layer` and moves the hidden states through it. Earlier layers must have been recorded.
@@ -146,7 +146,7 @@ impl<'a> Recorder<'a> {
         let mut tensors = CheckpointTensors::new(self.checkpoint);
         let weights = LayerWeights::load(spec, layer, &mut tensors)?;
         let (mut ffn, down_norms) = layer_ffn(self.checkpoint, layer)?;
-        let mut scratch = LayerScratch::new(spec, self.longest, self.longest, self.threads.count());
+        let mut scratch = LayerScratch::new(spec, self.longest, self.longest);
         let mut cache = KvCache::new(spec, 1, self.longest, KvDtype::F32)?;
         let mut output = HiddenStates::create(&states_dir, layer + 1, tokens, spec.hidden_size)?;
         let mut observer = LayerObserver {

@@ -92,6 +92,12 @@ impl AlignedMemory {
     }
 }
 
+impl AsRef<[u8]> for AlignedMemory {
+    fn as_ref(&self) -> &[u8] {
+        self.as_slice()
+    }
+}
+
 impl Drop for AlignedMemory {
     fn drop(&mut self) {
         if self.mapping_bytes > 0 {

@@ -60,7 +60,7 @@ pub(crate) struct RunArgs {
     seed: u64,
     /// End before this text appears; may be given several times
     #[arg(long, value_name = "TEXT")]
-    stop: std::vec::Vec<String>,
+    stop: Vec<String>,
     /// Go on when the model ends its text
     #[arg(long)]
     ignore_eos: bool,

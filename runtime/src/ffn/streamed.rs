@@ -17,36 +17,48 @@ use crate::model::ffn::{FfnCall, FfnSource, NeuronBlock, ReadCounters, dense};
 const CHUNKS: usize = 8;
 /// A chunk is about this long: long enough for the disk's full bandwidth.
 const CHUNK_BYTES: usize = 2 << 20;
+/// The largest step in which disks are read.
+const DISK_STEP_MAX: usize = 4096;
 
 /// Reads the flash section of a bundle again and again.
 pub struct StreamedFfn {
     ffn: Ffn,
     dtype: DType,
     layout: FlashLayout,
-    layers: Vec<Extent>,
+    /// The pieces of every layer, in order; each layer has the same number.
+    pieces: Vec<Extent>,
     reader: SequentialReader,
     next_layer: usize,
 }
 
 impl StreamedFfn {
-    /// A source over the groups of every layer, which lie in `layers` of `file`.
+    /// A source over the groups of every layer; layer `l` begins at `layers[l]` in `file`.
     pub fn new(
         ffn: Ffn,
         dtype: DType,
         layout: FlashLayout,
-        layers: Vec<Extent>,
+        layers: &[u64],
         file: Arc<DirectFile>,
         engine: EngineChoice,
     ) -> Result<Self> {
-        let options = StreamOptions { chunk_bytes: chunk_bytes(&layout), chunks: CHUNKS, engine };
+        let options = StreamOptions { chunk_bytes: buffer_bytes(&layout), chunks: CHUNKS, engine };
         let mut reader = SequentialReader::new(file, options)?;
-        reader.restart(&layers)?;
-        Ok(Self { ffn, dtype, layout, layers, reader, next_layer: 0 })
+        let (piece, end) = (piece_bytes(&layout), layout.layer_bytes());
+        let pieces: Vec<Extent> = layers
+            .iter()
+            .flat_map(|&layer| {
+                (0..end).step_by(piece).map(move |at| {
+                    Extent { offset: layer + at as u64, length: piece.min(end - at) as u64 }
+                })
+            })
+            .collect();
+        reader.restart(&pieces)?;
+        Ok(Self { ffn, dtype, layout, pieces, reader, next_layer: 0 })
     }
 
     /// Bytes of its buffers.
     pub fn bytes(layout: &FlashLayout) -> u64 {
-        (CHUNKS * chunk_bytes(layout)) as u64
+        (CHUNKS * buffer_bytes(layout)) as u64
     }
 
     /// How reads are issued, for announcements.
@@ -55,13 +67,16 @@ impl StreamedFfn {
     }
 }
 
-/// Bytes of whole groups whose neurons are a multiple of [`ROW_BLOCK`], so that sums do not depend on the cut, and which are
-/// a multiple of every alignment a disk may have.
-fn chunk_bytes(layout: &FlashLayout) -> usize {
-    let (groups, bytes) = (lcm(layout.records_per_group(), ROW_BLOCK) / layout.records_per_group(), layout.group_bytes());
-    let unit = groups * bytes;
-    let unit = lcm(unit, 4096);
+/// Bytes of a piece: whole groups whose neurons are a multiple of [`ROW_BLOCK`], so that sums do not depend on the cut.
+fn piece_bytes(layout: &FlashLayout) -> usize {
+    let neurons = lcm(layout.records_per_group(), ROW_BLOCK);
+    let unit = neurons / layout.records_per_group() * layout.group_bytes();
     CHUNK_BYTES.div_ceil(unit) * unit
+}
+
+/// Room for a piece, rounded outwards on a disk that is read in larger steps than groups are aligned to.
+fn buffer_bytes(layout: &FlashLayout) -> usize {
+    piece_bytes(layout) + if layout.alignment() % DISK_STEP_MAX == 0 { 0 } else { 2 * DISK_STEP_MAX }
 }
 
 fn lcm(a: usize, b: usize) -> usize {
@@ -74,14 +89,15 @@ fn lcm(a: usize, b: usize) -> usize {
 
 impl FfnSource for StreamedFfn {
     fn run(&mut self, mut call: FfnCall<'_>) -> Result<()> {
+        let per_layer = self.layout.layer_bytes().div_ceil(piece_bytes(&self.layout));
         if call.layer != self.next_layer {
-            // A piece was abandoned half-way: begin the list at this layer.
-            self.reader.restart(&self.layers[call.layer..])?;
+            // A piece was abandoned half-way: begin at this layer.
+            self.reader.restart(&self.pieces[call.layer * per_layer..])?;
         }
         self.next_layer = call.layer;
         let mut first = 0;
-        while first < self.ffn.size {
-            let chunk = self.reader.next()?.expect("the list has an extent for every layer");
+        for _ in 0..per_layer {
+            let chunk = self.reader.next()?.expect("the list has every piece of every layer");
             let groups = chunk.bytes.len() / self.layout.group_bytes();
             let count = (groups * self.layout.records_per_group()).min(self.ffn.size - first);
             let block = NeuronBlock::new(&self.ffn, self.dtype, &self.layout, chunk.bytes, first, count);
@@ -89,9 +105,9 @@ impl FfnSource for StreamedFfn {
             first += count;
         }
         self.next_layer += 1;
-        if self.next_layer == self.layers.len() {
+        if self.next_layer * per_layer == self.pieces.len() {
             self.next_layer = 0;
-            self.reader.restart(&self.layers)?;
+            self.reader.restart(&self.pieces)?;
         } else {
             self.reader.release()?;
         }

@@ -48,7 +48,7 @@ impl Forward {
             positions: PositionTables::new(&spec, context),
             cache: KvCache::new(&spec, spec.layers, context, kv)?,
             states: vec![0.0; piece * spec.hidden_size],
-            scratch: LayerScratch::new(&spec, piece, context, threads.count()),
+            scratch: LayerScratch::new(&spec, piece, context),
             embed: EmbedScratch::new(&spec),
             head: HeadScratch {
                 normed: vec![0.0; spec.hidden_size],
@@ -63,11 +63,11 @@ impl Forward {
     }
 
     /// Bytes of states, scratch, tables and KV cache for a context.
-    pub fn working_bytes(spec: &ModelSpec, context: usize, threads: usize) -> u64 {
+    pub fn working_bytes(spec: &ModelSpec, context: usize) -> u64 {
         let piece = PIECE_TOKENS.min(context);
         let floats = (piece + 2) * spec.hidden_size + 2 * spec.embed_size + spec.vocab_size;
         floats as u64 * 4
-            + LayerScratch::bytes(spec, piece, context, threads)
+            + LayerScratch::bytes(spec, piece, context)
             + PositionTables::bytes(spec, context)
     }
 

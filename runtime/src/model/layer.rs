@@ -25,7 +25,7 @@ pub struct LayerScratch {
 
 impl LayerScratch {
     /// Scratch for pieces of up to `tokens` tokens in a context of `context`.
-    pub fn new(spec: &ModelSpec, tokens: usize, context: usize, threads: usize) -> Self {
+    pub fn new(spec: &ModelSpec, tokens: usize, context: usize) -> Self {
         let zeros = |width: usize| vec![0.0; tokens * width];
         Self {
             attention_input: zeros(spec.hidden_size),
@@ -35,17 +35,17 @@ impl LayerScratch {
             delta: zeros(spec.hidden_size),
             ffn_output: zeros(spec.hidden_size),
             attention: AttentionScratch::new(spec, tokens, context),
-            ffn: FfnScratch::new(spec, tokens, threads),
+            ffn: FfnScratch::new(spec, tokens),
         }
     }
 
     /// Bytes of that scratch.
-    pub fn bytes(spec: &ModelSpec, tokens: usize, context: usize, threads: usize) -> u64 {
+    pub fn bytes(spec: &ModelSpec, tokens: usize, context: usize) -> u64 {
         let shape = &spec.attention;
         let width = 4 * spec.hidden_size + shape.qkv_size() + shape.heads * shape.head_dim;
         (tokens * width * 4) as u64
             + AttentionScratch::bytes(spec, tokens, context)
-            + FfnScratch::bytes(spec, tokens, threads)
+            + FfnScratch::bytes(spec, tokens)
     }
 }
 
