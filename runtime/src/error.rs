@@ -30,7 +30,9 @@ pub enum RuntimeError {
         found: u64,
     },
     /// The budget cannot hold what is needed.
-    #[error("a memory budget of {budget} bytes is too small: {needed} bytes are needed for {what}; the smallest that works is --memory {needed}")]
+    #[error(
+        "a memory budget of {budget} bytes is too small: {needed} bytes are needed for {what}; the smallest that works is --memory {needed}"
+    )]
     BudgetTooSmall {
         /// The budget.
         budget: u64,
@@ -51,7 +53,9 @@ pub enum RuntimeError {
         vocab_size: usize,
     },
     /// More tokens than the context holds.
-    #[error("{wanted} tokens do not fit the context of {context}; ask for fewer tokens, a shorter prompt, or a larger --context (the model allows {model_max})")]
+    #[error(
+        "{wanted} tokens do not fit the context of {context}; ask for fewer tokens, a shorter prompt, or a larger --context (the model allows {model_max})"
+    )]
     ContextFull {
         /// Tokens that would have to be held.
         wanted: usize,

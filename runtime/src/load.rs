@@ -156,7 +156,11 @@ pub fn plan(bundle: &Bundle, options: &LoadOptions, choice: FfnChoice) -> Memory
 }
 
 /// Reads the resident section, checking its checksum.
-fn read_resident(bundle: &Bundle, reader: &mut SequentialReader, progress: &mut dyn FnMut(u64)) -> Result<AlignedMemory> {
+fn read_resident(
+    bundle: &Bundle,
+    reader: &mut SequentialReader,
+    progress: &mut dyn FnMut(u64),
+) -> Result<AlignedMemory> {
     let section = bundle.resident();
     let mut memory = AlignedMemory::new(section.extent.bytes as usize)?;
     let mut hasher = Xxh3::new();

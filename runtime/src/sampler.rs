@@ -152,7 +152,8 @@ mod tests {
 
     #[test]
     fn draws_follow_the_distribution() {
-        let counts = drawn(Sampling { temperature: 1.0, ..Sampling::default() }, &[0.0, 3f32.ln(), f32::NEG_INFINITY], 40_000);
+        let counts =
+            drawn(Sampling { temperature: 1.0, ..Sampling::default() }, &[0.0, 3f32.ln(), f32::NEG_INFINITY], 40_000);
         assert!((counts[1] as f64 / 40_000.0 - 0.75).abs() < 0.01, "{counts:?}");
         assert_eq!(counts[2], 0);
     }

@@ -15,7 +15,7 @@ use flashlm_formats::recording::{LayerWriter, Recording, RecordingError, Recordi
 use flashlm_kernels::Threads;
 use flashlm_runtime::error::RuntimeError;
 use flashlm_runtime::model::ffn::FfnObserver;
-use flashlm_runtime::model::forward::{embed, EmbedScratch};
+use flashlm_runtime::model::forward::{EmbedScratch, embed};
 use flashlm_runtime::model::kv_cache::{KvCache, KvDtype};
 use flashlm_runtime::model::layer::{LayerScratch, Pass};
 use flashlm_runtime::model::positions::PositionTables;
@@ -38,6 +38,9 @@ pub enum RecordError {
     /// The forward pass.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
+    /// The layer's records cannot be laid out.
+    #[error(transparent)]
+    Layout(#[from] flashlm_formats::bundle::LayoutError),
     /// The file of hidden states.
     #[error(transparent)]
     States(#[from] StatesError),
@@ -120,7 +123,8 @@ impl<'a> Recorder<'a> {
         let spec = self.checkpoint.spec();
         let dtype = self.checkpoint.ffn_dtype().bytes();
         let ffn = spec.ffn.vectors() * spec.ffn.size * spec.hidden_size * dtype;
-        let attention = (spec.attention.qkv_size() + spec.attention.heads * spec.attention.head_dim) * spec.hidden_size * dtype;
+        let attention =
+            (spec.attention.qkv_size() + spec.attention.heads * spec.attention.head_dim) * spec.hidden_size * dtype;
         // The source's rows are in memory once more while records are made of them.
         (2 * ffn + attention + self.longest * spec.ffn.size * 4) as u64
             + LayerScratch::bytes(spec, self.longest, self.longest)

@@ -60,7 +60,8 @@ impl HiddenStates {
         fs::create_dir_all(dir).map_err(io(dir))?;
         let path = Self::path(dir, layer);
         let partial = Self::partial(&path);
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(&partial).map_err(io(&partial))?;
+        let file =
+            File::options().read(true).write(true).create(true).truncate(true).open(&partial).map_err(io(&partial))?;
         file.set_len((tokens * hidden * 4) as u64).map_err(io(&partial))?;
         Ok(Self { file, path, published: false, hidden })
     }

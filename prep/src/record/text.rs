@@ -32,7 +32,9 @@ pub enum TextError {
         valid_up_to: usize,
     },
     /// There is hardly any text.
-    #[error("the text has only {tokens} tokens in {documents} documents; at least {needed} tokens in 2 documents are needed, and 20000 or more serve well")]
+    #[error(
+        "the text has only {tokens} tokens in {documents} documents; at least {needed} tokens in 2 documents are needed, and 20000 or more serve well"
+    )]
     TooShort {
         /// Tokens found.
         tokens: usize,

@@ -44,7 +44,8 @@ pub(crate) fn run(args: LogitsArgs) -> Result<ExitCode> {
         out.sync_all()?;
         std::fs::rename(&unfinished, &args.output)
     };
-    publish().inspect_err(|_| _ = std::fs::remove_file(&unfinished))
+    publish()
+        .inspect_err(|_| _ = std::fs::remove_file(&unfinished))
         .with_context(|| format!("cannot write {}", args.output.display()))?;
     Ok(ExitCode::SUCCESS)
 }

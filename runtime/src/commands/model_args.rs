@@ -71,7 +71,8 @@ pub(crate) fn load_with_progress(bundle: &Bundle, args: &ModelArgs, context: usi
     };
     let bar = ProgressBar::new(0); // hidden when standard error is not a terminal
     bar.set_style(
-        ProgressStyle::with_template("loading [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left")?.progress_chars("=> "),
+        ProgressStyle::with_template("loading [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left")?
+            .progress_chars("=> "),
     );
     let loaded = load(bundle, &options, &mut |done, total| {
         bar.set_length(total);

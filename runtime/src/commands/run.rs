@@ -101,7 +101,9 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode> {
         (None, None) => max.min(2048),
     };
     if context > max {
-        bail!("a context of {context} tokens is more than the {max} that this model was made for; use a shorter prompt or a smaller -n");
+        bail!(
+            "a context of {context} tokens is more than the {max} that this model was made for; use a shorter prompt or a smaller -n"
+        );
     }
     let loaded = load_with_progress(&bundle, &args.model, context, args.verbose)?;
     let mut session = Session {
@@ -140,7 +142,9 @@ fn prompt_ids(args: &RunArgs, bundle: &Bundle, tokenizer: &Tokenizer) -> Result<
         (Some(text), _) => text.clone(),
         (None, Some(path)) => read_prompt(path)?,
         (None, None) if std::io::stdin().is_terminal() && !args.json => return Ok(None),
-        (None, None) => bail!("no prompt: give --prompt TEXT, --prompt-file FILE (- for standard input) or --ids 2,713,16"),
+        (None, None) => {
+            bail!("no prompt: give --prompt TEXT, --prompt-file FILE (- for standard input) or --ids 2,713,16")
+        }
     };
     let mut ids: Vec<u32> = bundle.spec().bos.into_iter().collect();
     ids.extend(tokenizer.encode(&text)?);
@@ -225,14 +229,18 @@ fn converse(session: &mut Session<'_>, bundle: &Bundle) -> Result<()> {
             return Ok(());
         }
         let text = line.trim_end_matches(['\n', '\r']);
-        let mut ids: Vec<u32> = if session.forward.is_empty() { bundle.spec().bos.into_iter().collect() } else { vec![] };
+        let mut ids: Vec<u32> =
+            if session.forward.is_empty() { bundle.spec().bos.into_iter().collect() } else { vec![] };
         ids.extend(session.tokenizer.encode(text)?);
         if ids.is_empty() {
             continue;
         }
         let left = session.forward.context() - session.forward.len();
         if ids.len() >= left {
-            eprintln!("{} tokens do not fit the {left} left of the context; start again, or with a larger --context", ids.len());
+            eprintln!(
+                "{} tokens do not fit the {left} left of the context; start again, or with a larger --context",
+                ids.len()
+            );
             continue;
         }
         let tokens = session.args.tokens.min(left - ids.len());

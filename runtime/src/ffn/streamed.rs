@@ -47,9 +47,9 @@ impl StreamedFfn {
         let pieces: Vec<Extent> = layers
             .iter()
             .flat_map(|&layer| {
-                (0..end).step_by(piece).map(move |at| {
-                    Extent { offset: layer + at as u64, length: piece.min(end - at) as u64 }
-                })
+                (0..end)
+                    .step_by(piece)
+                    .map(move |at| Extent { offset: layer + at as u64, length: piece.min(end - at) as u64 })
             })
             .collect();
         reader.restart(&pieces)?;

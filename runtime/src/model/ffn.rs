@@ -7,7 +7,7 @@
 use flashlm_formats::bundle::FlashLayout;
 use flashlm_formats::model::{Activation, DType, Ffn, ModelSpec};
 use flashlm_kernels::{
-    Matrix, MatmulScratch, ROW_BLOCK, RowLayout, Threads, add_scaled_rows, matmul, matmul_rows_add, matvec,
+    MatmulScratch, Matrix, ROW_BLOCK, RowLayout, Threads, add_scaled_rows, matmul, matmul_rows_add, matvec,
 };
 
 use super::weights::element;

@@ -66,9 +66,7 @@ impl Forward {
     pub fn working_bytes(spec: &ModelSpec, context: usize) -> u64 {
         let piece = PIECE_TOKENS.min(context);
         let floats = (piece + 2) * spec.hidden_size + 2 * spec.embed_size + spec.vocab_size;
-        floats as u64 * 4
-            + LayerScratch::bytes(spec, piece, context)
-            + PositionTables::bytes(spec, context)
+        floats as u64 * 4 + LayerScratch::bytes(spec, piece, context) + PositionTables::bytes(spec, context)
     }
 
     /// The architecture.

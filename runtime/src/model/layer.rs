@@ -43,9 +43,7 @@ impl LayerScratch {
     pub fn bytes(spec: &ModelSpec, tokens: usize, context: usize) -> u64 {
         let shape = &spec.attention;
         let width = 4 * spec.hidden_size + shape.qkv_size() + shape.heads * shape.head_dim;
-        (tokens * width * 4) as u64
-            + AttentionScratch::bytes(spec, tokens, context)
-            + FfnScratch::bytes(spec, tokens)
+        (tokens * width * 4) as u64 + AttentionScratch::bytes(spec, tokens, context) + FfnScratch::bytes(spec, tokens)
     }
 }
 

@@ -78,8 +78,7 @@ fn rotary_frequencies(dims: usize, theta: f32, scaling: Option<RopeScaling>) -> 
                     } else if wavelength < original / high_freq_factor {
                         frequency
                     } else {
-                        let smooth =
-                            (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                        let smooth = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
                         (1.0 - smooth) * frequency / factor + smooth * frequency
                     }
                 }
@@ -119,12 +118,8 @@ mod tests {
 
     #[test]
     fn llama3_scaling_keeps_high_and_divides_low_frequencies() {
-        let scaling = RopeScaling::Llama3 {
-            factor: 8.0,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original_positions: 8192,
-        };
+        let scaling =
+            RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_positions: 8192 };
         let plain = rotary_frequencies(128, 500_000.0, None);
         let scaled = rotary_frequencies(128, 500_000.0, Some(scaling));
         assert_eq!(plain[0], scaled[0]);

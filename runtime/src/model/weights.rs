@@ -63,7 +63,8 @@ impl Weight {
     /// The matrix, for the kernels.
     pub fn matrix(&self) -> Matrix<'_> {
         let data = &(*self.bytes).as_ref()[self.range.clone()];
-        Matrix::new(self.element, data, self.rows, self.cols).expect("the length was checked when the weight was loaded")
+        Matrix::new(self.element, data, self.rows, self.cols)
+            .expect("the length was checked when the weight was loaded")
     }
 
     /// Outputs.
@@ -159,7 +160,12 @@ impl LayerWeights {
         let attention_norm = NormWeights::load(source, spec, &format!("{p}.attention_norm"))?;
         let qkv = Linear {
             weight: Weight::load(source, &format!("{p}.attention.qkv.weight"), attention.qkv_size(), hidden)?,
-            bias: optional_vector(source, attention.qkv_bias, &format!("{p}.attention.qkv.bias"), attention.qkv_size())?,
+            bias: optional_vector(
+                source,
+                attention.qkv_bias,
+                &format!("{p}.attention.qkv.bias"),
+                attention.qkv_size(),
+            )?,
         };
         let qk_norm = if attention.qk_norm {
             let mut pair = |which: &str| -> Result<(Vec<f32>, Vec<f32>)> {
@@ -174,7 +180,12 @@ impl LayerWeights {
             None
         };
         let out = Linear {
-            weight: Weight::load(source, &format!("{p}.attention.out.weight"), hidden, attention.heads * attention.head_dim)?,
+            weight: Weight::load(
+                source,
+                &format!("{p}.attention.out.weight"),
+                hidden,
+                attention.heads * attention.head_dim,
+            )?,
             bias: optional_vector(source, attention.out_bias, &format!("{p}.attention.out.bias"), hidden)?,
         };
         let ffn_norm = if spec.block.has_ffn_norm() {
@@ -260,4 +271,3 @@ impl ModelWeights {
 pub fn vector_bytes(spec: &ModelSpec) -> u64 {
     spec.resident_tensors().iter().filter(|t| t.shape.len() == 1).map(|t| t.shape[0] as u64 * 4).sum()
 }
-
