@@ -1,6 +1,4 @@
-//! Element-wise steps of a transformer over slices of f32: norms, softmax, activations, rotary positions.
-//!
-//! Plain Rust: the same bits on every instruction set.
+//! Norms and rotary positions over slices of f32, in plain Rust: the same bits on every instruction set.
 
 /// `out = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias`; the statistics are summed in f64.
 ///
@@ -45,7 +43,7 @@ fn scale_and_shift(weight: Option<&[f32]>, bias: Option<&[f32]>, out: &mut [f32]
 }
 
 /// The sum of `f(x)` in f64, in eight interleaved parts that the compiler can keep in vectors.
-fn sum(x: &[f32], f: impl Fn(f64) -> f64) -> f64 {
+pub(crate) fn sum(x: &[f32], f: impl Fn(f64) -> f64) -> f64 {
     let mut parts = [0f64; 8];
     let (blocks, rest) = x.as_chunks::<8>();
     for block in blocks {
@@ -57,56 +55,6 @@ fn sum(x: &[f32], f: impl Fn(f64) -> f64) -> f64 {
         *part += f(f64::from(v));
     }
     parts.iter().sum()
-}
-
-/// `x = exp(x - max(x)) / sum(exp(x - max(x)))`. An empty slice stays empty; negative infinity becomes zero.
-pub fn softmax(x: &mut [f32]) {
-    let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    for v in x.iter_mut() {
-        *v = (*v - max).exp();
-    }
-    let scale = (1.0 / sum(x, |v| v)) as f32;
-    x.iter_mut().for_each(|v| *v *= scale);
-}
-
-/// `x = max(x, 0)`; NaN stays.
-pub fn relu(x: &mut [f32]) {
-    x.iter_mut().for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v });
-}
-
-/// `x = x / 2 * (1 + erf(x / sqrt 2))`, with an absolute error below 1e-6.
-pub fn gelu(x: &mut [f32]) {
-    x.iter_mut().for_each(|v| *v = 0.5 * *v * (1.0 + erf(*v * std::f32::consts::FRAC_1_SQRT_2)));
-}
-
-/// `x = x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))`.
-pub fn gelu_tanh(x: &mut [f32]) {
-    const SCALE: f32 = 0.797_884_6;
-    x.iter_mut().for_each(|v| *v = 0.5 * *v * (1.0 + (SCALE * (*v + 0.044715 * *v * *v * *v)).tanh()));
-}
-
-/// `x = x / (1 + exp(-x))`.
-pub fn silu(x: &mut [f32]) {
-    x.iter_mut().for_each(|v| *v /= 1.0 + (-*v).exp());
-}
-
-/// The error function, by a rational minimax approximation over [-4, 4] (as in Eigen's `erf`), beyond which f32 has 1.
-#[inline(always)]
-fn erf(x: f32) -> f32 {
-    const P: [f32; 7] = [
-        -2.726_142_3e-10,
-        2.770_681_4e-8,
-        -2.101_024e-6,
-        -5.692_506_2e-5,
-        -7.349_906_3e-4,
-        -2.954_6e-3,
-        -1.609_603_3e-2,
-    ];
-    const Q: [f32; 5] = [-1.456_607_2e-5, -2.133_740_6e-4, -1.682_827e-3, -7.373_329_2e-3, -1.426_473_9e-2];
-    let square = x * x;
-    let p = P.into_iter().fold(0.0, |sum, c| sum * square + c);
-    let q = Q.into_iter().fold(0.0, |sum, c| sum * square + c);
-    if x.abs() < 4.0 { x * p / q } else { x.clamp(-1.0, 1.0) }
 }
 
 /// Rotates the first `dims` elements of a head by its position's angles: element `i` with element `i + dims / 2`, by
@@ -122,5 +70,61 @@ pub fn rope_rotate_half(head: &mut [f32], dims: usize, cos: &[f32], sin: &[f32])
         let (a, b) = (low[i], high[i]);
         low[i] = a * cos[i] - b * sin[i];
         high[i] = b * cos[i] + a * sin[i];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(n: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 7919 % 1013) as f32 - 500.0) / 97.0 + 3.0).collect()
+    }
+
+    #[test]
+    fn norms_agree_with_their_definition() {
+        for n in (1..70).chain([1000, 4096]) {
+            let (x, w, b) = (values(n), values(n + 1)[1..].to_vec(), values(n + 2)[2..].to_vec());
+            let wide: Vec<f64> = x.iter().map(|&v| f64::from(v)).collect();
+            let mean = wide.iter().sum::<f64>() / n as f64;
+            let variance = wide.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / n as f64;
+            let square = wide.iter().map(|v| v * v).sum::<f64>() / n as f64;
+            let (mut layer, mut rms, mut bare) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
+            layer_norm(&x, Some(&w), Some(&b), 1e-5, &mut layer);
+            rms_norm(&x, Some(&w), 1e-6, &mut rms);
+            layer_norm(&x, None, None, 1e-5, &mut bare);
+            for i in 0..n {
+                let normal = (wide[i] - mean) / (variance + 1e-5).sqrt();
+                let want = normal * f64::from(w[i]) + f64::from(b[i]);
+                assert!((f64::from(bare[i]) - normal).abs() < 2e-6, "{n} [{i}]: {} for {normal}", bare[i]);
+                assert!((f64::from(layer[i]) - want).abs() < 2e-5, "{n} [{i}]: {} for {want}", layer[i]);
+                let want = wide[i] / (square + 1e-6).sqrt() * f64::from(w[i]);
+                assert!((f64::from(rms[i]) - want).abs() < 1e-5, "{n} [{i}]: {} for {want}", rms[i]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_large_offset_does_not_drown_the_variance() {
+        let x: Vec<f32> = (0..4096).map(|i| 1000.0 + (i % 2) as f32).collect();
+        let mut out = vec![0.0; x.len()];
+        layer_norm(&x, None, None, 1e-5, &mut out);
+        assert!(out.iter().zip(&x).all(|(o, v)| (o - (v - 1000.5) * 2.0).abs() < 1e-3), "{:?}", &out[..2]);
+    }
+
+    #[test]
+    fn rope_rotates_pairs_and_leaves_the_rest() {
+        let angles: Vec<f32> = (0..4).map(|i| 0.3 * i as f32 + 0.1).collect();
+        let cos: Vec<f32> = angles.iter().map(|a| a.cos()).collect();
+        let sin: Vec<f32> = angles.iter().map(|a| a.sin()).collect();
+        let before = values(12);
+        let mut head = before.clone();
+        rope_rotate_half(&mut head, 8, &cos, &sin);
+        for i in 0..4 {
+            let (a, b) = (before[i], before[i + 4]);
+            assert_eq!(head[i], a * cos[i] - b * sin[i]);
+            assert_eq!(head[i + 4], b * cos[i] + a * sin[i]);
+        }
+        assert_eq!(head[8..], before[8..]);
     }
 }

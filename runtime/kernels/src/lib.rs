@@ -8,8 +8,9 @@
 //! On one instruction set, results never depend on the number of threads, nor on how the caller cuts the work:
 //!
 //! - [`matvec`], [`gathered_dots`], [`dot`]: the result of a row depends on that row and on `x` alone.
-//! - [`add_scaled_rows`], [`gathered_add`], [`add_scaled`]: each output element has one accumulator, which takes the rows
-//!   strictly in list order. So one call equals any sequence of calls over consecutive parts of the list, bit for bit.
+//! - [`add_scaled_rows`], [`add_weighted_rows_serial`], [`gathered_add`], [`add_scaled`]: each output element has one
+//!   accumulator, which takes the rows strictly in list order. So one call equals any sequence of calls over consecutive
+//!   parts of the list, bit for bit.
 //! - [`matmul_rows_add`]: the same order, per token. So it may be called over consecutive blocks of rows, and equals
 //!   [`add_scaled_rows`] with every row listed. Blocks that are multiples of [`ROW_BLOCK`] are fast.
 //! - [`matmul`]: the result of an output depends on its row, its token, and on whether there are fewer than
@@ -17,6 +18,7 @@
 //!
 //! Other instruction sets give other roundings (other lane counts, and no fused multiply-add without SIMD).
 
+mod activation;
 mod bandwidth;
 mod dispatch;
 mod element;
@@ -32,10 +34,11 @@ mod simd;
 mod threads;
 mod tile;
 
+pub use activation::{gelu, gelu_tanh, relu, silu, softmax};
 pub use bandwidth::read_bandwidth;
 pub use dispatch::{ForceError, InstructionSet, Kernels, force_instruction_set, instruction_set};
 pub use element::{Element, store_bf16, store_f16, to_f32};
-pub use elementwise::{gelu, gelu_tanh, layer_norm, relu, rms_norm, rope_rotate_half, silu, softmax};
+pub use elementwise::{layer_norm, rms_norm, rope_rotate_half};
 pub use matmul::{MATMUL_TOKENS_MIN, MatmulScratch, ROW_BLOCK, matmul, matmul_rows_add};
 pub use matrix::{Matrix, MatrixError, RowLayout};
 pub use matvec::{dot, gathered_dots, matvec, matvec_serial};

@@ -170,27 +170,33 @@ impl<R: Rows, W: Weight> Op for Dots<'_, R, W> {
     fn run<S: Simd>(self, s: S) {
         let Self { rows, x, y, weight: _ } = self;
         let count = y.len();
-        let pointer = |i: usize| {
-            let row = rows.row(i);
-            assert_eq!(row.len(), x.len() * W::BYTES, "bytes of a row against elements of x");
-            row.as_ptr()
-        };
-        let mut i = 0;
-        while i + ROWS_AT_ONCE <= count {
-            let here: [_; ROWS_AT_ONCE] = std::array::from_fn(|j| pointer(i + j));
-            let next = std::array::from_fn(|j| pointer((i + ROWS_AT_ONCE + j).min(count - 1)));
-            // SAFETY: `pointer` checked each row's length against `x`.
-            let sums = unsafe { dots::<S, W, ROWS_AT_ONCE, 1>(s, here, next, [x.as_ptr()], x.len()) };
-            for j in 0..ROWS_AT_ONCE {
-                y[i + j] = sums[j][0];
-            }
-            i += ROWS_AT_ONCE;
+        if count == 0 {
+            return;
         }
-        while i < count {
-            let next = [pointer((i + 1).min(count - 1))];
+        // Rows beyond the last stand for the last, and are only asked for.
+        let pointers = |i: usize| -> [*const u8; ROWS_AT_ONCE] {
+            std::array::from_fn(|j| {
+                let row = rows.row((i + j).min(count - 1));
+                assert_eq!(row.len(), x.len() * W::BYTES, "bytes of a row against elements of x");
+                row.as_ptr()
+            })
+        };
+        let mut here = pointers(0);
+        let mut i = 0;
+        loop {
+            let left = count - i;
+            if left < ROWS_AT_ONCE {
+                for (j, y) in y[i..].iter_mut().enumerate() {
+                    // SAFETY: `pointers` checked each row's length against `x`.
+                    *y = unsafe { dots::<S, W, 1, 1>(s, [here[j]], [here[j + 1]], [x.as_ptr()], x.len()) }[0][0];
+                }
+                return;
+            }
+            let next = pointers(i + ROWS_AT_ONCE);
             // SAFETY: as above.
-            y[i] = unsafe { dots::<S, W, 1, 1>(s, [pointer(i)], next, [x.as_ptr()], x.len()) }[0][0];
-            i += 1;
+            let sums = unsafe { dots::<S, W, ROWS_AT_ONCE, 1>(s, here, next, [x.as_ptr()], x.len()) };
+            y[i..i + ROWS_AT_ONCE].copy_from_slice(sums.as_flattened());
+            (here, i) = (next, i + ROWS_AT_ONCE);
         }
     }
 }

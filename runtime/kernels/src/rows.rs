@@ -36,6 +36,15 @@ pub fn add_scaled_rows_serial(w: Matrix<'_>, active: &[(u32, f32)], y: &mut [f32
     Kernels::get().add_scaled_rows_serial(w, active, y);
 }
 
+/// `y[c] += sum over rows i, in order, of a[i] * W[i][c]`, on the calling thread: attention's weighted sum of values. The
+/// same bits as [`add_scaled_rows`] with every row listed.
+///
+/// # Panics
+/// If `a` has not `w.rows()` or `y` not `w.cols()` elements.
+pub fn add_weighted_rows_serial(w: Matrix<'_>, a: &[f32], y: &mut [f32]) {
+    Kernels::get().add_weighted_rows_serial(w, a, y);
+}
+
 /// `y += a * row`; the same bits as [`add_scaled_rows`].
 ///
 /// # Panics
@@ -60,16 +69,6 @@ pub fn gathered_add(
     Kernels::get().gathered_add(threads, element, data, offsets, coefficients, y);
 }
 
-/// `y[c] += sum over r of weights[r] W[r, c]`, on the calling thread: every row of `w`, in order.
-///
-/// # Panics
-/// If there is not one weight for each row, or `y` has not `w.cols()` elements.
-pub fn add_weighted_rows_serial(w: Matrix<'_>, weights: &[f32], y: &mut [f32]) {
-    assert_eq!(weights.len(), w.rows(), "add_weighted_rows: weights against rows");
-    assert_eq!(y.len(), w.cols(), "add_weighted_rows: elements of y against columns");
-    Kernels::get().add(w.element(), &Weighted { w, weights }, 0, y);
-}
-
 impl Kernels {
     /// [`add_scaled_rows`] on this instruction set.
     pub fn add_scaled_rows(self, threads: &Threads, w: Matrix<'_>, active: &[(u32, f32)], y: &mut [f32]) {
@@ -81,6 +80,13 @@ impl Kernels {
     pub fn add_scaled_rows_serial(self, w: Matrix<'_>, active: &[(u32, f32)], y: &mut [f32]) {
         assert_eq!(y.len(), w.cols(), "add_scaled_rows: elements of y against columns");
         self.add(w.element(), &Picked { w, active }, 0, y);
+    }
+
+    /// [`add_weighted_rows_serial`] on this instruction set.
+    pub fn add_weighted_rows_serial(self, w: Matrix<'_>, a: &[f32], y: &mut [f32]) {
+        assert_eq!(a.len(), w.rows(), "add_weighted_rows: weights against rows");
+        assert_eq!(y.len(), w.cols(), "add_weighted_rows: elements of y against columns");
+        self.add(w.element(), &Every { w, a }, 0, y);
     }
 
     /// [`add_scaled`] on this instruction set.
@@ -149,14 +155,14 @@ impl ScaledRows for Picked<'_> {
     }
 }
 
-struct Weighted<'a> {
+struct Every<'a> {
     w: Matrix<'a>,
-    weights: &'a [f32],
+    a: &'a [f32],
 }
-impl ScaledRows for Weighted<'_> {
+impl ScaledRows for Every<'_> {
     #[inline(always)]
     fn count(&self) -> usize {
-        self.weights.len()
+        self.a.len()
     }
     #[inline(always)]
     fn row(&self, i: usize) -> &[u8] {
@@ -164,7 +170,7 @@ impl ScaledRows for Weighted<'_> {
     }
     #[inline(always)]
     fn coefficient(&self, i: usize) -> f32 {
-        self.weights[i]
+        self.a[i]
     }
 }
 
@@ -221,20 +227,29 @@ impl<L: ScaledRows, W: Weight> Op for Add<'_, L, W> {
         let Self { list, first, y, weight: _ } = self;
         let (count, cols) = (list.count(), y.len());
         let pointer = |i: usize| list.row(i)[first * W::BYTES..][..cols * W::BYTES].as_ptr();
-        let mut i = 0;
-        while i + ROWS_AT_ONCE <= count {
-            let here: [_; ROWS_AT_ONCE] = std::array::from_fn(|j| pointer(i + j));
-            let next = std::array::from_fn(|j| pointer((i + ROWS_AT_ONCE + j).min(count - 1)));
-            let a = std::array::from_fn(|j| list.coefficient(i + j));
-            // SAFETY: `pointer` checked that each row has `cols` elements from column `first`.
-            unsafe { add_rows::<S, W, ROWS_AT_ONCE>(s, here, next, a, y.as_mut_ptr(), cols) };
-            i += ROWS_AT_ONCE;
+        if count == 0 {
+            return;
         }
-        while i < count {
-            let here = [pointer(i)];
+        // Rows beyond the last stand for the last, and are only asked for.
+        let pointers =
+            |i: usize| -> [*const u8; ROWS_AT_ONCE] { std::array::from_fn(|j| pointer((i + j).min(count - 1))) };
+        let mut here = pointers(0);
+        let mut i = 0;
+        loop {
+            let left = count - i;
+            if left < ROWS_AT_ONCE {
+                for j in 0..left {
+                    let a = [list.coefficient(i + j)];
+                    // SAFETY: `pointer` checked that each row has `cols` elements from column `first`.
+                    unsafe { add_rows::<S, W, 1>(s, [here[j]], [here[j + 1]], a, y.as_mut_ptr(), cols) };
+                }
+                return;
+            }
+            let next = pointers(i + ROWS_AT_ONCE);
+            let a = std::array::from_fn(|j| list.coefficient(i + j));
             // SAFETY: as above.
-            unsafe { add_rows::<S, W, 1>(s, here, here, [list.coefficient(i)], y.as_mut_ptr(), cols) };
-            i += 1;
+            unsafe { add_rows::<S, W, ROWS_AT_ONCE>(s, here, next, a, y.as_mut_ptr(), cols) };
+            (here, i) = (next, i + ROWS_AT_ONCE);
         }
     }
 }

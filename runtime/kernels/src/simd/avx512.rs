@@ -77,6 +77,14 @@ impl Simd for Avx512 {
         unsafe { _mm512_fmadd_ps(a, b, c) }
     }
     #[inline(always)]
+    fn exp2_whole(self, n: Self::V) -> Self::V {
+        // SAFETY: the token proves the instructions.
+        unsafe {
+            let exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent))
+        }
+    }
+    #[inline(always)]
     fn sum(self, v: Self::V) -> f32 {
         // SAFETY: the token proves the instructions.
         unsafe {

@@ -31,7 +31,6 @@ pub(crate) trait Op {
 }
 
 /// One instruction set's vector of f32. Pointers need no alignment.
-#[expect(dead_code, reason = "the vector forms of softmax and the activations come next")]
 pub(crate) trait Simd: Copy + Send + Sync {
     type V: Copy;
     const LANES: usize;
@@ -52,6 +51,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`: rounded once where the instruction set can, twice in `Plain`; always the same on one set.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Two to the power of whole numbers in -127..=128, where -127 gives zero and 128 gives infinity.
+    fn exp2_whole(self, n: Self::V) -> Self::V;
     /// The sum of all lanes, in an order fixed per instruction set.
     fn sum(self, v: Self::V) -> f32;
 

@@ -74,6 +74,14 @@ impl Simd for Neon {
         unsafe { vfmaq_f32(c, a, b) }
     }
     #[inline(always)]
+    fn exp2_whole(self, n: Self::V) -> Self::V {
+        // SAFETY: the token proves the instructions.
+        unsafe {
+            let exponent = vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127));
+            vreinterpretq_f32_s32(vshlq_n_s32::<23>(exponent))
+        }
+    }
+    #[inline(always)]
     fn sum(self, v: Self::V) -> f32 {
         // SAFETY: the token proves the instructions.
         unsafe { vaddvq_f32(v) }

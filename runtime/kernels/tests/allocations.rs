@@ -1,0 +1,83 @@
+//! The kernels of the decode loop allocate nothing.
+#![expect(unsafe_code, reason = "a global allocator that counts")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::num::NonZeroUsize;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use flashlm_kernels::*;
+
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: every call is handed to the system's allocator as it is.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
+        // SAFETY: as the caller vouches.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
+        // SAFETY: as the caller vouches.
+        unsafe { System.dealloc(p, layout) }
+    }
+    unsafe fn realloc(&self, p: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
+        // SAFETY: as the caller vouches.
+        unsafe { System.realloc(p, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Without the test harness, whose own thread may allocate at any time.
+fn main() {
+    let threads = Threads::new(NonZeroUsize::new(3).unwrap()).unwrap();
+    let (rows, cols) = (512, 1000);
+    let data = vec![0u8; rows * cols * 2];
+    let w = Matrix::new(Element::F16, &data, rows, cols).unwrap();
+    let (mut x, mut y, mut halves) = (vec![1.0f32; cols], vec![0.0f32; rows], vec![0u16; cols]);
+    let mut out = vec![0.0f32; cols];
+    let active: Vec<(u32, f32)> = (0..rows as u32).step_by(3).map(|r| (r, 0.5)).collect();
+    let offsets: Vec<usize> = active.iter().map(|&(r, _)| r as usize * cols * 2).collect();
+    let coefficients = vec![0.5f32; offsets.len()];
+    let mut dots = vec![0.0f32; offsets.len()];
+    let tokens = 9;
+    let (xs, mut ys) = (vec![1.0f32; tokens * cols], vec![0.0f32; tokens * rows]);
+    let mut outs = vec![0.0f32; tokens * cols];
+    let mut scratch = MatmulScratch::default();
+    let mut step = || {
+        threads.run(100, &|i| {
+            std::hint::black_box(i);
+        });
+        threads.chunks_mut(&mut y, 7, &|i, part| part.fill(i as f32));
+        matvec(&threads, w, &x, &mut y);
+        add_scaled_rows(&threads, w, &active, &mut out);
+        gathered_dots(&threads, Element::F16, &data, &offsets, cols, &x, &mut dots);
+        gathered_add(&threads, Element::F16, &data, &offsets, &coefficients, &mut out);
+        layer_norm(&x, None, None, 1e-5, &mut out);
+        softmax(&mut x);
+        gelu(&mut x);
+        silu(&mut x);
+        store_f16(&x, &mut halves);
+        matmul(&threads, w, &xs, tokens, &mut ys, rows, &mut scratch);
+        matmul_rows_add(&threads, w, &ys, rows, tokens, &mut outs, &mut scratch);
+        matmul(&threads, w, &xs[..3 * cols], 3, &mut ys, rows, &mut scratch);
+    };
+    // Tasks that wait for each other, so that every worker has started; then a round that grows the scratch.
+    let all_here = Barrier::new(3);
+    threads.run(3, &|_| {
+        all_here.wait();
+    });
+    step();
+    let before = ALLOCATIONS.load(Ordering::SeqCst);
+    for _ in 0..20 {
+        step();
+        // Workers fall asleep in between, now and then.
+        std::thread::sleep(std::time::Duration::from_micros(300));
+    }
+    assert_eq!(ALLOCATIONS.load(Ordering::SeqCst), before, "allocations while decoding");
+}
