@@ -296,6 +296,11 @@ fn matmul_rows_add_agrees_with_its_twin_and_equals_scaled_rows() {
                     let active: Vec<(u32, f32)> = (0..rows).map(|r| (r as u32, a[t * stride + r])).collect();
                     kernels.add_scaled_rows_serial(w, &active, &mut listed[t * cols..][..cols]);
                 }
+                let mut weighted = start.clone();
+                for t in 0..tokens {
+                    kernels.add_weighted_rows_serial(w, &a[t * stride..][..rows], &mut weighted[t * cols..][..cols]);
+                }
+                assert_eq!(bits(&listed), bits(&weighted), "{what}: weighted rows");
                 let mut scratch = MatmulScratch::default();
                 for pool in &pools {
                     let mut y = start.clone();
