@@ -1,2 +1,51 @@
-//! `flashlm-prep`.
-fn main() {}
+//! `flashlm-prep`: makes a bundle of a checkpoint.
+
+mod commands;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "flashlm-prep", version, about = "Prepare a checkpoint for flashlm", max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write a bundle without predictors, neurons in the checkpoint's order
+    Convert(commands::convert::ConvertArgs),
+    /// Show what a checkpoint or a bundle is, and how large its parts are
+    Inspect(commands::inspect::InspectArgs),
+    /// Check every checksum of a bundle
+    Verify(commands::verify::VerifyArgs),
+    /// Record which neurons fire on a text
+    Record(commands::record::RecordArgs),
+    /// Print a shell completion script
+    Completions {
+        /// The shell to complete for
+        shell: clap_complete::Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Convert(args) => commands::convert::run(&args),
+        Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Verify(args) => commands::verify::run(&args),
+        Command::Record(args) => commands::record::run(&args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "flashlm-prep", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    result.unwrap_or_else(|error| {
+        if commands::is_broken_pipe(&error) {
+            return ExitCode::SUCCESS;
+        }
+        eprintln!("flashlm-prep: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -9,12 +9,14 @@ const DOWN_BYTES: usize = 16 << 20;
 const TILE: usize = 32;
 
 /// Fills `out` (`layout.layer_bytes()` long) with the records of `layer`; record `p` is of neuron `order[p]`. Padding becomes zero.
+/// `seen` is shown the source's bytes, in the source's order.
 pub fn fill_layer(
     checkpoint: &Checkpoint,
     layer: usize,
     layout: &FlashLayout,
     order: &[u32],
     out: &mut [u8],
+    seen: &mut dyn FnMut(&[u8]),
 ) -> Result<(), CheckpointError> {
     let (spec, dtype) = (checkpoint.spec(), checkpoint.ffn_dtype());
     let row_bytes = layout.row_bytes();
@@ -35,6 +37,7 @@ pub fn fill_layer(
         while first < spec.ffn.size {
             let end = (first + neurons_at_once).min(spec.ffn.size);
             checkpoint.read_ffn_rows(layer, matrix, first..end, &mut buffer)?;
+            seen(&buffer);
             for (row, neuron) in buffer.chunks_exact(row_bytes).zip(first..end) {
                 let at = layout.vector_offset(place[neuron], vector);
                 out[at..at + row_bytes].copy_from_slice(row);
@@ -49,6 +52,7 @@ pub fn fill_layer(
     while first < spec.hidden_size {
         let end = (first + outputs_at_once).min(spec.hidden_size);
         checkpoint.read_ffn_rows(layer, FfnMatrix::Down, first..end, &mut buffer)?;
+        seen(&buffer);
         match dtype.bytes() {
             2 => transpose::<2>(&buffer, source_row, first, layout, &place, down, out),
             _ => transpose::<4>(&buffer, source_row, first, layout, &place, down, out),

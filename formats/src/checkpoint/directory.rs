@@ -25,6 +25,17 @@ pub enum Format {
     ShardedTorch,
 }
 
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Safetensors => "safetensors",
+            Self::ShardedSafetensors => "sharded safetensors",
+            Self::Torch => "torch",
+            Self::ShardedTorch => "sharded torch",
+        })
+    }
+}
+
 impl Format {
     const ALL: [Self; 4] = [Self::Safetensors, Self::ShardedSafetensors, Self::Torch, Self::ShardedTorch];
 

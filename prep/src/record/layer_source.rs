@@ -46,7 +46,7 @@ pub fn layer_ffn(checkpoint: &Checkpoint, layer: usize) -> Result<(ResidentFfn, 
     let layout = FlashLayout::new(spec, dtype, LayoutOptions::default())?;
     let mut records = AlignedMemory::new(layout.layer_bytes()).map_err(RuntimeError::from)?;
     let order: Vec<u32> = (0..spec.ffn.size as u32).collect();
-    fill_layer(checkpoint, layer, &layout, &order, records.as_mut_slice())?;
+    fill_layer(checkpoint, layer, &layout, &order, records.as_mut_slice(), &mut |_| ())?;
     let norms = down_norms(&layout, dtype, records.as_slice());
     Ok((ResidentFfn::new(spec.ffn, dtype, layout, records), norms))
 }

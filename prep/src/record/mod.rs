@@ -14,7 +14,7 @@ use flashlm_formats::checkpoint::{Checkpoint, CheckpointError};
 use flashlm_formats::recording::{LayerWriter, Recording, RecordingError, RecordingInfo};
 use flashlm_kernels::Threads;
 use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::model::ffn::FfnObserver;
+use flashlm_runtime::model::ffn::{FfnObserver, ObservedActivations};
 use flashlm_runtime::model::forward::{EmbedScratch, embed};
 use flashlm_runtime::model::kv_cache::{KvCache, KvDtype};
 use flashlm_runtime::model::layer::{LayerScratch, Pass};
@@ -66,13 +66,6 @@ pub struct Recorder<'a> {
     recording: Recording,
     positions: PositionTables,
     longest: usize,
-}
-
-/// How far a layer is.
-#[derive(Clone, Copy, Debug)]
-pub struct LayerProgress {
-    /// Tokens of this layer that are done.
-    pub tokens: usize,
 }
 
 impl<'a> Recorder<'a> {
@@ -132,13 +125,9 @@ impl<'a> Recorder<'a> {
 
     /// Records `layer` and moves the hidden states through it. Earlier layers must have been recorded.
     ///
-    /// `keep` says whether the layer's file is wanted; without, only the states move on.
-    pub fn record(
-        &mut self,
-        layer: usize,
-        keep: bool,
-        progress: &mut dyn FnMut(LayerProgress),
-    ) -> Result<f64, RecordError> {
+    /// `keep` says whether the layer's file is wanted; without, only the states move on. `progress` is told the tokens done.
+    /// Gives the share of neurons that are active.
+    pub fn record(&mut self, layer: usize, keep: bool, progress: &mut dyn FnMut(usize)) -> Result<f64, RecordError> {
         let spec = self.checkpoint.spec();
         let states_dir = self.recording.dir().join("states");
         let tokens = self.recording.tokens().len();
@@ -164,8 +153,7 @@ impl<'a> Recorder<'a> {
         for sequence in self.recording.sequences() {
             let states = &mut states[..sequence.len() * spec.hidden_size];
             input.read(sequence.start, states)?;
-            cache.truncate(0);
-            Pass {
+            let mut pass = Pass {
                 spec,
                 threads: &self.threads,
                 positions: &self.positions,
@@ -173,11 +161,11 @@ impl<'a> Recorder<'a> {
                 ffn: &mut ffn,
                 scratch: &mut scratch,
                 observer: Some(&mut observer),
-            }
-            .run(&weights, 0, 0, states)?;
+            };
+            pass.run(&weights, 0, 0, states)?;
             observer.flush()?;
             output.write(sequence.start, states)?;
-            progress(LayerProgress { tokens: sequence.end });
+            progress(sequence.end);
         }
         let mut active = 0.0;
         if let Some(writer) = observer.writer {
@@ -252,8 +240,9 @@ impl FfnObserver for LayerObserver {
         Ok(())
     }
 
-    fn activations(&mut self, _: usize, first: usize, count: usize, activations: &[f32]) -> Result<(), RuntimeError> {
-        for (token, row) in activations.chunks_exact(count).enumerate() {
+    fn activations(&mut self, piece: &ObservedActivations<'_>) -> Result<(), RuntimeError> {
+        let ObservedActivations { first, count, values, .. } = *piece;
+        for (token, row) in values.chunks_exact(count).enumerate() {
             self.activations[token * self.ffn + first..][..count].copy_from_slice(row);
         }
         Ok(())

@@ -50,8 +50,51 @@ impl ReadCounters {
 pub trait FfnObserver {
     /// The FFN's input, `[tokens, hidden]`.
     fn input(&mut self, layer: usize, tokens: usize, input: &[f32]) -> Result<()>;
-    /// Activations `[tokens, count]` of the neurons from `first` on, as they enter the down projection's sum.
-    fn activations(&mut self, layer: usize, first: usize, count: usize, activations: &[f32]) -> Result<()>;
+    /// Activations `[tokens, count]` of the neurons from `first` on, before unselected ones are taken for zero.
+    fn activations(&mut self, piece: &ObservedActivations<'_>) -> Result<()>;
+}
+
+/// Activations of some neurons.
+pub struct ObservedActivations<'a> {
+    /// Which block.
+    pub layer: usize,
+    /// The first neuron.
+    pub first: usize,
+    /// How many neurons.
+    pub count: usize,
+    /// `[tokens, count]`, as they enter the down projection's sum.
+    pub values: &'a [f32],
+    /// What will be computed, when a predictor chooses.
+    pub selection: Option<&'a Selection>,
+}
+
+/// For every token the neurons that are computed; the others are taken for zero.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    words: Vec<u64>,
+    words_per_token: usize,
+}
+
+impl Selection {
+    /// Makes it empty, for `tokens` tokens and `neurons` neurons.
+    pub fn reset(&mut self, tokens: usize, neurons: usize) {
+        self.words_per_token = neurons.div_ceil(64);
+        self.words.clear();
+        self.words.resize(tokens * self.words_per_token, 0);
+    }
+
+    /// Selects the neurons of `token` whose score is above zero.
+    pub fn select_positive(&mut self, token: usize, scores: &[f32]) {
+        let words = &mut self.words[token * self.words_per_token..][..self.words_per_token];
+        for (word, scores) in words.iter_mut().zip(scores.chunks(64)) {
+            *word = scores.iter().enumerate().fold(0, |word, (bit, score)| word | u64::from(*score > 0.0) << bit);
+        }
+    }
+
+    /// Whether `neuron` is computed for `token`.
+    pub fn contains(&self, token: usize, neuron: usize) -> bool {
+        self.words[token * self.words_per_token + neuron / 64] >> (neuron % 64) & 1 == 1
+    }
 }
 
 /// One FFN call.
@@ -72,6 +115,8 @@ pub struct FfnCall<'a> {
     pub scratch: &'a mut FfnScratch,
     /// Who watches.
     pub observer: Option<&'a mut (dyn FfnObserver + 'a)>,
+    /// What is computed; all neurons without it.
+    pub selection: Option<&'a Selection>,
 }
 
 /// Activations of one piece of a block at a time.
@@ -184,7 +229,15 @@ fn dense_piece(ffn: &Ffn, call: &mut FfnCall<'_>, block: NeuronBlock<'_>, start:
         activate(ffn.activation, activations);
     }
     if let Some(observer) = &mut call.observer {
-        observer.activations(call.layer, neurons.start, count, activations)?;
+        let (layer, first, selection) = (call.layer, neurons.start, call.selection);
+        observer.activations(&ObservedActivations { layer, first, count, values: activations, selection })?;
+    }
+    if let Some(selection) = call.selection {
+        for (token, row) in activations.chunks_exact_mut(count).enumerate() {
+            for (neuron, a) in neurons.clone().zip(row) {
+                *a = if selection.contains(token, neuron) { *a } else { 0.0 };
+            }
+        }
     }
     let down = block.down.rows_range(rows);
     if tokens == 1 {

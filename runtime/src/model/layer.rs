@@ -139,7 +139,17 @@ impl Pass<'_> {
         }
         let observer = self.observer.as_mut().map(|o| &mut **o as &mut dyn FfnObserver);
         let (up_bias, threads) = (weights.up_bias.as_deref(), self.threads);
-        self.ffn.run(FfnCall { layer, tokens, input, output, up_bias, threads, scratch: ffn, observer })
+        self.ffn.run(FfnCall {
+            layer,
+            tokens,
+            input,
+            output,
+            up_bias,
+            threads,
+            scratch: ffn,
+            observer,
+            selection: None,
+        })
     }
 }
 

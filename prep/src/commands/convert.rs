@@ -1,0 +1,61 @@
+//! `flashlm-prep convert`: a bundle without predictors, in the checkpoint's order.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+use flashlm_formats::bundle::{DEFAULT_ALIGNMENT, DEFAULT_GROUP_BYTES, LayoutOptions};
+use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_prep::pack::{PackOptions, pack};
+use flashlm_prep::tokenizer::tokenizer_json;
+use flashlm_runtime::budget::human_bytes;
+
+use super::Stage;
+
+/// Arguments of `flashlm-prep convert`.
+#[derive(Args)]
+#[command(after_help = "Example:\n  flashlm-prep convert /models/opt-1.3b -o opt-1.3b.flashlm\n\n\
+    The source is only read. The bundle appears under its name when it is complete; an interrupted run leaves nothing that opens.")]
+pub(crate) struct ConvertArgs {
+    /// Directory with a Hugging Face checkpoint
+    #[arg(value_name = "CHECKPOINT")]
+    checkpoint: PathBuf,
+    /// The bundle to write
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Replace a bundle that is there
+    #[arg(long)]
+    force: bool,
+    /// Alignment of groups in bytes: what direct reads of the disk need
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_ALIGNMENT)]
+    alignment: usize,
+    /// As many records make a group as fit into this
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_GROUP_BYTES)]
+    group_bytes: usize,
+}
+
+pub(crate) fn run(args: &ConvertArgs) -> Result<ExitCode> {
+    let checkpoint = Checkpoint::open(&args.checkpoint)?;
+    for note in checkpoint.notes() {
+        eprintln!("note: {note}");
+    }
+    let options = PackOptions {
+        layout: LayoutOptions { alignment: args.alignment, group_bytes: args.group_bytes },
+        tokenizer: tokenizer_json(&checkpoint)?,
+        overwrite: args.force,
+        ..PackOptions::default()
+    };
+    let stage = Stage::bytes("converting");
+    let manifest = pack(&checkpoint, &args.output, options, &mut |done, total| stage.set(done, total))?;
+    drop(stage);
+    let bytes = std::fs::metadata(&args.output)?.len();
+    eprintln!(
+        "wrote {}: {}, of a {} model of {}",
+        args.output.display(),
+        human_bytes(bytes),
+        manifest.model.family,
+        human_bytes(manifest.model_bytes)
+    );
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,143 @@
+//! `flashlm-prep inspect`: what a checkpoint or a bundle is, and how large its parts are.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+use flashlm_formats::bundle::{Bundle, FlashLayout, LayoutOptions};
+use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_formats::model::{DType, ModelSpec};
+use flashlm_runtime::budget::human_bytes;
+use serde_json::{Value, json};
+
+/// Arguments of `flashlm-prep inspect`.
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  flashlm-prep inspect /models/opt-6.7b\n  flashlm-prep inspect model.flashlm --json"
+)]
+pub(crate) struct InspectArgs {
+    /// A checkpoint's directory, or a bundle
+    #[arg(value_name = "PATH")]
+    path: PathBuf,
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+struct Facts<'a> {
+    kind: String,
+    spec: &'a ModelSpec,
+    model_bytes: u64,
+    resident_bytes: u64,
+    dtype: DType,
+    layout: FlashLayout,
+    notes: Vec<String>,
+    more: Value,
+}
+
+pub(crate) fn run(args: &InspectArgs) -> Result<ExitCode> {
+    if args.path.is_dir() { checkpoint(&args.path, args.json) } else { bundle(&args.path, args.json) }
+}
+
+fn checkpoint(path: &Path, json: bool) -> Result<ExitCode> {
+    let checkpoint = Checkpoint::open(path)?;
+    let spec = checkpoint.spec();
+    let dtype = checkpoint.ffn_dtype();
+    let resident = spec.resident_tensors().into_iter().map(|t| {
+        let info = checkpoint.resident(&t.name)?;
+        Ok(info.shape.iter().product::<usize>() as u64 * info.dtype.bytes() as u64)
+    });
+    let files: Vec<Value> = checkpoint.files().iter().map(|f| json!({ "name": f.name, "bytes": f.bytes })).collect();
+    let facts = Facts {
+        kind: format!("checkpoint ({})", checkpoint.format()),
+        spec,
+        model_bytes: checkpoint.model_bytes(),
+        resident_bytes: resident.sum::<Result<u64>>()?,
+        dtype,
+        layout: FlashLayout::new(spec, dtype, LayoutOptions::default())?,
+        notes: checkpoint.notes().iter().map(ToString::to_string).collect(),
+        more: json!({ "files": files, "unused_tensors": checkpoint.unused() }),
+    };
+    show(&facts, json);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn bundle(path: &Path, json: bool) -> Result<ExitCode> {
+    let bundle = Bundle::open(path)?;
+    let manifest = bundle.manifest();
+    let facts = Facts {
+        kind: "bundle".into(),
+        spec: bundle.spec(),
+        model_bytes: manifest.model_bytes,
+        resident_bytes: bundle.resident_tensors().iter().map(|t| t.extent.bytes).sum(),
+        dtype: manifest.ffn.dtype,
+        layout: *bundle.layout(),
+        notes: vec![],
+        more: json!({ "file_bytes": bundle.file_bytes(), "order": manifest.ffn.order,
+            "predictors": manifest.predictors, "sparsity": manifest.sparsity, "provenance": manifest.provenance }),
+    };
+    show(&facts, json);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(facts: &Facts<'_>, json: bool) {
+    let Facts { kind, spec, model_bytes, resident_bytes, dtype, layout, notes, more } = facts;
+    let flash_bytes = layout.layer_bytes() as u64 * spec.layers as u64;
+    let padding = layout.layer_padding_bytes() as f64 / layout.layer_bytes() as f64;
+    if json {
+        let mut object = json!({
+            "kind": kind, "model": spec, "model_bytes": model_bytes, "resident_bytes": resident_bytes,
+            "flash_bytes": flash_bytes, "ffn_dtype": dtype, "record_bytes": layout.record_bytes(),
+            "records_per_group": layout.records_per_group(), "group_bytes": layout.group_bytes(),
+            "alignment": layout.alignment(), "padding_share": padding, "notes": notes,
+        });
+        if let (Some(object), Value::Object(more)) = (object.as_object_mut(), more) {
+            object.extend(more.clone());
+        }
+        println!("{object:#}");
+        return;
+    }
+    let share = |bytes: u64| 100.0 * bytes as f64 / *model_bytes as f64;
+    println!(
+        "{kind}: {}, {} layers of {} x {} neurons, {} heads ({} for keys and values), vocabulary {}, context {}",
+        spec.family,
+        spec.layers,
+        spec.hidden_size,
+        spec.ffn.size,
+        spec.attention.heads,
+        spec.attention.kv_heads,
+        spec.vocab_size,
+        spec.max_positions
+    );
+    println!("  model             {:>12}", human_bytes(*model_bytes));
+    println!(
+        "  resident          {:>12}  ({:.0} %): embeddings, attention, norms",
+        human_bytes(*resident_bytes),
+        share(*resident_bytes)
+    );
+    println!(
+        "  flash             {:>12}  ({:.0} %): feed-forward neurons, {dtype}, {:.1} % padding",
+        human_bytes(flash_bytes),
+        share(flash_bytes),
+        100.0 * padding
+    );
+    println!(
+        "  a neuron record   {:>12}  {} to a group of {} bytes, aligned to {}",
+        layout.record_bytes(),
+        layout.records_per_group(),
+        layout.group_bytes(),
+        layout.alignment()
+    );
+    let activation = serde_json::to_value(spec.ffn.activation).unwrap_or_default();
+    if spec.ffn.activation.is_sparse() {
+        println!("  activation        {activation}: most neurons can be exactly zero; `record` measures how many are");
+    } else {
+        println!(
+            "  activation        {activation}: no neuron is exactly zero, so little can be left on flash without loss"
+        );
+    }
+    for note in notes {
+        println!("  note: {note}");
+    }
+}

@@ -1,0 +1,25 @@
+//! One file per subcommand: its arguments, and what it does with the library.
+
+pub(crate) mod convert;
+pub(crate) mod inspect;
+mod progress;
+pub(crate) mod record;
+pub(crate) mod verify;
+
+pub(crate) use progress::Stage;
+
+use std::num::NonZeroUsize;
+
+use flashlm_kernels::Threads;
+
+/// Threads as asked for, or one for each processor.
+pub(crate) fn threads(asked: Option<NonZeroUsize>) -> anyhow::Result<Threads> {
+    let count = asked.unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN));
+    Ok(Threads::new(count)?)
+}
+
+/// Whether an error comes from a closed standard output.
+pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(|e| e.downcast_ref::<std::io::Error>());
+    causes.any(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}

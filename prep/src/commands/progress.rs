@@ -1,0 +1,52 @@
+//! Progress of a stage that may take long: on a terminal only, with rate and time left.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// A stage of so many steps. Nothing is shown when standard error is not a terminal.
+pub(crate) struct Stage {
+    bar: ProgressBar,
+}
+
+impl Stage {
+    /// A stage that counts bytes.
+    pub(crate) fn bytes(name: impl Into<String>) -> Self {
+        Self::styled(name, "{prefix} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left", 0, "")
+    }
+
+    /// A stage that counts `unit`s.
+    pub(crate) fn new(name: impl Into<String>, unit: &'static str, steps: u64) -> Self {
+        Self::styled(name, "{prefix} [{bar:30}] {pos}/{len} {msg} ({per_sec}), {eta} left", steps, unit)
+    }
+
+    fn styled(name: impl Into<String>, template: &str, steps: u64, unit: &'static str) -> Self {
+        let bar = ProgressBar::new(steps).with_prefix(name.into()).with_message(unit);
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.enable_steady_tick(Duration::from_millis(500));
+        Stage { bar }
+    }
+
+    /// So many steps are done, of so many.
+    pub(crate) fn set(&self, done: u64, total: u64) {
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+    }
+
+    /// A line above the bar; printed to standard error also when there is no terminal.
+    pub(crate) fn say(&self, line: &str) {
+        if self.bar.is_hidden() {
+            eprintln!("{line}");
+        } else {
+            self.bar.println(line);
+        }
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

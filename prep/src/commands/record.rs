@@ -1,0 +1,85 @@
+//! `flashlm-prep record`: which neurons fire on a text.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_prep::record::text::{Sampling, read_documents};
+use flashlm_prep::record::{Calibration, Recorder};
+use flashlm_prep::tokenizer::tokenizer_json;
+use flashlm_runtime::text::Tokenizer;
+
+use super::Stage;
+
+/// Arguments of `flashlm-prep record`.
+#[derive(Args)]
+#[command(after_help = "Example:\n  flashlm-prep record /models/opt-1.3b --text calibration.txt -o recording\n\n\
+    Documents in a text are separated by a line <|endoftext|>. Interrupted, the same command goes on after the last layer.")]
+pub(crate) struct RecordArgs {
+    /// Directory with a Hugging Face checkpoint
+    #[arg(value_name = "CHECKPOINT")]
+    checkpoint: PathBuf,
+    /// Calibration text: files of documents
+    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    text: Vec<PathBuf>,
+    /// Directory for the recording
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    /// Tokens to record at most
+    #[arg(long, value_name = "N", default_value_t = 20_000)]
+    tokens: usize,
+    /// Longest sequence
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    sequence_tokens: usize,
+    /// Order in which documents are taken; 0 keeps the files' order
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Threads that compute [default: all processors]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+}
+
+pub(crate) fn run(args: &RecordArgs) -> Result<ExitCode> {
+    let checkpoint = Checkpoint::open(&args.checkpoint)?;
+    let tokenizer = Tokenizer::from_json(&tokenizer_json(&checkpoint)?)?;
+    let sampling = Sampling { tokens: args.tokens, sequence_tokens: args.sequence_tokens, seed: args.seed };
+    let calibration = Calibration::new(&read_documents(&args.text)?, &tokenizer, checkpoint.spec(), sampling)?;
+    let mut recorder = Recorder::open(&checkpoint, &calibration, &args.output, super::threads(args.threads)?)?;
+    let layers = checkpoint.spec().layers;
+    let tokens = calibration.tokens.len();
+    let mut active = Vec::new();
+    let first = recorder.resume_layer();
+    let stage = Stage::new("recording", "tokens x layers", (tokens * (layers - first)) as u64);
+    for layer in first..layers {
+        let before = (layer - first) * tokens;
+        let fraction = recorder.record(layer, true, &mut |done| {
+            stage.set((before + done) as u64, (tokens * (layers - first)) as u64);
+        })?;
+        stage.say(&format!("layer {layer:>3}: {:5.2} % of the neurons active", 100.0 * fraction));
+        active.push(fraction);
+    }
+    drop(stage);
+    recorder.finish()?;
+    if !active.is_empty() {
+        let mean = active.iter().sum::<f64>() / active.len() as f64;
+        eprintln!("{}", verdict(mean));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What a mean share of active neurons means for speed, in words.
+fn verdict(mean: f64) -> String {
+    let percent = 100.0 * mean;
+    let meaning = match mean {
+        m if m <= 0.12 => "sparse: most of the feed-forward weights can stay on flash",
+        m if m <= 0.35 => "moderately sparse: expect a gain, but several times the reads of a sparse model",
+        _ => {
+            "not sparse: nearly every neuron is needed for every token, so reading only the needed ones gains little; \
+              use a ReLU (relufied) version of this model"
+        }
+    };
+    format!("{percent:.1} % of the neurons are active on average. This model is {meaning}.")
+}

@@ -1,0 +1,43 @@
+//! `flashlm-prep verify`: reads all of a bundle and names every damaged place.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+use flashlm_formats::bundle::verify;
+use flashlm_runtime::budget::human_bytes;
+use serde_json::json;
+
+use super::Stage;
+
+/// Arguments of `flashlm-prep verify`.
+#[derive(Args)]
+#[command(after_help = "Example:\n  flashlm-prep verify model.flashlm\n\nExits with 1 if anything is damaged.")]
+pub(crate) struct VerifyArgs {
+    /// The bundle
+    #[arg(value_name = "BUNDLE")]
+    bundle: PathBuf,
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
+    let stage = Stage::bytes("verifying");
+    let report = verify(&args.bundle, &mut |done, total| stage.set(done, total))?;
+    drop(stage);
+    let damages: Vec<String> = report.damages.iter().map(ToString::to_string).collect();
+    if args.json {
+        println!(
+            "{}",
+            json!({ "damages": damages, "checked_bytes": report.checked_bytes, "unused_bytes": report.unused_bytes })
+        );
+    } else if damages.is_empty() {
+        println!("{}: {} checked, no damage", args.bundle.display(), human_bytes(report.checked_bytes));
+    } else {
+        damages.iter().for_each(|damage| println!("{damage}"));
+        eprintln!("{} places are damaged; copy the bundle again or rebuild it", damages.len());
+    }
+    Ok(if damages.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

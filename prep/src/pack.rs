@@ -1,0 +1,219 @@
+//! From a checkpoint to a bundle, in one streaming pass.
+//!
+//! Two layers of records are in memory at a time: one being put together from the source's rows, one being written. `convert`
+//! and `pack` differ in the storage order and the predictors they hand over, nothing else.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+use flashlm_formats::bundle::{
+    BundleError, BundlePlan, BundleWriter, Extras, FlashLayout, LayerSparsity, LayoutOptions, Manifest, PredictorInfo,
+    Provenance, SourceFile,
+};
+use flashlm_formats::checkpoint::{Checkpoint, CheckpointError};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::records::fill_layer;
+
+/// Why a bundle could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PackError {
+    /// The source.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The bundle.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// The disk is too small.
+    #[error("{} has {available} bytes free and the bundle needs {needed}; free some space or give another output path", dir.display())]
+    DiskFull {
+        /// Where the bundle should go.
+        dir: PathBuf,
+        /// Bytes it needs.
+        needed: u64,
+        /// Bytes there.
+        available: u64,
+    },
+    /// The file system cannot be asked.
+    #[error("cannot look at {}: {source}", dir.display())]
+    FileSystem {
+        /// The directory.
+        dir: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A storage order is missing.
+    #[error("{found} storage orders for a model of {expected} layers")]
+    Orders {
+        /// Layers.
+        expected: usize,
+        /// Orders given.
+        found: usize,
+    },
+}
+
+/// What a bundle is to hold besides the model.
+#[derive(Clone, Debug, Default)]
+pub struct PackOptions {
+    /// How records are grouped.
+    pub layout: LayoutOptions,
+    /// The tokenizer.json.
+    pub tokenizer: Vec<u8>,
+    /// Storage order of every layer, with the strategy's name; the checkpoint's own without it.
+    pub orders: Option<(String, Vec<Vec<u32>>)>,
+    /// Predictors, in storage order.
+    pub predictors: Option<(PredictorInfo, Vec<u8>)>,
+    /// Measured sparsity of every layer.
+    pub sparsity: Option<Vec<LayerSparsity>>,
+    /// Replace a file that is there.
+    pub overwrite: bool,
+}
+
+/// Writes the bundle of `checkpoint` to `path`; `progress` is told bytes done and bytes in all.
+pub fn pack(
+    checkpoint: &Checkpoint,
+    path: &Path,
+    options: PackOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Manifest, PackError> {
+    let spec = checkpoint.spec();
+    let tensors = spec.resident_tensors();
+    let dtypes = tensors.iter().map(|t| checkpoint.resident(&t.name).map(|info| info.dtype));
+    let (order_name, orders) = match options.orders {
+        Some((_, orders)) if orders.len() != spec.layers => {
+            return Err(PackError::Orders { expected: spec.layers, found: orders.len() });
+        }
+        Some((name, orders)) => (name, Some(orders)),
+        None => ("checkpoint".to_owned(), None),
+    };
+    let order_of = |layer: usize| match &orders {
+        Some(orders) => orders[layer].clone(),
+        None => (0..spec.ffn.size as u32).collect(),
+    };
+    let plan = BundlePlan {
+        model: spec.clone(),
+        model_bytes: checkpoint.model_bytes(),
+        resident_dtypes: dtypes.collect::<Result<_, _>>()?,
+        ffn_dtype: checkpoint.ffn_dtype(),
+        layout: options.layout,
+        order: order_name,
+        tokenizer: options.tokenizer,
+    };
+    let mut writer = BundleWriter::create(path, plan, options.overwrite)?;
+    let extra = options.predictors.as_ref().map_or(0, |(_, blob)| blob.len() as u64);
+    check_space(path, writer.planned_bytes() + extra)?;
+    let total = writer.planned_bytes();
+    let mut done = 0;
+    let mut hash = Xxh3::new();
+    let mut bytes = Vec::new();
+    for tensor in &tensors {
+        checkpoint.read_resident(&tensor.name, &mut bytes)?;
+        hash.update(&bytes);
+        if let Some(layer) = up_bias_layer(&tensor.name) {
+            permute(&mut bytes, &order_of(layer));
+        }
+        writer.resident(&bytes)?;
+        done += bytes.len() as u64;
+        progress(done, total);
+    }
+    drop(bytes);
+
+    let layout = *writer.layout();
+    let hash = std::thread::scope(|scope| {
+        let (filled, to_write) = mpsc::sync_channel::<Result<Vec<u8>, CheckpointError>>(0);
+        let (emptied, to_fill) = mpsc::channel::<Vec<u8>>();
+        for _ in 0..2 {
+            _ = emptied.send(Vec::new());
+        }
+        let order_of = &order_of;
+        let reader = scope.spawn(move || {
+            let mut hash = hash;
+            for layer in 0..spec.layers {
+                let Ok(mut records) = to_fill.recv() else { break };
+                records.resize(layout.layer_bytes(), 0);
+                let order = order_of(layer);
+                let result =
+                    fill_layer(checkpoint, layer, &layout, &order, &mut records, &mut |rows| hash.update(rows));
+                if filled.send(result.map(|()| records)).is_err() {
+                    break;
+                }
+            }
+            hash.digest()
+        });
+        let mut write = || -> Result<(), PackError> {
+            for layer in 0..spec.layers {
+                let Ok(records) = to_write.recv() else { break };
+                let records = records?;
+                writer.begin_layer(order_of(layer))?;
+                for groups in records.chunks(groups_at_once(&layout)) {
+                    writer.groups(groups)?;
+                    done += groups.len() as u64;
+                    progress(done, total);
+                }
+                _ = emptied.send(records);
+            }
+            Ok(())
+        };
+        let result = write();
+        drop((to_write, emptied));
+        let hash = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        result.map(|()| hash)
+    })?;
+    checkpoint.check_unchanged()?;
+    let provenance = Provenance {
+        tool: "flashlm-prep".into(),
+        tool_version: env!("CARGO_PKG_VERSION").into(),
+        source_format: checkpoint.format().to_string(),
+        files: checkpoint.files().into_iter().map(|f| SourceFile { name: f.name, bytes: f.bytes }).collect(),
+        content_hash: format!("{hash:016x}"),
+    };
+    let extras = Extras { predictors: options.predictors, sparsity: options.sparsity, provenance };
+    Ok(writer.finish(extras)?)
+}
+
+/// Bytes of groups that are written at once: about 4 MiB.
+fn groups_at_once(layout: &FlashLayout) -> usize {
+    ((4 << 20) / layout.group_bytes()).max(1) * layout.group_bytes()
+}
+
+/// The layer whose up bias a canonical name is: it stands in storage order, like the records.
+fn up_bias_layer(name: &str) -> Option<usize> {
+    name.strip_prefix("layers.")?.strip_suffix(".ffn.up_bias")?.parse().ok()
+}
+
+/// Puts equally long elements into storage order.
+fn permute(bytes: &mut [u8], order: &[u32]) {
+    let element = bytes.len() / order.len();
+    let old = bytes.to_vec();
+    for (to, &from) in bytes.chunks_exact_mut(element).zip(order) {
+        to.copy_from_slice(&old[from as usize * element..][..element]);
+    }
+}
+
+/// An error unless the file system that `path` will be on has `needed` bytes free.
+pub fn check_space(path: &Path, needed: u64) -> Result<(), PackError> {
+    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf();
+    let stat =
+        rustix::fs::statvfs(&dir).map_err(|errno| PackError::FileSystem { dir: dir.clone(), source: errno.into() })?;
+    let available = stat.f_bavail.saturating_mul(stat.f_frsize);
+    if available < needed { Err(PackError::DiskFull { dir, needed, available }) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn elements_move_to_their_storage_position() {
+        let mut bytes = vec![0, 0, 1, 1, 2, 2];
+        permute(&mut bytes, &[2, 0, 1]);
+        assert_eq!(bytes, [2, 2, 0, 0, 1, 1]);
+    }
+
+    #[test]
+    fn only_up_biases_are_permuted() {
+        assert_eq!(up_bias_layer("layers.12.ffn.up_bias"), Some(12));
+        assert_eq!(up_bias_layer("layers.12.ffn.down_bias"), None);
+    }
+}
