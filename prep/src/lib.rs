@@ -1,6 +1,9 @@
 //! The offline toolchain: from a checkpoint to a bundle that runs fast from flash.
 
+pub mod evaluate;
+pub mod layers;
 pub mod pack;
 pub mod record;
 pub mod records;
+pub mod states;
 pub mod tokenizer;

@@ -73,6 +73,14 @@ pub enum RuntimeError {
     /// A tensor that the architecture needs is not there.
     #[error("the model's tensor {0} is missing; convert the checkpoint again")]
     MissingTensor(String),
+    /// A predictor does not fit the model, or is not one.
+    #[error("predictor tensor {tensor}: {what}; train and pack again")]
+    Predictor {
+        /// Which tensor.
+        tensor: String,
+        /// What is wrong with it.
+        what: String,
+    },
     /// Threads could not be started.
     #[error("cannot start {threads} threads: {source}")]
     Threads {

@@ -11,5 +11,6 @@ pub mod load;
 pub mod memory;
 pub mod model;
 pub mod plan;
+pub mod predictor;
 pub mod sampler;
 pub mod text;

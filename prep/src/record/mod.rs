@@ -5,7 +5,6 @@
 //! interrupted recording goes on after the last finished layer.
 
 mod layer_source;
-mod states;
 pub mod text;
 
 use std::path::{Path, PathBuf};
@@ -15,14 +14,12 @@ use flashlm_formats::recording::{LayerWriter, Recording, RecordingError, Recordi
 use flashlm_kernels::Threads;
 use flashlm_runtime::error::RuntimeError;
 use flashlm_runtime::model::ffn::{FfnObserver, ObservedActivations};
-use flashlm_runtime::model::forward::{EmbedScratch, embed};
-use flashlm_runtime::model::kv_cache::{KvCache, KvDtype};
-use flashlm_runtime::model::layer::{LayerScratch, Pass};
-use flashlm_runtime::model::positions::PositionTables;
 use flashlm_runtime::model::weights::{LayerWeights, OuterWeights};
 
+use crate::layers::{LayerRunner, PassError};
+use crate::states::{self, HiddenStates, StatesError};
+
 pub use layer_source::{CheckpointTensors, layer_ffn};
-pub use states::{HiddenStates, StatesError};
 pub use text::{Calibration, TextError};
 
 /// What can go wrong while recording.
@@ -38,6 +35,9 @@ pub enum RecordError {
     /// The forward pass.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
+    /// A pass through a layer.
+    #[error(transparent)]
+    Pass(#[from] PassError),
     /// The layer's records cannot be laid out.
     #[error(transparent)]
     Layout(#[from] flashlm_formats::bundle::LayoutError),
@@ -64,7 +64,6 @@ pub struct Recorder<'a> {
     checkpoint: &'a Checkpoint,
     threads: Threads,
     recording: Recording,
-    positions: PositionTables,
     longest: usize,
 }
 
@@ -102,8 +101,7 @@ impl<'a> Recorder<'a> {
             Err(error) => return Err(error.into()),
         };
         let longest = recording.sequences().map(|s| s.len()).max().unwrap_or(0);
-        let positions = PositionTables::new(spec, longest);
-        Ok(Self { checkpoint, threads, recording, positions, longest })
+        Ok(Self { checkpoint, threads, recording, longest })
     }
 
     /// The recording so far.
@@ -119,8 +117,7 @@ impl<'a> Recorder<'a> {
         let attention =
             (spec.attention.qkv_size() + spec.attention.heads * spec.attention.head_dim) * spec.hidden_size * dtype;
         // The source's rows are in memory once more while records are made of them.
-        (2 * ffn + attention + self.longest * spec.ffn.size * 4) as u64
-            + LayerScratch::bytes(spec, self.longest, self.longest)
+        (2 * ffn + attention + self.longest * spec.ffn.size * 4) as u64 + LayerRunner::bytes(spec, self.longest)
     }
 
     /// Records `layer` and moves the hidden states through it. Earlier layers must have been recorded.
@@ -139,8 +136,7 @@ impl<'a> Recorder<'a> {
         let mut tensors = CheckpointTensors::new(self.checkpoint);
         let weights = LayerWeights::load(spec, layer, &mut tensors)?;
         let (mut ffn, down_norms) = layer_ffn(self.checkpoint, layer)?;
-        let mut scratch = LayerScratch::new(spec, self.longest, self.longest);
-        let mut cache = KvCache::new(spec, 1, self.longest, KvDtype::F32)?;
+        let mut runner = LayerRunner::new(spec, &self.threads, self.longest)?;
         let mut output = HiddenStates::create(&states_dir, layer + 1, tokens, spec.hidden_size)?;
         let mut observer = LayerObserver {
             writer: if keep { Some(self.recording.layer_writer(layer)?) } else { None },
@@ -149,23 +145,11 @@ impl<'a> Recorder<'a> {
             ffn: spec.ffn.size,
             tokens: 0,
         };
-        let mut states = vec![0.0; self.longest * spec.hidden_size];
         for sequence in self.recording.sequences() {
-            let states = &mut states[..sequence.len() * spec.hidden_size];
-            input.read(sequence.start, states)?;
-            let mut pass = Pass {
-                spec,
-                threads: &self.threads,
-                positions: &self.positions,
-                cache: &mut cache,
-                ffn: &mut ffn,
-                scratch: &mut scratch,
-                observer: Some(&mut observer),
-            };
-            pass.run(&weights, 0, 0, states)?;
+            let end = sequence.end;
+            runner.run(&weights, &mut ffn, sequence, (&input, &mut output), Some(&mut observer))?;
             observer.flush()?;
-            output.write(sequence.start, states)?;
-            progress(sequence.end);
+            progress(end);
         }
         let mut active = 0.0;
         if let Some(writer) = observer.writer {
@@ -201,13 +185,8 @@ impl<'a> Recorder<'a> {
         let outer = OuterWeights::load(spec, &mut CheckpointTensors::new(self.checkpoint))?;
         let tokens = self.recording.tokens();
         let mut states = HiddenStates::create(dir, 0, tokens.len(), spec.hidden_size)?;
-        let mut row = vec![0.0; self.longest * spec.hidden_size];
-        let mut scratch = EmbedScratch::new(spec);
-        for sequence in self.recording.sequences() {
-            let row = &mut row[..sequence.len() * spec.hidden_size];
-            embed(spec, &outer, &self.threads, &tokens[sequence.clone()], 0, row, &mut scratch);
-            states.write(sequence.start, row)?;
-        }
+        let mut runner = LayerRunner::new(spec, &self.threads, self.longest)?;
+        runner.embed(&outer, tokens, self.recording.sequences(), &mut states)?;
         states.publish()?;
         Ok(HiddenStates::open(dir, 0, tokens.len(), spec.hidden_size)?)
     }

@@ -20,17 +20,20 @@ pub enum Element {
     F16,
     /// The upper half of a binary32.
     Bf16,
+    /// A signed byte; the caller applies scales.
+    I8,
 }
 
 impl Element {
     /// Every format.
-    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Bf16];
+    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Bf16, Self::I8];
 
     /// Bytes of one element.
     pub const fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
+            Self::I8 => 1,
         }
     }
 }

@@ -10,6 +10,7 @@ pub fn element_at(element: Element, row: &[u8], i: usize) -> f32 {
     match element {
         Element::F32 => f32::from_le_bytes(std::array::from_fn(|b| row[4 * i + b])),
         Element::F16 => f16::from_le_bytes([row[2 * i], row[2 * i + 1]]).to_f32(),
+        Element::I8 => f32::from(row[i] as i8),
         Element::Bf16 => bf16::from_le_bytes([row[2 * i], row[2 * i + 1]]).to_f32(),
     }
 }

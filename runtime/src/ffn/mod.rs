@@ -1,4 +1,5 @@
 //! Where the neurons of an FFN come from.
 
+pub mod predicted;
 pub mod resident;
 pub mod streamed;

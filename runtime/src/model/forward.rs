@@ -27,10 +27,28 @@ pub struct Forward {
     head: HeadScratch,
 }
 
-struct HeadScratch {
+/// Room for one position's way through the head, and its logits.
+pub struct HeadScratch {
     normed: Vec<f32>,
     projected: Vec<f32>,
     logits: Vec<f32>,
+}
+
+impl HeadScratch {
+    /// Scratch for a model.
+    pub fn new(spec: &ModelSpec) -> Self {
+        let projected = if spec.embed_size == spec.hidden_size { 0 } else { spec.embed_size };
+        Self {
+            normed: vec![0.0; spec.hidden_size],
+            projected: vec![0.0; projected],
+            logits: vec![0.0; spec.vocab_size],
+        }
+    }
+
+    /// The logits of the last call, `[vocab]`.
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
+    }
 }
 
 impl Forward {
@@ -50,11 +68,7 @@ impl Forward {
             states: vec![0.0; piece * spec.hidden_size],
             scratch: LayerScratch::new(&spec, piece, context),
             embed: EmbedScratch::new(&spec),
-            head: HeadScratch {
-                normed: vec![0.0; spec.hidden_size],
-                projected: vec![0.0; if spec.embed_size == spec.hidden_size { 0 } else { spec.embed_size }],
-                logits: vec![0.0; spec.vocab_size],
-            },
+            head: HeadScratch::new(&spec),
             spec,
             weights,
             ffn,
@@ -161,8 +175,7 @@ impl Forward {
 
     fn logits(&mut self, token: usize) {
         let state = &self.states[token * self.spec.hidden_size..(token + 1) * self.spec.hidden_size];
-        let HeadScratch { normed, projected, logits } = &mut self.head;
-        head(&self.spec, &self.weights.outer, &self.threads, state, normed, projected, logits);
+        Head { spec: &self.spec, weights: &self.weights.outer, threads: &self.threads }.logits(state, &mut self.head);
     }
 }
 
@@ -208,29 +221,34 @@ pub fn embed(
     }
 }
 
-/// Logits of one state: final norm, projection, head.
-fn head(
-    spec: &ModelSpec,
-    weights: &OuterWeights,
-    threads: &Threads,
-    state: &[f32],
-    normed: &mut [f32],
-    projected: &mut [f32],
-    logits: &mut [f32],
-) {
-    match &weights.final_norm {
-        Some(final_norm) => norm(spec, final_norm, state, normed),
-        None => normed.copy_from_slice(state),
-    }
-    let input: &[f32] = match &weights.project_out {
-        Some(project) => {
-            matvec(threads, project.matrix(), normed, projected);
-            projected
+/// What turns a state into logits: final norm, projection, head.
+pub struct Head<'a> {
+    /// The architecture.
+    pub spec: &'a ModelSpec,
+    /// Its weights outside the blocks.
+    pub weights: &'a OuterWeights,
+    /// The threads to use.
+    pub threads: &'a Threads,
+}
+
+impl Head<'_> {
+    /// Logits of one state, into the scratch.
+    pub fn logits(&self, state: &[f32], scratch: &mut HeadScratch) {
+        let HeadScratch { normed, projected, logits } = scratch;
+        match &self.weights.final_norm {
+            Some(final_norm) => norm(self.spec, final_norm, state, normed),
+            None => normed.copy_from_slice(state),
         }
-        None => normed,
-    };
-    matvec(threads, weights.head().matrix(), input, logits);
-    if let Some(bias) = &weights.head_bias {
-        logits.iter_mut().zip(bias).for_each(|(l, b)| *l += b);
+        let input: &[f32] = match &self.weights.project_out {
+            Some(project) => {
+                matvec(self.threads, project.matrix(), normed, projected);
+                projected
+            }
+            None => normed,
+        };
+        matvec(self.threads, self.weights.head().matrix(), input, logits);
+        if let Some(bias) = &self.weights.head_bias {
+            logits.iter_mut().zip(bias).for_each(|(l, b)| *l += b);
+        }
     }
 }

@@ -66,6 +66,9 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// `LANES` bf16 must be readable at `p`.
     unsafe fn load_bf16(self, p: *const u8) -> Self::V;
     /// # Safety
+    /// `LANES` signed bytes must be readable at `p`.
+    unsafe fn load_i8(self, p: *const u8) -> Self::V;
+    /// # Safety
     /// `LANES` f32 must be writable at `p`.
     unsafe fn store(self, p: *mut f32, v: Self::V);
     /// Asks for the cache line at `p`, which may be any address.
@@ -132,6 +135,8 @@ pub(crate) struct F32;
 pub(crate) struct F16;
 #[derive(Clone, Copy)]
 pub(crate) struct Bf16;
+#[derive(Clone, Copy)]
+pub(crate) struct I8;
 
 impl Weight for F32 {
     const BYTES: usize = 4;
@@ -160,6 +165,15 @@ impl Weight for Bf16 {
     }
 }
 
+impl Weight for I8 {
+    const BYTES: usize = 1;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const u8) -> S::V {
+        // SAFETY: as the caller vouches.
+        unsafe { s.load_i8(p) }
+    }
+}
+
 /// Evaluates an expression with `$W` standing for the weight type of an [`crate::Element`].
 macro_rules! with_weight {
     ($element:expr, $W:ident => $body:expr) => {
@@ -174,6 +188,10 @@ macro_rules! with_weight {
             }
             crate::element::Element::Bf16 => {
                 type $W = crate::simd::Bf16;
+                $body
+            }
+            crate::element::Element::I8 => {
+                type $W = crate::simd::I8;
                 $body
             }
         }

@@ -97,6 +97,12 @@ impl Simd for Plain {
         bits.map(|b| bf16_to_f32(u16::from_le(b)))
     }
     #[inline(always)]
+    unsafe fn load_i8(self, p: *const u8) -> Self::V {
+        // SAFETY: the caller vouches for LANES bytes at `p`.
+        let bytes = unsafe { p.cast::<[i8; LANES]>().read_unaligned() };
+        bytes.map(f32::from)
+    }
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: Self::V) {
         // SAFETY: the caller vouches for LANES places at `p`.
         unsafe { p.cast::<Self::V>().write_unaligned(v) }

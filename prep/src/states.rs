@@ -112,7 +112,7 @@ impl Drop for HiddenStates {
 }
 
 /// Deletes the directory of states.
-pub(super) fn remove_dir(dir: &Path) -> Result<(), StatesError> {
+pub fn remove_dir(dir: &Path) -> Result<(), StatesError> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         other => other.map_err(io(dir)),

@@ -1,0 +1,293 @@
+//! A bundle against its checkpoint: what the predictors cost in quality.
+//!
+//! Both models go through the same text side by side, layer by layer, so that one layer of each is in memory at a time. In the
+//! bundle's pass the predictor decides at every position, exactly as in decode. At the end both give logits for every position:
+//! perplexity of each, divergence, and how often they agree on the likeliest token.
+
+mod measures;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use flashlm_formats::bundle::{Bundle, BundleError, checksum};
+use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_formats::model::ModelSpec;
+use flashlm_io::AlignedMemory;
+use flashlm_kernels::Threads;
+use flashlm_runtime::error::{Result as RuntimeResult, RuntimeError};
+use flashlm_runtime::ffn::predicted::PredictedFfn;
+use flashlm_runtime::ffn::resident::ResidentFfn;
+use flashlm_runtime::model::forward::{Head, HeadScratch};
+use flashlm_runtime::model::weights::{LayerWeights, OuterWeights, SharedBytes, TensorBytes, TensorSource};
+use flashlm_runtime::predictor::Predictor;
+
+use crate::layers::{LayerRunner, PassError};
+use crate::record::{CheckpointTensors, RecordError, layer_ffn};
+use crate::states::{self, HiddenStates, StatesError};
+
+pub use measures::{Comparison, Evaluation, LayerErrors};
+use measures::{LayerObserver, compare};
+
+/// Why an evaluation failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvaluateError {
+    /// The bundle.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// The checkpoint.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The forward pass.
+    #[error(transparent)]
+    Pass(#[from] PassError),
+    /// The hidden states.
+    #[error(transparent)]
+    States(#[from] StatesError),
+    /// The forward pass.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// Bundle and checkpoint are different models.
+    #[error(
+        "the bundle is of another model than the checkpoint: {0}; give the checkpoint that the bundle was made from"
+    )]
+    OtherModel(String),
+    /// The bundle has no predictors.
+    #[error(
+        "the bundle has no predictors (it was made by `convert`); evaluate it with --predictor all, or `pack` one with predictors"
+    )]
+    NoPredictors,
+    /// Too little text.
+    #[error("the text gives {found} tokens to score; at least {needed} are needed")]
+    TooShort {
+        /// Scored tokens.
+        found: usize,
+        /// The least.
+        needed: usize,
+    },
+    /// A group of the bundle is damaged.
+    #[error("group {group} of layer {layer} is damaged; run `flashlm-prep verify`")]
+    Damaged {
+        /// Which layer.
+        layer: usize,
+        /// Which group.
+        group: usize,
+    },
+}
+
+/// Which neurons the bundle computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PredictorChoice {
+    /// Those that its predictors choose.
+    Bundle,
+    /// All of them.
+    All,
+}
+
+/// The text, cut into windows.
+pub struct Windows {
+    /// Ids of all windows, one behind the other.
+    pub ids: Vec<u32>,
+    /// Where windows begin, and the number of ids.
+    pub offsets: Vec<usize>,
+}
+
+impl Windows {
+    /// Cuts a stream into windows of at most `window` ids. With a `bos` each window begins with it; every other id but the first
+    /// of a window is scored.
+    pub fn new(stream: &[u32], window: usize, bos: Option<u32>) -> Self {
+        let (mut ids, mut offsets) = (Vec::new(), vec![0]);
+        for chunk in stream.chunks(window - usize::from(bos.is_some())) {
+            ids.extend(bos);
+            ids.extend_from_slice(chunk);
+            offsets.push(ids.len());
+        }
+        Self { ids, offsets }
+    }
+
+    fn ranges(&self) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
+        self.offsets.windows(2).map(|w| w[0]..w[1])
+    }
+
+    fn longest(&self) -> usize {
+        self.ranges().map(|r| r.len()).max().unwrap_or(0)
+    }
+}
+
+/// Compares `bundle` with `checkpoint` on `windows`; scratch files go to `scratch`, which is deleted afterwards. `progress` is told
+/// layers done and layers in all.
+pub fn evaluate(
+    bundle: &Bundle,
+    checkpoint: &Checkpoint,
+    windows: &Windows,
+    choice: PredictorChoice,
+    threads: &Threads,
+    scratch: &Path,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Evaluation, EvaluateError> {
+    let spec = bundle.spec();
+    if spec != checkpoint.spec() {
+        return Err(EvaluateError::OtherModel(format!(
+            "{} of {} layers and hidden size {} against {} of {} and {}",
+            spec.family,
+            spec.layers,
+            spec.hidden_size,
+            checkpoint.spec().family,
+            checkpoint.spec().layers,
+            checkpoint.spec().hidden_size
+        )));
+    }
+    let scored = windows.ranges().map(|r| r.len().saturating_sub(1)).sum();
+    if scored == 0 {
+        return Err(EvaluateError::TooShort { found: scored, needed: 1 });
+    }
+    let predictors = match choice {
+        PredictorChoice::All => None,
+        PredictorChoice::Bundle => Some(bundle.read_predictors()?.ok_or(EvaluateError::NoPredictors)?),
+    };
+    let predictors: Option<SharedBytes> = predictors.map(|bytes| Arc::new(bytes) as SharedBytes);
+    let mut run = Run {
+        bundle,
+        checkpoint,
+        windows,
+        threads,
+        runner: LayerRunner::new(spec, threads, windows.longest())?,
+        dir: scratch,
+        predictors,
+        predictor_bytes: 0,
+    };
+    let result = run.layers(progress).and_then(|layers| {
+        let comparison = run.heads()?;
+        let ffn_bytes =
+            (spec.ffn.vectors() * spec.ffn.size * spec.hidden_size * bundle.manifest().ffn.dtype.bytes()) as u64;
+        Ok(Evaluation::new(comparison, layers, run.predictor_bytes, ffn_bytes * spec.layers as u64))
+    });
+    states::remove_dir(&scratch.join("checkpoint"))?;
+    states::remove_dir(&scratch.join("bundle"))?;
+    result
+}
+
+struct Run<'a> {
+    bundle: &'a Bundle,
+    checkpoint: &'a Checkpoint,
+    windows: &'a Windows,
+    threads: &'a Threads,
+    runner: LayerRunner<'a>,
+    dir: &'a Path,
+    predictors: Option<SharedBytes>,
+    predictor_bytes: u64,
+}
+
+impl Run<'_> {
+    fn spec(&self) -> &ModelSpec {
+        self.bundle.spec()
+    }
+
+    fn states(&self, which: &str, layer: usize) -> Result<HiddenStates, StatesError> {
+        HiddenStates::open(&self.dir.join(which), layer, self.windows.ids.len(), self.spec().hidden_size)
+    }
+
+    fn new_states(&self, which: &str, layer: usize) -> Result<HiddenStates, StatesError> {
+        HiddenStates::create(&self.dir.join(which), layer, self.windows.ids.len(), self.spec().hidden_size)
+    }
+
+    fn layers(&mut self, progress: &mut dyn FnMut(usize, usize)) -> Result<Vec<LayerErrors>, EvaluateError> {
+        let layers = self.spec().layers;
+        for which in ["checkpoint", "bundle"] {
+            let spec = self.bundle.spec();
+            let outer = match which {
+                "checkpoint" => OuterWeights::load(spec, &mut CheckpointTensors::new(self.checkpoint))?,
+                _ => OuterWeights::load(spec, &mut BundleTensors(self.bundle))?,
+            };
+            let mut output = self.new_states(which, 0)?;
+            self.runner.embed(&outer, &self.windows.ids, self.windows.ranges(), &mut output)?;
+            output.publish()?;
+        }
+        let mut errors = Vec::with_capacity(layers);
+        for layer in 0..layers {
+            let weights =
+                LayerWeights::load(self.checkpoint.spec(), layer, &mut CheckpointTensors::new(self.checkpoint))?;
+            let (mut ffn, down_norms) = layer_ffn(self.checkpoint, layer)?;
+            let (input, mut output) = (self.states("checkpoint", layer)?, self.new_states("checkpoint", layer + 1)?);
+            for range in self.windows.ranges() {
+                self.runner.run(&weights, &mut ffn, range, (&input, &mut output), None)?;
+            }
+            output.publish()?;
+            input.remove()?;
+            drop((weights, ffn));
+
+            let weights = LayerWeights::load(self.bundle.spec(), layer, &mut BundleTensors(self.bundle))?;
+            let predictor = match &self.predictors {
+                None => None,
+                Some(blob) => {
+                    let (hidden, neurons) = (self.spec().hidden_size, self.spec().ffn.size);
+                    Some(vec![Predictor::load(blob, &format!("layers.{layer}."), hidden, neurons)?])
+                }
+            };
+            self.predictor_bytes += predictor.iter().flatten().map(Predictor::bytes).sum::<u64>();
+            let mut ffn = PredictedFfn::new(bundle_ffn(self.bundle, layer)?, predictor, self.spec().ffn.size);
+            let (input, mut output) = (self.states("bundle", layer)?, self.new_states("bundle", layer + 1)?);
+            let norms = self.bundle.storage_order(layer).iter().map(|n| down_norms[*n as usize]).collect();
+            let mut observer = LayerObserver::new(norms);
+            for range in self.windows.ranges() {
+                self.runner.run(&weights, &mut ffn, range, (&input, &mut output), Some(&mut observer))?;
+            }
+            output.publish()?;
+            input.remove()?;
+            errors.push(observer.errors());
+            progress(layer + 1, layers);
+        }
+        Ok(errors)
+    }
+
+    fn heads(&mut self) -> Result<Comparison, EvaluateError> {
+        let spec = self.bundle.spec();
+        let outer = [
+            OuterWeights::load(spec, &mut CheckpointTensors::new(self.checkpoint))?,
+            OuterWeights::load(spec, &mut BundleTensors(self.bundle))?,
+        ];
+        let states = [self.states("checkpoint", spec.layers)?, self.states("bundle", spec.layers)?];
+        let mut scratch = [HeadScratch::new(spec), HeadScratch::new(spec)];
+        let mut comparison = Comparison::default();
+        let mut state = vec![0.0; spec.hidden_size];
+        for range in self.windows.ranges() {
+            for position in range.start..range.end.saturating_sub(1) {
+                for ((outer, states), scratch) in outer.iter().zip(&states).zip(&mut scratch) {
+                    states.read(position, &mut state)?;
+                    Head { spec, weights: outer, threads: self.threads }.logits(&state, scratch);
+                }
+                let [dense, bundle] = &scratch;
+                compare(&mut comparison, dense.logits(), bundle.logits(), self.windows.ids[position + 1]);
+            }
+        }
+        Ok(comparison)
+    }
+}
+
+/// Resident tensors of a bundle, read one by one.
+struct BundleTensors<'a>(&'a Bundle);
+
+impl TensorSource for BundleTensors<'_> {
+    fn tensor(&mut self, name: &str) -> RuntimeResult<TensorBytes> {
+        let entry = self.0.resident_tensor(name).ok_or_else(|| RuntimeError::MissingTensor(name.into()))?;
+        let bytes = self.0.read_tensor(entry)?;
+        Ok(TensorBytes {
+            dtype: entry.dtype,
+            shape: entry.shape.clone(),
+            range: 0..bytes.len(),
+            bytes: Arc::new(bytes),
+        })
+    }
+}
+
+/// One layer's records, checked, as a source whose only layer it is.
+fn bundle_ffn(bundle: &Bundle, layer: usize) -> Result<ResidentFfn, EvaluateError> {
+    let layout = *bundle.layout();
+    let mut records = AlignedMemory::new(layout.layer_bytes()).map_err(RuntimeError::from)?;
+    bundle.read_at(bundle.layer(layer).offset, records.as_mut_slice())?;
+    let groups = records.as_slice().chunks_exact(layout.group_bytes()).zip(bundle.group_checksums(layer));
+    if let Some(group) = groups.into_iter().position(|(bytes, sum)| checksum(bytes) != *sum) {
+        return Err(EvaluateError::Damaged { layer, group });
+    }
+    Ok(ResidentFfn::new(bundle.spec().ffn, bundle.manifest().ffn.dtype, layout, records))
+}

@@ -1,0 +1,102 @@
+//! Which neurons of a layer to compute: a low-rank predictor, as `docs/predictors.md` defines its evaluation.
+//!
+//! `score = decoder (encoder x) + bias`, f32 accumulation; a neuron is predicted where its score is above zero. Int8 matrices
+//! have one scale for each row, applied after the row's sum. The arithmetic is that of one token at a time, always: a decision
+//! never depends on how many tokens were processed together.
+
+use std::ops::Range;
+
+use flashlm_kernels::{Element, Matrix, Threads, matvec};
+use safetensors::{Dtype, SafeTensors};
+
+use crate::error::{Result, RuntimeError};
+use crate::model::weights::SharedBytes;
+
+struct ScaledMatrix {
+    bytes: SharedBytes,
+    range: Range<usize>,
+    element: Element,
+    rows: usize,
+    cols: usize,
+    /// One for each row of an int8 matrix.
+    scales: Vec<f32>,
+}
+
+impl ScaledMatrix {
+    fn load(blob: &SharedBytes, parsed: &SafeTensors<'_>, name: &str) -> Result<Self> {
+        let bad = |what: String| RuntimeError::Predictor { tensor: name.to_owned(), what };
+        let view = parsed.tensor(name).map_err(|_| bad("it is missing".into()))?;
+        let &[rows, cols] = view.shape() else {
+            return Err(bad(format!("its shape {:?} is not that of a matrix", view.shape())));
+        };
+        let element = match view.dtype() {
+            Dtype::F16 => Element::F16,
+            Dtype::I8 => Element::I8,
+            other => return Err(bad(format!("its dtype is {other:?}, expected F16 or I8"))),
+        };
+        let scales = if element == Element::I8 { floats(parsed, &format!("{name}_scale"), rows)? } else { Vec::new() };
+        let start = view.data().as_ptr() as usize - (**blob).as_ref().as_ptr() as usize;
+        Ok(Self { bytes: blob.clone(), range: start..start + view.data().len(), element, rows, cols, scales })
+    }
+
+    fn apply(&self, threads: &Threads, x: &[f32], y: &mut [f32]) {
+        let data = &(*self.bytes).as_ref()[self.range.clone()];
+        let matrix = Matrix::new(self.element, data, self.rows, self.cols).expect("checked when it was loaded");
+        matvec(threads, matrix, x, y);
+        y.iter_mut().zip(&self.scales).for_each(|(y, scale)| *y *= scale);
+    }
+}
+
+fn floats(parsed: &SafeTensors<'_>, name: &str, len: usize) -> Result<Vec<f32>> {
+    let view = parsed.tensor(name).ok().filter(|v| v.dtype() == Dtype::F32 && v.shape() == [len]);
+    let view = view.ok_or_else(|| RuntimeError::Predictor {
+        tensor: name.to_owned(),
+        what: format!("expected {len} values of F32"),
+    })?;
+    Ok(view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+}
+
+/// The predictor of one layer.
+pub struct Predictor {
+    encoder: ScaledMatrix,
+    decoder: ScaledMatrix,
+    bias: Vec<f32>,
+    middle: Vec<f32>,
+}
+
+impl Predictor {
+    /// Takes the tensors `{prefix}encoder`, `{prefix}decoder`, `{prefix}bias` (and scales) from a safetensors blob; `hidden` inputs
+    /// and `neurons` outputs are expected.
+    pub fn load(blob: &SharedBytes, prefix: &str, hidden: usize, neurons: usize) -> Result<Self> {
+        let parsed = SafeTensors::deserialize((**blob).as_ref())
+            .map_err(|e| RuntimeError::Predictor { tensor: format!("{prefix}*"), what: e.to_string() })?;
+        let encoder = ScaledMatrix::load(blob, &parsed, &format!("{prefix}encoder"))?;
+        let decoder = ScaledMatrix::load(blob, &parsed, &format!("{prefix}decoder"))?;
+        let shapes = ((encoder.cols, decoder.rows), (hidden, neurons));
+        if shapes.0 != shapes.1 || encoder.rows != decoder.cols {
+            return Err(RuntimeError::Predictor {
+                tensor: format!("{prefix}decoder"),
+                what: format!(
+                    "it maps {} inputs over {} and {} to {} neurons where the model has {hidden} inputs and {neurons} neurons",
+                    encoder.cols, encoder.rows, decoder.cols, decoder.rows
+                ),
+            });
+        }
+        let bias = floats(&parsed, &format!("{prefix}bias"), neurons)?;
+        let middle = vec![0.0; encoder.rows];
+        Ok(Self { encoder, decoder, bias, middle })
+    }
+
+    /// Scores of all neurons for one token's FFN input.
+    pub fn scores(&mut self, threads: &Threads, input: &[f32], scores: &mut [f32]) {
+        self.encoder.apply(threads, input, &mut self.middle);
+        self.decoder.apply(threads, &self.middle, scores);
+        scores.iter_mut().zip(&self.bias).for_each(|(score, bias)| *score += bias);
+    }
+
+    /// Bytes of its matrices and vectors.
+    pub fn bytes(&self) -> u64 {
+        let vectors = self.bias.len() + self.encoder.scales.len() + self.decoder.scales.len();
+        (self.encoder.range.len() + self.decoder.range.len() + vectors * 4) as u64
+    }
+}
