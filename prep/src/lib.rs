@@ -3,6 +3,7 @@
 pub mod evaluate;
 pub mod layers;
 pub mod pack;
+pub mod predictors;
 pub mod record;
 pub mod records;
 pub mod states;

@@ -21,6 +21,10 @@ enum Command {
     Inspect(commands::inspect::InspectArgs),
     /// Check every checksum of a bundle
     Verify(commands::verify::VerifyArgs),
+    /// Write a bundle with predictors and storage orders
+    Pack(commands::pack::PackArgs),
+    /// Compare a bundle with its checkpoint on a text
+    Evaluate(commands::evaluate::EvaluateArgs),
     /// Record which neurons fire on a text
     Record(commands::record::RecordArgs),
     /// Print a shell completion script
@@ -35,6 +39,8 @@ fn main() -> ExitCode {
         Command::Convert(args) => commands::convert::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Verify(args) => commands::verify::run(&args),
+        Command::Pack(args) => commands::pack::run(&args),
+        Command::Evaluate(args) => commands::evaluate::run(&args),
         Command::Record(args) => commands::record::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "flashlm-prep", &mut std::io::stdout());

@@ -69,8 +69,6 @@ impl FfnStorage {
 pub struct PredictorInfo {
     /// The kind of predictor.
     pub kind: PredictorKind,
-    /// How many layers ahead of the one whose input they see the predictors look: 0 for the layer itself.
-    pub lookahead: usize,
     /// One entry for each layer.
     pub layers: Vec<LayerPredictor>,
 }
@@ -89,10 +87,21 @@ pub enum PredictorKind {
 pub struct LayerPredictor {
     /// Width of the middle.
     pub rank: usize,
-    /// Scores above it are taken for active.
-    pub threshold: f32,
     /// Element type of its matrices.
-    pub dtype: DType,
+    pub dtype: PredictorDType,
+    /// Width of the middle of the predictor that sees this layer's input and speaks of the next layer's neurons, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub look_ahead_rank: Option<usize>,
+}
+
+/// Element type of a predictor's matrices. Biases and scales are f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PredictorDType {
+    /// Half precision.
+    F16,
+    /// Bytes, with one scale for each row.
+    Int8,
 }
 
 /// Measured sparsity of one layer.

@@ -1,7 +1,9 @@
 //! One file per subcommand: its arguments, and what it does with the library.
 
 pub(crate) mod convert;
+pub(crate) mod evaluate;
 pub(crate) mod inspect;
+pub(crate) mod pack;
 mod progress;
 pub(crate) mod record;
 pub(crate) mod verify;

@@ -1,0 +1,112 @@
+//! `flashlm-prep evaluate`: what a bundle's predictors cost in quality.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use flashlm_formats::bundle::Bundle;
+use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_prep::evaluate::{Evaluation, PredictorChoice, Windows, evaluate};
+use flashlm_prep::record::text::{first_id, read_documents};
+use flashlm_runtime::text::Tokenizer;
+
+use super::Stage;
+
+/// Arguments of `flashlm-prep evaluate`.
+#[derive(Args)]
+#[command(after_help = "Example:\n  flashlm-prep evaluate model.flashlm --against /models/opt-1.3b --text held-out.txt\n\n\
+    The text should be one that the predictors were not trained on. The predictor decides at every position.")]
+pub(crate) struct EvaluateArgs {
+    /// The bundle
+    #[arg(value_name = "BUNDLE")]
+    bundle: PathBuf,
+    /// The checkpoint that it was made from
+    #[arg(long, value_name = "CHECKPOINT")]
+    against: PathBuf,
+    /// Text to score: files of documents
+    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    text: Vec<PathBuf>,
+    /// Tokens to score at most
+    #[arg(long, value_name = "N", default_value_t = 20_000)]
+    tokens: usize,
+    /// Ids that go through the model together
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    window: usize,
+    /// Which neurons the bundle computes
+    #[arg(long, value_enum, default_value = "bundle")]
+    predictor: PredictorArg,
+    /// Threads that compute [default: all processors]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// Directory for scratch files [default: the system's]
+    #[arg(long, value_name = "DIR")]
+    scratch: Option<PathBuf>,
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum PredictorArg {
+    /// What its predictors choose
+    Bundle,
+    /// All of them: as good as without predictors
+    All,
+}
+
+pub(crate) fn run(args: &EvaluateArgs) -> Result<ExitCode> {
+    let bundle = Bundle::open(&args.bundle)?;
+    let checkpoint = Checkpoint::open(&args.against)?;
+    let tokenizer = Tokenizer::from_json(bundle.tokenizer())?;
+    let spec = bundle.spec();
+    let mut stream = Vec::new();
+    for document in read_documents(&args.text)? {
+        stream.extend(first_id(spec));
+        stream.extend(tokenizer.encode(&document)?);
+        if stream.len() >= args.tokens {
+            break;
+        }
+    }
+    stream.truncate(args.tokens);
+    let windows = Windows::new(&stream, args.window.clamp(2, spec.max_positions), spec.bos);
+    let choice = match args.predictor {
+        PredictorArg::Bundle => PredictorChoice::Bundle,
+        PredictorArg::All => PredictorChoice::All,
+    };
+    let scratch = args.scratch.clone().unwrap_or_else(std::env::temp_dir);
+    let scratch = scratch.join(format!("flashlm-evaluate-{}", std::process::id()));
+    let stage = Stage::new("evaluating", "layers", spec.layers as u64);
+    let threads = super::threads(args.threads)?;
+    let result = evaluate(&bundle, &checkpoint, &windows, choice, &threads, &scratch, &mut |done, total| {
+        stage.set(done as u64, total as u64);
+    });
+    _ = std::fs::remove_dir_all(&scratch);
+    let evaluation = result?;
+    drop(stage);
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&evaluation)?);
+    } else {
+        print(&evaluation);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(evaluation: &Evaluation) {
+    let Evaluation { perplexity, top1_agreement, kl_mean, positions, predictor_bytes, ffn_bytes, layers } = evaluation;
+    let percent = |share: f64| 100.0 * share;
+    println!("{positions} positions");
+    println!("  perplexity        {:.4} dense, {:.4} bundle ({:+.2} %)", perplexity.dense, perplexity.bundle, percent(perplexity.bundle / perplexity.dense - 1.0));
+    println!("  top-1 agreement   {:.2} %", percent(*top1_agreement));
+    println!("  KL divergence     {kl_mean:.5} nats");
+    println!("  predictors        {predictor_bytes} bytes, {:.2} % of the FFN", percent(*predictor_bytes as f64 / *ffn_bytes as f64));
+    println!("\n  layer   active  predicted  false neg.  false pos.  energy kept");
+    for (layer, l) in layers.iter().enumerate() {
+        println!("  {layer:>5} {:>7.2}% {:>9.2}% {:>10.2}% {:>10.2}% {:>11.2}%", percent(l.active_fraction), percent(l.predicted_fraction), percent(l.false_negative_rate), percent(l.false_positive_rate), percent(l.energy_recall));
+    }
+    println!("   mean {:>7.2}% {:>9.2}% {:>10.2}% {:>10.2}% {:>11.2}%",
+        percent(evaluation.mean(|l| l.active_fraction)), percent(evaluation.mean(|l| l.predicted_fraction)),
+        percent(evaluation.mean(|l| l.false_negative_rate)), percent(evaluation.mean(|l| l.false_positive_rate)),
+        percent(evaluation.mean(|l| l.energy_recall)));
+}
