@@ -90,10 +90,11 @@ pub(super) fn check_facts(manifest: &Manifest) -> Result<(), Fault> {
     let layers = manifest.model.layers;
     if let Some(predictors) = &manifest.predictors {
         within("number of predictors", predictors.layers.len(), layers, layers)?;
-        within("lookahead", predictors.lookahead, 0, layers)?;
         for predictor in &predictors.layers {
             within("rank of a predictor", predictor.rank, 1, WIDTH_MAX)?;
-            holds("threshold of a predictor", predictor.threshold.is_finite(), "a number", predictor.threshold)?;
+            if let Some(rank) = predictor.look_ahead_rank {
+                within("rank of a look-ahead predictor", rank, 1, WIDTH_MAX)?;
+            }
         }
     }
     if let Some(sparsity) = &manifest.sparsity {

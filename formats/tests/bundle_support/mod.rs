@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use flashlm_formats::bundle::{
-    BundlePlan, BundleWriter, Extras, LayerPredictor, LayoutOptions, Manifest, PredictorInfo, PredictorKind,
+    BundlePlan, BundleWriter, Extras, LayerPredictor, PredictorDType, LayoutOptions, Manifest, PredictorInfo, PredictorKind,
     Provenance, SourceFile, Storage,
 };
 use flashlm_formats::model::{
@@ -130,8 +130,8 @@ impl Small {
 
     /// The description of predictors of `rank`.
     pub fn predictor_info(&self, rank: usize) -> PredictorInfo {
-        let layer = LayerPredictor { rank, threshold: 0.5, dtype: DType::F16 };
-        PredictorInfo { kind: PredictorKind::LowRank, lookahead: 0, layers: vec![layer; self.plan.model.layers] }
+        let layer = LayerPredictor { rank, dtype: PredictorDType::F16, look_ahead_rank: None };
+        PredictorInfo { kind: PredictorKind::LowRank, layers: vec![layer; self.plan.model.layers] }
     }
 
     /// Writes the bundle; `predictors` is a blob of any bytes.
