@@ -4,6 +4,8 @@ pub mod evaluate;
 pub mod layers;
 pub mod pack;
 pub mod predictors;
+pub mod coactivation;
+pub mod ordering;
 pub mod record;
 pub mod records;
 pub mod states;

@@ -27,6 +27,10 @@ enum Command {
     Evaluate(commands::evaluate::EvaluateArgs),
     /// Record which neurons fire on a text
     Record(commands::record::RecordArgs),
+    /// Show which neurons fire, how often, and together with which
+    Analyze(commands::analyze::AnalyzeArgs),
+    /// Choose the storage order of each layer's neurons
+    Order(commands::order::OrderArgs),
     /// Print a shell completion script
     Completions {
         /// The shell to complete for
@@ -42,6 +46,8 @@ fn main() -> ExitCode {
         Command::Pack(args) => commands::pack::run(&args),
         Command::Evaluate(args) => commands::evaluate::run(&args),
         Command::Record(args) => commands::record::run(&args),
+        Command::Analyze(args) => commands::analyze::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Order(args) => commands::order::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "flashlm-prep", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -1,9 +1,11 @@
 //! Runs a bundle inside a memory budget.
 //!
 //! `load` opens a bundle and plans memory, `model` is the forward pass, `ffn` the places where neurons come from, `generate`
-//! turns a prompt into tokens, `text` tokens into text. The runtime knows nothing of training, and never maps a bundle.
+//! turns a prompt into tokens, `text` tokens into text. `cache` and `planner` decide what stays in memory and what is read
+//! together; `replay` runs recorded tokens through both. The runtime knows nothing of training, and never maps a bundle.
 
 pub mod budget;
+pub mod cache;
 pub mod error;
 pub mod ffn;
 pub mod generate;
@@ -12,5 +14,7 @@ pub mod memory;
 pub mod model;
 pub mod plan;
 pub mod predictor;
+pub mod planner;
+pub mod replay;
 pub mod sampler;
 pub mod text;

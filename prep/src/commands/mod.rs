@@ -1,11 +1,14 @@
 //! One file per subcommand: its arguments, and what it does with the library.
 
+pub(crate) mod analyze;
 pub(crate) mod convert;
 pub(crate) mod evaluate;
 pub(crate) mod inspect;
+pub(crate) mod order;
 pub(crate) mod pack;
 mod progress;
 pub(crate) mod record;
+mod recorded;
 pub(crate) mod verify;
 
 pub(crate) use progress::Stage;

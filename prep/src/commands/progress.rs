@@ -35,6 +35,11 @@ impl Stage {
         self.bar.set_position(done);
     }
 
+    /// So many more steps are done.
+    pub(crate) fn advance(&self, steps: u64) {
+        self.bar.inc(steps);
+    }
+
     /// A line above the bar; printed to standard error also when there is no terminal.
     pub(crate) fn say(&self, line: &str) {
         if self.bar.is_hidden() {

@@ -1,0 +1,251 @@
+//! `flashlm-prep analyze`: what the recorded activity looks like.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use flashlm_formats::recording::Recording;
+use flashlm_prep::coactivation::{FriendReport, LayerActivity, PairGraph, PairOptions};
+use flashlm_runtime::cache::PolicyKind;
+use flashlm_runtime::planner::PlanLimits;
+use flashlm_runtime::replay::{ReplayOptions, WantedSets, replay, replay_optimal};
+use serde::Serialize;
+
+use super::progress::Stage;
+use super::recorded::{Division, active_sets, layer_range};
+
+/// Show how sparse and how repetitive a model's neurons are: skew, reuse, co-activation, cache policies.
+#[derive(Args, Debug)]
+pub struct AnalyzeArgs {
+    /// Directory of the recording.
+    recording: PathBuf,
+    /// Layers to look at: one (3), or a range (2..5); all that are recorded by default.
+    #[arg(long, value_name = "A..B")]
+    layers: Option<String>,
+    /// Look at no more than so many tokens.
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    tokens: usize,
+    /// Windows of up to so many tokens.
+    #[arg(long, value_name = "K", default_value_t = 8)]
+    windows: usize,
+    /// Window, in tokens, that the closest-friend analysis takes as cached.
+    #[arg(long, value_name = "K", default_value_t = 4)]
+    window: usize,
+    /// Partners kept for each neuron.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    partners: usize,
+    /// Print JSON instead of tables.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Sizes of the caches that policies are compared at, in percent of the layer.
+const CACHE_PERCENT: [u32; 3] = [10, 25, 50];
+
+#[derive(Serialize)]
+struct LayerReport {
+    layer: usize,
+    activity: LayerActivity,
+    pairs: PairReport,
+    friends: FriendReport,
+    /// Neurons missed per token, by size and policy.
+    caches: Vec<CacheReport>,
+}
+
+#[derive(Serialize)]
+struct PairReport {
+    /// Every so-manieth token was counted.
+    token_step: usize,
+    /// Where a neuron fires, its strongest partner fires too: mean over neurons that fire.
+    strongest_partner: f64,
+    /// The same, had all neurons fired independently: the rate of the strongest partner.
+    strongest_partner_rate: f64,
+}
+
+#[derive(Serialize)]
+struct CacheReport {
+    percent_of_layer: u32,
+    policy: String,
+    missed_per_token: f64,
+    hit_rate: f64,
+}
+
+#[derive(Serialize)]
+struct Report {
+    recording: String,
+    tokens: usize,
+    layers: Vec<LayerReport>,
+}
+
+pub(crate) fn run(args: &AnalyzeArgs) -> Result<()> {
+    let recording =
+        Recording::open(&args.recording).context("a recording is a directory made by `flashlm-prep record`")?;
+    let layers = layer_range(args.layers.as_deref(), &recording)?;
+    let tokens = recording.tokens().len().min(args.tokens);
+    let mut sequences: Vec<u32> =
+        recording.sequence_offsets().iter().copied().take_while(|&s| (s as usize) < tokens).collect();
+    sequences.push(tokens as u32);
+    let stage = Stage::new("analyze", "layers", layers.len() as u64);
+    let mut reports = Vec::new();
+    for &layer in &layers {
+        let recorded = recording.layer(layer)?;
+        let sets = active_sets(&recorded, &Division::whole(&recording), tokens);
+        drop(recorded);
+        reports.push(look_at(layer, &sets, &sequences, args));
+        stage.advance(1);
+    }
+    drop(stage);
+    let report = Report { recording: recording.info().id.clone(), tokens, layers: reports };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print_tables(&report, args);
+    }
+    Ok(())
+}
+
+fn look_at(layer: usize, sets: &WantedSets, sequences: &[u32], args: &AnalyzeArgs) -> LayerReport {
+    let graph = PairGraph::count(sets, &PairOptions { partners_max: args.partners, ..Default::default() });
+    let counted = sets.tokens().div_ceil(graph.token_step()).max(1) as f64;
+    let strongest: Vec<(f64, f64)> = (0..sets.groups())
+        .filter_map(|n| {
+            let partner = graph.partners(n).first()?;
+            Some((partner.together as f64 / graph.uses(n) as f64, graph.uses(partner.neuron) as f64 / counted))
+        })
+        .collect();
+    let mean = |f: fn(&(f64, f64)) -> f64| strongest.iter().map(f).sum::<f64>() / strongest.len().max(1) as f64;
+    let mut caches = Vec::new();
+    for percent_of_layer in CACHE_PERCENT {
+        let slots = (sets.groups() as u64 * percent_of_layer as u64 / 100) as u32;
+        let limits = PlanLimits::adjacent_only(1);
+        let options = |policy| ReplayOptions { policy, slots, limits, warm_up: sets.tokens() / 20 };
+        let mut add = |policy: String, counts: flashlm_runtime::replay::ReplayCounts| {
+            let missed_per_token = counts.missed as f64 / counts.tokens.max(1) as f64;
+            caches.push(CacheReport { percent_of_layer, policy, missed_per_token, hit_rate: counts.hit_rate() });
+        };
+        for policy in PolicyKind::ALL {
+            add(policy.to_string(), replay(sets, &options(policy)));
+        }
+        add("optimum".into(), replay_optimal(sets, &options(PolicyKind::Lru)));
+    }
+    LayerReport {
+        layer,
+        activity: LayerActivity::of(sets, sequences, args.windows),
+        pairs: PairReport {
+            token_step: graph.token_step(),
+            strongest_partner: mean(|s| s.0),
+            strongest_partner_rate: mean(|s| s.1),
+        },
+        friends: FriendReport::of(sets, &graph, args.window),
+        caches,
+    }
+}
+
+fn percent(x: f64) -> String {
+    format!("{:.1} %", 100.0 * x)
+}
+
+fn table(title: &str, head: &[String], rows: impl Iterator<Item = Vec<String>>) {
+    println!("{title}\n");
+    let rows: Vec<Vec<String>> = std::iter::once(head.to_vec()).chain(rows).collect();
+    let width = |at: usize| rows.iter().map(|r| r[at].chars().count()).max().unwrap_or(0);
+    for row in &rows {
+        let cells: Vec<String> =
+            row.iter().enumerate().map(|(at, cell)| format!("{cell:>w$}", w = width(at))).collect();
+        println!("  {}", cells.join("  "));
+    }
+    println!();
+}
+
+fn print_tables(report: &Report, args: &AnalyzeArgs) {
+    let layers = &report.layers;
+    let head = |first: &[&str]| -> Vec<String> {
+        std::iter::once("layer").chain(first.iter().copied()).map(String::from).collect()
+    };
+    println!("{} tokens of recording {}\n", report.tokens, report.recording);
+    let shares: Vec<String> = LayerActivity::HOTTEST.iter().map(|p| format!("top {p} %")).collect();
+    let names: Vec<&str> = ["active", "p99", "never"].into_iter().chain(shares.iter().map(String::as_str)).collect();
+    table(
+        "Sparsity: active neurons of a token, neurons never active, share of activations in the hottest neurons",
+        &head(&names),
+        layers.iter().map(|l| {
+            let a = &l.activity;
+            let mut row = vec![
+                l.layer.to_string(),
+                percent(a.active_fraction),
+                a.active_p99.to_string(),
+                a.never_active.to_string(),
+            ];
+            row.extend(a.hottest_share.map(percent));
+            row
+        }),
+    );
+    let windows: Vec<String> = (1..=args.windows).map(|k| format!("k={k}")).collect();
+    let windows: Vec<&str> = windows.iter().map(String::as_str).collect();
+    let by_window = |title: &str, f: fn(&flashlm_prep::coactivation::WindowReuse) -> f64| {
+        table(
+            title,
+            &head(&windows),
+            layers.iter().map(|l| {
+                std::iter::once(l.layer.to_string()).chain(l.activity.windows.iter().map(|w| percent(f(w)))).collect()
+            }),
+        );
+    };
+    by_window("Reuse: active neurons that none of the last k tokens used", |w| w.new_fraction);
+    by_window("Union: share of the layer active in any of k successive tokens (cached by a window)", |w| {
+        w.union_fraction
+    });
+    by_window("Read: share of the layer that a window of k tokens reads per token", |w| w.read_fraction);
+    let title = format!(
+        "Closest friends as copies, with a window of {} tokens (useful: wanted, not cached, not read already)",
+        args.window
+    );
+    let names = [
+        "partner fires",
+        "if independent",
+        "most popular of",
+        "on hottest 1 %",
+        "copies wanted",
+        "useful",
+        "most read copy/token",
+        "reads",
+        "bytes",
+    ];
+    table(
+        &title,
+        &head(&names),
+        layers.iter().map(|l| {
+            let f = &l.friends;
+            vec![
+                l.layer.to_string(),
+                percent(l.pairs.strongest_partner),
+                percent(l.pairs.strongest_partner_rate),
+                format!("{} of {}", f.most_popular_of, f.with_friend),
+                percent(f.hottest_share),
+                percent(f.copies_wanted),
+                percent(f.copies_useful),
+                format!("{:.2}", f.most_read_copy_per_token),
+                format!("{:.2}x", f.reads_factor),
+                format!("{:.2}x", f.bytes_factor),
+            ]
+        }),
+    );
+    for size in CACHE_PERCENT {
+        let of = |l: &LayerReport| -> Vec<(String, f64)> {
+            l.caches
+                .iter()
+                .filter(|c| c.percent_of_layer == size)
+                .map(|c| (c.policy.clone(), c.missed_per_token))
+                .collect()
+        };
+        let names: Vec<String> = layers.first().map(|l| of(l).into_iter().map(|c| c.0).collect()).unwrap_or_default();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        table(
+            &format!("Neurons missed per token with a cache of {size} % of the layer"),
+            &head(&names),
+            layers.iter().map(|l| {
+                std::iter::once(l.layer.to_string()).chain(of(l).into_iter().map(|c| format!("{:.2}", c.1))).collect()
+            }),
+        );
+    }
+}

@@ -1,0 +1,365 @@
+//! `flashlm-prep order`: finds a storage order for every layer and says what it is worth.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use flashlm_formats::recording::Recording;
+use flashlm_io::DiskProfile;
+use flashlm_prep::coactivation::PairOptions;
+use flashlm_prep::ordering::{
+    LayerTraining, OrderFile, OrderScore, OrderingOptions, ScoreOptions, StrategyKind, positions, score,
+};
+use flashlm_runtime::cache::PolicyKind;
+use flashlm_runtime::planner::ReadCost;
+use flashlm_runtime::replay::{ReplayCounts, WantedSets};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::progress::Stage;
+use super::recorded::{Division, active_sets, layer_range};
+
+/// Find a storage order for each layer's neurons, so that those a token misses lie together.
+#[derive(Args, Debug)]
+pub struct OrderArgs {
+    /// Directory of the recording.
+    recording: PathBuf,
+    /// Directory for the orders and `orders.json`.
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    /// How to order: auto tries all and takes the best; identity, frequency, path; or a step on the way to path:
+    /// path-active, path-missed, path-improved.
+    #[arg(long, default_value = "auto")]
+    strategy: String,
+    /// Layers to order: one (3), or a range (2..5); all that are recorded by default.
+    #[arg(long, value_name = "A..B")]
+    layers: Option<String>,
+    /// Chooses the documents that are held out.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Share of the documents that orders are scored on and not made from.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
+    held_out: f64,
+    /// Score on all of another recording of the same model instead.
+    #[arg(long, value_name = "DIR")]
+    score_on: Option<PathBuf>,
+    /// Use no more than so many tokens for making an order.
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    tokens: usize,
+    /// Neuron cache policy that stands before the disk: window:K, lru, lfu:HALFLIFE, s3-fifo, w-tinylfu.
+    #[arg(long, default_value = "window:4")]
+    policy: PolicyKind,
+    /// Neuron cache, as a share of the layer.
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
+    cache: f64,
+    /// Bytes of one weight: 2 for f16 and bf16, 4 for f32.
+    #[arg(long, value_name = "BYTES", default_value_t = 2)]
+    weight_bytes: u64,
+    /// Groups are padded to a multiple of this.
+    #[arg(long, value_name = "BYTES", default_value_t = 4096)]
+    alignment: u64,
+    /// Neuron records in a group; by default as many as fit the alignment.
+    #[arg(long, value_name = "N")]
+    records: Option<u32>,
+    /// Largest read.
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20)]
+    request_max: u64,
+    /// Disk profile, as `flashlm disk` keeps it; without one a disk of 14 us a read and 2 GB/s is taken.
+    #[arg(long, value_name = "FILE")]
+    disk: Option<PathBuf>,
+    /// Print what orders.json holds instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A virtual disk as measured on the machine of `docs/measurements/ordering.md`: 16 KiB reads 0.75 GB/s, 64 KiB 1.4 GB/s.
+const USUAL_REQUEST_NS: f64 = 14_000.0;
+const USUAL_BYTE_NS: f64 = 0.5;
+/// Tokens that fill the cache before a score counts.
+const WARM_UP: usize = 64;
+
+#[derive(Serialize)]
+struct Orders {
+    format: &'static str,
+    version: u32,
+    recording: String,
+    scored_on: String,
+    training_tokens: usize,
+    scored_tokens: u64,
+    seed: u64,
+    records_per_group: u32,
+    group_bytes: u64,
+    policy: String,
+    slots: u32,
+    request_ns: f64,
+    byte_ns: f64,
+    layers: Vec<LayerScores>,
+}
+
+#[derive(Serialize)]
+struct LayerScores {
+    layer: usize,
+    chosen: &'static str,
+    file: String,
+    strategies: Vec<StrategyScore>,
+}
+
+#[derive(Clone, Serialize)]
+struct StrategyScore {
+    strategy: &'static str,
+    /// Everything wanted is read, gaps never.
+    wanted: Figures,
+    /// What the cache misses is read, gaps never.
+    missed: Figures,
+    /// What the cache misses is read as the runtime does it.
+    planned: Figures,
+    hit_rate: f64,
+    predicted_ms_per_token: f64,
+}
+
+#[derive(Clone, Serialize)]
+struct Figures {
+    reads_per_token: f64,
+    bytes_per_token: f64,
+    mean_run_groups: f64,
+    mean_read_groups: f64,
+}
+
+impl From<&ReplayCounts> for Figures {
+    fn from(counts: &ReplayCounts) -> Self {
+        Figures {
+            reads_per_token: counts.reads_per_token(),
+            bytes_per_token: counts.bytes_per_token(),
+            mean_run_groups: counts.mean_run_groups(),
+            mean_read_groups: counts.mean_read_groups(),
+        }
+    }
+}
+
+pub(crate) fn run(args: &OrderArgs) -> Result<()> {
+    let recording =
+        Recording::open(&args.recording).context("a recording is a directory made by `flashlm-prep record`")?;
+    let layers = layer_range(args.layers.as_deref(), &recording)?;
+    let kinds: Vec<StrategyKind> = match args.strategy.as_str() {
+        "auto" => StrategyKind::ALL.to_vec(),
+        name => vec![StrategyKind::Identity, name.parse()?],
+    };
+    ensure!(args.held_out > 0.0 && args.held_out < 1.0, "--held-out {}: a share between 0 and 1", args.held_out);
+    ensure!(args.cache >= 0.0 && args.cache.is_finite(), "--cache {}: a share of the layer", args.cache);
+    ensure!(args.alignment > 0 && args.weight_bytes > 0, "--alignment and --weight-bytes must be positive");
+
+    let model = &recording.info().model;
+    let record_bytes = (model.ffn.vectors() * model.hidden_size) as u64 * args.weight_bytes;
+    let records = args.records.unwrap_or((args.alignment / record_bytes).max(1) as u32);
+    ensure!(records > 0, "--records 0: a group holds one record at least");
+    let group_bytes = (record_bytes * records as u64).next_multiple_of(args.alignment);
+    let cost = read_cost(args.disk.as_deref())?;
+    let groups = (model.ffn.size as u32).div_ceil(records);
+    let slots = (groups as f64 * args.cache).min(groups as f64) as u32;
+    let options = ScoreOptions {
+        records,
+        group_bytes,
+        request_bytes_max: args.request_max,
+        cost,
+        policy: args.policy,
+        slots,
+        warm_up: WARM_UP,
+    };
+
+    let other = args.score_on.as_deref().map(Recording::open).transpose().context("--score-on")?;
+    if let Some(other) = &other {
+        let found = other.info().model.ffn.size;
+        ensure!(found == model.ffn.size, "--score-on: {found} neurons a layer, the recording has {}", model.ffn.size);
+    }
+    let division = match &other {
+        Some(other) => Division { training: Division::whole(&recording), held_out: Division::whole(other) },
+        None => Division::by_document(recording.documents(), args.held_out, args.seed)?,
+    };
+    std::fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
+
+    let mut orders = Orders {
+        format: "flashlm-orders",
+        version: 1,
+        recording: recording.info().id.clone(),
+        scored_on: other.as_ref().unwrap_or(&recording).info().id.clone(),
+        training_tokens: 0,
+        scored_tokens: 0,
+        seed: args.seed,
+        records_per_group: records,
+        group_bytes,
+        policy: args.policy.to_string(),
+        slots,
+        request_ns: cost.request_ns(),
+        byte_ns: cost.byte_ns(),
+        layers: Vec::new(),
+    };
+    let ordering = OrderingOptions {
+        records,
+        policy: args.policy,
+        slots,
+        limits: options.limits(),
+        pairs: PairOptions::default(),
+    };
+    let stage = Stage::new("order", "strategies", (layers.len() * kinds.len()) as u64);
+    // Layers in parallel: parts of the work cannot be divided. The results are the same in any case.
+    let results: Vec<Result<Ordered>> = layers
+        .par_iter()
+        .map(|&layer| {
+            let recorded = recording.layer(layer)?;
+            let training = active_sets(&recorded, &division.training, args.tokens);
+            let scored = match &other {
+                Some(other) => &other.layer(layer)?,
+                None => &recorded,
+            };
+            let held_out = active_sets(scored, &division.held_out, usize::MAX);
+            drop(recorded);
+            ensure!(
+                held_out.tokens() > WARM_UP,
+                "{} tokens to score on, {} are needed",
+                held_out.tokens(),
+                WARM_UP + 1
+            );
+            Ok(order_layer(layer, &training, &held_out, &kinds, &ordering, &options, &stage))
+        })
+        .collect();
+    for result in results {
+        let ordered = result?;
+        orders.training_tokens = ordered.training_tokens;
+        orders.scored_tokens = ordered.scored_tokens;
+        let file = OrderFile {
+            layer: ordered.layer,
+            strategy: ordered.chosen.into(),
+            recording: recording.info().id.clone(),
+            order: ordered.order,
+        };
+        let path = file.write(&args.output)?;
+        let file = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        orders.layers.push(LayerScores {
+            layer: ordered.layer,
+            chosen: ordered.chosen,
+            file,
+            strategies: ordered.scores,
+        });
+    }
+    drop(stage);
+    let json = serde_json::to_string_pretty(&orders)? + "\n";
+    write_whole(&args.output.join("orders.json"), json.as_bytes())?;
+    if args.json {
+        print!("{json}");
+    } else {
+        print_table(&orders, &args.output);
+    }
+    Ok(())
+}
+
+/// What came out for a layer.
+struct Ordered {
+    layer: usize,
+    chosen: &'static str,
+    order: Vec<u32>,
+    scores: Vec<StrategyScore>,
+    training_tokens: usize,
+    scored_tokens: u64,
+}
+
+/// Tries the strategies on a layer and takes the one of the least predicted time; of equals the simpler. The first of
+/// `kinds` is there to compare with: it is taken only where all are tried.
+fn order_layer(
+    layer: usize,
+    training: &WantedSets,
+    held_out: &WantedSets,
+    kinds: &[StrategyKind],
+    ordering: &OrderingOptions,
+    options: &ScoreOptions,
+    stage: &Stage,
+) -> Ordered {
+    let input = LayerTraining::new(training, *ordering);
+    let mut best: Option<(OrderScore, &'static str, Vec<u32>)> = None;
+    let mut scores = Vec::new();
+    for (at, kind) in kinds.iter().enumerate() {
+        let strategy = kind.strategy();
+        let order = strategy.order(&input);
+        let result = score(held_out, &positions(&order), options);
+        scores.push(StrategyScore {
+            strategy: strategy.name(),
+            wanted: (&result.wanted).into(),
+            missed: (&result.missed).into(),
+            planned: (&result.planned).into(),
+            hit_rate: result.planned.hit_rate(),
+            predicted_ms_per_token: result.ms_per_token,
+        });
+        let eligible = at > 0 || kinds.len() != 2;
+        if eligible && best.as_ref().is_none_or(|b| result.ms_per_token < b.0.ms_per_token) {
+            best = Some((result, strategy.name(), order));
+        }
+        stage.advance(1);
+    }
+    let (result, chosen, order) = best.expect("at least one strategy is eligible");
+    let (training_tokens, scored_tokens) = (training.tokens(), result.planned.tokens);
+    Ordered { layer, chosen, order, scores, training_tokens, scored_tokens }
+}
+
+fn read_cost(profile: Option<&Path>) -> Result<ReadCost> {
+    let Some(path) = profile else { return Ok(ReadCost::new(USUAL_REQUEST_NS, USUAL_BYTE_NS)?) };
+    let text = std::fs::read(path).with_context(|| format!("--disk {}", path.display()))?;
+    let profile: DiskProfile = serde_json::from_slice(&text)
+        .with_context(|| format!("{} is no disk profile; `flashlm disk PATH` makes one", path.display()))?;
+    ensure!(
+        profile.is_sound(),
+        "{}: a profile with impossible rates, or of another version; measure again",
+        path.display()
+    );
+    let mut points: Vec<(u64, f64)> = profile.random.iter().map(|r| (r.read_bytes, r.bytes_per_s())).collect();
+    // Of each size the depth that served it best.
+    points.sort_by(|a, b| a.0.cmp(&b.0).then(b.1.total_cmp(&a.1)));
+    points.dedup_by_key(|p| p.0);
+    ReadCost::fit(&points).with_context(|| path.display().to_string())
+}
+
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = path.with_extension("tmp");
+    let write = || {
+        std::fs::write(&temporary, bytes)?;
+        std::fs::File::open(&temporary)?.sync_all()?;
+        std::fs::rename(&temporary, path)
+    };
+    write().with_context(|| path.display().to_string())
+}
+
+fn print_table(orders: &Orders, output: &Path) {
+    println!(
+        "groups of {} x {} bytes, cache {} with {} slots, a read {:.1} us + {:.2} GB/s; made from {} tokens, judged on {} others\n",
+        orders.records_per_group,
+        orders.group_bytes / orders.records_per_group as u64,
+        orders.policy,
+        orders.slots,
+        orders.request_ns / 1e3,
+        1.0 / orders.byte_ns,
+        orders.training_tokens,
+        orders.scored_tokens
+    );
+    println!("                        all active      what the cache misses   read as planned");
+    println!("layer  strategy         reads    x      reads    x    run       reads      KB  ms/token     x");
+    for layer in &orders.layers {
+        let base = &layer.strategies[0];
+        for s in &layer.strategies {
+            let times = |a: f64, b: f64| if b > 0.0 { a / b } else { 1.0 };
+            println!(
+                "{:>5}  {:<14}{:>8.2}{:>6.2}{:>10.2}{:>6.2}{:>6.2}{:>11.2}{:>8.1}{:>10.4}{:>6.2}{}",
+                layer.layer,
+                s.strategy,
+                s.wanted.reads_per_token,
+                times(base.wanted.reads_per_token, s.wanted.reads_per_token),
+                s.missed.reads_per_token,
+                times(base.missed.reads_per_token, s.missed.reads_per_token),
+                s.missed.mean_run_groups,
+                s.planned.reads_per_token,
+                s.planned.bytes_per_token / 1e3,
+                s.predicted_ms_per_token,
+                times(base.predicted_ms_per_token, s.predicted_ms_per_token),
+                if s.strategy == layer.chosen { "  <-" } else { "" }
+            );
+        }
+    }
+    println!("\nwrote {} orders and orders.json to {}", orders.layers.len(), output.display());
+}

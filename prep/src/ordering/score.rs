@@ -1,0 +1,57 @@
+use flashlm_runtime::cache::PolicyKind;
+use flashlm_runtime::planner::{PlanLimits, ReadCost};
+use flashlm_runtime::replay::{ReplayCounts, ReplayOptions, WantedSets, replay};
+
+/// What an order is judged by.
+#[derive(Clone, Copy, Debug)]
+pub struct ScoreOptions {
+    /// Neuron records in a group.
+    pub records: u32,
+    /// Bytes of a group.
+    pub group_bytes: u64,
+    /// Largest request.
+    pub request_bytes_max: u64,
+    /// What reading costs.
+    pub cost: ReadCost,
+    /// The cache.
+    pub policy: PolicyKind,
+    /// Slots of the cache, in groups.
+    pub slots: u32,
+    /// Tokens that fill the cache and are not counted.
+    pub warm_up: usize,
+}
+
+impl ScoreOptions {
+    /// What plans respect.
+    pub fn limits(&self) -> PlanLimits {
+        PlanLimits::for_cost(&self.cost, self.group_bytes, self.request_bytes_max)
+    }
+}
+
+/// What an order costs on sequences that it was not made from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OrderScore {
+    /// All that a token wants is read, neighbours together, gaps never: what the order does by itself.
+    pub wanted: ReplayCounts,
+    /// What the cache misses is read, neighbours together, gaps never.
+    pub missed: ReplayCounts,
+    /// What the cache misses is read as the runtime does it: through gaps where that is cheaper, in bounded requests.
+    pub planned: ReplayCounts,
+    /// Predicted time of the last, in milliseconds per token: the score.
+    pub ms_per_token: f64,
+}
+
+/// Replays `wanted` (neurons, held out) with neuron `n` at `position[n]`.
+pub fn score(wanted: &WantedSets, position: &[u32], options: &ScoreOptions) -> OrderScore {
+    let groups = wanted.regrouped(position, options.records);
+    let adjacent = PlanLimits::adjacent_only(options.group_bytes);
+    let base =
+        ReplayOptions { policy: options.policy, slots: options.slots, limits: adjacent, warm_up: options.warm_up };
+    let planned = replay(&groups, &ReplayOptions { limits: options.limits(), ..base });
+    OrderScore {
+        wanted: replay(&groups, &ReplayOptions { slots: 0, policy: PolicyKind::Window(0), ..base }),
+        missed: replay(&groups, &base),
+        planned,
+        ms_per_token: planned.ms_per_token(&options.cost),
+    }
+}

@@ -1,0 +1,254 @@
+use std::fmt;
+use std::str::FromStr;
+use std::sync::OnceLock;
+
+use flashlm_runtime::cache::PolicyKind;
+use flashlm_runtime::planner::PlanLimits;
+use flashlm_runtime::replay::{ReplayOptions, WantedSets, replay_with};
+
+use super::gaps::GapSavings;
+use super::greedy::greedy_path;
+use super::local_search::{LocalSearch, Objective};
+use super::path::{PairWeights, candidates};
+use crate::coactivation::{PairGraph, PairOptions};
+
+/// What orders are to be good for.
+#[derive(Clone, Copy, Debug)]
+pub struct OrderingOptions {
+    /// Neuron records in a group.
+    pub records: u32,
+    /// The cache that stands between wanting and reading.
+    pub policy: PolicyKind,
+    /// Slots of that cache, in groups.
+    pub slots: u32,
+    /// Size of a group and cost of a request.
+    pub limits: PlanLimits,
+    /// Bounds of the pair counts.
+    pub pairs: PairOptions,
+}
+
+/// What an order is made from. Work that several strategies build on is done once and kept.
+#[derive(Debug)]
+pub struct LayerTraining<'a> {
+    wanted: &'a WantedSets,
+    options: OrderingOptions,
+    missed: OnceLock<(WantedSets, PairGraph)>,
+    greedy: OnceLock<Vec<u32>>,
+    improved: OnceLock<Vec<u32>>,
+}
+
+impl<'a> LayerTraining<'a> {
+    /// `wanted` are the neurons that each training token wants.
+    pub fn new(wanted: &'a WantedSets, options: OrderingOptions) -> Self {
+        let records = options.records.max(1);
+        LayerTraining {
+            wanted,
+            options: OrderingOptions { records, ..options },
+            missed: OnceLock::new(),
+            greedy: OnceLock::new(),
+            improved: OnceLock::new(),
+        }
+    }
+
+    /// The neurons that each training token wants.
+    pub fn wanted(&self) -> &WantedSets {
+        self.wanted
+    }
+
+    /// The options.
+    pub fn options(&self) -> &OrderingOptions {
+        &self.options
+    }
+
+    /// What each token is missing with a cache of single neurons, and their pairs.
+    fn missed(&self) -> &(WantedSets, PairGraph) {
+        self.missed.get_or_init(|| {
+            let missed = self.replayed(self.wanted, self.options.slots.saturating_mul(self.options.records));
+            let graph = PairGraph::count(&missed, &self.options.pairs);
+            (missed, graph)
+        })
+    }
+
+    fn greedy(&self) -> &[u32] {
+        self.greedy.get_or_init(|| greedy_path(&self.missed().1))
+    }
+
+    fn improved(&self) -> &[u32] {
+        self.improved.get_or_init(|| {
+            let graph = &self.missed().1;
+            improve(self.greedy().to_vec(), &candidates(graph, CANDIDATES), &PairWeights::new(graph), u64::MAX)
+        })
+    }
+
+    /// What each token is missing with the cache, in units of whatever `sets` is made of.
+    fn replayed(&self, sets: &WantedSets, slots: u32) -> WantedSets {
+        let OrderingOptions { policy, limits, .. } = self.options;
+        let mut missed = WantedSets::new(sets.groups());
+        let options = ReplayOptions { policy, slots, limits, warm_up: usize::MAX };
+        replay_with(sets, &options, |_, missing| missed.push(missing.iter().copied()));
+        missed
+    }
+}
+
+/// A way to make an order. Deterministic, at any number of threads.
+pub trait Strategy: fmt::Debug + Sync {
+    /// Name, for tables and files.
+    fn name(&self) -> &'static str;
+
+    /// The order: `order[position] = neuron`, every neuron once.
+    fn order(&self, training: &LayerTraining) -> Vec<u32>;
+}
+
+/// As in the checkpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity;
+
+/// The most often active first.
+#[derive(Clone, Copy, Debug)]
+pub struct Frequency;
+
+/// A path on which neighbours are read together often.
+#[derive(Clone, Copy, Debug)]
+pub struct Path {
+    /// What the path is to be good for.
+    pub objective: PathObjective,
+}
+
+/// What a [`Path`] is to be good for; each includes the work of the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PathObjective {
+    /// Greedy, on all active neurons: the method as published.
+    Active,
+    /// Greedy, on the neurons that the cache misses.
+    Missed,
+    /// The same, improved by local search.
+    Improved,
+    /// Improved further with gaps read through, on whole groups.
+    Gaps,
+}
+
+impl Strategy for Identity {
+    fn name(&self) -> &'static str {
+        "identity"
+    }
+
+    fn order(&self, training: &LayerTraining) -> Vec<u32> {
+        (0..training.wanted().groups()).collect()
+    }
+}
+
+impl Strategy for Frequency {
+    fn name(&self) -> &'static str {
+        "frequency"
+    }
+
+    fn order(&self, training: &LayerTraining) -> Vec<u32> {
+        let mut uses = vec![0u64; training.wanted().groups() as usize];
+        training.wanted().iter().flatten().for_each(|&n| uses[n as usize] += 1);
+        let mut order: Vec<u32> = (0..training.wanted().groups()).collect();
+        order.sort_by_key(|&n| (std::cmp::Reverse(uses[n as usize]), n));
+        order
+    }
+}
+
+/// Partners that a neuron is tried beside, and that a group is when gaps are looked at, which takes longer.
+const CANDIDATES: usize = 12;
+const GAP_CANDIDATES: usize = 6;
+/// Bound of a local search: this many moves looked at for each neuron.
+const EVALUATIONS_PER_NEURON: u64 = 4000;
+/// Tokens of the sample that gaps are judged on, and how many words of bits a search may touch in all.
+const GAP_TOKENS_MAX: usize = 16_384;
+const GAP_WORDS_MAX: u64 = 4_000_000_000;
+
+impl Strategy for Path {
+    fn name(&self) -> &'static str {
+        match self.objective {
+            PathObjective::Active => "path-active",
+            PathObjective::Missed => "path-missed",
+            PathObjective::Improved => "path-improved",
+            PathObjective::Gaps => "path",
+        }
+    }
+
+    fn order(&self, training: &LayerTraining) -> Vec<u32> {
+        match self.objective {
+            PathObjective::Active => greedy_path(&PairGraph::count(training.wanted, &training.options.pairs)),
+            PathObjective::Missed => training.greedy().to_vec(),
+            PathObjective::Improved => training.improved().to_vec(),
+            PathObjective::Gaps => improve_with_gaps(training.improved(), training),
+        }
+    }
+}
+
+fn improve<O: Objective>(path: Vec<u32>, near: &[Vec<u32>], objective: &O, evaluations_max: u64) -> Vec<u32> {
+    let evaluations = (path.len() as u64 * EVALUATIONS_PER_NEURON).min(evaluations_max);
+    LocalSearch::new(path, near, objective).run(evaluations).0
+}
+
+/// Groups as they stand in `order`, moved as wholes.
+fn improve_with_gaps(order: &[u32], training: &LayerTraining) -> Vec<u32> {
+    let OrderingOptions { records, slots, limits, pairs, .. } = training.options;
+    let groups = training.wanted.regrouped(&super::positions(order), records);
+    let missed = training.replayed(&groups, slots);
+    let savings = GapSavings::new(&missed, &limits, GAP_TOKENS_MAX);
+    let mut near = candidates(&PairGraph::count(&missed, &pairs), GAP_CANDIDATES);
+    // The last group may be short, and then must stay last: groups of a layer begin at multiples of their size.
+    let whole = order.len() as u32 / records;
+    near.truncate(whole as usize);
+    near.iter_mut().for_each(|list| list.retain(|&group| group < whole));
+    let evaluations = GAP_WORDS_MAX / savings.words_per_evaluation();
+    let path = improve((0..whole).collect(), &near, &savings, evaluations);
+    let records = records as usize;
+    let mut result = Vec::with_capacity(order.len());
+    path.iter().for_each(|&g| result.extend_from_slice(&order[g as usize * records..][..records]));
+    result.extend_from_slice(&order[whole as usize * records..]);
+    result
+}
+
+/// The strategies there are, by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StrategyKind {
+    /// [`Identity`].
+    Identity,
+    /// [`Frequency`].
+    Frequency,
+    /// [`Path`].
+    Path(PathObjective),
+}
+
+impl StrategyKind {
+    /// All, simplest first.
+    pub const ALL: [StrategyKind; 6] = [
+        StrategyKind::Identity,
+        StrategyKind::Frequency,
+        StrategyKind::Path(PathObjective::Active),
+        StrategyKind::Path(PathObjective::Missed),
+        StrategyKind::Path(PathObjective::Improved),
+        StrategyKind::Path(PathObjective::Gaps),
+    ];
+
+    /// The strategy.
+    pub fn strategy(self) -> Box<dyn Strategy> {
+        match self {
+            StrategyKind::Identity => Box::new(Identity),
+            StrategyKind::Frequency => Box::new(Frequency),
+            StrategyKind::Path(objective) => Box::new(Path { objective }),
+        }
+    }
+}
+
+/// A strategy's name that means nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "unknown strategy {0:?}; known are identity, frequency, path, and its steps path-active, path-missed, path-improved"
+)]
+pub struct ParseStrategyError(String);
+
+impl FromStr for StrategyKind {
+    type Err = ParseStrategyError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let found = StrategyKind::ALL.into_iter().find(|k| k.strategy().name() == text);
+        found.ok_or_else(|| ParseStrategyError(text.to_string()))
+    }
+}

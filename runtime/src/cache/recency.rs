@@ -1,0 +1,67 @@
+//! Least recently used, and the paper's sliding window, which is the same with an end.
+
+use super::lists::Lists;
+use super::policy::Policy;
+
+const RECENT: u32 = 0;
+
+/// Slots in the order of their last use.
+#[derive(Debug)]
+pub(super) struct Recency {
+    lists: Lists,
+    /// Token that last used each slot.
+    used_at: Box<[u64]>,
+    token: u64,
+    /// Tokens after which an unused slot is given up.
+    window: Option<u32>,
+}
+
+impl Recency {
+    pub(super) fn new(slots: u32, window: Option<u32>) -> Self {
+        Recency { lists: Lists::new(slots, 1), used_at: vec![0; slots as usize].into(), token: 0, window }
+    }
+}
+
+impl Policy for Recency {
+    fn begin(&mut self, token: u64) {
+        self.token = token;
+    }
+
+    fn expire(&mut self) -> Option<u32> {
+        let window = self.window? as u64;
+        let oldest = self.lists.back(RECENT)?;
+        if self.used_at[oldest as usize] + window < self.token {
+            return self.lists.pop_back(RECENT);
+        }
+        None
+    }
+
+    fn used(&mut self, slot: u32, _group: u32) {
+        self.hold(slot);
+    }
+
+    fn missed(&mut self, _group: u32) {}
+
+    /// A prefetch counts as recent: recency knows no degrees.
+    fn hold(&mut self, slot: u32) {
+        self.lists.unlink(slot);
+        self.lists.push_front(RECENT, slot);
+        self.used_at[slot as usize] = self.token;
+    }
+
+    fn victim(&mut self, _group: u32) -> Option<u32> {
+        let oldest = self.lists.back(RECENT)?;
+        if self.used_at[oldest as usize] == self.token {
+            return None;
+        }
+        self.lists.pop_back(RECENT)
+    }
+
+    fn placed(&mut self, slot: u32, _group: u32) {
+        self.hold(slot);
+    }
+
+    fn removed(&mut self, slot: u32) {
+        self.lists.unlink(slot);
+    }
+}

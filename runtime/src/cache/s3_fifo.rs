@@ -1,0 +1,135 @@
+//! S3-FIFO (Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023).
+//!
+//! New groups enter a small queue, a tenth of the slots. At its end those that were used twice or more move to the main
+//! queue, the others leave and are remembered for a while without their bytes; a remembered group that returns enters the
+//! main queue directly. Slots that the token holds are set aside when they would be given up, and return when it ends.
+
+use super::lists::Lists;
+use super::policy::Policy;
+
+const SMALL: u32 = 0;
+const MAIN: u32 = 1;
+/// Set aside from either queue.
+const ASIDE: u32 = 2;
+const USES_MAX: u8 = 3;
+
+#[derive(Debug)]
+pub(super) struct S3Fifo {
+    lists: Lists,
+    group_in: Box<[u32]>,
+    uses: Box<[u8]>,
+    /// `SMALL` or `MAIN`; for slots set aside the queue that they return to.
+    home: Box<[u8]>,
+    held_by: Box<[u64]>,
+    small: u32,
+    small_max: u32,
+    main: u32,
+    /// For each group the number of departures when it left the small queue, from 1; 0: never.
+    left_at: Box<[u64]>,
+    departures: u64,
+    /// Departures for which a group is remembered.
+    memory: u64,
+    token: u64,
+}
+
+impl S3Fifo {
+    pub(super) fn new(groups: u32, slots: u32) -> Self {
+        let small_max = (slots / 10).max(1);
+        S3Fifo {
+            lists: Lists::new(slots, 3),
+            group_in: vec![0; slots as usize].into(),
+            uses: vec![0; slots as usize].into(),
+            home: vec![0; slots as usize].into(),
+            held_by: vec![0; slots as usize].into(),
+            small: 0,
+            small_max,
+            main: 0,
+            left_at: vec![0; groups as usize].into(),
+            departures: 0,
+            memory: slots.saturating_sub(small_max) as u64,
+            token: 0,
+        }
+    }
+
+    fn enter(&mut self, queue: u32, slot: u32) {
+        self.home[slot as usize] = queue as u8;
+        *(if queue == SMALL { &mut self.small } else { &mut self.main }) += 1;
+        self.lists.push_front(queue, slot);
+    }
+
+    fn take(&mut self, queue: u32) -> Option<u32> {
+        let slot = self.lists.pop_back(queue)?;
+        *(if queue == SMALL { &mut self.small } else { &mut self.main }) -= 1;
+        Some(slot)
+    }
+
+    fn remembered(&self, group: u32) -> bool {
+        let left = self.left_at[group as usize];
+        left != 0 && self.departures - left < self.memory
+    }
+}
+
+impl Policy for S3Fifo {
+    fn begin(&mut self, token: u64) {
+        self.token = token;
+        while let Some(slot) = self.lists.pop_back(ASIDE) {
+            self.enter(self.home[slot as usize] as u32, slot);
+        }
+    }
+
+    fn used(&mut self, slot: u32, _group: u32) {
+        self.uses[slot as usize] = (self.uses[slot as usize] + 1).min(USES_MAX);
+        self.held_by[slot as usize] = self.token;
+    }
+
+    fn missed(&mut self, _group: u32) {}
+
+    fn hold(&mut self, slot: u32) {
+        self.held_by[slot as usize] = self.token;
+    }
+
+    fn victim(&mut self, _group: u32) -> Option<u32> {
+        loop {
+            let queue = if self.small >= self.small_max || self.main == 0 { SMALL } else { MAIN };
+            let slot = match self.take(queue) {
+                Some(slot) => slot,
+                None => self.take(if queue == SMALL { MAIN } else { SMALL })?,
+            };
+            let s = slot as usize;
+            let promoted = self.home[s] as u32 == SMALL && self.uses[s] > 1;
+            if self.held_by[s] == self.token {
+                // Each slot comes by here once in a token at most.
+                self.home[s] = if promoted { MAIN } else { self.home[s] as u32 } as u8;
+                self.lists.push_front(ASIDE, slot);
+            } else if promoted {
+                self.uses[s] = 0;
+                self.enter(MAIN, slot);
+            } else if self.home[s] as u32 == MAIN && self.uses[s] > 0 {
+                self.uses[s] -= 1;
+                self.enter(MAIN, slot);
+            } else {
+                if self.home[s] as u32 == SMALL {
+                    self.departures += 1;
+                    self.left_at[self.group_in[s] as usize] = self.departures;
+                }
+                return Some(slot);
+            }
+        }
+    }
+
+    fn placed(&mut self, slot: u32, group: u32) {
+        let queue = if self.remembered(group) { MAIN } else { SMALL };
+        self.group_in[slot as usize] = group;
+        self.uses[slot as usize] = 0;
+        self.held_by[slot as usize] = self.token;
+        self.enter(queue, slot);
+    }
+
+    fn removed(&mut self, slot: u32) {
+        // Rare, so found by looking: only a failed read asks.
+        if !self.lists.contains(ASIDE, slot) {
+            *(if self.home[slot as usize] as u32 == SMALL { &mut self.small } else { &mut self.main }) -= 1;
+        }
+        self.lists.unlink(slot);
+    }
+}
