@@ -10,3 +10,4 @@ pub mod record;
 pub mod records;
 pub mod states;
 pub mod tokenizer;
+pub mod train;

@@ -31,6 +31,8 @@ enum Command {
     Analyze(commands::analyze::AnalyzeArgs),
     /// Choose the storage order of each layer's neurons
     Order(commands::order::OrderArgs),
+    /// Train predictors of the active neurons on a recording
+    Train(commands::train::TrainArgs),
     /// Print a shell completion script
     Completions {
         /// The shell to complete for
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Command::Record(args) => commands::record::run(&args),
         Command::Analyze(args) => commands::analyze::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Order(args) => commands::order::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Train(args) => commands::train::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "flashlm-prep", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -9,6 +9,7 @@ pub(crate) mod pack;
 mod progress;
 pub(crate) mod record;
 mod recorded;
+pub(crate) mod train;
 pub(crate) mod verify;
 
 pub(crate) use progress::Stage;

@@ -1,0 +1,210 @@
+//! `flashlm-prep train`: predictors of the active neurons.
+
+use std::cell::RefCell;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, ValueEnum};
+use flashlm_formats::recording::Recording;
+use flashlm_prep::train::{
+    LayerReport, OperatingPoint, PredictorDType, Progress, RankChoice, RankCurve, TrainOptions, train_recording,
+};
+
+use super::Stage;
+
+/// Arguments of `flashlm-prep train`.
+#[derive(Args)]
+#[command(after_help = "Example:\n  flashlm-prep train recording -o predictors --size-budget 9%\n\n\
+    Layers can be trained apart, with the same results: --layers 0..16 here, --layers 16..32 there, each with the same --rank.")]
+pub(crate) struct TrainArgs {
+    /// Directory that `record` (or examples/record_with_transformers.py) wrote
+    #[arg(value_name = "RECORDING")]
+    recording: PathBuf,
+    /// Directory for the predictors
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    /// Train only layers A..B, B excluded
+    #[arg(long, value_name = "A..B", value_parser = parse_layers)]
+    layers: Option<Range<usize>>,
+    /// `auto`, one rank for all layers, or a list with one for each layer of the model
+    #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = parse_rank)]
+    rank: RankChoice,
+    /// How the matrices are stored; bytes allow twice the rank in the same size
+    #[arg(long, value_enum, default_value = "int8")]
+    dtype: DTypeArg,
+    /// Share of the active neurons that must be found, on held-out documents
+    #[arg(long, value_name = "SHARE", default_value_t = 0.96)]
+    recall: f64,
+    /// Predict more than that while a neuron read brings this share of an active one's mean energy
+    #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
+    worth: f64,
+    /// Largest size of all predictors, as a share of the FFN's bytes (automatic ranks)
+    #[arg(long, value_name = "PERCENT", default_value = "9%", value_parser = parse_percent)]
+    size_budget: f64,
+    /// Passes over the training tokens, at most
+    #[arg(long, value_name = "N", default_value_t = 6)]
+    epochs: usize,
+    /// Train on at most so many tokens
+    #[arg(long, value_name = "N")]
+    tokens: Option<NonZeroUsize>,
+    /// Also train predictors of the next layer's neurons, of this rank
+    #[arg(long, value_name = "N")]
+    look_ahead: Option<NonZeroUsize>,
+    /// Also measure on this recording, of text that training does not see
+    #[arg(long, value_name = "RECORDING")]
+    validation: Option<PathBuf>,
+    /// Decides which documents are held out and in which order tokens come
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DTypeArg {
+    F16,
+    Int8,
+}
+
+fn parse_layers(text: &str) -> Result<Range<usize>, String> {
+    let (first, end) = text.split_once("..").ok_or("expected A..B")?;
+    let number = |part: &str| part.trim().parse::<usize>().map_err(|e| format!("{part:?}: {e}"));
+    let range = number(first)?..number(end)?;
+    if range.is_empty() { Err(format!("{text} holds no layer")) } else { Ok(range) }
+}
+
+fn parse_rank(text: &str) -> Result<RankChoice, String> {
+    if text == "auto" {
+        return Ok(RankChoice::Auto);
+    }
+    let ranks: Result<Vec<usize>, _> = text.split(',').map(|part| part.trim().parse::<usize>()).collect();
+    match ranks.map_err(|e| format!("expected auto, a number or numbers with commas: {e}"))?.as_slice() {
+        ranks if ranks.contains(&0) => Err("a rank is at least 1".into()),
+        [rank] => Ok(RankChoice::Fixed(*rank)),
+        ranks => Ok(RankChoice::Each(ranks.to_vec())),
+    }
+}
+
+fn parse_percent(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').ok_or("expected a percentage such as 9%")?;
+    let percent: f64 = number.trim().parse().map_err(|e| format!("{number:?}: {e}"))?;
+    if percent > 0.0 && percent <= 100.0 { Ok(percent / 100.0) } else { Err("expected above 0% and at most 100%".into()) }
+}
+
+pub(crate) fn run(args: &TrainArgs) -> Result<ExitCode> {
+    ensure!(args.recall > 0.0 && args.recall < 1.0, "--recall {}: give a share between 0 and 1", args.recall);
+    ensure!(args.worth >= 0.0, "--worth {}: give a share of at least 0", args.worth);
+    let recording = Recording::open(&args.recording).context("make a recording with `flashlm-prep record`")?;
+    let validation = args.validation.as_ref().map(|dir| Recording::open(dir)).transpose()?;
+    let mut options = TrainOptions::new(recording.info().model.layers);
+    options.layers = args.layers.clone().unwrap_or(options.layers);
+    options.rank = args.rank.clone();
+    options.dtype = match args.dtype {
+        DTypeArg::F16 => PredictorDType::F16,
+        DTypeArg::Int8 => PredictorDType::Int8,
+    };
+    options.recall = args.recall;
+    options.worth = args.worth;
+    options.size_budget = args.size_budget;
+    options.look_ahead = args.look_ahead.map(NonZeroUsize::get);
+    options.fit = options.fit.epochs(args.epochs).seed(args.seed);
+    if let Some(tokens) = args.tokens {
+        options.fit = options.fit.tokens_max(tokens.get());
+    }
+    let shown = Shown::new(&options, recording.info().model.layers);
+    let report = train_recording(&recording, validation.as_ref(), &options, &args.output, &shown)?;
+    drop(shown);
+
+    let on = if validation.is_some() { "validation" } else { "held-out documents" };
+    println!("layer  rank   KB  misses  false alarms  over-fetch  energy lost  seconds   ({on})");
+    let mut sums = [0.0; 4];
+    for layer in &report.layers {
+        let point = judged(layer);
+        println!(
+            "{:>5}  {:>4} {:>4}  {:>5.2}%  {:>11.2}%  {:>9.2}x  {:>10.2}%  {:>7.1}",
+            layer.layer,
+            layer.rank,
+            layer.bytes / 1000,
+            100.0 * point.false_negative_rate,
+            100.0 * point.false_positive_rate,
+            point.over_fetch,
+            100.0 * (1.0 - point.energy_recall),
+            layer.seconds
+        );
+        let values =
+            [point.false_negative_rate, point.false_positive_rate, point.predicted_fraction, 1.0 - point.energy_recall];
+        sums.iter_mut().zip(values).for_each(|(sum, v)| *sum += 100.0 * v / report.layers.len() as f64);
+    }
+    println!(
+        "mean: misses {:.2} %, false alarms {:.2} %, predicted {:.2} % of the neurons, energy lost {:.2} %; \
+         {:.2} % of the FFN's bytes",
+        sums[0],
+        sums[1],
+        sums[2],
+        sums[3],
+        100.0 * report.predictor_bytes as f64 / report.ffn_bytes as f64
+    );
+    eprintln!("wrote {} predictors and predictors.json to {}", report.layers.len(), args.output.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn judged(layer: &LayerReport) -> &OperatingPoint {
+    layer.validation.as_ref().unwrap_or(&layer.held_out)
+}
+
+/// A bar over trials and trainings.
+struct Shown {
+    stage: Stage,
+    done: RefCell<u64>,
+    total: u64,
+}
+
+impl Shown {
+    fn new(options: &TrainOptions, layers: usize) -> Self {
+        let trials = if options.rank == RankChoice::Auto { layers } else { 0 };
+        let total = (trials + options.layers.len()) as u64;
+        Shown { stage: Stage::new("training", "steps", total), done: RefCell::new(0), total }
+    }
+
+    fn step(&self) {
+        *self.done.borrow_mut() += 1;
+        self.stage.set(*self.done.borrow(), self.total);
+    }
+}
+
+impl Progress for Shown {
+    fn tried(&self, _layer: usize, _curve: &RankCurve) {
+        self.step();
+    }
+
+    fn trained(&self, report: &LayerReport) {
+        self.step();
+        let point = judged(report);
+        self.stage.say(&format!(
+            "layer {:>3}: rank {}, misses {:.2} %, false alarms {:.2} %, {:.1} s",
+            report.layer,
+            report.rank,
+            100.0 * point.false_negative_rate,
+            100.0 * point.false_positive_rate,
+            report.seconds
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_parsed() {
+        assert_eq!(parse_layers("2..5"), Ok(2..5));
+        assert!(parse_layers("5..5").is_err() && parse_layers("x").is_err());
+        assert_eq!(parse_rank("auto"), Ok(RankChoice::Auto));
+        assert_eq!(parse_rank("64"), Ok(RankChoice::Fixed(64)));
+        assert_eq!(parse_rank("64,16"), Ok(RankChoice::Each(vec![64, 16])));
+        assert!(parse_rank("0").is_err() && parse_rank("a").is_err());
+        assert_eq!(parse_percent("9%"), Ok(0.09));
+        assert!(parse_percent("9").is_err() && parse_percent("0%").is_err());
+    }
+}

@@ -1,0 +1,31 @@
+//! Training of the predictors: which neurons of a layer will fire, from what the layer is about to see.
+//!
+//! A predictor is two thin matrices: `logits = B (A x) + b`, with `A` `[rank, hidden]` and `B` `[neurons, rank]`, and a
+//! neuron is predicted where its logit is positive. [`LowRankPredictor`] is a linfa estimator: parameters, checked, fitted
+//! on a dataset of recorded inputs and activity. Around it: curves of what a threshold costs, the choice of ranks under a
+//! size budget, files.
+//!
+//! Everything follows from the recording, the parameters and a seed; the number of threads changes nothing.
+//! Knows nothing of bundles and storage orders: neurons are numbered as in the checkpoint.
+
+mod activity;
+mod curve;
+mod fit;
+mod params;
+mod pipeline;
+mod predictor;
+mod random;
+mod rank;
+mod start;
+mod store;
+
+pub use activity::{Activity, Inputs, Split, TrainingSet, training_set};
+pub use curve::{Curve, OperatingPoint};
+pub use params::{LowRankPredictorParams, LowRankPredictorValidParams, TrainError};
+pub use pipeline::{LayerReport, LookAheadReport, Progress, RankChoice, TrainOptions, TrainReport, train_recording};
+pub use predictor::{LowRankPredictor, PredictorDType};
+pub use rank::{RankCurve, allocate_ranks, predictor_bytes};
+pub use store::{StoredPredictor, write_predictor};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,189 @@
+//! What each threshold costs and keeps.
+
+use serde::{Deserialize, Serialize};
+
+use super::activity::TrainingSet;
+use super::predictor::LowRankPredictor;
+
+/// Logits are counted in this many steps from `-RANGE` to `RANGE`; those beyond fall into the first and last.
+const STEPS: usize = 8192;
+const RANGE: f32 = 32.0;
+
+/// Counts of a predictor's logits on some tokens: of active and inactive pairs, and the active pairs' energy.
+#[derive(Clone, Debug)]
+pub struct Curve {
+    active: Vec<u64>,
+    inactive: Vec<u64>,
+    energy: Vec<f64>,
+    tokens: usize,
+    ffn: usize,
+}
+
+/// What happens at one threshold. Rates are pooled over tokens: see `false_negative_rate` and the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OperatingPoint {
+    /// Taken off the logits.
+    pub threshold: f32,
+    /// Missed / active.
+    pub false_negative_rate: f64,
+    /// False alarms / inactive.
+    pub false_positive_rate: f64,
+    /// Predicted / all neurons.
+    pub predicted_fraction: f64,
+    /// Active / all neurons.
+    pub active_fraction: f64,
+    /// Predicted / active.
+    pub over_fetch: f64,
+    /// Share of the activation energy that the predicted neurons keep.
+    pub energy_recall: f64,
+    /// Hits / predicted; recall is one less the false-negative rate.
+    pub precision: f64,
+}
+
+impl Curve {
+    /// Runs the predictor over `tokens` of a dataset and counts.
+    pub fn measure(predictor: &LowRankPredictor, set: &TrainingSet, tokens: &[u32]) -> Self {
+        let ffn = predictor.ffn();
+        let mut curve = Curve {
+            active: vec![0; STEPS],
+            inactive: vec![0; STEPS],
+            energy: vec![0.0; STEPS],
+            tokens: tokens.len(),
+            ffn,
+        };
+        predictor.logits(set.records(), tokens, |block, logits| {
+            for (row, &token) in logits.chunks_exact(ffn).zip(block) {
+                for &z in row {
+                    curve.inactive[step_of(z)] += 1;
+                }
+                let (neurons, energies) = set.targets().of(token as usize);
+                for (&n, &energy) in neurons.iter().zip(energies) {
+                    let step = step_of(row[n as usize]);
+                    curve.inactive[step] -= 1;
+                    curve.active[step] += 1;
+                    curve.energy[step] += energy as f64;
+                }
+            }
+        });
+        curve
+    }
+
+    /// The point at the highest threshold that misses at most this share of the active pairs.
+    pub fn at_misses(&self, share: f64) -> OperatingPoint {
+        let allowed = (share * self.active.iter().sum::<u64>() as f64).floor() as u64;
+        let (mut missed, mut step) = (0, 0);
+        while step < STEPS && missed + self.active[step] <= allowed {
+            missed += self.active[step];
+            step += 1;
+        }
+        self.at(step)
+    }
+
+    /// The point where another false alarm no longer pays: as the threshold falls, the last step (smoothed over a few)
+    /// in which each predicted neuron brought at least `worth` times the mean energy of an active one.
+    pub fn at_worth(&self, worth: f64) -> OperatingPoint {
+        const WINDOW: usize = 64;
+        let mean = self.energy.iter().sum::<f64>() / (self.active.iter().sum::<u64>() as f64).max(1.0);
+        let mut step = STEPS;
+        while step >= WINDOW {
+            let range = step - WINDOW..step;
+            let gain: f64 = self.energy[range.clone()].iter().sum();
+            let read: u64 = range.clone().map(|i| self.active[i] + self.inactive[i]).sum();
+            // Steps in which nothing lies say nothing.
+            if read > 0 && gain < worth * mean * read as f64 {
+                break;
+            }
+            step -= WINDOW / 4;
+        }
+        self.at(step.min(STEPS - 1))
+    }
+
+    /// The point at a threshold on the logit.
+    pub fn at_threshold(&self, threshold: f32) -> OperatingPoint {
+        let steps = ((threshold + RANGE) / (2.0 * RANGE) * STEPS as f32).round();
+        self.at((steps.max(0.0) as usize).min(STEPS))
+    }
+
+    fn at(&self, step: usize) -> OperatingPoint {
+        let sum = |counts: &[u64]| counts.iter().sum::<u64>();
+        let missed = sum(&self.active[..step]);
+        let hits = sum(&self.active[step..]);
+        let alarms = sum(&self.inactive[step..]);
+        let quiet = sum(&self.inactive[..step]);
+        let energy: f64 = self.energy.iter().sum();
+        let kept: f64 = self.energy[step..].iter().sum();
+        let share = |part: f64, whole: f64, empty: f64| if whole > 0.0 { part / whole } else { empty };
+        let pairs = self.tokens as f64 * self.ffn as f64;
+        OperatingPoint {
+            threshold: step as f32 / STEPS as f32 * 2.0 * RANGE - RANGE,
+            false_negative_rate: share(missed as f64, (missed + hits) as f64, 0.0),
+            false_positive_rate: share(alarms as f64, (alarms + quiet) as f64, 0.0),
+            predicted_fraction: share((hits + alarms) as f64, pairs, 0.0),
+            active_fraction: share((hits + missed) as f64, pairs, 0.0),
+            over_fetch: share((hits + alarms) as f64, (hits + missed) as f64, 0.0),
+            energy_recall: share(kept, energy, 1.0),
+            precision: share(hits as f64, (hits + alarms) as f64, 1.0),
+        }
+    }
+}
+
+fn step_of(z: f32) -> usize {
+    (((z + RANGE) * (STEPS as f32 / (2.0 * RANGE))) as usize).min(STEPS - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use linfa::metrics::ToConfusionMatrix;
+
+    use super::*;
+
+    fn curve() -> Curve {
+        let mut curve =
+            Curve { active: vec![0; STEPS], inactive: vec![0; STEPS], energy: vec![0.0; STEPS], tokens: 10, ffn: 20 };
+        // Logits -1: 5 active of energy 1 each; 1: 15 active of energy 3 each, 20 inactive; -3: 160 inactive.
+        for (z, active, inactive, energy) in [(-1.0, 5, 0, 5.0), (1.0, 15, 20, 45.0), (-3.0, 0, 160, 0.0)] {
+            let step = step_of(z);
+            curve.active[step] = active;
+            curve.inactive[step] = inactive;
+            curve.energy[step] = energy;
+        }
+        curve
+    }
+
+    #[test]
+    fn rates_follow_their_definitions() {
+        let point = curve().at_threshold(0.0);
+        assert_eq!(point.false_negative_rate, 0.25);
+        assert_eq!(point.false_positive_rate, 20.0 / 180.0);
+        assert_eq!(point.predicted_fraction, 35.0 / 200.0);
+        assert_eq!(point.active_fraction, 0.1);
+        assert_eq!(point.over_fetch, 1.75);
+        assert_eq!(point.energy_recall, 0.9);
+        assert_eq!(point.precision, 15.0 / 35.0);
+        // linfa counts samples one by one, which is too slow for every (token, neuron) pair: it judges our counts here.
+        let pairs = [(true, true, 15), (false, true, 5), (true, false, 20), (false, false, 160)];
+        let side = |which: fn(&(bool, bool, usize)) -> bool| {
+            ndarray::Array1::from_iter(pairs.iter().flat_map(|p| std::iter::repeat_n(which(p), p.2)))
+        };
+        let matrix = side(|p| p.0).confusion_matrix(&side(|p| p.1)).unwrap();
+        assert!((matrix.precision() as f64 - point.precision).abs() < 1e-6, "{matrix:?}");
+        assert!((matrix.recall() as f64 - (1.0 - point.false_negative_rate)).abs() < 1e-6, "{matrix:?}");
+    }
+
+    #[test]
+    fn misses_stay_within_what_is_allowed() {
+        assert_eq!(curve().at_misses(0.25).false_negative_rate, 0.25);
+        assert_eq!(curve().at_misses(0.24).false_negative_rate, 0.0);
+        assert_eq!(curve().at_misses(1.0).predicted_fraction, 0.0);
+        // Nothing is given away: the threshold is right under the next active pair.
+        assert_eq!(curve().at_misses(0.0).false_positive_rate, 20.0 / 180.0);
+    }
+
+    #[test]
+    fn worth_stops_where_alarms_bring_nothing() {
+        // At logit 1 each neuron read brings 45 / 35, at -1 5 / 5, at -3 nothing; an active one has 2.5 on average.
+        let all = curve().at_worth(0.1);
+        assert_eq!((all.false_negative_rate, all.false_positive_rate), (0.0, 20.0 / 180.0));
+        assert_eq!(curve().at_worth(0.45).false_negative_rate, 0.25);
+    }
+}

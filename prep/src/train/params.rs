@@ -1,0 +1,244 @@
+use flashlm_formats::recording::RecordingError;
+use linfa::ParamGuard;
+
+/// Why training failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// A parameter is out of its range.
+    #[error("{name} is {value}, expected {expected}")]
+    Parameter {
+        /// Which one.
+        name: &'static str,
+        /// What it is.
+        value: f64,
+        /// What would be right.
+        expected: &'static str,
+    },
+    /// The rank exceeds what the layer's shape makes useful.
+    #[error("rank {rank} for inputs of {hidden} numbers and {ffn} neurons: at most {}", hidden.min(ffn))]
+    Rank {
+        /// Asked for.
+        rank: usize,
+        /// Width of the inputs.
+        hidden: usize,
+        /// Neurons.
+        ffn: usize,
+    },
+    /// Inputs and activity have different lengths.
+    #[error("inputs of {inputs} tokens, activity of {activity}")]
+    Lengths {
+        /// Tokens with inputs.
+        inputs: usize,
+        /// Tokens with activity.
+        activity: usize,
+    },
+    /// Too little to learn from.
+    #[error("{tokens} tokens to train on, {held_out} held out: at least 32 and 8 are needed")]
+    TooFewTokens {
+        /// Tokens to train on.
+        tokens: usize,
+        /// Tokens held out.
+        held_out: usize,
+    },
+    /// Inputs are all but constant, so that no directions can be told apart.
+    #[error("the inputs' variance cannot be split into {rank} directions")]
+    Degenerate {
+        /// Directions wanted.
+        rank: usize,
+    },
+    /// Training diverged.
+    #[error("training diverged in epoch {epoch}: the weights are not finite")]
+    Diverged {
+        /// First epoch with infinite weights.
+        epoch: usize,
+    },
+    /// No layer to train.
+    #[error("layers {first}..{end} of a model with {layers}")]
+    Layers {
+        /// First layer.
+        first: usize,
+        /// Behind the last layer.
+        end: usize,
+        /// Layers of the model.
+        layers: usize,
+    },
+    /// The budget does not hold the smallest predictors.
+    #[error("a budget of {budget} bytes, the smallest predictors take {smallest}")]
+    Budget {
+        /// Bytes allowed.
+        budget: u64,
+        /// Bytes needed.
+        smallest: u64,
+    },
+    /// The recording cannot be read.
+    #[error(transparent)]
+    Recording(#[from] RecordingError),
+    /// linfa refused.
+    #[error(transparent)]
+    Linfa(#[from] linfa::Error),
+    /// Writing failed.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// File.
+        path: std::path::PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// Unchecked parameters of [`super::LowRankPredictor`]; see linfa's `ParamGuard`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LowRankPredictorParams(pub(crate) LowRankPredictorValidParams);
+
+/// Checked parameters of [`super::LowRankPredictor`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct LowRankPredictorValidParams {
+    pub(crate) rank: usize,
+    pub(crate) epochs: usize,
+    pub(crate) patience: usize,
+    pub(crate) batch: usize,
+    pub(crate) learning_rate: f32,
+    pub(crate) balance: f32,
+    pub(crate) energy_weight: f32,
+    pub(crate) held_out: f64,
+    pub(crate) tokens_max: usize,
+    pub(crate) seed: u64,
+}
+
+impl LowRankPredictorParams {
+    pub(crate) fn new(rank: usize) -> Self {
+        LowRankPredictorParams(LowRankPredictorValidParams {
+            rank,
+            epochs: 6,
+            patience: 2,
+            batch: 256,
+            learning_rate: 3e-3,
+            balance: 0.5,
+            energy_weight: 0.5,
+            held_out: 0.1,
+            tokens_max: usize::MAX,
+            seed: 0,
+        })
+    }
+
+    /// Passes over the training tokens, at most.
+    pub fn epochs(mut self, epochs: usize) -> Self {
+        self.0.epochs = epochs;
+        self
+    }
+
+    /// Epochs without gain on the held-out tokens after which training stops.
+    pub fn patience(mut self, patience: usize) -> Self {
+        self.0.patience = patience;
+        self
+    }
+
+    /// Tokens per step.
+    pub fn batch(mut self, batch: usize) -> Self {
+        self.0.batch = batch;
+        self
+    }
+
+    /// Adam's step size at its height; it falls along a cosine.
+    pub fn learning_rate(mut self, learning_rate: f32) -> Self {
+        self.0.learning_rate = learning_rate;
+        self
+    }
+
+    /// How far active and inactive pairs are brought to equal weight: an active pair counts `(inactive / active)^balance`
+    /// times; 0 is the plain likelihood, 1 gives both classes the same weight.
+    pub fn balance(mut self, balance: f32) -> Self {
+        self.0.balance = balance;
+        self
+    }
+
+    /// How much of an active pair's weight follows its energy: 0 none, 1 all.
+    pub fn energy_weight(mut self, energy_weight: f32) -> Self {
+        self.0.energy_weight = energy_weight;
+        self
+    }
+
+    /// Share of the tokens, in whole documents, that are held out for early stopping.
+    pub fn held_out(mut self, held_out: f64) -> Self {
+        self.0.held_out = held_out;
+        self
+    }
+
+    /// Trains on at most this many tokens, evenly chosen.
+    pub fn tokens_max(mut self, tokens_max: usize) -> Self {
+        self.0.tokens_max = tokens_max;
+        self
+    }
+
+    /// Decides the split, the start and the order of the tokens.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.0.seed = seed;
+        self
+    }
+}
+
+impl ParamGuard for LowRankPredictorParams {
+    type Checked = LowRankPredictorValidParams;
+    type Error = TrainError;
+
+    fn check_ref(&self) -> Result<&Self::Checked, TrainError> {
+        let p = &self.0;
+        let count = |name, value: usize| {
+            if value > 0 {
+                return Ok(());
+            }
+            Err(TrainError::Parameter { name, value: value as f64, expected: "at least 1" })
+        };
+        count("rank", p.rank)?;
+        count("epochs", p.epochs)?;
+        count("patience", p.patience)?;
+        count("batch", p.batch)?;
+        count("tokens_max", p.tokens_max)?;
+        let within = |name, value: f64, low: f64, high: f64, expected| {
+            if value > low && value <= high {
+                return Ok(());
+            }
+            Err(TrainError::Parameter { name, value, expected })
+        };
+        within("learning_rate", p.learning_rate as f64, 0.0, 1.0, "above 0 and at most 1")?;
+        within("balance", p.balance as f64, -f64::MIN_POSITIVE, 1.0, "from 0 to 1")?;
+        within("energy_weight", p.energy_weight as f64, -f64::MIN_POSITIVE, 1.0, "from 0 to 1")?;
+        within("held_out", p.held_out, 0.0, 0.5, "above 0 and at most 0.5")?;
+        Ok(p)
+    }
+
+    fn check(self) -> Result<Self::Checked, TrainError> {
+        self.check_ref()?;
+        Ok(self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_checked() {
+        let good = || LowRankPredictorParams::new(8);
+        assert!(good().check().is_ok());
+        assert!(good().balance(0.0).energy_weight(0.0).check().is_ok());
+        let bad = [
+            LowRankPredictorParams::new(0),
+            good().epochs(0),
+            good().patience(0),
+            good().batch(0),
+            good().learning_rate(0.0),
+            good().learning_rate(f32::NAN),
+            good().balance(1.5),
+            good().balance(-0.5),
+            good().energy_weight(2.0),
+            good().held_out(0.0),
+            good().held_out(0.9),
+            good().tokens_max(0),
+        ];
+        for params in bad {
+            assert!(matches!(params.check_ref(), Err(TrainError::Parameter { .. })), "{params:?}");
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! From a recording to predictor files: trial, ranks, training, thresholds, report.
+
+use std::ops::Range;
+use std::path::Path;
+use std::time::Instant;
+
+use flashlm_formats::recording::Recording;
+use linfa::ParamGuard;
+use linfa::traits::Fit;
+use serde::{Deserialize, Serialize};
+
+use super::activity::{Split, TrainingSet, training_set};
+use super::curve::{Curve, OperatingPoint};
+use super::fit::thin;
+use super::params::{LowRankPredictorParams, TrainError};
+use super::predictor::{LowRankPredictor, PredictorDType};
+use super::rank::{RankCurve, allocate_ranks, ladder, predictor_bytes};
+use super::store::{StoredPredictor, publish, write_predictor};
+
+/// Tokens and epochs of a trial.
+const TRIAL_TOKENS: usize = 12_288;
+const TRIAL_EPOCHS: usize = 2;
+/// Trials are compared by their false positives where this share of the active pairs is missed.
+const TRIAL_MISSES: f64 = 0.03;
+/// Misses at which the report's curves have their points.
+const CURVE_MISSES: [f64; 9] = [0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.10, 0.15];
+/// Held-out tokens that thresholds are taken from, at most.
+const CALIBRATION_TOKENS: usize = 16_384;
+
+/// How ranks are chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RankChoice {
+    /// By a short trial on every layer, under the size budget.
+    Auto,
+    /// The same for all layers.
+    Fixed(usize),
+    /// One for each layer of the model.
+    Each(Vec<usize>),
+}
+
+/// What to train and how.
+#[derive(Clone, Debug)]
+pub struct TrainOptions {
+    /// Layers to train.
+    pub layers: Range<usize>,
+    /// Their ranks.
+    pub rank: RankChoice,
+    /// How they are stored.
+    pub dtype: PredictorDType,
+    /// Share of the active pairs that a layer's predictor must find on held-out tokens.
+    pub recall: f64,
+    /// The threshold falls below what `recall` asks for while each neuron read still brings this share of the mean energy
+    /// of an active one.
+    pub worth: f64,
+    /// Bytes of all predictors as a share of the FFN's, for [`RankChoice::Auto`].
+    pub size_budget: f64,
+    /// Bytes of one weight of the model, which the budget is counted against.
+    pub weight_bytes: usize,
+    /// Rank of the look-ahead predictors; none without.
+    pub look_ahead: Option<usize>,
+    /// Everything else about the fit; its rank does not count.
+    pub fit: LowRankPredictorParams,
+}
+
+impl TrainOptions {
+    /// The defaults for a model: all layers, automatic ranks, int8.
+    pub fn new(layers: usize) -> Self {
+        TrainOptions {
+            layers: 0..layers,
+            rank: RankChoice::Auto,
+            dtype: PredictorDType::Int8,
+            recall: 0.96,
+            worth: 0.05,
+            size_budget: 0.09,
+            weight_bytes: 2,
+            look_ahead: None,
+            fit: LowRankPredictor::params(1),
+        }
+    }
+}
+
+/// Called as training goes on; the binary draws bars with it.
+pub trait Progress {
+    /// A layer's trial is done.
+    fn tried(&self, layer: usize, curve: &RankCurve);
+    /// A layer's predictor is trained and written.
+    fn trained(&self, report: &LayerReport);
+}
+
+/// What is known of one layer's predictor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayerReport {
+    /// Number of the layer.
+    pub layer: usize,
+    /// Rank of the predictor.
+    pub rank: usize,
+    /// How it is stored.
+    pub dtype: PredictorDType,
+    /// Stored bytes, look-ahead excluded.
+    pub bytes: u64,
+    /// Bytes of the layer's FFN weights.
+    pub ffn_bytes: u64,
+    /// Measured on held-out tokens, as stored.
+    pub held_out: OperatingPoint,
+    /// Measured on another recording, as stored, when one was given.
+    pub validation: Option<OperatingPoint>,
+    /// Other thresholds of this predictor, for each way to store it; on the other recording if there is one.
+    pub curves: Vec<DTypeCurve>,
+    /// Predictors for the next layer from this one's input.
+    pub look_ahead: Option<LookAheadReport>,
+    /// The trial, when ranks were chosen automatically.
+    pub trial: Option<RankCurve>,
+    /// Time of the fit alone. Not part of the file, which holds nothing of the machine.
+    #[serde(skip)]
+    pub seconds: f64,
+}
+
+/// Points of a predictor stored one way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DTypeCurve {
+    /// How it is stored.
+    pub dtype: PredictorDType,
+    /// Stored bytes.
+    pub bytes: u64,
+    /// Points at rising shares of misses.
+    pub points: Vec<OperatingPoint>,
+}
+
+/// Two ways to know the next layer's active neurons early, on held-out tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LookAheadReport {
+    /// Rank of the small predictor.
+    pub rank: usize,
+    /// Its stored bytes.
+    pub bytes: u64,
+    /// The small predictor.
+    pub own: OperatingPoint,
+    /// The next layer's predictor on this layer's input, at the same share of misses.
+    pub next_layers: Option<OperatingPoint>,
+}
+
+/// The whole of `predictors.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainReport {
+    /// Always `flashlm-predictors`.
+    pub format: String,
+    /// Format version.
+    pub version: u32,
+    /// Id of the recording.
+    pub recording: String,
+    /// Stored bytes of the predictors of these layers.
+    pub predictor_bytes: u64,
+    /// FFN bytes of these layers.
+    pub ffn_bytes: u64,
+    /// Trained layers, ascending.
+    pub layers: Vec<LayerReport>,
+}
+
+struct Shape {
+    hidden: usize,
+    ffn: usize,
+    ffn_bytes: u64,
+}
+
+/// Trains predictors for the chosen layers and writes them, with `predictors.json`, into `out`.
+///
+/// Layers are trained one after the other with all threads inside each; a layer's result depends on the recording and the
+/// options alone, not on which other layers are trained. [`RankChoice::Auto`] looks at every layer of the model.
+pub fn train_recording(
+    recording: &Recording,
+    validation: Option<&Recording>,
+    options: &TrainOptions,
+    out: &Path,
+    progress: &dyn Progress,
+) -> Result<TrainReport, TrainError> {
+    let model = &recording.info().model;
+    let layers = options.layers.clone();
+    if layers.is_empty() || layers.end > model.layers {
+        return Err(TrainError::Layers { first: layers.start, end: layers.end, layers: model.layers });
+    }
+    let (hidden, ffn) = (model.hidden_size, model.ffn.size);
+    let ffn_bytes = (model.ffn.vectors() * hidden * ffn * options.weight_bytes) as u64;
+    let shape = Shape { hidden, ffn, ffn_bytes };
+    std::fs::create_dir_all(out).map_err(|source| TrainError::Io { path: out.to_path_buf(), source })?;
+
+    let mut trials = vec![None; model.layers];
+    let ranks = match &options.rank {
+        RankChoice::Fixed(rank) => vec![*rank; model.layers],
+        RankChoice::Each(ranks) if ranks.len() == model.layers => ranks.clone(),
+        RankChoice::Each(ranks) => {
+            return Err(TrainError::Parameter {
+                name: "ranks",
+                value: ranks.len() as f64,
+                expected: "one rank for each layer of the model",
+            });
+        }
+        RankChoice::Auto => {
+            let mut curves = Vec::with_capacity(model.layers);
+            for layer in 0..model.layers {
+                let curve = trial(&training_set(recording, layer, layer)?, options, &shape)?;
+                progress.tried(layer, &curve);
+                trials[layer] = Some(curve.clone());
+                curves.push(curve);
+            }
+            let bytes = |rank| predictor_bytes(rank, hidden, ffn, options.dtype);
+            let budget = (options.size_budget * (ffn_bytes * model.layers as u64) as f64) as u64;
+            allocate_ranks(&curves, bytes, ffn_bytes, budget)?
+        }
+    };
+
+    let mut reports = Vec::new();
+    for layer in layers {
+        let mut report = train_layer(recording, validation, options, &shape, layer, &ranks, out)?;
+        report.trial = trials[layer].take();
+        progress.trained(&report);
+        reports.push(report);
+    }
+    let report = TrainReport {
+        format: "flashlm-predictors".into(),
+        version: 1,
+        recording: recording.info().id.clone(),
+        predictor_bytes: reports.iter().map(|r| r.bytes).sum(),
+        ffn_bytes: reports.iter().map(|r| r.ffn_bytes).sum(),
+        layers: reports,
+    };
+    let mut json = serde_json::to_vec_pretty(&report).expect("plain data serialises");
+    json.push(b'\n');
+    publish(&out.join("predictors.json"), &json)?;
+    Ok(report)
+}
+
+/// Fits each rank of the ladder briefly.
+fn trial(set: &TrainingSet, options: &TrainOptions, shape: &Shape) -> Result<RankCurve, TrainError> {
+    let held_out = held_out_tokens(set, options, TRIAL_TOKENS / 2);
+    let mut least = f64::INFINITY;
+    let mut curve = RankCurve { ranks: ladder(shape.hidden, shape.ffn), costs: Vec::new() };
+    for &rank in &curve.ranks {
+        let mut params = options.fit.clone();
+        params.0.rank = rank;
+        let params = params.epochs(TRIAL_EPOCHS).tokens_max(TRIAL_TOKENS.min(options.fit.0.tokens_max)).batch(128);
+        let predictor = params.check()?.fit(set)?;
+        let cost = Curve::measure(&predictor, set, &held_out).at_misses(TRIAL_MISSES).false_positive_rate;
+        // A short trial may do worse with a higher rank; training to the end does not.
+        least = cost.min(least);
+        curve.costs.push(least);
+    }
+    Ok(curve)
+}
+
+fn held_out_tokens(set: &TrainingSet, options: &TrainOptions, most: usize) -> Vec<u32> {
+    let params = &options.fit.0;
+    let mut tokens = Split::by_document(set.targets().documents(), params.held_out, params.seed).held_out;
+    thin(&mut tokens, most);
+    tokens
+}
+
+/// The threshold: at least the recall asked for, and lower where misses still carry energy.
+fn threshold(curve: &Curve, options: &TrainOptions) -> f32 {
+    let needed = curve.at_misses(1.0 - options.recall).threshold;
+    needed.min(curve.at_worth(options.worth).threshold)
+}
+
+fn train_layer(
+    recording: &Recording,
+    validation: Option<&Recording>,
+    options: &TrainOptions,
+    shape: &Shape,
+    layer: usize,
+    ranks: &[usize],
+    out: &Path,
+) -> Result<LayerReport, TrainError> {
+    let set = training_set(recording, layer, layer)?;
+    let other = validation.map(|v| training_set(v, layer, layer)).transpose()?;
+    let held_out = held_out_tokens(&set, options, CALIBRATION_TOKENS);
+    let fit = |set: &TrainingSet, rank| {
+        let mut params = options.fit.clone();
+        params.0.rank = rank;
+        params.check()?.fit(set)
+    };
+    let began = Instant::now();
+    let rank = ranks[layer];
+    let predictor = fit(&set, rank)?;
+    let seconds = began.elapsed().as_secs_f64();
+
+    let stored = predictor.rounded(options.dtype);
+    let calibration = Curve::measure(&stored, &set, &held_out);
+    let threshold = threshold(&calibration, options);
+    let everything = |set: &TrainingSet| (0..set.targets().tokens() as u32).collect::<Vec<_>>();
+    let measure = |predictor: &LowRankPredictor| match &other {
+        Some(other) => Curve::measure(predictor, other, &everything(other)),
+        None => Curve::measure(predictor, &set, &held_out),
+    };
+    let curves = [PredictorDType::F16, PredictorDType::Int8]
+        .map(|dtype| {
+            let curve = measure(&predictor.rounded(dtype));
+            DTypeCurve {
+                dtype,
+                bytes: predictor_bytes(rank, shape.hidden, shape.ffn, dtype),
+                points: CURVE_MISSES.iter().map(|&m| curve.at_misses(m)).collect(),
+            }
+        })
+        .to_vec();
+    let on_other = other.is_some().then(|| measure(&stored).at_threshold(threshold));
+
+    let mut ahead = None;
+    if let Some(rank) = options.look_ahead.filter(|_| layer + 1 < ranks.len()) {
+        let next = training_set(recording, layer, layer + 1)?;
+        let small = fit(&next, rank)?;
+        let curve = Curve::measure(&small.rounded(options.dtype), &next, &held_out);
+        let own = curve.at_misses(1.0 - options.recall);
+        // The next layer's predictor, trained here again rather than awaited, so that layers stay independent.
+        let exact = fit(&training_set(recording, layer + 1, layer + 1)?, ranks[layer + 1])?;
+        let early = Curve::measure(&exact.rounded(options.dtype), &next, &held_out);
+        let report = LookAheadReport {
+            rank,
+            bytes: predictor_bytes(rank, shape.hidden, shape.ffn, options.dtype),
+            own,
+            next_layers: Some(early.at_misses(1.0 - options.recall)),
+        };
+        ahead = Some((small.shifted(own.threshold), report));
+    }
+
+    let shifted = predictor.shifted(threshold);
+    let mut parts = vec![StoredPredictor { prefix: "", predictor: &shifted, dtype: options.dtype }];
+    if let Some((small, _)) = &ahead {
+        parts.push(StoredPredictor { prefix: "lookahead.", predictor: small, dtype: options.dtype });
+    }
+    write_predictor(&out.join(format!("predictor-{layer:03}.safetensors")), &parts)?;
+    Ok(LayerReport {
+        layer,
+        rank,
+        dtype: options.dtype,
+        bytes: predictor_bytes(rank, shape.hidden, shape.ffn, options.dtype),
+        ffn_bytes: shape.ffn_bytes,
+        held_out: calibration.at_threshold(threshold),
+        validation: on_other,
+        curves,
+        look_ahead: ahead.map(|(_, report)| report),
+        trial: None,
+        seconds,
+    })
+}

@@ -1,0 +1,103 @@
+//! Which rank each layer gets, under a budget for all of them.
+//!
+//! Layers differ widely: some are served by a handful of directions, others want many. A short trial of a few ranks on
+//! each layer gives the false positives that remain at a fixed share of misses; then the rank is raised, step by step,
+//! where a byte of predictor saves most reads, until the budget is spent or another byte saves too little.
+
+use serde::{Deserialize, Serialize};
+
+use super::params::TrainError;
+use super::predictor::PredictorDType;
+
+/// A raise must lower the false-positive rate by this much of the growth in size (as a share of the layer's FFN): below,
+/// the memory is better spent on cached neurons.
+const GAIN_MIN: f64 = 0.05;
+
+/// What the trial of a layer found: remaining false positives by rank, ranks ascending.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RankCurve {
+    /// Tried ranks.
+    pub ranks: Vec<usize>,
+    /// False-positive rate of each.
+    pub costs: Vec<f64>,
+}
+
+/// Stored bytes of a predictor: both matrices, scales, and a bias for each neuron.
+pub fn predictor_bytes(rank: usize, hidden: usize, ffn: usize, dtype: PredictorDType) -> u64 {
+    let (rank, hidden, ffn) = (rank as u64, hidden as u64, ffn as u64);
+    match dtype {
+        PredictorDType::F16 => 2 * rank * (hidden + ffn) + 4 * ffn,
+        PredictorDType::Int8 => rank * (hidden + ffn) + 4 * (rank + ffn) + 4 * ffn,
+    }
+}
+
+/// The ranks to try on a layer of this shape.
+pub(crate) fn ladder(hidden: usize, ffn: usize) -> Vec<usize> {
+    let most = hidden.min(ffn);
+    let mut ranks: Vec<usize> = [1.0 / 32.0, 1.0 / 16.0, 1.0 / 8.0, 1.0 / 4.0, 3.0 / 8.0, 1.0 / 2.0]
+        .iter()
+        .map(|share| ((hidden as f64 * share / 8.0).round() as usize * 8).clamp(8.min(most), most))
+        .collect();
+    ranks.dedup();
+    ranks
+}
+
+/// A rank for every layer: the sum of `bytes(rank)` stays within `budget`. `ffn_bytes` are those of one layer's FFN.
+pub fn allocate_ranks(
+    curves: &[RankCurve],
+    bytes: impl Fn(usize) -> u64,
+    ffn_bytes: u64,
+    budget: u64,
+) -> Result<Vec<usize>, TrainError> {
+    let mut chosen = vec![0; curves.len()];
+    let smallest: u64 = curves.iter().map(|c| bytes(c.ranks[0])).sum();
+    if smallest > budget {
+        return Err(TrainError::Budget { budget, smallest });
+    }
+    let mut left = budget - smallest;
+    loop {
+        // The steepest way up from where each layer stands; a later rank may be steeper than the next one.
+        let mut best: Option<(f64, usize, usize, u64)> = None;
+        for (layer, curve) in curves.iter().enumerate() {
+            let at = chosen[layer];
+            for to in at + 1..curve.ranks.len() {
+                let growth = bytes(curve.ranks[to]) - bytes(curve.ranks[at]);
+                let slope = (curve.costs[at] - curve.costs[to]) * ffn_bytes as f64 / growth as f64;
+                if growth <= left && slope >= GAIN_MIN && best.is_none_or(|(steepest, ..)| slope > steepest) {
+                    best = Some((slope, layer, to, growth));
+                }
+            }
+        }
+        let Some((_, layer, to, growth)) = best else { break };
+        chosen[layer] = to;
+        left -= growth;
+    }
+    Ok(curves.iter().zip(chosen).map(|(curve, at)| curve.ranks[at]).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn curve(costs: [f64; 3]) -> RankCurve {
+        RankCurve { ranks: vec![16, 32, 64], costs: costs.to_vec() }
+    }
+
+    #[test]
+    fn bytes_go_where_they_save_most() {
+        let curves = [curve([0.10, 0.05, 0.02]), curve([0.001, 0.001, 0.001]), curve([0.05, 0.049, 0.02])];
+        let allocate = |budget| allocate_ranks(&curves, |rank| rank as u64, 1000, budget);
+        assert_eq!(allocate(1000).unwrap(), [64, 16, 64]);
+        // Not enough for both: the first layer gains more.
+        assert_eq!(allocate(48 + 48).unwrap(), [64, 16, 16]);
+        assert_eq!(allocate(48 + 16).unwrap(), [32, 16, 16]);
+        assert!(matches!(allocate(47), Err(TrainError::Budget { budget: 47, smallest: 48 })));
+    }
+
+    #[test]
+    fn ladders_fit_the_shape() {
+        assert_eq!(ladder(256, 1024), [8, 16, 32, 64, 96, 128]);
+        assert_eq!(ladder(4096, 16384), [128, 256, 512, 1024, 1536, 2048]);
+        assert_eq!(ladder(4, 13), [4]);
+    }
+}

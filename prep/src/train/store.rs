@@ -1,0 +1,68 @@
+//! Predictor files: one safetensors file per layer; `docs/predictors.md` describes them.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use half::f16;
+use ndarray::Array2;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+
+use super::params::TrainError;
+use super::predictor::{LowRankPredictor, PredictorDType, quantise_rows};
+
+/// A predictor to be stored, under the prefix of its tensors: empty, or `lookahead.`.
+#[derive(Clone, Copy, Debug)]
+pub struct StoredPredictor<'a> {
+    /// Put before each tensor's name.
+    pub prefix: &'a str,
+    /// The predictor, with its threshold folded into the bias.
+    pub predictor: &'a LowRankPredictor,
+    /// How its matrices are stored.
+    pub dtype: PredictorDType,
+}
+
+/// Writes predictors into one file, whole or not at all.
+pub fn write_predictor(path: &Path, parts: &[StoredPredictor<'_>]) -> Result<(), TrainError> {
+    let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    for part in parts {
+        let floats = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        let mut matrix = |name: &str, matrix: &Array2<f32>| {
+            let name = format!("{}{name}", part.prefix);
+            let shape = matrix.shape().to_vec();
+            match part.dtype {
+                PredictorDType::F16 => {
+                    let bytes = matrix.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect();
+                    tensors.push((name, Dtype::F16, shape, bytes));
+                }
+                PredictorDType::Int8 => {
+                    let (bytes, scales) = quantise_rows(matrix);
+                    tensors.push((format!("{name}_scale"), Dtype::F32, vec![shape[0]], floats(&scales)));
+                    tensors.push((name, Dtype::I8, shape, bytes.iter().map(|&b| b as u8).collect()));
+                }
+            }
+        };
+        matrix("encoder", &part.predictor.encoder);
+        matrix("decoder", &part.predictor.decoder);
+        let bias = part.predictor.bias.to_vec();
+        tensors.push((format!("{}bias", part.prefix), Dtype::F32, vec![bias.len()], floats(&bias)));
+    }
+    let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
+        (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).expect("shape and bytes are made together"))
+    });
+    let bytes = safetensors::serialize(views, None).expect("plain tensors serialise");
+    publish(path, &bytes)
+}
+
+/// Writes a file under a temporary name, syncs it, gives it its name, syncs the directory.
+pub(crate) fn publish(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
+    let io = |source| TrainError::Io { path: path.to_path_buf(), source };
+    let mut temporary = path.as_os_str().to_os_string();
+    temporary.push(".tmp");
+    let mut file = File::create(&temporary).map_err(io)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io)?;
+    std::fs::rename(&temporary, path).map_err(io)?;
+    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(dir).and_then(|d| d.sync_all()).map_err(io)
+}

@@ -1,0 +1,212 @@
+//! The estimator and the pipeline on made-up layers.
+
+use std::path::Path;
+
+use flashlm_formats::model::*;
+use flashlm_formats::recording::{Recording, RecordingInfo};
+use half::f16;
+use linfa::ParamGuard;
+use linfa::dataset::DatasetBase;
+use linfa::traits::{Fit, Predict};
+
+use super::random::Random;
+use super::*;
+
+const HIDDEN: usize = 24;
+const FFN: usize = 600; // more than one piece of work
+
+/// A layer whose pre-activations have rank 6, with a bias that keeps most neurons quiet.
+struct Layer {
+    directions: Vec<f32>,
+    weights: Vec<f32>,
+}
+
+impl Layer {
+    fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let mut numbers = |n: usize| (0..n).map(|_| random.signed()).collect();
+        Layer { directions: numbers(6 * HIDDEN), weights: numbers(FFN * 6) }
+    }
+
+    /// Inputs `[tokens, HIDDEN]` and activations `[tokens, FFN]`.
+    fn run(&self, tokens: usize, seed: u64) -> (Vec<f32>, Vec<f32>) {
+        let mut random = Random::new(seed);
+        let inputs: Vec<f32> = (0..tokens * HIDDEN).map(|_| f16::from_f32(random.signed()).to_f32()).collect();
+        let mut activations = Vec::with_capacity(tokens * FFN);
+        for x in inputs.chunks_exact(HIDDEN) {
+            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+            let h: Vec<f32> = self.directions.chunks_exact(HIDDEN).map(|d| dot(d, x)).collect();
+            activations.extend(self.weights.chunks_exact(6).map(|w| (dot(w, &h) - 2.5).max(0.0)));
+        }
+        (inputs, activations)
+    }
+}
+
+fn dataset(tokens: usize) -> TrainingSet {
+    let (inputs, activations) = Layer::new(1).run(tokens, 2);
+    let mut activity = Activity::empty(FFN);
+    for (token, row) in activations.chunks_exact(FFN).enumerate() {
+        activity.push((0u32..).zip(row.iter().copied()).filter(|(_, a)| *a > 0.0), token as u32 / 20);
+    }
+    DatasetBase::new(Inputs::new(inputs.iter().map(|&v| f16::from_f32(v)).collect(), HIDDEN), activity)
+}
+
+fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(work)
+}
+
+#[test]
+fn a_low_rank_layer_is_learned() {
+    let set = dataset(4000);
+    let fitted = LowRankPredictor::params(8).check().unwrap().fit(&set).unwrap();
+    let other = {
+        let (inputs, activations) = Layer::new(1).run(500, 3);
+        let inputs = Inputs::new(inputs.iter().map(|&v| f16::from_f32(v)).collect(), HIDDEN);
+        (fitted.predict(inputs), activations)
+    };
+    let (mut hits, mut missed, mut alarms) = (0, 0, 0);
+    for (&predicted, &activation) in other.0.iter().zip(&other.1) {
+        match (predicted, activation > 0.0) {
+            (true, true) => hits += 1,
+            (false, true) => missed += 1,
+            (true, false) => alarms += 1,
+            _ => (),
+        }
+    }
+    let share = (hits + missed) as f64 / other.1.len() as f64;
+    assert!((0.01..0.2).contains(&share), "{share}");
+    assert!(missed * 20 < hits && alarms * 3 < hits, "{hits} hits, {missed} missed, {alarms} false alarms");
+}
+
+#[test]
+fn threads_change_no_bit() {
+    let set = dataset(1500);
+    let fit = || LowRankPredictor::params(8).epochs(2).check().unwrap().fit(&set).unwrap();
+    let one = on_threads(1, fit);
+    assert!(one == on_threads(3, fit));
+    let other = LowRankPredictor::params(8).epochs(2).seed(1).check().unwrap().fit(&set).unwrap();
+    assert!(one != other);
+}
+
+#[test]
+fn the_start_spans_the_principal_components() {
+    // linfa-reduction finds the components one by one; the start needs their span only.
+    use linfa_reduction::Pca;
+    let tokens = 400;
+    let mut random = Random::new(5);
+    let values: Vec<f32> = (0..tokens * HIDDEN)
+        .map(|i| f16::from_f32(random.signed() * if i % HIDDEN < 5 { 8.0 } else { 0.1 }).to_f32())
+        .collect();
+    let matrix = ndarray::Array2::from_shape_fn((tokens, HIDDEN), |(i, j)| values[i * HIDDEN + j] as f64);
+    let pca = Pca::params(5).fit(&DatasetBase::from(matrix)).unwrap();
+    let mut activity = Activity::empty(FFN);
+    (0..tokens).for_each(|t| activity.push([(t as u32 % 7, 1.0)].into_iter(), 0));
+    let set = DatasetBase::new(Inputs::new(values.iter().map(|&v| f16::from_f32(v)).collect(), HIDDEN), activity);
+    let all: Vec<u32> = (0..tokens as u32).collect();
+    let start = start::start(&set, &all, HIDDEN, 5, 0).unwrap();
+    // Each of our directions must lie in the span of theirs.
+    for j in 0..5 {
+        let ours: Vec<f64> = (0..HIDDEN).map(|i| start.encoder_t[i * 5 + j] as f64).collect();
+        let length: f64 = ours.iter().map(|v| v * v).sum();
+        let within: f64 = pca
+            .components()
+            .rows()
+            .into_iter()
+            .map(|c| c.iter().zip(&ours).map(|(a, b)| a * b).sum::<f64>().powi(2))
+            .sum();
+        assert!(within > 0.999 * length, "direction {j}: {within} of {length}");
+    }
+}
+
+#[test]
+fn hopeless_fits_are_refused() {
+    let set = dataset(60);
+    let fit = |rank| LowRankPredictor::params(rank).check().unwrap().fit(&set);
+    assert!(matches!(fit(HIDDEN + 1), Err(TrainError::Rank { rank: 25, hidden: HIDDEN, ffn: FFN })));
+    let few = LowRankPredictor::params(2).check().unwrap().fit(&dataset(30));
+    assert!(matches!(few, Err(TrainError::TooFewTokens { .. })), "{few:?}");
+    let mut activity = Activity::empty(FFN);
+    activity.push(std::iter::empty(), 0);
+    let uneven = DatasetBase::new(set.records().clone(), activity);
+    let result = LowRankPredictor::params(2).check().unwrap().fit(&uneven);
+    assert!(matches!(result, Err(TrainError::Lengths { inputs: 60, activity: 1 })), "{result:?}");
+}
+
+fn recording(dir: &Path) -> Recording {
+    let tokens = 1500;
+    let spec = ModelSpec {
+        family: "opt".into(),
+        vocab_size: 50,
+        hidden_size: HIDDEN,
+        embed_size: HIDDEN,
+        layers: 3,
+        max_positions: 100,
+        norm: Norm { kind: NormKind::LayerNorm, eps: 1e-5, weight: true, bias: true },
+        positions: Positions::Learned { offset: 2 },
+        attention: Attention { heads: 2, kv_heads: 2, head_dim: 12, qkv_bias: true, out_bias: true, qk_norm: false },
+        block: Block::PreNorm,
+        ffn: Ffn { size: FFN, activation: Activation::Relu, gated: false, up_bias: true, down_bias: true },
+        final_norm: true,
+        tied_head: true,
+        head_bias: false,
+        bos: Some(2),
+        eos: vec![2],
+    };
+    let info = RecordingInfo::new(spec, "made-up".into());
+    let sequences = (0..=15).map(|s| s * 100).collect();
+    let documents = (0..tokens as u32).map(|t| t / 30).collect();
+    let recording = Recording::create(dir, info, vec![2; tokens], sequences, documents).unwrap();
+    for layer in 0..3 {
+        let (inputs, activations) = Layer::new(layer).run(tokens, 9);
+        let mut writer = recording.layer_writer(layer as usize).unwrap();
+        writer.write(&inputs, &activations, None).unwrap();
+        writer.finish(&[1.0; FFN]).unwrap();
+    }
+    recording
+}
+
+struct Silent;
+impl Progress for Silent {
+    fn tried(&self, _: usize, _: &RankCurve) {}
+    fn trained(&self, _: &LayerReport) {}
+}
+
+#[test]
+fn layers_train_alone_as_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let recording = recording(&dir.path().join("recording"));
+    let mut options = TrainOptions::new(3);
+    options.fit = options.fit.epochs(2);
+    options.look_ahead = Some(4);
+    options.size_budget = 0.6;
+    let all = train_recording(&recording, None, &options, &dir.path().join("all"), &Silent).unwrap();
+    assert_eq!(all.layers.len(), 3);
+    assert!(all.predictor_bytes as f64 <= 0.6 * all.ffn_bytes as f64);
+    options.layers = 1..2;
+    let one =
+        on_threads(1, || train_recording(&recording, None, &options, &dir.path().join("one"), &Silent).unwrap());
+    let without_time = |mut report: LayerReport| {
+        report.seconds = 0.0;
+        report
+    };
+    assert_eq!(without_time(one.layers[0].clone()), without_time(all.layers[1].clone()));
+    let file = |name: &str| std::fs::read(dir.path().join(name).join("predictor-001.safetensors")).unwrap();
+    assert!(file("one") == file("all"));
+
+    // What the file holds decides as the report says.
+    let bytes = file("all");
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut names = tensors.names();
+    names.sort_unstable();
+    let own = ["bias", "decoder", "decoder_scale", "encoder", "encoder_scale"];
+    assert_eq!(names[..5], own);
+    assert_eq!(names[5..], own.map(|name| format!("lookahead.{name}")));
+    assert_eq!(tensors.tensor("decoder").unwrap().shape(), [FFN, all.layers[1].rank]);
+    assert_eq!(tensors.tensor("encoder").unwrap().shape(), [all.layers[1].rank, HIDDEN]);
+    let stored: usize = own.iter().map(|name| tensors.tensor(name).unwrap().data().len()).sum();
+    assert_eq!(stored as u64, all.layers[1].bytes);
+
+    options.layers = 2..4;
+    let beyond = train_recording(&recording, None, &options, dir.path(), &Silent);
+    assert!(matches!(beyond, Err(TrainError::Layers { end: 4, layers: 3, .. })), "{beyond:?}");
+}
