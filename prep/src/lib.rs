@@ -1,11 +1,11 @@
 //! The offline toolchain: from a checkpoint to a bundle that runs fast from flash.
 
+pub mod coactivation;
 pub mod evaluate;
 pub mod layers;
+pub mod ordering;
 pub mod pack;
 pub mod predictors;
-pub mod coactivation;
-pub mod ordering;
 pub mod record;
 pub mod records;
 pub mod states;

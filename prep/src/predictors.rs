@@ -44,7 +44,11 @@ struct Owned {
 }
 
 /// Reads `predictor-NNN.safetensors` of every layer in `dir`; `orders` are the storage orders of the layers.
-pub fn assemble(dir: &Path, spec: &ModelSpec, orders: &[Vec<u32>]) -> Result<(PredictorInfo, Vec<u8>), PredictorsError> {
+pub fn assemble(
+    dir: &Path,
+    spec: &ModelSpec,
+    orders: &[Vec<u32>],
+) -> Result<(PredictorInfo, Vec<u8>), PredictorsError> {
     let mut tensors = Vec::new();
     let mut layers = Vec::new();
     for layer in 0..spec.layers {
@@ -83,7 +87,11 @@ pub fn assemble(dir: &Path, spec: &ModelSpec, orders: &[Vec<u32>]) -> Result<(Pr
 }
 
 /// Rank and element type of the predictor under `prefix`, if it is there.
-fn describe(parsed: &SafeTensors<'_>, prefix: &str, spec: &ModelSpec) -> Result<Option<(usize, PredictorDType)>, String> {
+fn describe(
+    parsed: &SafeTensors<'_>,
+    prefix: &str,
+    spec: &ModelSpec,
+) -> Result<Option<(usize, PredictorDType)>, String> {
     let Ok(encoder) = parsed.tensor(&format!("{prefix}encoder")) else { return Ok(None) };
     let dtype = match encoder.dtype() {
         Dtype::F16 => PredictorDType::F16,

@@ -30,7 +30,8 @@ pub use error::{BundleError, Fault};
 pub use header::{Extent, FORMAT_VERSION, Section, SectionInfo};
 pub use layout::{DEFAULT_ALIGNMENT, DEFAULT_GROUP_BYTES, FlashLayout, LayoutError, LayoutOptions};
 pub use manifest::{
-    FfnStorage, LayerPredictor, LayerSparsity, Manifest, PredictorDType, PredictorInfo, PredictorKind, Provenance, SourceFile,
+    FfnStorage, LayerPredictor, LayerSparsity, Manifest, PredictorDType, PredictorInfo, PredictorKind, Provenance,
+    SourceFile,
 };
 pub use reader::Bundle;
 pub use replace::replace_predictors;

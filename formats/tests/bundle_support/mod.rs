@@ -6,8 +6,8 @@
 use std::path::Path;
 
 use flashlm_formats::bundle::{
-    BundlePlan, BundleWriter, Extras, LayerPredictor, PredictorDType, LayoutOptions, Manifest, PredictorInfo, PredictorKind,
-    Provenance, SourceFile, Storage,
+    BundlePlan, BundleWriter, Extras, LayerPredictor, LayoutOptions, Manifest, PredictorDType, PredictorInfo,
+    PredictorKind, Provenance, SourceFile, Storage,
 };
 use flashlm_formats::model::{
     Activation, Attention, Block, DType, Ffn, ModelSpec, Norm, NormKind, Positions, RopeScaling,

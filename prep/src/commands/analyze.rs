@@ -16,7 +16,7 @@ use super::recorded::{Division, active_sets, layer_range};
 
 /// Show how sparse and how repetitive a model's neurons are: skew, reuse, co-activation, cache policies.
 #[derive(Args, Debug)]
-pub struct AnalyzeArgs {
+pub(crate) struct AnalyzeArgs {
     /// Directory of the recording.
     recording: PathBuf,
     /// Layers to look at: one (3), or a range (2..5); all that are recorded by default.

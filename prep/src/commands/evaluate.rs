@@ -16,8 +16,10 @@ use super::Stage;
 
 /// Arguments of `flashlm-prep evaluate`.
 #[derive(Args)]
-#[command(after_help = "Example:\n  flashlm-prep evaluate model.flashlm --against /models/opt-1.3b --text held-out.txt\n\n\
-    The text should be one that the predictors were not trained on. The predictor decides at every position.")]
+#[command(
+    after_help = "Example:\n  flashlm-prep evaluate model.flashlm --against /models/opt-1.3b --text held-out.txt\n\n\
+    The text should be one that the predictors were not trained on. The predictor decides at every position."
+)]
 pub(crate) struct EvaluateArgs {
     /// The bundle
     #[arg(value_name = "BUNDLE")]
@@ -97,16 +99,35 @@ fn print(evaluation: &Evaluation) {
     let Evaluation { perplexity, top1_agreement, kl_mean, positions, predictor_bytes, ffn_bytes, layers } = evaluation;
     let percent = |share: f64| 100.0 * share;
     println!("{positions} positions");
-    println!("  perplexity        {:.4} dense, {:.4} bundle ({:+.2} %)", perplexity.dense, perplexity.bundle, percent(perplexity.bundle / perplexity.dense - 1.0));
+    println!(
+        "  perplexity        {:.4} dense, {:.4} bundle ({:+.2} %)",
+        perplexity.dense,
+        perplexity.bundle,
+        percent(perplexity.bundle / perplexity.dense - 1.0)
+    );
     println!("  top-1 agreement   {:.2} %", percent(*top1_agreement));
     println!("  KL divergence     {kl_mean:.5} nats");
-    println!("  predictors        {predictor_bytes} bytes, {:.2} % of the FFN", percent(*predictor_bytes as f64 / *ffn_bytes as f64));
+    println!(
+        "  predictors        {predictor_bytes} bytes, {:.2} % of the FFN",
+        percent(*predictor_bytes as f64 / *ffn_bytes as f64)
+    );
     println!("\n  layer   active  predicted  false neg.  false pos.  energy kept");
     for (layer, l) in layers.iter().enumerate() {
-        println!("  {layer:>5} {:>7.2}% {:>9.2}% {:>10.2}% {:>10.2}% {:>11.2}%", percent(l.active_fraction), percent(l.predicted_fraction), percent(l.false_negative_rate), percent(l.false_positive_rate), percent(l.energy_recall));
+        println!(
+            "  {layer:>5} {:>7.2}% {:>9.2}% {:>10.2}% {:>10.2}% {:>11.2}%",
+            percent(l.active_fraction),
+            percent(l.predicted_fraction),
+            percent(l.false_negative_rate),
+            percent(l.false_positive_rate),
+            percent(l.energy_recall)
+        );
     }
-    println!("   mean {:>7.2}% {:>9.2}% {:>10.2}% {:>10.2}% {:>11.2}%",
-        percent(evaluation.mean(|l| l.active_fraction)), percent(evaluation.mean(|l| l.predicted_fraction)),
-        percent(evaluation.mean(|l| l.false_negative_rate)), percent(evaluation.mean(|l| l.false_positive_rate)),
-        percent(evaluation.mean(|l| l.energy_recall)));
+    println!(
+        "   mean {:>7.2}% {:>9.2}% {:>10.2}% {:>10.2}% {:>11.2}%",
+        percent(evaluation.mean(|l| l.active_fraction)),
+        percent(evaluation.mean(|l| l.predicted_fraction)),
+        percent(evaluation.mean(|l| l.false_negative_rate)),
+        percent(evaluation.mean(|l| l.false_positive_rate)),
+        percent(evaluation.mean(|l| l.energy_recall))
+    );
 }

@@ -21,7 +21,7 @@ use super::recorded::{Division, active_sets, layer_range};
 
 /// Find a storage order for each layer's neurons, so that those a token misses lie together.
 #[derive(Args, Debug)]
-pub struct OrderArgs {
+pub(crate) struct OrderArgs {
     /// Directory of the recording.
     recording: PathBuf,
     /// Directory for the orders and `orders.json`.

@@ -17,7 +17,9 @@ use super::Stage;
 
 /// Arguments of `flashlm-prep pack`.
 #[derive(Args)]
-#[command(after_help = "Example:\n  flashlm-prep pack /models/opt-1.3b --predictors predictors --orders orders -o opt-1.3b.flashlm")]
+#[command(
+    after_help = "Example:\n  flashlm-prep pack /models/opt-1.3b --predictors predictors --orders orders -o opt-1.3b.flashlm"
+)]
 pub(crate) struct PackArgs {
     /// Directory with a Hugging Face checkpoint
     #[arg(value_name = "CHECKPOINT")]
@@ -53,7 +55,8 @@ pub(crate) fn run(args: &PackArgs) -> Result<ExitCode> {
     let spec = checkpoint.spec();
     let orders = args.orders.as_ref().map(|dir| read_orders(dir, spec)).transpose()?;
     let identity = || vec![(0..spec.ffn.size as u32).collect(); spec.layers];
-    let predictors = assemble(&args.predictors, spec, orders.as_ref().map_or_else(identity, |o| o.1.clone()).as_slice())?;
+    let predictors =
+        assemble(&args.predictors, spec, orders.as_ref().map_or_else(identity, |o| o.1.clone()).as_slice())?;
     let options = PackOptions {
         tokenizer: tokenizer_json(&checkpoint)?,
         orders,

@@ -89,7 +89,11 @@ fn parse_rank(text: &str) -> Result<RankChoice, String> {
 fn parse_percent(text: &str) -> Result<f64, String> {
     let number = text.strip_suffix('%').ok_or("expected a percentage such as 9%")?;
     let percent: f64 = number.trim().parse().map_err(|e| format!("{number:?}: {e}"))?;
-    if percent > 0.0 && percent <= 100.0 { Ok(percent / 100.0) } else { Err("expected above 0% and at most 100%".into()) }
+    if percent > 0.0 && percent <= 100.0 {
+        Ok(percent / 100.0)
+    } else {
+        Err("expected above 0% and at most 100%".into())
+    }
 }
 
 pub(crate) fn run(args: &TrainArgs) -> Result<ExitCode> {

@@ -75,11 +75,7 @@ impl LowRankPredictor {
                 Array2::from_shape_fn(matrix.dim(), |(i, j)| bytes[i * width + j] as f32 * scales[i])
             }
         };
-        LowRankPredictor {
-            encoder: round(&self.encoder),
-            decoder: round(&self.decoder),
-            bias: self.bias.clone(),
-        }
+        LowRankPredictor { encoder: round(&self.encoder), decoder: round(&self.decoder), bias: self.bias.clone() }
     }
 
     /// Gives the decoder's columns equal lengths and hands the factors to the encoder's rows, which have scales of their

@@ -167,17 +167,19 @@ pub(crate) fn start(set: &TrainingSet, tokens: &[u32], d: usize, rank: usize, se
         features.resize(part.len() * rank, 0.0);
         parallel_product(&mut features, rank, &block, d, View::rows(&encoder_t, d, rank, rank));
         let width = ffn.div_ceil(16).max(64);
-        decoder.par_chunks_mut(width * rank).zip(count.par_chunks_mut(width)).enumerate().for_each(|(i, (w, count))| {
-            let first = i * width;
-            for (row, &token) in part.iter().enumerate() {
-                let feature = &features[row * rank..][..rank];
-                for &n in set.targets().part(token as usize, first, first + count.len()).0 {
-                    let n = n as usize - first;
-                    count[n] += 1;
-                    w[n * rank..][..rank].iter_mut().zip(feature).for_each(|(w, f)| *w += f);
+        decoder.par_chunks_mut(width * rank).zip(count.par_chunks_mut(width)).enumerate().for_each(
+            |(i, (w, count))| {
+                let first = i * width;
+                for (row, &token) in part.iter().enumerate() {
+                    let feature = &features[row * rank..][..rank];
+                    for &n in set.targets().part(token as usize, first, first + count.len()).0 {
+                        let n = n as usize - first;
+                        count[n] += 1;
+                        w[n * rank..][..rank].iter_mut().zip(feature).for_each(|(w, f)| *w += f);
+                    }
                 }
-            }
-        });
+            },
+        );
     }
     let mut mean_feature = vec![0.0; rank];
     product(&mut mean_feature, rank, false, View::rows(&mean, 1, d, d), View::rows(&encoder_t, d, rank, rank));

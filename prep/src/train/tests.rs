@@ -183,8 +183,7 @@ fn layers_train_alone_as_together() {
     assert_eq!(all.layers.len(), 3);
     assert!(all.predictor_bytes as f64 <= 0.6 * all.ffn_bytes as f64);
     options.layers = 1..2;
-    let one =
-        on_threads(1, || train_recording(&recording, None, &options, &dir.path().join("one"), &Silent).unwrap());
+    let one = on_threads(1, || train_recording(&recording, None, &options, &dir.path().join("one"), &Silent).unwrap());
     let without_time = |mut report: LayerReport| {
         report.seconds = 0.0;
         report

@@ -27,13 +27,7 @@ impl<'a> View<'a> {
 
     /// The transposed matrix.
     pub fn t(self) -> Self {
-        View {
-            rows: self.cols,
-            cols: self.rows,
-            row_stride: self.col_stride,
-            col_stride: self.row_stride,
-            ..self
-        }
+        View { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 }
 
@@ -102,18 +96,18 @@ mod tests {
             let first = numbers(m * (n + 3), 3);
             for accumulate in [false, true] {
                 let mut y = first.clone();
-                product(
-                    &mut y,
-                    n + 3,
-                    accumulate,
-                    View::rows(&a, m, k, k + 2),
-                    View::rows(&b, n, k, k + 1).t(),
-                );
+                product(&mut y, n + 3, accumulate, View::rows(&a, m, k, k + 2), View::rows(&b, n, k, k + 1).t());
                 for i in 0..m {
                     for j in 0..n + 3 {
                         let old = first[i * (n + 3) + j];
                         let sum: f32 = (0..k).map(|c| a[i * (k + 2) + c] * b[j.min(n - 1) * (k + 1) + c]).sum();
-                        let expected = if j >= n { old } else if accumulate { old + sum } else { sum };
+                        let expected = if j >= n {
+                            old
+                        } else if accumulate {
+                            old + sum
+                        } else {
+                            sum
+                        };
                         let found = y[i * (n + 3) + j];
                         assert!((found - expected).abs() < 1e-4, "{m}x{k}x{n} ({i}, {j}): {found} for {expected}");
                     }
