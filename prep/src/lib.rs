@@ -4,6 +4,7 @@ pub mod coactivation;
 pub mod evaluate;
 pub mod layers;
 pub mod ordering;
+pub mod own_text;
 pub mod pack;
 pub mod predictors;
 pub mod record;

@@ -15,6 +15,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Do everything: record, train, order and pack
+    Prepare(commands::prepare::PrepareArgs),
     /// Write a bundle without predictors, neurons in the checkpoint's order
     Convert(commands::convert::ConvertArgs),
     /// Show what a checkpoint or a bundle is, and how large its parts are
@@ -42,6 +44,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Prepare(args) => commands::prepare::run(&args),
         Command::Convert(args) => commands::convert::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Verify(args) => commands::verify::run(&args),

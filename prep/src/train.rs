@@ -22,7 +22,9 @@ mod store;
 pub use activity::{Activity, Inputs, Split, TrainingSet, training_set};
 pub use curve::{Curve, OperatingPoint};
 pub use params::{LowRankPredictorParams, LowRankPredictorValidParams, TrainError};
-pub use pipeline::{LayerReport, LookAheadReport, Progress, RankChoice, TrainOptions, TrainReport, train_recording};
+pub use pipeline::{
+    LayerReport, LookAheadReport, Progress, RankChoice, TrainOptions, TrainReport, choose_ranks, train_recording,
+};
 pub use predictor::{LowRankPredictor, PredictorDType};
 pub use rank::{RankCurve, allocate_ranks, predictor_bytes};
 pub use store::{StoredPredictor, write_predictor};

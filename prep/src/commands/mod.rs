@@ -6,6 +6,7 @@ pub(crate) mod evaluate;
 pub(crate) mod inspect;
 pub(crate) mod order;
 pub(crate) mod pack;
+pub(crate) mod prepare;
 mod progress;
 pub(crate) mod record;
 mod recorded;

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use flashlm_formats::bundle::FlashLayout;
+use flashlm_formats::model::DType;
 use flashlm_formats::recording::Recording;
 use flashlm_io::DiskProfile;
 use flashlm_prep::coactivation::PairOptions;
@@ -70,6 +72,34 @@ pub(crate) struct OrderArgs {
     /// Print what orders.json holds instead of a table.
     #[arg(long)]
     json: bool,
+    /// Print nothing: another command asked.
+    #[arg(skip)]
+    pub(crate) quiet: bool,
+}
+
+impl OrderArgs {
+    /// What `prepare` asks for: the best of all strategies, for groups as a bundle has them.
+    pub(crate) fn best_of(recording: PathBuf, output: PathBuf, layout: &FlashLayout, dtype: DType, seed: u64) -> Self {
+        Self {
+            recording,
+            output,
+            strategy: "auto".into(),
+            layers: None,
+            seed,
+            held_out: 0.1,
+            score_on: None,
+            tokens: 100_000,
+            policy: PolicyKind::Window(4),
+            cache: 1.0,
+            weight_bytes: dtype.bytes() as u64,
+            alignment: layout.alignment() as u64,
+            records: Some(layout.records_per_group() as u32),
+            request_max: 1 << 20,
+            disk: None,
+            json: false,
+            quiet: false,
+        }
+    }
 }
 
 /// A virtual disk as measured on the machine of `docs/measurements/ordering.md`: 16 KiB reads 0.75 GB/s, 64 KiB 1.4 GB/s.
@@ -246,7 +276,7 @@ pub(crate) fn run(args: &OrderArgs) -> Result<()> {
     write_whole(&args.output.join("orders.json"), json.as_bytes())?;
     if args.json {
         print!("{json}");
-    } else {
+    } else if !args.quiet {
         print_table(&orders, &args.output);
     }
     Ok(())

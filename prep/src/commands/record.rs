@@ -71,7 +71,7 @@ pub(crate) fn run(args: &RecordArgs) -> Result<ExitCode> {
 }
 
 /// What a mean share of active neurons means for speed, in words.
-fn verdict(mean: f64) -> String {
+pub(crate) fn verdict(mean: f64) -> String {
     let percent = 100.0 * mean;
     let meaning = match mean {
         m if m <= 0.12 => "sparse: most of the feed-forward weights can stay on flash",

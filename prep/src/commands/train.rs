@@ -86,7 +86,7 @@ fn parse_rank(text: &str) -> Result<RankChoice, String> {
     }
 }
 
-fn parse_percent(text: &str) -> Result<f64, String> {
+pub(crate) fn parse_percent(text: &str) -> Result<f64, String> {
     let number = text.strip_suffix('%').ok_or("expected a percentage such as 9%")?;
     let percent: f64 = number.trim().parse().map_err(|e| format!("{number:?}: {e}"))?;
     if percent > 0.0 && percent <= 100.0 {

@@ -162,6 +162,14 @@ struct Shape {
     ffn_bytes: u64,
 }
 
+impl Shape {
+    fn new(recording: &Recording, options: &TrainOptions) -> Self {
+        let model = &recording.info().model;
+        let (hidden, ffn) = (model.hidden_size, model.ffn.size);
+        Self { hidden, ffn, ffn_bytes: (model.ffn.vectors() * hidden * ffn * options.weight_bytes) as u64 }
+    }
+}
+
 /// Trains predictors for the chosen layers and writes them, with `predictors.json`, into `out`.
 ///
 /// Layers are trained one after the other with all threads inside each; a layer's result depends on the recording and the
@@ -178,9 +186,7 @@ pub fn train_recording(
     if layers.is_empty() || layers.end > model.layers {
         return Err(TrainError::Layers { first: layers.start, end: layers.end, layers: model.layers });
     }
-    let (hidden, ffn) = (model.hidden_size, model.ffn.size);
-    let ffn_bytes = (model.ffn.vectors() * hidden * ffn * options.weight_bytes) as u64;
-    let shape = Shape { hidden, ffn, ffn_bytes };
+    let shape = Shape::new(recording, options);
     std::fs::create_dir_all(out).map_err(|source| TrainError::Io { path: out.to_path_buf(), source })?;
 
     let mut trials = vec![None; model.layers];
@@ -195,16 +201,9 @@ pub fn train_recording(
             });
         }
         RankChoice::Auto => {
-            let mut curves = Vec::with_capacity(model.layers);
-            for layer in 0..model.layers {
-                let curve = trial(&training_set(recording, layer, layer)?, options, &shape)?;
-                progress.tried(layer, &curve);
-                trials[layer] = Some(curve.clone());
-                curves.push(curve);
-            }
-            let bytes = |rank| predictor_bytes(rank, hidden, ffn, options.dtype);
-            let budget = (options.size_budget * (ffn_bytes * model.layers as u64) as f64) as u64;
-            allocate_ranks(&curves, bytes, ffn_bytes, budget)?
+            let (ranks, curves) = choose_ranks(recording, options, progress)?;
+            trials = curves.into_iter().map(Some).collect();
+            ranks
         }
     };
 
@@ -227,6 +226,26 @@ pub fn train_recording(
     json.push(b'\n');
     publish(&out.join("predictors.json"), &json)?;
     Ok(report)
+}
+
+/// The rank of every layer for [`RankChoice::Auto`], from a short trial of each layer of the model, and the trials.
+pub fn choose_ranks(
+    recording: &Recording,
+    options: &TrainOptions,
+    progress: &dyn Progress,
+) -> Result<(Vec<usize>, Vec<RankCurve>), TrainError> {
+    let shape = Shape::new(recording, options);
+    let layers = recording.info().model.layers;
+    let mut curves = Vec::with_capacity(layers);
+    for layer in 0..layers {
+        let curve = trial(&training_set(recording, layer, layer)?, options, &shape)?;
+        progress.tried(layer, &curve);
+        curves.push(curve);
+    }
+    let bytes = |rank| predictor_bytes(rank, shape.hidden, shape.ffn, options.dtype);
+    let budget = (options.size_budget * (shape.ffn_bytes * layers as u64) as f64) as u64;
+    let ranks = allocate_ranks(&curves, bytes, shape.ffn_bytes, budget)?;
+    Ok((ranks, curves))
 }
 
 /// Fits each rank of the ladder briefly.

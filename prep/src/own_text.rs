@@ -1,0 +1,116 @@
+//! Calibration text that the model writes itself, when its user has none.
+//!
+//! A temporary bundle in the checkpoint's order is made, sampled from, and removed. Sequences begin with the model's first id and
+//! are drawn at temperature 1, so that they are spread as the model's own distribution is.
+
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use flashlm_formats::bundle::{Bundle, BundleError};
+use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_io::{DirectIo, EngineChoice};
+use flashlm_runtime::error::RuntimeError;
+use flashlm_runtime::generate::{Request, generate};
+use flashlm_runtime::load::{LoadOptions, load};
+use flashlm_runtime::model::kv_cache::KvDtype;
+use flashlm_runtime::sampler::{Sampler, Sampling};
+use flashlm_runtime::text::Tokenizer;
+
+use crate::pack::{PackError, PackOptions, pack};
+use crate::record::text::{SEPARATOR, first_id};
+
+/// Why no text was written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OwnTextError {
+    /// The temporary bundle.
+    #[error(transparent)]
+    Pack(#[from] PackError),
+    /// The temporary bundle.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// Running it.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The file system.
+    #[error("cannot remove the temporary bundle: {0}")]
+    Remove(std::io::Error),
+    /// The model has no id to begin with.
+    #[error("the model names no token that begins or ends a text, so it cannot write its own; give --text")]
+    NoFirstId,
+}
+
+/// How much text, and how it is drawn.
+#[derive(Clone, Copy, Debug)]
+pub struct OwnText {
+    /// Tokens to write.
+    pub tokens: usize,
+    /// Longest sequence.
+    pub sequence_tokens: usize,
+    /// Start of the random numbers.
+    pub seed: u64,
+    /// Time after which no further sequence is begun.
+    pub limit: Duration,
+}
+
+/// Lets the model of `checkpoint` write documents, separated by [`SEPARATOR`] lines; the temporary bundle goes to `dir`.
+pub fn write_own_text(
+    checkpoint: &Checkpoint,
+    tokenizer_json: &[u8],
+    asked: &OwnText,
+    dir: &Path,
+    threads: NonZeroUsize,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<String, OwnTextError> {
+    let path = dir.join("own-text.flashlm");
+    let options = PackOptions { tokenizer: tokenizer_json.to_vec(), overwrite: true, ..PackOptions::default() };
+    pack(checkpoint, &path, options, &mut |_, _| ())?;
+    let text = sample(&path, asked, threads, progress);
+    std::fs::remove_file(&path).map_err(OwnTextError::Remove)?;
+    text
+}
+
+fn sample(
+    path: &Path,
+    asked: &OwnText,
+    threads: NonZeroUsize,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<String, OwnTextError> {
+    let bundle = Bundle::open(path)?;
+    let spec = bundle.spec();
+    let first = first_id(spec).ok_or(OwnTextError::NoFirstId)?;
+    let context = asked.sequence_tokens.min(spec.max_positions);
+    let options = LoadOptions {
+        context,
+        budget: None,
+        ffn: None,
+        kv: KvDtype::F16,
+        threads,
+        direct: DirectIo::Optional,
+        engine: EngineChoice::Auto,
+    };
+    let mut forward = load(&bundle, &options, &mut |_, _| ())?.forward;
+    let tokenizer = Tokenizer::from_json(bundle.tokenizer())?;
+    let sampling = Sampling { temperature: 1.0, seed: asked.seed, ..Sampling::default() };
+    let mut sampler = Sampler::new(sampling, spec.vocab_size);
+    let begin = Instant::now();
+    let (mut text, mut written) = (String::new(), 0);
+    while written < asked.tokens && begin.elapsed() < asked.limit {
+        forward.truncate(0);
+        let mut stream = tokenizer.stream();
+        if !text.is_empty() {
+            text += &format!("\n{SEPARATOR}\n");
+        }
+        let request = Request { prompt: &[first], tokens: context - 1, eos: &spec.eos };
+        let generation = generate(&mut forward, &mut sampler, &request, &mut |id| {
+            text += &stream.push(id);
+            if begin.elapsed() < asked.limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        text += &stream.finish();
+        written += generation.tokens + 1;
+        progress(written as u64, asked.tokens as u64);
+    }
+    Ok(text)
+}
