@@ -19,6 +19,8 @@ enum Command {
     Run(commands::run::RunArgs),
     /// Write the logits of every position of a sequence
     Logits(commands::logits::LogitsArgs),
+    /// Measure how fast a disk gives reads, and keep the profile
+    Disk(commands::disk::DiskArgs),
     /// Print a shell completion script
     Completions {
         /// The shell to complete for
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => commands::run::run(args),
         Command::Logits(args) => commands::logits::run(args),
+        Command::Disk(args) => commands::disk::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "flashlm", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -1,5 +1,6 @@
 //! One file per subcommand, and what they share: arguments, progress, Ctrl-C.
 
+pub(crate) mod disk;
 pub(crate) mod logits;
 mod model_args;
 pub(crate) mod run;
