@@ -2,10 +2,12 @@
 //!
 //! A *record* is `[gate row,] up row, down column` of one neuron. A *group* is the unit of reading: one or more records next
 //! to each other, then zeros up to a multiple of the alignment. All groups of a bundle have the same length; the last one of a
-//! layer may hold fewer records. Positions count in storage order.
+//! layer may hold fewer records. Every layer begins at a multiple of 4 KiB, with zeros behind the groups of the one before it.
+//! Positions count in storage order.
 
 use std::ops::Range;
 
+use super::header::SECTION_ALIGNMENT;
 use crate::model::{DType, ModelSpec};
 
 /// Groups are padded to a multiple of this unless told otherwise: the smallest step that direct reads of most disks accept.
@@ -132,7 +134,9 @@ impl FlashLayout {
         })?;
         let group_bytes = filled.next_multiple_of(alignment);
         let groups = neurons.div_ceil(records_per_group);
-        let layer_bytes = groups.checked_mul(group_bytes).ok_or(too_large)?;
+        let layer_bytes = groups.checked_mul(group_bytes);
+        let layer_bytes = layer_bytes.and_then(|bytes| bytes.checked_next_multiple_of(SECTION_ALIGNMENT as usize));
+        let layer_bytes = layer_bytes.ok_or(too_large)?;
         Ok(Self {
             neurons,
             vectors,
@@ -181,9 +185,14 @@ impl FlashLayout {
         self.groups
     }
 
-    /// Bytes of a layer, padding included.
+    /// Bytes from the begin of a layer to that of the next one: its groups, and zeros up to a multiple of 4 KiB.
     pub const fn layer_bytes(&self) -> usize {
         self.layer_bytes
+    }
+
+    /// Bytes of a layer's groups, without the zeros behind them.
+    pub const fn groups_bytes(&self) -> usize {
+        self.groups * self.group_bytes
     }
 
     /// Alignment of a group.
@@ -291,6 +300,9 @@ mod tests {
                 prop_assert!(used[start..start + padding.start].iter().all(|u| *u));
                 prop_assert!(used[start + padding.start..start + padding.end].iter().all(|u| !*u));
             }
+            prop_assert_eq!(l.layer_bytes() % 4096, 0);
+            prop_assert!(l.layer_bytes() - l.groups_bytes() < 4096);
+            prop_assert!(used[l.groups_bytes()..].iter().all(|u| !*u));
             prop_assert_eq!(used.iter().filter(|u| !**u).count(), l.layer_padding_bytes());
         }
     }

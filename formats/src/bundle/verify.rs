@@ -130,6 +130,18 @@ impl Check<'_> {
                     }
                 }
             }
+            self.layer_end(layer)?;
+        }
+        Ok(())
+    }
+
+    /// The zeros behind a layer's groups.
+    fn layer_end(&mut self, layer: usize) -> Result<(), BundleError> {
+        let (extent, groups_bytes) = (self.bundle.layer(layer), self.bundle.layout().groups_bytes() as u64);
+        self.read(Extent { offset: extent.offset + groups_bytes, bytes: extent.bytes - groups_bytes })?;
+        if let Some(at) = self.buffer.iter().position(|byte| *byte != 0) {
+            let what = format!("padding behind layer {layer}, byte {}", extent.offset + groups_bytes + at as u64);
+            self.report.damages.push(Fault::new(Section::Flash, what, 0, self.buffer[at]));
         }
         Ok(())
     }
