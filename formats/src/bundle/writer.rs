@@ -117,7 +117,7 @@ impl Places {
             tokenizer: place(plan.tokenizer.len() as u64, SECTION_ALIGNMENT),
             resident: place(resident_head.len() as u64 + data_bytes, SECTION_ALIGNMENT),
             index: place(index::index_bytes(&layout, model.layers), SECTION_ALIGNMENT),
-            flash: place(layout.layer_bytes() as u64 * model.layers as u64, flash_alignment),
+            flash: place(layout.layer_stride() as u64 * model.layers as u64, flash_alignment),
             layout,
             resident_head,
         })
@@ -229,7 +229,7 @@ impl<S: Storage> BundleWriter<S> {
             }
             sums.push(checksum(group));
         }
-        let offset = layout.layer_bytes() as u64 * layer as u64 + layout.group_offset(first) as u64;
+        let offset = layout.layer_stride() as u64 * layer as u64 + layout.group_offset(first) as u64;
         self.write(self.flash.offset + offset, bytes)
     }
 

@@ -110,7 +110,8 @@ impl Small {
     /// A fixed order that is neither the identity nor the same in each layer.
     pub fn order(&self, layer: usize) -> Vec<u32> {
         let mut order: Vec<u32> = (0..self.plan.model.ffn.size as u32).rev().collect();
-        order.rotate_left(layer + 1);
+        let by = (layer + 1) % order.len();
+        order.rotate_left(by);
         order
     }
 
@@ -143,7 +144,7 @@ impl Small {
 
     /// All groups of a layer.
     pub fn groups(&self, layout: &FlashLayout, layer: usize) -> Vec<u8> {
-        let mut data = vec![0; layout.groups_bytes()];
+        let mut data = vec![0; layout.layer_bytes()];
         for (position, neuron) in self.order(layer).iter().enumerate() {
             for vector in 0..layout.vectors() {
                 let at = layout.vector_offset(position, vector);
