@@ -8,8 +8,8 @@ pub mod lossy;
 use std::path::Path;
 
 use flashlm_formats::bundle::{
-    BundlePlan, BundleWriter, Extras, FlashLayout, LayerPredictor, LayoutOptions, Manifest, PredictorDType, PredictorInfo,
-    PredictorKind, Provenance, SourceFile, Storage,
+    BundlePlan, BundleWriter, Extras, FlashLayout, LayerPredictor, LayoutOptions, Manifest, PredictorDType,
+    PredictorInfo, PredictorKind, Provenance, SourceFile, Storage,
 };
 use flashlm_formats::model::{
     Activation, Attention, Block, DType, Ffn, ModelSpec, Norm, NormKind, Positions, RopeScaling,
