@@ -2,8 +2,15 @@
 
 mod bundle_support;
 
+use std::fs;
+use std::path::Path;
+
 use bundle_support::{Small, ramp};
-use flashlm_formats::bundle::{Bundle, Section, verify};
+use flashlm_formats::bundle::{
+    Bundle, BundleError, BundlePlan, BundleWriter, Extras, FORMAT_VERSION, LayoutOptions, Section, verify,
+};
+use flashlm_formats::model::DType;
+use proptest::prelude::*;
 
 #[test]
 fn reads_what_was_written() {
@@ -49,10 +56,178 @@ fn reads_what_was_written() {
             }
         }
         let resident = bundle.section(Section::Resident).unwrap().extent;
-        let blob = std::fs::read(&path).unwrap()[resident.offset as usize..resident.end() as usize].to_vec();
+        let blob = fs::read(&path).unwrap()[resident.offset as usize..resident.end() as usize].to_vec();
         assert_eq!(safetensors::SafeTensors::deserialize(&blob).unwrap().len(), small.plan.resident_dtypes.len());
         let report = verify(&path, &mut |_, _| ()).unwrap();
         assert!(report.damages.is_empty(), "{report:?}");
         assert_eq!((report.unused_bytes, report.checked_bytes), (0, bundle.file_bytes()));
+    }
+}
+
+#[test]
+fn the_same_inputs_give_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str| {
+        let path = dir.path().join(name);
+        Small::opt().write(&path, Some(ramp(8, 5000)));
+        fs::read(path).unwrap()
+    };
+    assert!(write("a.flashlm") == write("b.flashlm"));
+}
+
+/// Format version 1 has to open forever. `FLASHLM_BLESS=1` writes the file anew: only when the version was never published.
+#[test]
+fn version_1_opens() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("tests/fixtures/bundle-v1.flashlm");
+    let small = Small::opt();
+    let blob = ramp(8, 5000);
+    if std::env::var_os("FLASHLM_BLESS").is_some() {
+        let _ = fs::remove_file(&path);
+        small.write(&path, Some(blob.clone()));
+    }
+    let bundle = Bundle::open(&path).unwrap();
+    assert_eq!(bundle.spec(), &small.plan.model);
+    assert_eq!(bundle.read_predictors().unwrap().unwrap(), blob);
+    assert!(verify(&path, &mut |_, _| ()).unwrap().damages.is_empty());
+    // As long as version 1 is what is written, it is written like this.
+    assert_eq!(FORMAT_VERSION, 1);
+    let dir = tempfile::tempdir().unwrap();
+    let again = dir.path().join("again.flashlm");
+    small.write(&again, Some(blob));
+    assert!(fs::read(&path).unwrap() == fs::read(&again).unwrap(), "the format changed without a new version");
+}
+
+/// A reader written from docs/bundle-format.md alone, without a line of the crate.
+#[test]
+fn a_reader_by_the_book_finds_every_row() {
+    let dir = tempfile::tempdir().unwrap();
+    for small in Small::all() {
+        let path = dir.path().join("m.flashlm");
+        let _ = fs::remove_file(&path);
+        small.write(&path, None);
+        let file = fs::read(&path).unwrap();
+        let u32_at = |at: usize| u32::from_le_bytes(file[at..at + 4].try_into().unwrap()) as usize;
+        let u64_at = |at: usize| u64::from_le_bytes(file[at..at + 8].try_into().unwrap()) as usize;
+        let xxh3 = xxhash_rust::xxh3::xxh3_64;
+        assert_eq!(&file[..8], [0x89, 0x46, 0x4C, 0x4D, 0x0D, 0x0A, 0x1A, 0x0A]);
+        assert_eq!((u32_at(8), u32_at(12), u64_at(16)), (1, 6, file.len()));
+        assert_eq!(u64_at(504) as u64, xxh3(&file[..504]));
+        let section = |at: usize| &file[u64_at(at)..u64_at(at) + u64_at(at + 8)];
+        for at in [24, 48, 72, 120] {
+            assert_eq!(u64_at(at + 16) as u64, xxh3(section(at)));
+        }
+        let manifest: serde_json::Value = serde_json::from_slice(section(24)).unwrap();
+        let number = |pointer: &str| manifest.pointer(pointer).unwrap().as_u64().unwrap() as usize;
+        let element = if manifest["ffn"]["dtype"] == "f32" { 4 } else { 2 };
+        let vectors = if manifest["model"]["ffn"]["gated"] == true { 3 } else { 2 };
+        let neurons = number("/model/ffn/size");
+        let row_bytes = number("/model/hidden_size") * element;
+        let (per_group, alignment) = (number("/ffn/records_per_group"), number("/ffn/alignment"));
+        let record_bytes = row_bytes * vectors;
+        let group_bytes = (per_group * record_bytes).next_multiple_of(alignment);
+        let groups = neurons.div_ceil(per_group);
+        let index = u64_at(120);
+        assert_eq!([u32_at(index), u32_at(index + 4), u32_at(index + 8)], [number("/model/layers"), neurons, groups]);
+        let mut table = index + 16;
+        let mut all_sums = Vec::new();
+        for layer in 0..number("/model/layers") {
+            let base = u64_at(table);
+            for position in 0..neurons {
+                let neuron = u32_at(table + 8 + 4 * position);
+                for v in 0..vectors {
+                    let at = base
+                        + (position / per_group) * group_bytes
+                        + (position % per_group) * record_bytes
+                        + v * row_bytes;
+                    assert_eq!(&file[at..at + row_bytes], small.row(layer, neuron as u32, v));
+                }
+            }
+            let sums = table + (8 + 4 * neurons).next_multiple_of(8);
+            for group in 0..groups {
+                let at = base + group * group_bytes;
+                assert_eq!(u64_at(sums + 8 * group) as u64, xxh3(&file[at..at + group_bytes]));
+            }
+            all_sums.extend(&file[sums..sums + 8 * groups]);
+            table = sums + 8 * groups;
+        }
+        assert_eq!(table, index + u64_at(128));
+        assert_eq!(u64_at(144 + 16) as u64, xxh3(&all_sums));
+    }
+}
+
+#[test]
+fn a_writer_takes_only_what_fits() {
+    let wrong = |result: Result<(), BundleError>| assert!(matches!(result, Err(BundleError::WrongInput { .. })));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.flashlm");
+    let small = Small::opt();
+    let create = || BundleWriter::create(&path, small.plan.clone(), false);
+    let layout = *create().unwrap().layout();
+    let neurons = layout.neurons() as u32;
+
+    let mut writer = create().unwrap();
+    assert!(matches!(create(), Err(BundleError::Busy { .. })));
+    wrong(writer.groups(&vec![0; layout.group_bytes()]));
+    wrong(writer.begin_layer((1..neurons).collect()));
+    wrong(writer.begin_layer((1..=neurons).collect()));
+    wrong(writer.begin_layer(vec![0; neurons as usize]));
+    writer.begin_layer((0..neurons).collect()).unwrap();
+    wrong(writer.begin_layer((0..neurons).collect()));
+    wrong(writer.groups(&vec![0; layout.group_bytes() - 1]));
+    wrong(writer.groups(&vec![0; layout.layer_bytes() + layout.group_bytes()]));
+    wrong(writer.groups(&vec![1; layout.group_bytes()]));
+    wrong(writer.resident(&vec![0; 1 << 20]));
+    wrong(writer.finish(Extras::default()).map(drop));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "a writer that fails leaves nothing");
+
+    let plans: [fn(&mut BundlePlan); 6] = [
+        |plan| plan.tokenizer.clear(),
+        |plan| plan.resident_dtypes.truncate(3),
+        |plan| plan.model.layers = 0,
+        |plan| plan.model.attention.heads = 3,
+        |plan| plan.model.layers = usize::MAX,
+        |plan| plan.model.attention.head_dim = usize::MAX,
+    ];
+    for change in plans {
+        let mut plan = small.plan.clone();
+        change(&mut plan);
+        wrong(BundleWriter::create(&path, plan, false).map(drop));
+    }
+    let mut plan = small.plan.clone();
+    plan.layout.alignment = 100;
+    assert!(matches!(BundleWriter::create(&path, plan, false), Err(BundleError::Layout(_))));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn any_shape_is_read_back(
+        layers in 1usize..4, neurons in 1usize..50, hidden in 1usize..20, gated: bool,
+        shift in 9u32..14, group_bytes in 0usize..3000, predictors in prop::option::of(1usize..9000),
+    ) {
+        let mut small = if gated { Small::gated() } else { Small::opt() };
+        small.plan.model.layers = layers;
+        small.plan.model.hidden_size = hidden;
+        small.plan.model.ffn.size = neurons;
+        small.plan.layout = LayoutOptions { alignment: 1 << shift, group_bytes };
+        small.plan.resident_dtypes = vec![DType::F16; small.plan.model.resident_tensors().len()];
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.flashlm");
+        let blob = predictors.map(|bytes| ramp(1, bytes));
+        let manifest = small.write(&path, blob.clone());
+        let bundle = Bundle::open(&path).unwrap();
+        prop_assert_eq!(bundle.manifest(), &manifest);
+        prop_assert_eq!(bundle.read_predictors().unwrap(), blob);
+        let report = verify(&path, &mut |_, _| ()).unwrap();
+        prop_assert_eq!(report.damages, vec![]);
+        prop_assert_eq!(report.unused_bytes, 0);
+        let layout = *bundle.layout();
+        for layer in 0..layers {
+            prop_assert_eq!(bundle.layer(layer).offset % 4096, 0);
+            let mut data = vec![0; layout.layer_bytes()];
+            bundle.read_at(bundle.layer(layer).offset, &mut data).unwrap();
+            prop_assert!(data == small.groups(&layout, layer));
+        }
     }
 }

@@ -4,7 +4,8 @@
 //! and `pack` differ in the storage order and the predictors they hand over, nothing else.
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 
 use flashlm_formats::bundle::{
     BundleError, BundlePlan, BundleWriter, Extras, FlashLayout, LayerSparsity, LayoutOptions, Manifest, PredictorInfo,
@@ -51,6 +52,15 @@ pub enum PackError {
         /// Orders given.
         found: usize,
     },
+    /// Writing would destroy the source.
+    #[error("{} is one of the checkpoint's own files; give the bundle another name", path.display())]
+    OutputIsSource {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The caller wanted to stop.
+    #[error("interrupted; no bundle was left behind")]
+    Interrupted,
 }
 
 /// What a bundle is to hold besides the model.
@@ -68,6 +78,8 @@ pub struct PackOptions {
     pub sparsity: Option<Vec<LayerSparsity>>,
     /// Replace a file that is there.
     pub overwrite: bool,
+    /// Set by another thread, it makes [`pack`] end with `Interrupted`.
+    pub stop: Option<Arc<AtomicBool>>,
 }
 
 /// Writes the bundle of `checkpoint` to `path`; `progress` is told bytes done and bytes in all.
@@ -77,6 +89,7 @@ pub fn pack(
     options: PackOptions,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Manifest, PackError> {
+    refuse_source(checkpoint, path)?;
     let spec = checkpoint.spec();
     let tensors = spec.resident_tensors();
     let dtypes = tensors.iter().map(|t| checkpoint.resident(&t.name).map(|info| info.dtype));
@@ -104,6 +117,11 @@ pub fn pack(
     let extra = options.predictors.as_ref().map_or(0, |(_, blob)| blob.len() as u64);
     check_space(path, writer.planned_bytes() + extra)?;
     let total = writer.planned_bytes();
+    let mut step = |done| {
+        progress(done, total);
+        let stop = options.stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed));
+        if stop { Err(PackError::Interrupted) } else { Ok(()) }
+    };
     let mut done = 0;
     let mut hash = Xxh3::new();
     let mut bytes = Vec::new();
@@ -115,7 +133,7 @@ pub fn pack(
         }
         writer.resident(&bytes)?;
         done += bytes.len() as u64;
-        progress(done, total);
+        step(done)?;
     }
     drop(bytes);
 
@@ -149,7 +167,7 @@ pub fn pack(
                 for groups in records.chunks(groups_at_once(&layout)) {
                     writer.groups(groups)?;
                     done += groups.len() as u64;
-                    progress(done, total);
+                    step(done)?;
                 }
                 _ = emptied.send(records);
             }
@@ -170,6 +188,16 @@ pub fn pack(
     };
     let extras = Extras { predictors: options.predictors, sparsity: options.sparsity, provenance };
     Ok(writer.finish(extras)?)
+}
+
+/// An error if `path` is a file that is read.
+fn refuse_source(checkpoint: &Checkpoint, path: &Path) -> Result<(), PackError> {
+    let Ok(output) = path.canonicalize() else { return Ok(()) };
+    let is_output = |name: &str| checkpoint.dir().join(name).canonicalize().is_ok_and(|file| file == output);
+    if checkpoint.files().iter().any(|file| is_output(&file.name)) {
+        return Err(PackError::OutputIsSource { path: path.to_path_buf() });
+    }
+    Ok(())
 }
 
 /// Bytes of groups that are written at once: about 4 MiB.
@@ -203,6 +231,47 @@ pub fn check_space(path: &Path, needed: u64) -> Result<(), PackError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn tiny_opt() -> Checkpoint {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("examples/tiny-opt");
+        Checkpoint::open(dir).unwrap()
+    }
+
+    fn options() -> PackOptions {
+        PackOptions { tokenizer: b"{}".to_vec(), ..PackOptions::default() }
+    }
+
+    #[test]
+    fn stopped_at_any_step_it_leaves_what_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.flashlm");
+        std::fs::write(&path, "old").unwrap();
+        let mut steps = 0;
+        pack(&tiny_opt(), &dir.path().join("whole.flashlm"), options(), &mut |_, _| steps += 1).unwrap();
+        assert!(steps > 10);
+        for last in [1, 2, steps / 2, steps - 1, steps] {
+            let stop = Arc::new(AtomicBool::new(false));
+            let stopping = PackOptions { stop: Some(stop.clone()), overwrite: true, ..options() };
+            let mut step = 0;
+            let result = pack(&tiny_opt(), &path, stopping, &mut |_, _| {
+                step += 1;
+                stop.store(step == last, Ordering::Relaxed);
+            });
+            assert!(matches!(result, Err(PackError::Interrupted)), "stopped at step {last} of {steps}");
+            assert_eq!(std::fs::read(&path).unwrap(), b"old");
+            assert_eq!(dir.path().read_dir().unwrap().count(), 2);
+        }
+    }
+
+    #[test]
+    fn the_source_is_never_overwritten() {
+        let checkpoint = tiny_opt();
+        let path = checkpoint.dir().join("model.safetensors");
+        let before = path.metadata().unwrap().len();
+        let result = pack(&checkpoint, &path, PackOptions { overwrite: true, ..options() }, &mut |_, _| ());
+        assert!(matches!(result, Err(PackError::OutputIsSource { .. })));
+        assert_eq!(path.metadata().unwrap().len(), before);
+    }
 
     #[test]
     fn elements_move_to_their_storage_position() {

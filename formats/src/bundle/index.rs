@@ -53,7 +53,7 @@ pub(super) fn encode(layout: &FlashLayout, flash_offset: u64, layers: &[LayerTab
 }
 
 fn base(layout: &FlashLayout, flash_offset: u64, layer: usize) -> u64 {
-    flash_offset + layer as u64 * layout.layer_bytes() as u64
+    flash_offset + layer as u64 * layout.layer_stride() as u64
 }
 
 /// Reads the index of `layers` layers and holds every number in it against the layout and the flash section's extent.
@@ -147,7 +147,7 @@ mod tests {
                 order: shuffled(neurons, seed + layer as u64),
                 checksums: (0..layout.groups() as u64).map(|g| g ^ seed).collect(),
             }).collect();
-            let flash = Extent { offset: 8192, bytes: (layers * layout.layer_bytes()) as u64 };
+            let flash = Extent { offset: 8192, bytes: (layers * layout.layer_stride()) as u64 };
             let bytes = encode(&layout, flash.offset, &tables);
             prop_assert_eq!(bytes.len() as u64, index_bytes(&layout, layers));
             prop_assert_eq!(decode(&bytes, &layout, layers, flash).unwrap(), tables);

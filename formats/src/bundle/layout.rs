@@ -2,10 +2,12 @@
 //!
 //! A *record* is `[gate row,] up row, down column` of one neuron. A *group* is the unit of reading: one or more records next
 //! to each other, then zeros up to a multiple of the alignment. All groups of a bundle have the same length; the last one of a
-//! layer may hold fewer records. Positions count in storage order.
+//! layer may hold fewer records. Every layer begins at a multiple of 4 KiB, with zeros behind the groups of the one before it.
+//! Positions count in storage order.
 
 use std::ops::Range;
 
+use super::header::SECTION_ALIGNMENT;
 use crate::model::{DType, ModelSpec};
 
 /// Groups are padded to a multiple of this unless told otherwise: the smallest step that direct reads of most disks accept.
@@ -84,6 +86,7 @@ pub struct FlashLayout {
     group_bytes: usize,
     groups: usize,
     layer_bytes: usize,
+    layer_stride: usize,
     alignment: usize,
 }
 
@@ -133,6 +136,7 @@ impl FlashLayout {
         let group_bytes = filled.next_multiple_of(alignment);
         let groups = neurons.div_ceil(records_per_group);
         let layer_bytes = groups.checked_mul(group_bytes).ok_or(too_large)?;
+        let layer_stride = layer_bytes.checked_next_multiple_of(SECTION_ALIGNMENT as usize).ok_or(too_large)?;
         Ok(Self {
             neurons,
             vectors,
@@ -142,6 +146,7 @@ impl FlashLayout {
             group_bytes,
             groups,
             layer_bytes,
+            layer_stride,
             alignment,
         })
     }
@@ -181,9 +186,14 @@ impl FlashLayout {
         self.groups
     }
 
-    /// Bytes of a layer, padding included.
+    /// Bytes of a layer's groups, their padding included.
     pub const fn layer_bytes(&self) -> usize {
         self.layer_bytes
+    }
+
+    /// Bytes from the begin of a layer to that of the next one in a bundle: its groups, and zeros up to a multiple of 4 KiB.
+    pub const fn layer_stride(&self) -> usize {
+        self.layer_stride
     }
 
     /// Alignment of a group.
@@ -191,9 +201,9 @@ impl FlashLayout {
         self.alignment
     }
 
-    /// Bytes of a layer that hold no weights.
+    /// Bytes of a layer's stride that hold no weights.
     pub const fn layer_padding_bytes(&self) -> usize {
-        self.layer_bytes - self.neurons * self.record_bytes
+        self.layer_stride - self.neurons * self.record_bytes
     }
 
     /// The group that holds the neuron at `position`.
@@ -272,7 +282,7 @@ mod tests {
             neurons in 1usize..300, vectors in 2usize..4, row in 1usize..700, records in 1usize..9, shift in 9u32..13,
         ) {
             let l = FlashLayout::with_records(neurons, vectors, row, records, 1 << shift).unwrap();
-            let mut used = vec![false; l.layer_bytes()];
+            let mut used = vec![false; l.layer_stride()];
             for position in 0..neurons {
                 prop_assert!(l.positions_of(l.group_of(position)).contains(&position));
                 for vector in 0..vectors {
@@ -291,6 +301,9 @@ mod tests {
                 prop_assert!(used[start..start + padding.start].iter().all(|u| *u));
                 prop_assert!(used[start + padding.start..start + padding.end].iter().all(|u| !*u));
             }
+            prop_assert_eq!(l.layer_stride() % 4096, 0);
+            prop_assert!(l.layer_stride() - l.layer_bytes() < 4096);
+            prop_assert!(used[l.layer_bytes()..].iter().all(|u| !*u));
             prop_assert_eq!(used.iter().filter(|u| !**u).count(), l.layer_padding_bytes());
         }
     }

@@ -26,6 +26,9 @@ mod storage;
 mod verify;
 mod writer;
 
+#[cfg(test)]
+mod description;
+
 pub use error::{BundleError, Fault};
 pub use header::{Extent, FORMAT_VERSION, Section, SectionInfo};
 pub use layout::{DEFAULT_ALIGNMENT, DEFAULT_GROUP_BYTES, FlashLayout, LayoutError, LayoutOptions};
@@ -34,7 +37,7 @@ pub use manifest::{
     SourceFile,
 };
 pub use reader::Bundle;
-pub use replace::replace_predictors;
+pub use replace::{replace_predictors, replace_predictors_on};
 pub use resident::TensorEntry;
 pub use storage::{FileStorage, Storage};
 pub use verify::{VerifyReport, verify};

@@ -123,7 +123,7 @@ impl Bundle {
         self.section(Section::Predictors)
     }
 
-    /// Place of the flash section: the layers, one directly behind the other.
+    /// Place of the flash section: the layers, [`FlashLayout::layer_stride`] apart.
     pub fn flash(&self) -> Extent {
         self.header.section(Section::Flash).extent
     }
@@ -134,8 +134,8 @@ impl Bundle {
     /// If the model has no such layer.
     pub fn layer(&self, layer: usize) -> Extent {
         assert!(layer < self.layers.len(), "layer {layer} of {}", self.layers.len());
-        let bytes = self.layout.layer_bytes() as u64;
-        Extent { offset: self.flash().offset + layer as u64 * bytes, bytes }
+        let offset = self.flash().offset + layer as u64 * self.layout.layer_stride() as u64;
+        Extent { offset, bytes: self.layout.layer_bytes() as u64 }
     }
 
     /// Place of a group.
@@ -287,7 +287,7 @@ fn check_flash(source: &Source<'_>, manifest: &Manifest) -> Result<(FlashLayout,
         }
     }
     let (flash, index) = (header.section(Section::Flash), header.section(Section::Index));
-    let flash_bytes = (layout.layer_bytes() as u64).checked_mul(model.layers as u64);
+    let flash_bytes = (layout.layer_stride() as u64).checked_mul(model.layers as u64);
     if flash_bytes != Some(flash.extent.bytes) {
         let expected = flash_bytes.map_or("a possible length".into(), |bytes| bytes.to_string());
         return Err(at(Fault::new(Section::Flash, "length", expected, flash.extent.bytes)));

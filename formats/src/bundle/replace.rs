@@ -41,17 +41,19 @@ impl Storage for InPlace {
 /// # Errors
 /// Whatever opening the bundle reports, `WrongInput` for a manifest of another model or layout, `Busy`, `Io`.
 pub fn replace_predictors(path: &Path, predictors: Option<&[u8]>, manifest: &Manifest) -> Result<(), BundleError> {
-    let bundle = Bundle::open(path)?;
-    let write = OpenOptions::new().read(true).write(true).open(path).map_err(BundleError::io("open", path))?;
-    storage::lock(&write, path)?;
-    let end = replace_on(&mut InPlace(write), &bundle, predictors, manifest)?;
+    let file = OpenOptions::new().read(true).write(true).open(path).map_err(BundleError::io("open", path))?;
+    storage::lock(&file, path)?;
+    let mut storage = InPlace(file);
+    let end = replace_predictors_on(&mut storage, &Bundle::open(path)?, predictors, manifest)?;
     // What lies behind the new end belongs to nobody any more.
-    let write = OpenOptions::new().write(true).open(path).map_err(BundleError::io("open", path))?;
-    write.set_len(end).map_err(BundleError::io("truncate", path))
+    storage.0.set_len(end).map_err(BundleError::io("truncate", path))
 }
 
-/// The same on any storage; the end of the file is returned.
-fn replace_on(
+/// As [`replace_predictors`], writing to any storage that holds the bytes of `bundle`. The end of the last section is returned.
+///
+/// # Errors
+/// As [`replace_predictors`].
+pub fn replace_predictors_on(
     storage: &mut impl Storage,
     bundle: &Bundle,
     predictors: Option<&[u8]>,

@@ -31,7 +31,13 @@ const PIECE_BYTES: u64 = 4 << 20;
 /// sections is no error but part of the report.
 pub fn verify(path: impl AsRef<Path>, progress: &mut dyn FnMut(u64, u64)) -> Result<VerifyReport, BundleError> {
     let bundle = Bundle::open(path)?;
-    let mut check = Check { bundle: &bundle, report: VerifyReport::default(), buffer: Vec::new(), done: 0, progress };
+    let mut check = Check {
+        bundle: &bundle,
+        report: VerifyReport::default(),
+        buffer: Vec::new(),
+        done: HEADER_BYTES as u64,
+        progress,
+    };
     check.gaps()?;
     for (section, extent) in bundle.header().in_file_order() {
         match section {
@@ -130,6 +136,18 @@ impl Check<'_> {
                     }
                 }
             }
+            self.layer_end(layer)?;
+        }
+        Ok(())
+    }
+
+    /// The zeros behind a layer's groups.
+    fn layer_end(&mut self, layer: usize) -> Result<(), BundleError> {
+        let (groups, layout) = (self.bundle.layer(layer), self.bundle.layout());
+        self.read(Extent { offset: groups.end(), bytes: (layout.layer_stride() - layout.layer_bytes()) as u64 })?;
+        if let Some(at) = self.buffer.iter().position(|byte| *byte != 0) {
+            let what = format!("padding behind layer {layer}, byte {}", groups.end() + at as u64);
+            self.report.damages.push(Fault::new(Section::Flash, what, 0, self.buffer[at]));
         }
         Ok(())
     }

@@ -117,7 +117,7 @@ impl Places {
             tokenizer: place(plan.tokenizer.len() as u64, SECTION_ALIGNMENT),
             resident: place(resident_head.len() as u64 + data_bytes, SECTION_ALIGNMENT),
             index: place(index::index_bytes(&layout, model.layers), SECTION_ALIGNMENT),
-            flash: place(layout.layer_bytes() as u64 * model.layers as u64, flash_alignment),
+            flash: place(layout.layer_stride() as u64 * model.layers as u64, flash_alignment),
             layout,
             resident_head,
         })
@@ -229,7 +229,7 @@ impl<S: Storage> BundleWriter<S> {
             }
             sums.push(checksum(group));
         }
-        let offset = layout.layer_bytes() as u64 * layer as u64 + layout.group_offset(first) as u64;
+        let offset = layout.layer_stride() as u64 * layer as u64 + layout.group_offset(first) as u64;
         self.write(self.flash.offset + offset, bytes)
     }
 
@@ -289,13 +289,15 @@ impl<S: Storage> BundleWriter<S> {
 
 /// The sections at the end, which may be replaced later: predictors, if any, and the manifest.
 pub(super) struct Tail<'a> {
+    /// Where the one section before ends.
+    begin: u64,
     predictors: Option<(SectionInfo, &'a [u8])>,
     manifest: (SectionInfo, Vec<u8>),
 }
 
 impl<'a> Tail<'a> {
-    /// Places them at or behind `end`.
-    pub(super) fn new(manifest: &Manifest, predictors: Option<&'a [u8]>, end: u64) -> Result<Self, BundleError> {
+    /// Places them behind `begin`.
+    pub(super) fn new(manifest: &Manifest, predictors: Option<&'a [u8]>, begin: u64) -> Result<Self, BundleError> {
         limits::check_facts(manifest).map_err(refused)?;
         if manifest.predictors.is_some() != predictors.is_some_and(|bytes| !bytes.is_empty()) {
             return Err(BundleError::input("predictors", "a blob and its description, or neither", "one of them"));
@@ -303,14 +305,14 @@ impl<'a> Tail<'a> {
         let mut json = serde_json::to_vec_pretty(manifest)
             .map_err(|error| BundleError::input("manifest", "something that JSON can hold", error))?;
         json.push(b'\n');
-        let mut end = end;
+        let mut end = begin;
         let mut place = |bytes: &[u8]| {
             let extent = Extent { offset: end.next_multiple_of(SECTION_ALIGNMENT), bytes: bytes.len() as u64 };
             end = extent.end();
             SectionInfo { extent, checksum: checksum(bytes) }
         };
         let predictors = predictors.map(|bytes| (place(bytes), bytes));
-        Ok(Self { predictors, manifest: (place(&json), json) })
+        Ok(Self { begin, predictors, manifest: (place(&json), json) })
     }
 
     /// The end of the file.
@@ -324,14 +326,21 @@ impl<'a> Tail<'a> {
         storage: &mut impl Storage,
         mut sections: [SectionInfo; Section::ALL.len()],
     ) -> std::io::Result<()> {
+        // Where something was before, the padding has to be cleared; in a new file this writes zeros over zeros.
+        let mut end = self.begin;
+        let mut append = |storage: &mut dyn Storage, extent: Extent, bytes: &[u8]| {
+            storage.write_at(end, &vec![0; (extent.offset - end) as usize])?;
+            end = extent.end();
+            storage.write_at(extent.offset, bytes)
+        };
         sections[Section::Predictors as usize] = SectionInfo::default();
         if let Some((info, bytes)) = &self.predictors {
             sections[Section::Predictors as usize] = *info;
-            storage.write_at(info.extent.offset, bytes)?;
+            append(storage, info.extent, bytes)?;
         }
         let (info, json) = &self.manifest;
         sections[Section::Manifest as usize] = *info;
-        storage.write_at(info.extent.offset, json)?;
+        append(storage, info.extent, json)?;
         storage.sync()?;
         let file_bytes = sections.iter().map(|s| s.extent.end()).max().expect("there are sections");
         storage.write_at(0, &Header { file_bytes, sections }.encode())?;

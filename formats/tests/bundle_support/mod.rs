@@ -3,11 +3,13 @@
 // Each test program uses its own part of this, and none of it is seen from outside.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod lossy;
+
 use std::path::Path;
 
 use flashlm_formats::bundle::{
-    BundlePlan, BundleWriter, Extras, LayerPredictor, LayoutOptions, Manifest, PredictorDType, PredictorInfo,
-    PredictorKind, Provenance, SourceFile, Storage,
+    BundlePlan, BundleWriter, Extras, FlashLayout, LayerPredictor, LayoutOptions, Manifest, PredictorDType,
+    PredictorInfo, PredictorKind, Provenance, SourceFile, Storage,
 };
 use flashlm_formats::model::{
     Activation, Attention, Block, DType, Ffn, ModelSpec, Norm, NormKind, Positions, RopeScaling,
@@ -108,7 +110,8 @@ impl Small {
     /// A fixed order that is neither the identity nor the same in each layer.
     pub fn order(&self, layer: usize) -> Vec<u32> {
         let mut order: Vec<u32> = (0..self.plan.model.ffn.size as u32).rev().collect();
-        order.rotate_left(layer + 1);
+        let by = (layer + 1) % order.len();
+        order.rotate_left(by);
         order
     }
 
@@ -139,6 +142,18 @@ impl Small {
         self.fill(BundleWriter::create(path, self.plan.clone(), false).unwrap(), predictors)
     }
 
+    /// All groups of a layer.
+    pub fn groups(&self, layout: &FlashLayout, layer: usize) -> Vec<u8> {
+        let mut data = vec![0; layout.layer_bytes()];
+        for (position, neuron) in self.order(layer).iter().enumerate() {
+            for vector in 0..layout.vectors() {
+                let at = layout.vector_offset(position, vector);
+                data[at..at + layout.row_bytes()].copy_from_slice(&self.row(layer, *neuron, vector));
+            }
+        }
+        data
+    }
+
     /// Gives a writer everything.
     pub fn fill<S: Storage>(&self, mut writer: BundleWriter<S>, predictors: Option<Vec<u8>>) -> Manifest {
         let tensors = self.plan.model.resident_tensors();
@@ -148,16 +163,9 @@ impl Small {
         }
         let layout = *writer.layout();
         for layer in 0..self.plan.model.layers {
-            let order = self.order(layer);
-            let mut data = vec![0; layout.layer_bytes()];
-            for (position, neuron) in order.iter().enumerate() {
-                for vector in 0..layout.vectors() {
-                    let at = layout.vector_offset(position, vector);
-                    data[at..at + layout.row_bytes()].copy_from_slice(&self.row(layer, *neuron, vector));
-                }
-            }
-            writer.begin_layer(order).unwrap();
-            data.chunks(3 * layout.group_bytes()).for_each(|groups| writer.groups(groups).unwrap());
+            writer.begin_layer(self.order(layer)).unwrap();
+            let groups = self.groups(&layout, layer);
+            groups.chunks(3 * layout.group_bytes()).for_each(|groups| writer.groups(groups).unwrap());
         }
         let predictors = predictors.map(|blob| (self.predictor_info(4), blob));
         writer.finish(Extras { predictors, sparsity: None, provenance: self.provenance() }).unwrap()

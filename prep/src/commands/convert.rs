@@ -10,8 +10,9 @@ use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_prep::pack::{PackOptions, pack};
 use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_runtime::budget::human_bytes;
+use serde_json::json;
 
-use super::Stage;
+use super::{Stage, interrupt};
 
 /// Arguments of `flashlm-prep convert`.
 #[derive(Args)]
@@ -33,6 +34,9 @@ pub(crate) struct ConvertArgs {
     /// As many records make a group as fit into this
     #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_GROUP_BYTES)]
     group_bytes: usize,
+    /// Print what was written as a JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn run(args: &ConvertArgs) -> Result<ExitCode> {
@@ -44,12 +48,17 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<ExitCode> {
         layout: LayoutOptions { alignment: args.alignment, group_bytes: args.group_bytes },
         tokenizer: tokenizer_json(&checkpoint)?,
         overwrite: args.force,
+        stop: Some(interrupt::watch()?),
         ..PackOptions::default()
     };
     let stage = Stage::bytes("converting");
     let manifest = pack(&checkpoint, &args.output, options, &mut |done, total| stage.set(done, total))?;
     drop(stage);
     let bytes = std::fs::metadata(&args.output)?.len();
+    if args.json {
+        println!("{}", json!({ "output": args.output, "bytes": bytes, "manifest": manifest }));
+        return Ok(ExitCode::SUCCESS);
+    }
     eprintln!(
         "wrote {}: {}, of a {} model of {}",
         args.output.display(),

@@ -83,8 +83,8 @@ fn bundle(path: &Path, json: bool) -> Result<ExitCode> {
 
 fn show(facts: &Facts<'_>, json: bool) {
     let Facts { kind, spec, model_bytes, resident_bytes, dtype, layout, notes, more } = facts;
-    let flash_bytes = layout.layer_bytes() as u64 * spec.layers as u64;
-    let padding = layout.layer_padding_bytes() as f64 / layout.layer_bytes() as f64;
+    let flash_bytes = layout.layer_stride() as u64 * spec.layers as u64;
+    let padding = layout.layer_padding_bytes() as f64 / layout.layer_stride() as f64;
     if json {
         let mut object = json!({
             "kind": kind, "model": spec, "model_bytes": model_bytes, "resident_bytes": resident_bytes,

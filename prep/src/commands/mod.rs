@@ -4,6 +4,7 @@ pub(crate) mod analyze;
 pub(crate) mod convert;
 pub(crate) mod evaluate;
 pub(crate) mod inspect;
+mod interrupt;
 pub(crate) mod order;
 pub(crate) mod pack;
 pub(crate) mod prepare;

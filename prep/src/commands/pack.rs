@@ -13,7 +13,7 @@ use flashlm_prep::predictors::assemble;
 use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_runtime::budget::human_bytes;
 
-use super::Stage;
+use super::{Stage, interrupt};
 
 /// Arguments of `flashlm-prep pack`.
 #[derive(Args)]
@@ -62,6 +62,7 @@ pub(crate) fn run(args: &PackArgs) -> Result<ExitCode> {
         orders,
         predictors: Some(predictors),
         overwrite: args.force,
+        stop: Some(interrupt::watch()?),
         ..PackOptions::default()
     };
     let stage = Stage::bytes("packing");

@@ -31,7 +31,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
     if args.json {
         println!(
             "{}",
-            json!({ "damages": damages, "checked_bytes": report.checked_bytes, "unused_bytes": report.unused_bytes })
+            json!({ "ok": damages.is_empty(), "damages": damages, "checked_bytes": report.checked_bytes, "unused_bytes": report.unused_bytes })
         );
     } else if damages.is_empty() {
         println!("{}: {} checked, no damage", args.bundle.display(), human_bytes(report.checked_bytes));
