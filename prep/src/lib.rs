@@ -10,5 +10,6 @@ pub mod predictors;
 pub mod record;
 pub mod records;
 pub mod states;
+pub mod synthesize;
 pub mod tokenizer;
 pub mod train;

@@ -35,6 +35,8 @@ enum Command {
     Order(commands::order::OrderArgs),
     /// Train predictors of the active neurons on a recording
     Train(commands::train::TrainArgs),
+    /// Write a random-weight checkpoint of a published geometry, for measuring
+    Synthesize(commands::synthesize::SynthesizeArgs),
     /// Print a shell completion script
     Completions {
         /// The shell to complete for
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Command::Analyze(args) => commands::analyze::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Order(args) => commands::order::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Train(args) => commands::train::run(&args),
+        Command::Synthesize(args) => commands::synthesize::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "flashlm-prep", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -24,6 +24,7 @@ mod families;
 mod file;
 mod pickle;
 mod plan;
+mod published;
 mod safetensors;
 mod tensor;
 mod tokenizer_files;
@@ -35,6 +36,7 @@ use std::path::{Path, PathBuf};
 
 pub use directory::Format;
 pub use error::{CheckpointError, ConfigError, Foreign, IndexError, SafetensorsError, TensorProblem, TorchError};
+pub use published::{PublishedTensor, published_tensors};
 pub use tokenizer_files::{TokenizerFiles, TokenizerSource};
 
 use crate::model::{DType, ModelSpec};

@@ -44,7 +44,12 @@ impl Plan {
 
     /// Names of the stored tensors that are used.
     pub(crate) fn sources(&self) -> impl Iterator<Item = &str> {
-        self.tensors.values().flatten().map(|part| &*part.source)
+        self.parts().map(|part| &*part.source)
+    }
+
+    /// Every part of every canonical tensor.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &Part> {
+        self.tensors.values().flatten()
     }
 
     /// Take `to` wherever `from` was planned.

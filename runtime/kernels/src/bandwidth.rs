@@ -21,6 +21,12 @@ const PASSES: usize = 3;
 pub fn read_bandwidth(threads: &Threads, bytes: usize) -> f64 {
     let mut data = vec![0f32; bytes.max(4) / 4];
     threads.chunks_mut(&mut data, TASK, &|index, part| part.fill((index % 7) as f32 + 1.0));
+    read_bandwidth_of(threads, &data)
+}
+
+/// Bytes per second of a plain read of `data` on all threads, the best of three passes: for memory whose pages are as those of
+/// what it is compared with. Pages that were never written are all the same one; write them first.
+pub fn read_bandwidth_of(threads: &Threads, data: &[f32]) -> f64 {
     let kernels = Kernels::get();
     let total = AtomicU64::new(0);
     let mut best = 0f64;
@@ -30,7 +36,7 @@ pub fn read_bandwidth(threads: &Threads, bytes: usize) -> f64 {
             let part = &data[index * TASK..data.len().min((index + 1) * TASK)];
             total.fetch_add(kernels.run(Sum { part }) as u64, Ordering::Relaxed);
         });
-        best = best.max((data.len() * 4) as f64 / start.elapsed().as_secs_f64());
+        best = best.max(size_of_val(data) as f64 / start.elapsed().as_secs_f64());
     }
     black_box(total.into_inner());
     best

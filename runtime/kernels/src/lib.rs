@@ -36,7 +36,7 @@ mod threads;
 mod tile;
 
 pub use activation::{gelu, gelu_tanh, relu, silu, softmax};
-pub use bandwidth::read_bandwidth;
+pub use bandwidth::{read_bandwidth, read_bandwidth_of};
 pub use dispatch::{ForceError, InstructionSet, Kernels, force_instruction_set, instruction_set};
 pub use element::{Element, store_bf16, store_f16, to_f32};
 pub use elementwise::{layer_norm, rms_norm, rope_rotate_half};

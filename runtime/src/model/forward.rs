@@ -3,7 +3,7 @@
 use flashlm_formats::model::{ModelSpec, Positions};
 use flashlm_kernels::{Threads, matvec};
 
-use super::ffn::{FfnSource, ReadCounters};
+use super::ffn::{FfnObserver, FfnSource, ReadCounters};
 use super::kv_cache::{KvCache, KvDtype};
 use super::layer::{LayerScratch, Pass, norm};
 use super::positions::PositionTables;
@@ -118,18 +118,24 @@ impl Forward {
         self.check(ids)?;
         let mut last = 0;
         for piece in ids.chunks(PIECE_TOKENS) {
-            self.run_piece(piece)?;
+            self.run_piece(piece, None)?;
             last = piece.len() - 1;
         }
         self.logits(last);
         Ok(&mut self.head.logits)
     }
 
+    /// As [`Forward::feed`], without the logits, and shows `observer` what goes through the FFN of every block.
+    pub fn feed_observed(&mut self, ids: &[u32], observer: &mut dyn FfnObserver) -> Result<()> {
+        self.check(ids)?;
+        ids.chunks(PIECE_TOKENS).try_for_each(|piece| self.run_piece(piece, Some(&mut *observer)))
+    }
+
     /// Feeds tokens and hands the logits of each one to `each`, with its place in `ids`.
     pub fn feed_all(&mut self, ids: &[u32], each: &mut dyn FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
         self.check(ids)?;
         for (p, piece) in ids.chunks(PIECE_TOKENS).enumerate() {
-            self.run_piece(piece)?;
+            self.run_piece(piece, None)?;
             for t in 0..piece.len() {
                 self.logits(t);
                 each(p * PIECE_TOKENS + t, &self.head.logits)?;
@@ -153,7 +159,7 @@ impl Forward {
         Ok(())
     }
 
-    fn run_piece(&mut self, ids: &[u32]) -> Result<()> {
+    fn run_piece(&mut self, ids: &[u32], mut observer: Option<&mut dyn FfnObserver>) -> Result<()> {
         let states = &mut self.states[..ids.len() * self.spec.hidden_size];
         let start = self.cache.len();
         embed(&self.spec, &self.weights.outer, &self.threads, ids, start, states, &mut self.embed);
@@ -165,7 +171,7 @@ impl Forward {
                 cache: &mut self.cache,
                 ffn: &mut *self.ffn,
                 scratch: &mut self.scratch,
-                observer: None,
+                observer: observer.as_mut().map(|o| &mut **o as &mut dyn FfnObserver),
             };
             pass.run(weights, layer, layer, states)?;
         }
