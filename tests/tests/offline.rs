@@ -1,0 +1,135 @@
+//! The offline stage on the example model: recording against PyTorch, `prepare` interrupted and resumed, evaluation.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use flashlm_formats::bundle::{Bundle, verify};
+use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_formats::recording::Recording;
+use flashlm_kernels::Threads;
+use flashlm_prep::evaluate::{PredictorChoice, Windows, evaluate};
+use flashlm_prep::record::{Calibration, Recorder};
+use flashlm_prep::states;
+use flashlm_tests::{program, root, scratch};
+
+fn threads() -> Threads {
+    Threads::new(std::thread::available_parallelism().unwrap()).unwrap()
+}
+
+/// The shipped recording was made by `examples/record_with_transformers.py`, from the first two layers.
+#[test]
+fn our_recording_agrees_with_the_one_made_with_transformers() {
+    let theirs = Recording::open(&root().join("tests/fixtures/recording-tiny-opt")).unwrap();
+    let checkpoint = Checkpoint::open(root().join("examples/tiny-opt")).unwrap();
+    let calibration = Calibration {
+        tokens: theirs.tokens().to_vec(),
+        sequences: theirs.sequence_offsets().to_vec(),
+        documents: theirs.documents().to_vec(),
+        sequence_tokens: 48,
+        seed: 0,
+        text_fingerprint: 0,
+    };
+    let dir = scratch();
+    let mut recorder = Recorder::open(&checkpoint, &calibration, dir.path(), threads()).unwrap();
+    let (mut bits, mut different) = (0usize, 0usize);
+    for layer in 0..2 {
+        recorder.record(layer, true, &mut |_| ()).unwrap();
+        let (mut ours, mut theirs) = (recorder.recording().layer(layer).unwrap(), theirs.layer(layer).unwrap());
+        let (tokens, hidden) = (ours.tokens(), ours.hidden());
+        let mut inputs = [vec![half::f16::ZERO; tokens * hidden], vec![half::f16::ZERO; tokens * hidden]];
+        ours.read_inputs(0..tokens, &mut inputs[0]).unwrap();
+        theirs.read_inputs(0..tokens, &mut inputs[1]).unwrap();
+        let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+        let size = norm(&mut inputs[1].iter().map(|v| v.to_f64()));
+        let error = norm(&mut inputs[0].iter().zip(&inputs[1]).map(|(a, b)| a.to_f64() - b.to_f64()));
+        assert!(error < 1e-2 * size, "layer {layer}: inputs differ by {}", error / size);
+        for token in 0..tokens {
+            let pairs = ours.activity(token).iter().zip(theirs.activity(token));
+            different += pairs.map(|(a, b)| (a ^ b).count_ones() as usize).sum::<usize>();
+            bits += ours.ffn();
+        }
+        let norms = ours.summary().down_norms.iter().zip(&theirs.summary().down_norms);
+        assert!(norms.into_iter().all(|(a, b)| (a - b).abs() <= 1e-4 * b.abs()));
+    }
+    assert!((different as f64) < 1e-3 * bits as f64, "{different} of {bits} bits differ");
+}
+
+fn prepare(output: &Path, more: &[&str]) -> Command {
+    let mut command = Command::new(program("flashlm-prep"));
+    command.arg("prepare").arg(root().join("examples/tiny-opt"));
+    command.arg("--text").arg(root().join("examples/synthetic.txt"));
+    command.arg("-o").arg(output).args(["--tokens", "2500", "--sequence-tokens", "128"]).args(more);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+fn succeed(mut command: Command) -> String {
+    let output = command.output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{message}");
+    message
+}
+
+#[test]
+fn prepare_killed_anywhere_resumes_to_the_same_bytes() {
+    let dir = scratch();
+    let whole = dir.path().join("whole.flashlm");
+    let begin = Instant::now();
+    succeed(prepare(&whole, &[]));
+    let seconds = begin.elapsed().as_secs_f64();
+    let expected = std::fs::read(&whole).unwrap();
+    assert!(verify(&whole, &mut |_, _| ()).unwrap().damages.is_empty());
+    assert!(succeed(prepare(&whole, &[])).contains("up to date"));
+
+    let kills = std::env::var("FLASHLM_KILLS").ok().and_then(|k| k.parse().ok()).unwrap_or(4);
+    for kill in 0..kills {
+        let output = dir.path().join(format!("killed-{kill}.flashlm"));
+        let mut child = prepare(&output, &[]).spawn().unwrap();
+        // Moments spread over the whole run, the same on every machine in proportion.
+        std::thread::sleep(Duration::from_secs_f64(seconds * (kill as f64 + 0.5) / kills as f64));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if output.exists() {
+            Bundle::open(&output).unwrap();
+        }
+        succeed(prepare(&output, &[]));
+        assert!(std::fs::read(&output).unwrap() == expected, "killed at {kill} of {kills}: other bytes");
+    }
+}
+
+fn flash_bytes(path: &Path) -> (u64, Vec<u8>) {
+    use std::os::unix::fs::MetadataExt;
+    let bundle = Bundle::open(path).unwrap();
+    let mut bytes = vec![0; bundle.flash().bytes as usize];
+    bundle.read_at(bundle.flash().offset, &mut bytes).unwrap();
+    (std::fs::metadata(path).unwrap().ino(), bytes)
+}
+
+#[test]
+fn other_predictors_leave_the_flash_section_in_place() {
+    let dir = scratch();
+    let path: PathBuf = dir.path().join("model.flashlm");
+    succeed(prepare(&path, &["--keep-recordings"]));
+    let (before, predictors) = (flash_bytes(&path), Bundle::open(&path).unwrap().read_predictors().unwrap());
+    succeed(prepare(&path, &["--keep-recordings", "--size-budget", "4%"]));
+    assert!(flash_bytes(&path) == before, "the file was replaced or its neurons rewritten");
+    let changed = Bundle::open(&path).unwrap().read_predictors().unwrap();
+    assert!(changed.is_some() && changed != predictors);
+    assert!(verify(&path, &mut |_, _| ()).unwrap().damages.is_empty());
+
+    let bundle = Bundle::open(&path).unwrap();
+    let checkpoint = Checkpoint::open(root().join("examples/tiny-opt")).unwrap();
+    let ids: Vec<u32> = (0..400).map(|i| 300 + (i * 37) % 900).collect();
+    let windows = Windows::new(&ids, 128, bundle.spec().bos);
+    let threads = threads();
+    let run = |choice| evaluate(&bundle, &checkpoint, &windows, choice, &threads, dir.path(), &mut |_, _| ()).unwrap();
+    let all = run(PredictorChoice::All);
+    assert_eq!(all.top1_agreement, 1.0);
+    assert!((all.perplexity.bundle / all.perplexity.dense - 1.0).abs() < 1e-5 && all.kl_mean < 1e-8);
+    assert!(all.layers.iter().all(|l| l.false_negative_rate == 0.0 && l.predicted_fraction == 1.0));
+    let chosen = run(PredictorChoice::Bundle);
+    assert!(chosen.layers.iter().all(|l| l.predicted_fraction < 0.6 && l.energy_recall > 0.5), "{:?}", chosen.layers);
+    assert!(chosen.predictor_bytes as f64 <= 0.041 * chosen.ffn_bytes as f64);
+    states::remove_dir(&dir.path().join("bundle")).unwrap();
+}
