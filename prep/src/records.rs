@@ -101,7 +101,7 @@ mod tests {
     /// Sizes that are no multiples of a tile, and groups with padding.
     fn columns_land_in_their_records<const BYTES: usize>(hidden: usize, neurons: usize, pieces: usize) {
         let layout = FlashLayout::with_records(neurons, 2, hidden * BYTES, 3, 512).unwrap();
-        let down: Vec<u8> = (0..hidden * neurons * BYTES).map(|i| (i * 31 ^ i >> 8) as u8).collect();
+        let down: Vec<u8> = (0..hidden * neurons * BYTES).map(|i| ((i * 31) ^ (i >> 8)) as u8).collect();
         let place: Vec<usize> = (0..neurons).map(|neuron| (neuron + 5) % neurons).collect();
         let mut out = vec![0; layout.layer_bytes()];
         let row_bytes = neurons * BYTES;

@@ -266,7 +266,7 @@ fn sigmoid(z: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
     let whole = (t + ROUND) - ROUND;
     let f = t - whole;
-    let power = 1.0 + f * (0.693_147_2 + f * (0.240_226_5 + f * (0.055_504_1 + f * 0.009_618_1)));
+    let power = 1.0 + f * (std::f32::consts::LN_2 + f * (0.240_226_5 + f * (0.055_504_1 + f * 0.009_618_1)));
     let scale = f32::from_bits(((whole as i32 + 127) as u32) << 23);
     1.0 / (1.0 + power * scale)
 }

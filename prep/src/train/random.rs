@@ -17,7 +17,7 @@ impl Random {
 
     /// A number below `n`; the bias is below 2^-32 for the sizes at hand.
     pub(crate) fn below(&mut self, n: usize) -> usize {
-        ((self.next() >> 32) * n as u64 >> 32) as usize
+        (((self.next() >> 32) * n as u64) >> 32) as usize
     }
 
     /// Evenly between -1 and 1.

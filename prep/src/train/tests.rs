@@ -7,7 +7,7 @@ use flashlm_formats::recording::{Recording, RecordingInfo};
 use half::f16;
 use linfa::ParamGuard;
 use linfa::dataset::DatasetBase;
-use linfa::traits::{Fit, Predict};
+use linfa::traits::{Fit, PredictInplace};
 
 use super::random::Random;
 use super::*;
@@ -62,7 +62,9 @@ fn a_low_rank_layer_is_learned() {
     let other = {
         let (inputs, activations) = Layer::new(1).run(500, 3);
         let inputs = Inputs::new(inputs.iter().map(|&v| f16::from_f32(v)).collect(), HIDDEN);
-        (fitted.predict(inputs), activations)
+        let mut predicted = fitted.default_target(&inputs);
+        fitted.predict_inplace(&inputs, &mut predicted);
+        (predicted, activations)
     };
     let (mut hits, mut missed, mut alarms) = (0, 0, 0);
     for (&predicted, &activation) in other.0.iter().zip(&other.1) {
