@@ -51,7 +51,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<ExitCode> {
     drop(stage);
     let bytes = std::fs::metadata(&args.output)?.len();
     eprintln!(
-        "wrote {}: {}, of a {} model of {}",
+        "wrote {}: {} ({}, {} of weights)",
         args.output.display(),
         human_bytes(bytes),
         manifest.model.family,
