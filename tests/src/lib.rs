@@ -1,1 +1,226 @@
-//! Integration tests live in `tests/tests/`; this crate has no code of its own.
+//! What the integration tests in `tests/tests/` share: fixtures, bundles made of them, references, and the two programs.
+//!
+//! Everything panics on failure: this crate is for tests only.
+
+use std::collections::HashMap;
+use std::fs;
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use flashlm_formats::bundle::Bundle;
+use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_io::{DirectIo, EngineChoice};
+use flashlm_prep::pack::{PackOptions, pack};
+use flashlm_prep::tokenizer::tokenizer_json;
+use flashlm_runtime::generate::{Request, generate};
+use flashlm_runtime::load::{FfnChoice, LoadOptions, load};
+use flashlm_runtime::model::forward::Forward;
+use flashlm_runtime::model::kv_cache::KvDtype;
+use flashlm_runtime::sampler::{Sampler, Sampling};
+use safetensors::SafeTensors;
+use tempfile::TempDir;
+
+/// The project's root directory.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the project")
+}
+
+/// `tests/fixtures`.
+pub fn fixtures() -> PathBuf {
+    root().join("tests/fixtures")
+}
+
+/// The trained example, an OPT.
+pub fn tiny_opt() -> PathBuf {
+    root().join("examples/tiny-opt")
+}
+
+/// The trained Falcon.
+pub fn tiny_falcon() -> PathBuf {
+    fixtures().join("tiny-falcon")
+}
+
+/// Directory of the profile being tested: `target/release`.
+fn profile_dir() -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its own path");
+    test.ancestors().nth(2).expect("tests lie in PROFILE/deps").to_owned()
+}
+
+/// A directory of the test's own, on the disk where the project is built.
+pub fn scratch() -> TempDir {
+    let parent = profile_dir().join("test-scratch");
+    fs::create_dir_all(&parent).expect("the target directory is writable");
+    TempDir::new_in(parent).expect("the target directory is writable")
+}
+
+/// A scratch directory with a copy of the files of `from`.
+pub fn copied(from: &Path) -> TempDir {
+    let dir = scratch();
+    for entry in fs::read_dir(from).expect("the fixture is there") {
+        let path = entry.expect("the fixture can be listed").path();
+        fs::copy(&path, dir.path().join(path.file_name().expect("files have names"))).expect("files can be copied");
+    }
+    dir
+}
+
+/// Packs a checkpoint as `convert` does; miniatures have no tokenizer, and get an empty one.
+pub fn pack_checkpoint(dir: &Path, bundle: &Path) -> Bundle {
+    let checkpoint = Checkpoint::open(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+    let tokenizer = if dir.join("tokenizer.json").exists() {
+        tokenizer_json(&checkpoint).expect("the tokenizer is good")
+    } else {
+        b"{}".to_vec()
+    };
+    pack(&checkpoint, bundle, PackOptions { tokenizer, ..PackOptions::default() }, &mut |_, _| {})
+        .unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+    Bundle::open(bundle).unwrap_or_else(|e| panic!("{}: {e}", dir.display()))
+}
+
+/// How references are compared: exact KV cache, two threads.
+pub fn options(context: usize, ffn: FfnChoice) -> LoadOptions {
+    LoadOptions {
+        context,
+        budget: None,
+        ffn: Some(ffn),
+        kv: KvDtype::F32,
+        threads: NonZeroUsize::new(2).expect("two is not zero"),
+        direct: DirectIo::Optional,
+        engine: EngineChoice::Auto,
+    }
+}
+
+/// A loaded model.
+pub fn loaded(bundle: &Bundle, options: &LoadOptions) -> Forward {
+    load(bundle, options, &mut |_, _| {}).unwrap_or_else(|e| panic!("{}: {e}", bundle.path().display())).forward
+}
+
+/// Logits of every position of `ids`, `[tokens, vocab]`; the model is emptied first.
+pub fn logits(forward: &mut Forward, ids: &[u32]) -> Vec<f32> {
+    forward.truncate(0);
+    let mut all = Vec::new();
+    let keep = &mut |_: usize, logits: &[f32]| {
+        all.extend_from_slice(logits);
+        Ok(())
+    };
+    forward.feed_all(ids, keep).expect("the ids are good");
+    all
+}
+
+/// `tokens` ids that follow `prompt`, whatever ends a text; the model is emptied first.
+pub fn continuation(forward: &mut Forward, prompt: &[u32], tokens: usize, sampling: Sampling) -> Vec<u32> {
+    forward.truncate(0);
+    let mut sampler = Sampler::new(sampling, forward.spec().vocab_size);
+    let mut ids = Vec::new();
+    generate(forward, &mut sampler, &Request { prompt, tokens, eos: &[] }, &mut |id| {
+        ids.push(id);
+        ControlFlow::Continue(())
+    })
+    .expect("the prompt is good");
+    ids
+}
+
+/// Tensors of a reference file.
+pub struct Golden(HashMap<String, Vec<u8>>);
+
+impl Golden {
+    /// Reads a safetensors file.
+    pub fn read(path: &Path) -> Self {
+        let bytes = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let tensors = SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        Self(tensors.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect())
+    }
+
+    fn words<const N: usize>(&self, name: &str) -> impl Iterator<Item = [u8; N]> {
+        let bytes = self.0.get(name).unwrap_or_else(|| panic!("the reference has no {name}"));
+        assert!(bytes.len().is_multiple_of(N), "{name} is of another type");
+        bytes.chunks_exact(N).map(|word| word.try_into().expect("words have their length"))
+    }
+
+    /// An f32 tensor.
+    pub fn f32(&self, name: &str) -> Vec<f32> {
+        self.words(name).map(f32::from_le_bytes).collect()
+    }
+
+    /// The only element of an f64 tensor.
+    pub fn f64(&self, name: &str) -> f64 {
+        self.words(name).map(f64::from_le_bytes).next().expect("tensors are not empty")
+    }
+
+    /// An i64 tensor of token ids.
+    pub fn ids(&self, name: &str) -> Vec<u32> {
+        self.words(name).map(|id| i64::from_le_bytes(id).try_into().expect("ids are small")).collect()
+    }
+}
+
+/// The largest distance between two equally long slices, not a number if any element is not one.
+pub fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |max, d| if d.is_nan() || d > max { d } else { max })
+}
+
+/// Path of `flashlm` or `flashlm-prep`, built as the tests were.
+pub fn program(name: &str) -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let dir = BUILT.get_or_init(|| {
+        let dir = profile_dir();
+        let profile = match dir.file_name().and_then(|n| n.to_str()) {
+            Some("debug") | None => "dev",
+            Some(name) => name,
+        };
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into()));
+        cargo.current_dir(root()).args(["build", "--bins", "--locked", "--quiet", "--profile", profile]);
+        cargo.arg("--target-dir").arg(dir.parent().expect("profiles lie in the target directory"));
+        assert!(cargo.status().expect("cargo starts").success(), "the programs do not build");
+        dir
+    });
+    dir.join(name)
+}
+
+/// What a program said.
+#[derive(Debug)]
+pub struct Said {
+    /// Exit code; none if a signal ended it.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl From<Output> for Said {
+    fn from(output: Output) -> Self {
+        let text = |bytes| String::from_utf8(bytes).expect("programs write UTF-8");
+        Self { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+}
+
+impl Said {
+    /// Asserts success, and gives standard output.
+    #[track_caller]
+    pub fn succeeded(self) -> String {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        self.stdout
+    }
+
+    /// Asserts an exit code and that standard error has every one of `words`; a panic is never an answer.
+    #[track_caller]
+    pub fn failed(self, code: i32, words: &[&str]) -> String {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        for word in words {
+            assert!(self.stderr.contains(word), "no {word:?} in {self:?}");
+        }
+        assert!(!self.stderr.contains("panicked"), "{self:?}");
+        self.stderr
+    }
+}
+
+/// Runs a program to its end, with `stdin` as its standard input.
+pub fn run(name: &str, args: &[&str], stdin: &str) -> Said {
+    let mut command = assert_cmd::Command::new(program(name));
+    command.args(args).write_stdin(stdin).timeout(Duration::from_secs(120));
+    command.output().expect("the program starts").into()
+}

@@ -1,0 +1,79 @@
+//! Rules about the project itself: who imports whom, where `unsafe` stands, what the README promises.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use flashlm_tests::root;
+
+/// Crates that `name` links on this machine, near and far, or those it names itself.
+fn dependencies(name: &str, only_own: bool) -> BTreeSet<String> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into()));
+    cargo.current_dir(root()).args(["tree", "--locked", "--offline", "--edges", "normal", "--prefix", "none"]);
+    cargo.args(["--format", "{p}", "--package", name, "--depth", if only_own { "1" } else { "1000" }]);
+    let output = cargo.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let names = lines.lines().skip(1).filter_map(|line| line.split_whitespace().next());
+    names.map(str::to_owned).collect()
+}
+
+#[test]
+fn crates_import_downwards_only() {
+    for (name, may_import) in [
+        ("flashlm-kernels", &[][..]),
+        ("flashlm-io", &[]),
+        ("flashlm-formats", &[]),
+        ("flashlm-runtime", &["flashlm-kernels", "flashlm-io", "flashlm-formats"]),
+        ("flashlm-prep", &["flashlm-runtime", "flashlm-kernels", "flashlm-io", "flashlm-formats"]),
+    ] {
+        let mut own = dependencies(name, true);
+        own.retain(|d| d.starts_with("flashlm"));
+        assert!(own.iter().all(|d| may_import.contains(&d.as_str())), "{name} imports {own:?}");
+    }
+    let runtime = dependencies("flashlm-runtime", false);
+    for heavy in ["linfa", "linfa-reduction", "ndarray", "gemm", "plotters"] {
+        assert!(!runtime.contains(heavy), "the runtime links {heavy}");
+    }
+    assert!(runtime.contains("tokenizers"), "the tree was walked");
+    assert!(dependencies("flashlm-prep", false).contains("linfa"), "the tree was walked");
+}
+
+fn rust_files(dir: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            rust_files(&path, files);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            files.push(path);
+        }
+    }
+}
+
+#[test]
+fn unsafe_code_stands_in_its_few_places() {
+    let mut files = Vec::new();
+    for dir in ["formats/src", "runtime/src", "prep/src", "tests/src"] {
+        rust_files(&root().join(dir), &mut files);
+    }
+    assert!(files.len() > 40);
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        let is_used =
+            ["unsafe {", "unsafe fn", "unsafe impl", "allow(unsafe_code"].iter().any(|word| text.contains(word));
+        assert!(!is_used || file.ends_with("formats/src/mapping.rs"), "unsafe in {}", file.display());
+    }
+}
+
+#[test]
+fn the_readme_begins_with_two_commands() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let commands: Vec<&str> = readme.lines().filter_map(|line| line.strip_prefix("    $ ")).collect();
+    let [first, second, ..] = &commands[..] else { panic!("{commands:?}") };
+    for word in ["cargo build", "flashlm-prep", "flashlm run"] {
+        assert!(first.contains(word), "no {word} in {first}");
+    }
+    assert!(second.starts_with("cargo test"), "{second}");
+    assert!(root().join(".ci/run").is_file());
+}
