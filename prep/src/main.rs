@@ -2,9 +2,11 @@
 
 mod commands;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use flashlm_runtime::error::sentence;
 
 #[derive(Parser)]
 #[command(name = "flashlm-prep", version, about = "Prepare a checkpoint for flashlm", max_term_width = 110)]
@@ -58,15 +60,16 @@ fn main() -> ExitCode {
         Command::Train(args) => commands::train::run(&args),
         Command::Synthesize(args) => commands::synthesize::run(&args),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "flashlm-prep", &mut std::io::stdout());
-            Ok(ExitCode::SUCCESS)
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "flashlm-prep", &mut script);
+            std::io::stdout().write_all(&script).map(|()| ExitCode::SUCCESS).map_err(Into::into)
         }
     };
     result.unwrap_or_else(|error| {
         if commands::is_broken_pipe(&error) {
             return ExitCode::SUCCESS;
         }
-        eprintln!("flashlm-prep: {error:#}");
+        eprintln!("flashlm-prep: {}", sentence(error.as_ref()));
         ExitCode::FAILURE
     })
 }

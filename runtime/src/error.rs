@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use flashlm_formats::bundle::BundleError;
 use flashlm_io::IoError;
 
+use crate::budget::human_bytes;
+
 /// An error of the runtime. Numbers are in the fields; the message says the next step.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -31,7 +33,9 @@ pub enum RuntimeError {
     },
     /// The budget cannot hold what is needed.
     #[error(
-        "a memory budget of {budget} bytes is too small: {needed} bytes are needed for {what}; the smallest that works is --memory {needed}"
+        "a memory budget of {} is too small: {} are needed for {what}; the smallest that works is --memory {needed}",
+        human_bytes(*budget),
+        human_bytes(*needed)
     )]
     BudgetTooSmall {
         /// The budget.
@@ -93,3 +97,31 @@ pub enum RuntimeError {
 
 /// Result with a [`RuntimeError`].
 pub type Result<T, E = RuntimeError> = std::result::Result<T, E>;
+
+/// An error with its causes as one sentence, for the command line; a cause that the text has already is not said twice.
+pub fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let system = || std::io::Error::other("the disk is gone");
+        let says = RuntimeError::Threads { threads: 2, source: system() };
+        assert_eq!(sentence(&says), "cannot start 2 threads: the disk is gone");
+        let hides = anyhow::Error::new(system()).context("cannot write x");
+        assert_eq!(sentence(hides.as_ref()), "cannot write x: the disk is gone");
+    }
+}

@@ -2,9 +2,11 @@
 
 mod commands;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use flashlm_runtime::error::sentence;
 
 #[derive(Parser)]
 #[command(name = "flashlm", version, about = "Run a language model that does not fit in memory", max_term_width = 110)]
@@ -34,8 +36,9 @@ fn main() -> ExitCode {
         Command::Logits(args) => commands::logits::run(args),
         Command::Disk(args) => commands::disk::run(&args),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "flashlm", &mut std::io::stdout());
-            Ok(ExitCode::SUCCESS)
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "flashlm", &mut script);
+            std::io::stdout().write_all(&script).map(|()| ExitCode::SUCCESS).map_err(Into::into)
         }
     };
     result.unwrap_or_else(|error| {
@@ -43,7 +46,7 @@ fn main() -> ExitCode {
         if commands::is_broken_pipe(&error) {
             return ExitCode::SUCCESS;
         }
-        eprintln!("flashlm: {error:#}");
+        eprintln!("flashlm: {}", sentence(error.as_ref()));
         ExitCode::FAILURE
     })
 }

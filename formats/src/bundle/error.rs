@@ -102,8 +102,17 @@ pub enum BundleError {
         /// What the system said.
         source: io::Error,
     },
+    /// There is a directory where a bundle should be.
+    #[error(
+        "{path} is a directory, not a bundle; if it holds a checkpoint, `flashlm-prep convert {path} -o model.flashlm` makes a \
+         bundle of it"
+    )]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The output exists and may not be overwritten.
-    #[error("{path} exists already; remove it, or allow it to be overwritten")]
+    #[error("{path} exists already; remove it, or allow it to be overwritten (--force)")]
     Exists {
         /// The file.
         path: PathBuf,

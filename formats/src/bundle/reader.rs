@@ -44,7 +44,7 @@ impl Bundle {
         let file = File::open(path).map_err(BundleError::io("open", path))?;
         let metadata = file.metadata().map_err(BundleError::io("look at", path))?;
         if metadata.is_dir() {
-            return Err(BundleError::io("read", path)(std::io::ErrorKind::IsADirectory.into()));
+            return Err(BundleError::Directory { path: path.to_owned() });
         }
         let file_bytes = metadata.len();
         let header = read_header(&file, file_bytes, path)?;

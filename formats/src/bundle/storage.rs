@@ -62,6 +62,10 @@ impl FileStorage {
         let Some(name) = path.file_name() else {
             return Err(BundleError::input("output path", "a file name at its end", path.display()));
         };
+        if path.is_dir() {
+            let found = format!("the directory {}", path.display());
+            return Err(BundleError::input("output path", "the name of a file", found));
+        }
         if !overwrite && path.symlink_metadata().is_ok() {
             return Err(BundleError::Exists { path: path.to_owned() });
         }

@@ -21,7 +21,7 @@ pub enum CheckpointError {
         source: io::Error,
     },
     /// The path is not a directory.
-    #[error("{} is not a directory: give the directory that holds config.json and the weights", path.display())]
+    #[error("there is no directory {}: give the directory that holds config.json and the weights", path.display())]
     NotADirectory {
         /// The path given.
         path: PathBuf,

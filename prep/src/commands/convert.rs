@@ -60,7 +60,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     eprintln!(
-        "wrote {}: {}, of a {} model of {}",
+        "wrote {}: {} ({}, {} of weights)",
         args.output.display(),
         human_bytes(bytes),
         manifest.model.family,

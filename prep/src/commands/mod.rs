@@ -1,5 +1,11 @@
 //! One file per subcommand: its arguments, and what it does with the library.
 
+/// In this program `println!` does not panic when the reader of standard output goes away: it ends the program, so that
+/// `flashlm-prep inspect model.flashlm | head -n 1` is no failure.
+macro_rules! println {
+    ($($text:tt)*) => { $crate::commands::print_line(format_args!($($text)*)) };
+}
+
 pub(crate) mod analyze;
 pub(crate) mod convert;
 pub(crate) mod evaluate;
@@ -25,6 +31,18 @@ use flashlm_kernels::Threads;
 pub(crate) fn threads(asked: Option<NonZeroUsize>) -> anyhow::Result<Threads> {
     let count = asked.unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN));
     Ok(Threads::new(count)?)
+}
+
+fn print_line(line: std::fmt::Arguments<'_>) {
+    use std::io::Write;
+    match writeln!(std::io::stdout().lock(), "{line}") {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => {
+            eprintln!("flashlm-prep: cannot write to standard output: {error}");
+            std::process::exit(1)
+        }
+    }
 }
 
 /// Whether an error comes from a closed standard output.

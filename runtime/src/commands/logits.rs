@@ -1,13 +1,15 @@
 //! `flashlm logits`: what the model says at every position, for comparison with other implementations.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{BufWriter, Error, ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
 use flashlm_formats::bundle::Bundle;
-use safetensors::tensor::{Dtype, TensorView};
+use flashlm_runtime::model::forward::check_ids;
+use serde_json::json;
 
 use super::{ModelArgs, load_with_progress, parse_ids};
 
@@ -28,24 +30,39 @@ pub(crate) struct LogitsArgs {
 
 pub(crate) fn run(args: LogitsArgs) -> Result<ExitCode> {
     let bundle = Bundle::open(&args.model.bundle)?;
-    let mut loaded = load_with_progress(&bundle, &args.model, args.ids.len(), false)?;
-    let vocab = bundle.spec().vocab_size;
-    let mut bytes = Vec::with_capacity(args.ids.len() * vocab * 4);
+    check_ids(bundle.spec(), &args.ids)?;
+    let cannot_write = || format!("cannot write {}", args.output.display());
+    if args.output.is_dir() {
+        return Err(Error::from(ErrorKind::IsADirectory)).with_context(cannot_write);
+    }
+    let mut unfinished = args.output.clone().into_os_string();
+    unfinished.push(".partial");
+    let unfinished = PathBuf::from(unfinished);
+    let file = File::create(&unfinished).with_context(cannot_write)?;
+    let publish = || -> Result<()> {
+        let mut out = BufWriter::new(file);
+        write_logits(&args, &bundle, &mut out)?;
+        out.into_inner().map_err(|e| e.into_error()).and_then(|file| file.sync_all()).with_context(cannot_write)?;
+        std::fs::rename(&unfinished, &args.output).with_context(cannot_write)
+    };
+    publish().inspect_err(|_| _ = std::fs::remove_file(&unfinished))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes the safetensors file position by position: the logits of a long sequence are larger than many a model.
+fn write_logits(args: &LogitsArgs, bundle: &Bundle, out: &mut impl Write) -> Result<()> {
+    let mut loaded = load_with_progress(bundle, &args.model, args.ids.len(), false)?;
+    let shape = [args.ids.len(), bundle.spec().vocab_size];
+    let bytes = shape[0] as u64 * shape[1] as u64 * 4;
+    let mut header =
+        json!({ "logits": { "dtype": "F32", "shape": shape, "data_offsets": [0, bytes] } }).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut result = out.write_all(&(header.len() as u64).to_le_bytes()).and_then(|()| out.write_all(&header));
     loaded.forward.feed_all(&args.ids, &mut |_, logits| {
-        bytes.extend(logits.iter().flat_map(|l| l.to_le_bytes()));
+        if result.is_ok() {
+            result = logits.iter().try_for_each(|l| out.write_all(&l.to_le_bytes()));
+        }
         Ok(())
     })?;
-    let view = TensorView::new(Dtype::F32, vec![args.ids.len(), vocab], &bytes)?;
-    let file = safetensors::serialize([("logits", view)], None)?;
-    let unfinished = args.output.with_extension("partial");
-    let publish = || -> std::io::Result<()> {
-        let mut out = std::fs::File::create(&unfinished)?;
-        out.write_all(&file)?;
-        out.sync_all()?;
-        std::fs::rename(&unfinished, &args.output)
-    };
-    publish()
-        .inspect_err(|_| _ = std::fs::remove_file(&unfinished))
-        .with_context(|| format!("cannot write {}", args.output.display()))?;
-    Ok(ExitCode::SUCCESS)
+    result.and_then(|()| out.flush()).with_context(|| format!("cannot write {}", args.output.display()))
 }

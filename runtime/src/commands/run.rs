@@ -11,7 +11,7 @@ use flashlm_formats::bundle::Bundle;
 use flashlm_runtime::budget::human_bytes;
 use flashlm_runtime::generate::{Finish, Generation, Percentiles, Request, generate};
 use flashlm_runtime::memory::{self, PeakMemory};
-use flashlm_runtime::model::forward::Forward;
+use flashlm_runtime::model::forward::{Forward, check_ids};
 use flashlm_runtime::sampler::{Sampler, Sampling};
 use flashlm_runtime::text::{StopStrings, Tokenizer};
 use serde_json::json;
@@ -93,18 +93,10 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode> {
     let bundle = Bundle::open(&args.model.bundle)?;
     let tokenizer = Tokenizer::from_json(bundle.tokenizer())?;
     let prompt = prompt_ids(&args, &bundle, &tokenizer)?;
-    let max = bundle.spec().max_positions;
-    let context = match (args.context, &prompt) {
-        (Some(0), _) => bail!("--context 0 holds nothing; leave it out for prompt + n"),
-        (Some(context), _) => context,
-        (None, Some(prompt)) => prompt.len() + args.tokens,
-        (None, None) => max.min(2048),
-    };
-    if context > max {
-        bail!(
-            "a context of {context} tokens is more than the {max} that this model was made for; use a shorter prompt or a smaller -n"
-        );
+    if let Some(prompt) = &prompt {
+        check_ids(bundle.spec(), prompt)?;
     }
+    let context = context(&args, bundle.spec().max_positions, prompt.as_deref())?;
     let loaded = load_with_progress(&bundle, &args.model, context, args.verbose)?;
     let mut session = Session {
         forward: loaded.forward,
@@ -121,6 +113,28 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode> {
         None => converse(&mut session, &bundle)?,
     }
     Ok(if interrupted() { ExitCode::from(EXIT_INTERRUPTED) } else { ExitCode::SUCCESS })
+}
+
+/// Tokens the KV cache has to hold; an error if they cannot, before anything is loaded.
+fn context(args: &RunArgs, max: usize, prompt: Option<&[u32]>) -> Result<usize> {
+    let context = match (args.context, prompt) {
+        (Some(0), _) => bail!("--context 0 holds nothing; leave it out for prompt + n"),
+        // The last new token is shown, not fed.
+        (Some(context), Some(prompt)) if prompt.len().saturating_add(args.tokens.saturating_sub(1)) > context => bail!(
+            "a prompt of {} tokens and {} new ones do not fit --context {context}; give a larger one, a shorter prompt or a smaller -n",
+            prompt.len(),
+            args.tokens
+        ),
+        (Some(context), _) => context,
+        (None, Some(prompt)) => prompt.len().saturating_add(args.tokens),
+        (None, None) => max.min(2048),
+    };
+    if context > max {
+        bail!(
+            "a context of {context} tokens is more than the {max} that this model was made for; use a shorter prompt or a smaller -n"
+        );
+    }
+    Ok(context)
 }
 
 fn sampling(args: &RunArgs) -> Sampling {

@@ -145,13 +145,7 @@ impl Forward {
     }
 
     fn check(&self, ids: &[u32]) -> Result<()> {
-        let vocab_size = self.spec.vocab_size;
-        if let Some(&id) = ids.iter().find(|id| **id as usize >= vocab_size) {
-            return Err(RuntimeError::TokenOutOfRange { id, vocab_size });
-        }
-        if ids.is_empty() {
-            return Err(RuntimeError::EmptyPrompt);
-        }
+        check_ids(&self.spec, ids)?;
         let (wanted, context) = (self.len() + ids.len(), self.context());
         if wanted > context {
             return Err(RuntimeError::ContextFull { wanted, context, model_max: self.spec.max_positions });
@@ -183,6 +177,15 @@ impl Forward {
         let state = &self.states[token * self.spec.hidden_size..(token + 1) * self.spec.hidden_size];
         Head { spec: &self.spec, weights: &self.weights.outer, threads: &self.threads }.logits(state, &mut self.head);
     }
+}
+
+/// An error unless `ids` are ids of the model, and at least one.
+pub fn check_ids(spec: &ModelSpec, ids: &[u32]) -> Result<()> {
+    let vocab_size = spec.vocab_size;
+    if let Some(&id) = ids.iter().find(|id| **id as usize >= vocab_size) {
+        return Err(RuntimeError::TokenOutOfRange { id, vocab_size });
+    }
+    if ids.is_empty() { Err(RuntimeError::EmptyPrompt) } else { Ok(()) }
 }
 
 /// Room for one token's embedding and position.
