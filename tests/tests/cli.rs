@@ -241,7 +241,8 @@ fn a_bundle_is_not_replaced_unless_asked() {
     let dir = scratch();
     let out = dir.path().join("model.flashlm");
     fs::write(&out, "mine").unwrap();
-    let convert = ["convert", text(&tiny_opt()), "-o", text(&out)];
+    let model = tiny_opt();
+    let convert = ["convert", text(&model), "-o", text(&out)];
     prep(&convert).failed(1, &["exists already", "--force"]);
     assert_eq!(fs::read(&out).unwrap(), b"mine");
     prep(&[&convert[..], &["--force"]].concat()).succeeded();
@@ -409,8 +410,9 @@ fn a_reader_that_goes_away_is_no_failure() {
     for (name, args) in commands {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let output = Command::new(program(name)).args(args).stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped());
-        let said = Said::from(output.output().unwrap());
+        let mut command = Command::new(program(name));
+        command.args(args).stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped());
+        let said = Said::from(command.output().unwrap());
         assert!(said.code == Some(0) && !said.stderr.contains("panicked"), "{name} {args:?}: {said:?}");
     }
 }

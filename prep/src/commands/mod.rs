@@ -3,6 +3,7 @@
 /// In this program `println!` does not panic when the reader of standard output goes away: it ends the program, so that
 /// `flashlm-prep inspect model.flashlm | head -n 1` is no failure.
 macro_rules! println {
+    () => { $crate::commands::print_line(format_args!("")) };
     ($($text:tt)*) => { $crate::commands::print_line(format_args!($($text)*)) };
 }
 
