@@ -76,7 +76,7 @@ fn piece_bytes(layout: &FlashLayout) -> usize {
 
 /// Room for a piece, rounded outwards on a disk that is read in larger steps than groups are aligned to.
 fn buffer_bytes(layout: &FlashLayout) -> usize {
-    piece_bytes(layout) + if layout.alignment() % DISK_STEP_MAX == 0 { 0 } else { 2 * DISK_STEP_MAX }
+    piece_bytes(layout) + if layout.alignment().is_multiple_of(DISK_STEP_MAX) { 0 } else { 2 * DISK_STEP_MAX }
 }
 
 fn lcm(a: usize, b: usize) -> usize {
