@@ -128,7 +128,7 @@ fn what_is_no_bundle() {
         let found = probe.open(&Image(bytes.to_vec()));
         assert!(matches!(&found, Err(BundleError::NotABundle { found, .. }) if found.len() == bytes.len().min(8)));
     }
-    assert!(matches!(Bundle::open(probe.path.parent().unwrap()), Err(BundleError::Io { .. })));
+    assert!(matches!(Bundle::open(probe.path.parent().unwrap()), Err(BundleError::Directory { .. })));
     assert!(matches!(Bundle::open(probe.path.with_extension("no")), Err(BundleError::Io { .. })));
 }
 
