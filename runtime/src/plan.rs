@@ -29,7 +29,7 @@ pub struct MemoryPlan {
     pub ffn: &'static str,
 }
 
-/// The program itself: code, allocator, stacks, and what the kernel keeps for it. Measured: see docs/performance.md.
+/// The program itself: code, allocator, stacks, and what the kernel keeps for it. Measured: docs/measurements/memory.md.
 const PROCESS_BYTES: u64 = 24 << 20;
 
 /// Memory that a tokenizer takes while it is read, per byte of its tokenizer.json. Measured on vocabularies of 4 096 to 65 024.
