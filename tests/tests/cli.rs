@@ -157,7 +157,7 @@ fn wrong_arguments_are_told_apart_from_failures() {
         &["run", "x", "--prompt", "a", "--direct", "perhaps"],
         &["logits", "x", "--ids", "2"],
     ] {
-        flashlm(args).failed(2, &["Usage"]);
+        flashlm(args).failed(2, &["--help"]);
     }
     prep(&["convert", "x"]).failed(2, &["--output"]);
     prep(&["convert", "x", "-o", "y", "--alignment", "much"]).failed(2, &["--alignment"]);

@@ -165,7 +165,8 @@ mod tests {
         let side = |which: fn(&(bool, bool, usize)) -> bool| {
             ndarray::Array1::from_iter(pairs.iter().flat_map(|p| std::iter::repeat_n(which(p), p.2)))
         };
-        let matrix = side(|p| p.0).confusion_matrix(&side(|p| p.1)).unwrap();
+        // linfa's matrix has the argument's classes in its columns, and takes those for what was predicted.
+        let matrix = side(|p| p.1).confusion_matrix(&side(|p| p.0)).unwrap();
         assert!((matrix.precision() as f64 - point.precision).abs() < 1e-6, "{matrix:?}");
         assert!((matrix.recall() as f64 - (1.0 - point.false_negative_rate)).abs() < 1e-6, "{matrix:?}");
     }

@@ -331,7 +331,8 @@ fn matmul_rows_add_agrees_with_its_twin_and_equals_scaled_rows() {
 #[test]
 fn special_values_pass_through() {
     for kernels in Kernels::all_present() {
-        for element in Element::ALL {
+        // Bytes have no special values.
+        for element in Element::ALL.into_iter().filter(|e| *e != Element::I8) {
             for cols in [1, 7, 16, 33, 64, 100] {
                 let place = cols - 1;
                 let with = |value: f32| {

@@ -71,7 +71,8 @@ impl StreamedFfn {
 fn piece_bytes(layout: &FlashLayout) -> usize {
     let neurons = lcm(layout.records_per_group(), ROW_BLOCK);
     let unit = neurons / layout.records_per_group() * layout.group_bytes();
-    CHUNK_BYTES.div_ceil(unit) * unit
+    // A small model's layers are cut as well, so that the ring never rivals the model.
+    CHUNK_BYTES.min(layout.layer_bytes() / 4).div_ceil(unit).max(1) * unit
 }
 
 /// Room for a piece, rounded outwards on a disk that is read in larger steps than groups are aligned to.
