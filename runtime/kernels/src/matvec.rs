@@ -108,7 +108,7 @@ impl Kernels {
         });
     }
 
-    fn dots<R: Rows>(self, element: Element, rows: &R, x: &[f32], y: &mut [f32]) {
+    fn dots(self, element: Element, rows: &dyn Rows, x: &[f32], y: &mut [f32]) {
         with_weight!(element, W => self.run(Dots { rows, x, y, weight: PhantomData::<W> }));
     }
 }
@@ -128,7 +128,6 @@ pub(crate) trait Rows: Sync {
 
 struct RowsOf<'a>(Matrix<'a>);
 impl Rows for RowsOf<'_> {
-    #[inline(always)]
     fn row(&self, i: usize) -> &[u8] {
         self.0.row(i)
     }
@@ -136,7 +135,6 @@ impl Rows for RowsOf<'_> {
 
 struct OneRow<'a>(&'a [u8]);
 impl Rows for OneRow<'_> {
-    #[inline(always)]
     fn row(&self, _: usize) -> &[u8] {
         self.0
     }
@@ -149,21 +147,21 @@ pub(crate) struct Gathered<'a> {
     pub(crate) row_bytes: usize,
 }
 impl Rows for Gathered<'_> {
-    #[inline(always)]
     fn row(&self, i: usize) -> &[u8] {
         let start = self.offsets[i];
         &self.data[start..][..self.row_bytes]
     }
 }
 
-struct Dots<'a, R, W> {
-    rows: &'a R,
+struct Dots<'a, W> {
+    /// Dynamic, as one call per row is nothing beside the row, and code for every kind of list would be much.
+    rows: &'a dyn Rows,
     x: &'a [f32],
     y: &'a mut [f32],
     weight: PhantomData<W>,
 }
 
-impl<R: Rows, W: Weight> Op for Dots<'_, R, W> {
+impl<W: Weight> Op for Dots<'_, W> {
     type Out = ();
 
     #[inline(always)]
@@ -252,28 +250,38 @@ pub(crate) unsafe fn dots<S: Simd, W: Weight, const R: usize, const T: usize>(
             }
         }
     }
+    // The tails' operands come first, each in a loop of its own, so that the loops over sums stay small enough to be
+    // unrolled: indexed by a variable, the sums would live in memory.
     let mut at = steps * step;
     if cols - at >= S::LANES {
+        // SAFETY: `at + LANES <= cols`.
+        let w: [S::V; R] = std::array::from_fn(|r| unsafe { W::load(s, rows[r].add(at * W::BYTES)) });
+        // SAFETY: as above.
+        let x: [S::V; T] = std::array::from_fn(|t| unsafe { s.load(xs[t].add(at)) });
         for r in 0..R {
             for t in 0..T {
-                // SAFETY: `at + LANES <= cols`.
-                unsafe {
-                    even[r][t] = s.fma(W::load(s, rows[r].add(at * W::BYTES)), s.load(xs[t].add(at)), even[r][t]);
-                }
+                even[r][t] = s.fma(w[r], x[t], even[r][t]);
             }
         }
         at += S::LANES;
     }
     if at < cols {
+        let left = cols - at;
+        // SAFETY: `left` elements are left, fewer than LANES.
+        let w: [S::V; R] = std::array::from_fn(|r| unsafe { W::load_part(s, rows[r].add(at * W::BYTES), left) });
+        // SAFETY: as above.
+        let x: [S::V; T] = std::array::from_fn(|t| unsafe { s.load_part(xs[t].add(at), left) });
         for r in 0..R {
             for t in 0..T {
-                // SAFETY: `cols - at` elements are left, fewer than LANES.
-                unsafe {
-                    let w = W::load_part(s, rows[r].add(at * W::BYTES), cols - at);
-                    odd[r][t] = s.fma(w, s.load_part(xs[t].add(at), cols - at), odd[r][t]);
-                }
+                odd[r][t] = s.fma(w[r], x[t], odd[r][t]);
             }
         }
     }
-    std::array::from_fn(|r| std::array::from_fn(|t| s.sum(s.add(even[r][t], odd[r][t]))))
+    let mut sums = [[0.0; T]; R];
+    for r in 0..R {
+        for t in 0..T {
+            sums[r][t] = s.sum(s.add(even[r][t], odd[r][t]));
+        }
+    }
+    sums
 }

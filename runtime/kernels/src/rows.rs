@@ -110,13 +110,13 @@ impl Kernels {
         self.add_on_threads(threads, element, &Scattered { rows, coefficients }, y);
     }
 
-    fn add_on_threads<L: ScaledRows>(self, threads: &Threads, element: Element, list: &L, y: &mut [f32]) {
+    fn add_on_threads(self, threads: &Threads, element: Element, list: &dyn ScaledRows, y: &mut [f32]) {
         let chunk = cols_per_task(threads, list.count(), y.len(), element);
         threads.chunks_mut(y, chunk, &|index, y| self.add(element, list, index * chunk, y));
     }
 
     /// Adds columns `first..first + y.len()` of the listed rows to `y`.
-    fn add<L: ScaledRows>(self, element: Element, list: &L, first: usize, y: &mut [f32]) {
+    fn add(self, element: Element, list: &dyn ScaledRows, first: usize, y: &mut [f32]) {
         with_weight!(element, W => self.run(Add { list, first, y, weight: PhantomData::<W> }));
     }
 }
@@ -141,15 +141,12 @@ struct Picked<'a> {
     active: &'a [(u32, f32)],
 }
 impl ScaledRows for Picked<'_> {
-    #[inline(always)]
     fn count(&self) -> usize {
         self.active.len()
     }
-    #[inline(always)]
     fn row(&self, i: usize) -> &[u8] {
         self.w.row(self.active[i].0 as usize)
     }
-    #[inline(always)]
     fn coefficient(&self, i: usize) -> f32 {
         self.active[i].1
     }
@@ -160,15 +157,12 @@ struct Every<'a> {
     a: &'a [f32],
 }
 impl ScaledRows for Every<'_> {
-    #[inline(always)]
     fn count(&self) -> usize {
         self.a.len()
     }
-    #[inline(always)]
     fn row(&self, i: usize) -> &[u8] {
         self.w.row(i)
     }
-    #[inline(always)]
     fn coefficient(&self, i: usize) -> f32 {
         self.a[i]
     }
@@ -179,15 +173,12 @@ struct One<'a> {
     a: f32,
 }
 impl ScaledRows for One<'_> {
-    #[inline(always)]
     fn count(&self) -> usize {
         1
     }
-    #[inline(always)]
     fn row(&self, _: usize) -> &[u8] {
         self.row
     }
-    #[inline(always)]
     fn coefficient(&self, _: usize) -> f32 {
         self.a
     }
@@ -198,28 +189,26 @@ struct Scattered<'a> {
     coefficients: &'a [f32],
 }
 impl ScaledRows for Scattered<'_> {
-    #[inline(always)]
     fn count(&self) -> usize {
         self.coefficients.len()
     }
-    #[inline(always)]
     fn row(&self, i: usize) -> &[u8] {
         self.rows.row(i)
     }
-    #[inline(always)]
     fn coefficient(&self, i: usize) -> f32 {
         self.coefficients[i]
     }
 }
 
-struct Add<'a, L, W> {
-    list: &'a L,
+struct Add<'a, W> {
+    /// Dynamic, as one call per row is nothing beside the row, and code for every kind of list would be much.
+    list: &'a dyn ScaledRows,
     first: usize,
     y: &'a mut [f32],
     weight: PhantomData<W>,
 }
 
-impl<L: ScaledRows, W: Weight> Op for Add<'_, L, W> {
+impl<W: Weight> Op for Add<'_, W> {
     type Out = ();
 
     #[inline(always)]
