@@ -3,13 +3,14 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use flashlm_formats::bundle::{Bundle, checksum};
+use flashlm_formats::bundle::Bundle;
 use flashlm_io::{AlignedMemory, DirectFile, DirectIo, EngineChoice, Extent, Mode, SequentialReader, StreamOptions};
 use flashlm_kernels::Threads;
 
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::error::{Result, RuntimeError};
+use crate::ffn::checks::GroupChecks;
 use crate::ffn::resident::ResidentFfn;
 use crate::ffn::streamed::StreamedFfn;
 use crate::memory;
@@ -45,6 +46,24 @@ pub struct LoadOptions {
     pub direct: DirectIo,
     /// How reads are issued.
     pub engine: EngineChoice,
+    /// Hold what is read while decoding against its checksums. What is read while loading always is.
+    pub verify: bool,
+}
+
+impl LoadOptions {
+    /// Room for `context` tokens; everything else as the `flashlm` command has it when it is not told.
+    pub fn new(context: usize) -> Self {
+        Self {
+            context,
+            budget: None,
+            ffn: None,
+            kv: KvDtype::F16,
+            threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            direct: DirectIo::Optional,
+            engine: EngineChoice::Auto,
+            verify: true,
+        }
+    }
 }
 
 /// Something the user should or could know.
@@ -94,19 +113,11 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
     let manifest = bundle.manifest();
     let ffn: Box<dyn FfnSource> = match choice {
         FfnChoice::Resident => {
-            let records = read_flash(bundle, &mut reader, &mut |done| progress(resident + done, total))?;
+            let records = read_flash(bundle, &threads, &mut reader, &mut |done| progress(resident + done, total))?;
             Box::new(ResidentFfn::new(spec.ffn, manifest.ffn.dtype, *bundle.layout(), records))
         }
         FfnChoice::Streamed => {
-            let layers: Vec<u64> = (0..spec.layers).map(|layer| bundle.layer(layer).offset).collect();
-            let source = StreamedFfn::new(
-                spec.ffn,
-                manifest.ffn.dtype,
-                *bundle.layout(),
-                &layers,
-                Arc::clone(&file),
-                options.engine,
-            )?;
+            let source = StreamedFfn::new(bundle, Arc::clone(&file), options.engine, options.verify)?;
             notices.push(Notice { important: false, text: format!("FFN streamed from flash: {}", source.engine()) });
             Box::new(source)
         }
@@ -126,15 +137,18 @@ fn choose(bundle: &Bundle, options: &LoadOptions, budget: Option<u64>) -> Result
         Some(choice) => vec![choice],
         None => vec![FfnChoice::Resident, FfnChoice::Streamed],
     };
-    let mut last = None;
+    // What the error names: on a small model the buffers of a streamed FFN can be more than all of a resident one.
+    let mut smallest: Option<MemoryPlan> = None;
     for choice in choices {
         let plan = plan(bundle, options, choice);
         if fits(&plan) {
             return Ok((choice, plan));
         }
-        last = Some(plan);
+        if smallest.as_ref().is_none_or(|smallest| plan.total() < smallest.total()) {
+            smallest = Some(plan);
+        }
     }
-    let plan = last.expect("there is at least one choice");
+    let plan = smallest.expect("there is at least one choice");
     plan.check(budget.unwrap_or(0))?;
     unreachable!("a plan within the budget was returned")
 }
@@ -172,15 +186,23 @@ fn read_resident(
         at += chunk.bytes.len();
         progress(at as u64);
     }
-    check(bundle, || "resident section".into(), section.checksum, hasher.digest())?;
+    let (expected, found) = (section.checksum, hasher.digest());
+    if expected != found {
+        let (path, part) = (bundle.path().to_path_buf(), "resident section".into());
+        return Err(RuntimeError::Checksum { path, part, expected, found });
+    }
     Ok(memory)
 }
 
 /// Reads the groups of all layers, checking each group's checksum.
-fn read_flash(bundle: &Bundle, reader: &mut SequentialReader, progress: &mut dyn FnMut(u64)) -> Result<AlignedMemory> {
-    let layer_bytes = bundle.layout().layer_bytes();
-    let group_bytes = bundle.layout().group_bytes();
-    let mut memory = AlignedMemory::new(layer_bytes * bundle.spec().layers)?;
+fn read_flash(
+    bundle: &Bundle,
+    threads: &Threads,
+    reader: &mut SequentialReader,
+    progress: &mut dyn FnMut(u64),
+) -> Result<AlignedMemory> {
+    let checks = GroupChecks::new(bundle);
+    let mut memory = AlignedMemory::new(bundle.layout().layer_bytes() * bundle.spec().layers)?;
     let mut at = 0;
     for layer in 0..bundle.spec().layers {
         let extent = bundle.layer(layer);
@@ -191,20 +213,9 @@ fn read_flash(bundle: &Bundle, reader: &mut SequentialReader, progress: &mut dyn
             at += chunk.bytes.len();
             progress(at as u64);
         }
-        for (group, bytes) in memory.as_slice()[start..at].chunks_exact(group_bytes).enumerate() {
-            let expected = bundle.group_checksums(layer)[group];
-            let found = checksum(bytes);
-            check(bundle, || format!("group {group} of layer {layer}"), expected, found)?;
-        }
+        checks.neighbours(threads, layer, 0, &memory.as_slice()[start..at])?;
     }
     Ok(memory)
-}
-
-fn check(bundle: &Bundle, part: impl FnOnce() -> String, expected: u64, found: u64) -> Result<()> {
-    if expected == found {
-        return Ok(());
-    }
-    Err(RuntimeError::Checksum { path: bundle.path().to_path_buf(), part: part(), expected, found })
 }
 
 struct BundleTensors<'a> {

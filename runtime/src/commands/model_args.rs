@@ -36,6 +36,9 @@ pub(crate) struct ModelArgs {
     /// How reads are issued
     #[arg(long, value_name = "ENGINE", default_value = "auto")]
     engine: EngineChoice,
+    /// Trust what is read while decoding, without holding it against the bundle's checksums
+    #[arg(long)]
+    no_verify: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -54,8 +57,8 @@ enum KvArg {
 
 /// Loads the model for `context` tokens, showing progress on a terminal and, if asked, what was chosen.
 pub(crate) fn load_with_progress(bundle: &Bundle, args: &ModelArgs, context: usize, verbose: bool) -> Result<Loaded> {
+    let defaults = LoadOptions::new(context);
     let options = LoadOptions {
-        context,
         budget: args.memory.map(|budget| budget.bytes(bundle.manifest().model_bytes)),
         ffn: args.ffn.map(|ffn| match ffn {
             FfnArg::Resident => FfnChoice::Resident,
@@ -65,9 +68,11 @@ pub(crate) fn load_with_progress(bundle: &Bundle, args: &ModelArgs, context: usi
             KvArg::F16 => KvDtype::F16,
             KvArg::F32 => KvDtype::F32,
         },
-        threads: args.threads.unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)),
+        threads: args.threads.unwrap_or(defaults.threads),
         direct: args.direct,
         engine: args.engine,
+        verify: !args.no_verify,
+        ..defaults
     };
     let bar = ProgressBar::new(0); // hidden when standard error is not a terminal
     bar.set_style(

@@ -1,5 +1,6 @@
 //! Where the neurons of an FFN come from.
 
+pub mod checks;
 pub mod predicted;
 pub mod resident;
 pub mod streamed;

@@ -5,11 +5,12 @@
 
 use std::sync::Arc;
 
-use flashlm_formats::bundle::FlashLayout;
+use flashlm_formats::bundle::{Bundle, FlashLayout};
 use flashlm_formats::model::{DType, Ffn};
 use flashlm_io::{DirectFile, EngineChoice, Extent, SequentialReader, StreamOptions};
 use flashlm_kernels::ROW_BLOCK;
 
+use super::checks::GroupChecks;
 use crate::error::Result;
 use crate::model::ffn::{FfnCall, FfnSource, NeuronBlock, ReadCounters, dense};
 
@@ -28,32 +29,29 @@ pub struct StreamedFfn {
     /// The pieces of every layer, in order; each layer has the same number.
     pieces: Vec<Extent>,
     reader: SequentialReader,
+    checks: Option<GroupChecks>,
     next_layer: usize,
 }
 
 impl StreamedFfn {
-    /// A source over the groups of every layer; layer `l` begins at `layers[l]` in `file`.
-    pub fn new(
-        ffn: Ffn,
-        dtype: DType,
-        layout: FlashLayout,
-        layers: &[u64],
-        file: Arc<DirectFile>,
-        engine: EngineChoice,
-    ) -> Result<Self> {
+    /// A source over the groups of every layer of `bundle`, which `file` is; `verify`: hold every group against its checksum.
+    pub fn new(bundle: &Bundle, file: Arc<DirectFile>, engine: EngineChoice, verify: bool) -> Result<Self> {
+        let layout = *bundle.layout();
         let options = StreamOptions { chunk_bytes: buffer_bytes(&layout), chunks: CHUNKS, engine };
         let mut reader = SequentialReader::new(file, options)?;
         let (piece, end) = (piece_bytes(&layout), layout.layer_bytes());
-        let pieces: Vec<Extent> = layers
-            .iter()
-            .flat_map(|&layer| {
+        let pieces: Vec<Extent> = (0..bundle.spec().layers)
+            .flat_map(|layer| {
+                let offset = bundle.layer(layer).offset;
                 (0..end)
                     .step_by(piece)
-                    .map(move |at| Extent { offset: layer + at as u64, length: piece.min(end - at) as u64 })
+                    .map(move |at| Extent { offset: offset + at as u64, length: piece.min(end - at) as u64 })
             })
             .collect();
         reader.restart(&pieces)?;
-        Ok(Self { ffn, dtype, layout, pieces, reader, next_layer: 0 })
+        let checks = verify.then(|| GroupChecks::new(bundle));
+        let (ffn, dtype) = (bundle.spec().ffn, bundle.manifest().ffn.dtype);
+        Ok(Self { ffn, dtype, layout, pieces, reader, checks, next_layer: 0 })
     }
 
     /// Bytes of its buffers.
@@ -101,6 +99,9 @@ impl FfnSource for StreamedFfn {
             let chunk = self.reader.next()?.expect("the list has every piece of every layer");
             let groups = chunk.bytes.len() / self.layout.group_bytes();
             let count = (groups * self.layout.records_per_group()).min(self.ffn.size - first);
+            if let Some(checks) = &self.checks {
+                checks.neighbours(call.threads, call.layer, first / self.layout.records_per_group(), chunk.bytes)?;
+            }
             let block = NeuronBlock::new(&self.ffn, self.dtype, &self.layout, chunk.bytes, first, count);
             dense(&self.ffn, &mut call, block)?;
             first += count;
