@@ -43,20 +43,15 @@ pub fn dot(element: Element, row: &[u8], x: &[f32]) -> f32 {
     Kernels::get().dot(element, row, x)
 }
 
-/// `y[i]` = dot product of `x` with the row of `cols` elements at byte `offsets[i]` of `data`; the same bits as [`matvec`].
+/// Rows that lie anywhere: the how-manieth row, to its bytes.
+pub type RowAt<'a> = dyn Fn(usize) -> &'a [u8] + Sync + 'a;
+
+/// `y[i]` = dot product of `x` with row `i` of `rows`, on all threads; the same bits as [`matvec`].
 ///
 /// # Panics
-/// If `x` has not `cols` or `y` not `offsets.len()` elements, or a row reaches beyond `data`.
-pub fn gathered_dots(
-    threads: &Threads,
-    element: Element,
-    data: &[u8],
-    offsets: &[usize],
-    cols: usize,
-    x: &[f32],
-    y: &mut [f32],
-) {
-    Kernels::get().gathered_dots(threads, element, data, offsets, cols, x, y);
+/// If a row does not hold exactly `x.len()` elements.
+pub fn gathered_dots(threads: &Threads, element: Element, rows: &RowAt<'_>, x: &[f32], y: &mut [f32]) {
+    Kernels::get().gathered_dots(threads, element, rows, x, y);
 }
 
 impl Kernels {
@@ -86,25 +81,10 @@ impl Kernels {
     }
 
     /// [`gathered_dots`] on this instruction set.
-    #[expect(clippy::too_many_arguments, reason = "rows in an arena are three of them")]
-    pub fn gathered_dots(
-        self,
-        threads: &Threads,
-        element: Element,
-        data: &[u8],
-        offsets: &[usize],
-        cols: usize,
-        x: &[f32],
-        y: &mut [f32],
-    ) {
-        assert_eq!(x.len(), cols, "gathered_dots: elements of x against columns");
-        assert_eq!(y.len(), offsets.len(), "gathered_dots: elements of y against rows");
-        let row_bytes = cols * element.bytes();
-        let chunk = rows_per_task(threads, offsets.len(), row_bytes);
+    pub fn gathered_dots(self, threads: &Threads, element: Element, rows: &RowAt<'_>, x: &[f32], y: &mut [f32]) {
+        let chunk = rows_per_task(threads, y.len(), x.len() * element.bytes());
         threads.chunks_mut(y, chunk, &|index, y| {
-            let start = index * chunk;
-            let rows = Gathered { data, offsets: &offsets[start..start + y.len()], row_bytes };
-            self.dots(element, &rows, x, y);
+            self.dots(element, &Gathered { rows, first: index * chunk }, x, y);
         });
     }
 
@@ -122,7 +102,7 @@ pub(crate) fn rows_per_task(threads: &Threads, rows: usize, row_bytes: usize) ->
 }
 
 /// A list of rows of equal length.
-pub(crate) trait Rows: Sync {
+trait Rows: Sync {
     fn row(&self, i: usize) -> &[u8];
 }
 
@@ -140,16 +120,13 @@ impl Rows for OneRow<'_> {
     }
 }
 
-/// Rows at given offsets in one arena.
-pub(crate) struct Gathered<'a> {
-    pub(crate) data: &'a [u8],
-    pub(crate) offsets: &'a [usize],
-    pub(crate) row_bytes: usize,
+struct Gathered<'a, 'r> {
+    rows: &'a RowAt<'r>,
+    first: usize,
 }
-impl Rows for Gathered<'_> {
+impl Rows for Gathered<'_, '_> {
     fn row(&self, i: usize) -> &[u8] {
-        let start = self.offsets[i];
-        &self.data[start..][..self.row_bytes]
+        (self.rows)(self.first + i)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Sums of scaled rows: `y += sum of a * row`, for rows picked from a matrix or anywhere in an arena.
+//! Sums of scaled rows: `y += sum of a * row`, for rows picked from a matrix or lying anywhere.
 //!
 //! Each output element has one accumulator, which takes the rows strictly in list order, in vector bodies and tails
 //! alike. Threads share the columns, never the list.
@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use crate::dispatch::Kernels;
 use crate::element::Element;
 use crate::matrix::Matrix;
-use crate::matvec::{Gathered, Rows};
+use crate::matvec::RowAt;
 use crate::simd::{Op, Simd, Weight, with_weight};
 use crate::threads::Threads;
 
@@ -53,20 +53,12 @@ pub fn add_scaled(element: Element, row: &[u8], a: f32, y: &mut [f32]) {
     Kernels::get().add_scaled(element, row, a, y);
 }
 
-/// `y += sum over i, in order, of coefficients[i] * row at byte offsets[i] of data`, on all threads; rows have `y.len()`
-/// elements. The same bits as [`add_scaled_rows`].
+/// `y += sum over i, in order, of coefficients[i] * row i of rows`, on all threads. The same bits as [`add_scaled_rows`].
 ///
 /// # Panics
-/// If there are not as many coefficients as offsets, or a row reaches beyond `data`.
-pub fn gathered_add(
-    threads: &Threads,
-    element: Element,
-    data: &[u8],
-    offsets: &[usize],
-    coefficients: &[f32],
-    y: &mut [f32],
-) {
-    Kernels::get().gathered_add(threads, element, data, offsets, coefficients, y);
+/// If a row does not hold exactly `y.len()` elements.
+pub fn gathered_add(threads: &Threads, element: Element, rows: &RowAt<'_>, coefficients: &[f32], y: &mut [f32]) {
+    Kernels::get().gathered_add(threads, element, rows, coefficients, y);
 }
 
 impl Kernels {
@@ -100,14 +92,12 @@ impl Kernels {
         self,
         threads: &Threads,
         element: Element,
-        data: &[u8],
-        offsets: &[usize],
+        rows: &RowAt<'_>,
         coefficients: &[f32],
         y: &mut [f32],
     ) {
-        assert_eq!(coefficients.len(), offsets.len(), "gathered_add: coefficients against rows");
-        let rows = Gathered { data, offsets, row_bytes: y.len() * element.bytes() };
-        self.add_on_threads(threads, element, &Scattered { rows, coefficients }, y);
+        let row_bytes = y.len() * element.bytes();
+        self.add_on_threads(threads, element, &Gathered { rows, row_bytes, coefficients }, y);
     }
 
     fn add_on_threads(self, threads: &Threads, element: Element, list: &dyn ScaledRows, y: &mut [f32]) {
@@ -184,16 +174,19 @@ impl ScaledRows for One<'_> {
     }
 }
 
-struct Scattered<'a> {
-    rows: Gathered<'a>,
+struct Gathered<'a, 'r> {
+    rows: &'a RowAt<'r>,
+    row_bytes: usize,
     coefficients: &'a [f32],
 }
-impl ScaledRows for Scattered<'_> {
+impl ScaledRows for Gathered<'_, '_> {
     fn count(&self) -> usize {
         self.coefficients.len()
     }
     fn row(&self, i: usize) -> &[u8] {
-        self.rows.row(i)
+        let row = (self.rows)(i);
+        assert_eq!(row.len(), self.row_bytes, "gathered_add: bytes of a row against elements of y");
+        row
     }
     fn coefficient(&self, i: usize) -> f32 {
         self.coefficients[i]

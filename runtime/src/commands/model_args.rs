@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use flashlm_formats::bundle::Bundle;
 use flashlm_io::{DirectIo, EngineChoice};
 use flashlm_runtime::budget::Budget;
+use flashlm_runtime::cache::PolicyKind;
 use flashlm_runtime::load::{FfnChoice, LoadOptions, Loaded, load};
 use flashlm_runtime::model::kv_cache::KvDtype;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -21,9 +22,18 @@ pub(crate) struct ModelArgs {
     /// Memory for the whole process: 50% (of the model), 4GiB, 6.7GB [default: what is available]
     #[arg(long, value_name = "AMOUNT")]
     pub(crate) memory: Option<Budget>,
-    /// Where the feed-forward weights are: all in memory, or read from flash for every token [default: resident if it fits]
+    /// Where the feed-forward weights come from [default: flash if the bundle has predictors, else resident if it fits]
     #[arg(long, value_enum, value_name = "WHERE")]
     ffn: Option<FfnArg>,
+    /// Which neurons are computed, with --ffn flash: those that the bundle's predictors choose, or all
+    #[arg(long, value_enum, default_value = "trained")]
+    predictor: PredictorArg,
+    /// Do not read ahead for the next layer
+    #[arg(long)]
+    no_look_ahead: bool,
+    /// Which neurons stay in memory: window:TOKENS, lru, lfu:TOKENS, s3-fifo or w-tinylfu
+    #[arg(long, value_name = "POLICY", default_value = "lfu:64")]
+    policy: PolicyKind,
     /// Precision of the KV cache
     #[arg(long, value_enum, default_value = "f16")]
     kv: KvArg,
@@ -47,6 +57,14 @@ enum FfnArg {
     Resident,
     /// Read completely for every token
     Streamed,
+    /// Predicted neurons, read where they are not cached
+    Flash,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum PredictorArg {
+    Trained,
+    All,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -63,7 +81,11 @@ pub(crate) fn load_with_progress(bundle: &Bundle, args: &ModelArgs, context: usi
         ffn: args.ffn.map(|ffn| match ffn {
             FfnArg::Resident => FfnChoice::Resident,
             FfnArg::Streamed => FfnChoice::Streamed,
+            FfnArg::Flash => FfnChoice::Flash,
         }),
+        predict: args.predictor == PredictorArg::Trained,
+        look_ahead: !args.no_look_ahead,
+        policy: args.policy,
         kv: match args.kv {
             KvArg::F16 => KvDtype::F16,
             KvArg::F32 => KvDtype::F32,

@@ -118,7 +118,7 @@ impl FfnSource for StreamedFfn {
 
     fn read_counters(&self) -> ReadCounters {
         let counters = self.reader.engine().counters();
-        ReadCounters { bytes: counters.bytes, reads: counters.reads, wait_ns: counters.wait_ns }
+        ReadCounters { bytes: counters.bytes, reads: counters.reads, wait_ns: counters.wait_ns, ..Default::default() }
     }
 }
 
