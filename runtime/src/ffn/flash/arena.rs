@@ -58,7 +58,9 @@ fn curves(bundle: &Bundle) -> Vec<BenefitCurve> {
             let wanted = active(layer).clamp(1e-3, 1.0);
             BenefitCurve::new((1..=32).map(|step| {
                 let share = f64::from(step) / 32.0;
-                ((groups * share).ceil() as u32, wanted * (1.0 - (1.0 - share).powf(1.0 / wanted.sqrt())))
+                // The last slots save next to nothing, but more than none.
+                let saved = wanted * (1.0 - (1.0 - share).powf(1.0 / wanted.sqrt())) + 1e-6 * share;
+                ((groups * share).ceil() as u32, saved)
             }))
         })
         .collect()
