@@ -15,9 +15,9 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::cache::PolicyKind;
 use crate::error::{Result, RuntimeError};
 use crate::ffn::checks::GroupChecks;
-use crate::ffn::flash::{ArenaPlan, FlashFfn, FlashOptions};
+use crate::ffn::flash::{ArenaPlan, FlashFfn, FlashOptions, ReadCut};
 use crate::ffn::resident::ResidentFfn;
-use crate::ffn::streamed::StreamedFfn;
+use crate::ffn::streamed::{Pinned, StreamedFfn, StreamedParts};
 use crate::memory;
 use crate::model::ffn::FfnSource;
 use crate::model::forward::Forward;
@@ -40,6 +40,10 @@ pub enum FfnChoice {
     Streamed,
     /// Predicted neurons read where they are not cached.
     Flash,
+    /// The published baseline: the whole model read for every token, attention too.
+    Naive,
+    /// The published baseline: as many layers' neurons pinned as fit, the others read for every token.
+    Hybrid,
 }
 
 /// How to open a bundle.
@@ -57,6 +61,8 @@ pub struct LoadOptions {
     pub look_ahead: bool,
     /// Which groups of neurons stay in memory. For `Flash` only.
     pub policy: PolicyKind,
+    /// How reads are cut. For `Flash` only.
+    pub cut: ReadCut,
     /// What reading costs; `None` takes the profile kept for the disk, or a usual one. For `Flash` only.
     pub read_cost: Option<ReadCost>,
     /// Precision of the KV cache.
@@ -81,6 +87,7 @@ impl LoadOptions {
             predict: true,
             look_ahead: true,
             policy: PolicyKind::Lfu { half_life: 64 },
+            cut: ReadCut::default(),
             read_cost: None,
             kv: KvDtype::F16,
             threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
@@ -113,7 +120,7 @@ pub struct Loaded {
 /// Loads a bundle; `progress` is told bytes read and bytes in all.
 pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<Loaded> {
     let spec = bundle.spec();
-    let Planned { choice, plan, arena } = plan(bundle, options)?;
+    let Planned { choice, plan, arena, pinned } = plan(bundle, options)?;
 
     let file = Arc::new(DirectFile::open(bundle.path(), options.direct)?);
     let threads = Threads::new(options.threads)
@@ -137,11 +144,18 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
     let ffn: Box<dyn FfnSource> = match choice {
         FfnChoice::Resident => {
             let mut progress = |done| progress(resident.extent.bytes + done, total);
-            let records = read_flash(bundle, &threads, &mut reader, &mut progress)?;
+            let records = read_flash(bundle, spec.layers, &threads, &mut reader, &mut progress)?;
             Box::new(ResidentFfn::new(spec.ffn, bundle.manifest().ffn.dtype, *bundle.layout(), records))
         }
-        FfnChoice::Streamed => {
-            let source = StreamedFfn::new(bundle, Arc::clone(&file), options.engine, options.verify)?;
+        FfnChoice::Streamed | FfnChoice::Naive | FfnChoice::Hybrid => {
+            let mut parts = StreamedParts { resident_too: choice == FfnChoice::Naive, ..StreamedParts::default() };
+            if pinned > 0 {
+                let records = read_flash(bundle, pinned, &threads, &mut reader, &mut |_| ())?;
+                let source = ResidentFfn::new(spec.ffn, bundle.manifest().ffn.dtype, *bundle.layout(), records);
+                parts.pinned = Some(Pinned { layers: pinned, source });
+                notices.push(Notice { important: false, text: format!("{pinned} layers pinned") });
+            }
+            let source = StreamedFfn::new(bundle, Arc::clone(&file), options.engine, options.verify, parts)?;
             notices.push(Notice { important: false, text: format!("FFN streamed from flash: {}", source.engine()) });
             Box::new(source)
         }
@@ -160,6 +174,7 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
                 engine: options.engine,
                 verify: options.verify,
                 look_ahead: options.look_ahead,
+                cut: options.cut,
             };
             let source = FlashFfn::new(bundle, Arc::clone(&file), predictors, &flash)?;
             notices.push(Notice { important: false, text: format!("FFN from flash: {}", source.engine()) });
@@ -219,6 +234,8 @@ pub struct Planned {
     pub plan: MemoryPlan,
     /// How the memory for neurons is divided, for [`FfnChoice::Flash`].
     pub arena: Option<ArenaPlan>,
+    /// Layers whose neurons stay in memory, for [`FfnChoice::Hybrid`].
+    pub pinned: usize,
 }
 
 /// The FFN source and its memory plan: what was asked for, else the first that fits.
@@ -261,11 +278,21 @@ fn plan_choice(bundle: &Bundle, options: &LoadOptions, choice: FfnChoice, budget
     match choice {
         FfnChoice::Resident => {
             let bytes = bundle.spec().layers as u64 * bundle.layout().layer_bytes() as u64;
-            Planned { choice, plan: whole("resident", &[item("FFN", bytes)]), arena: None }
+            Planned { choice, plan: whole("resident", &[item("FFN", bytes)]), arena: None, pinned: 0 }
         }
-        FfnChoice::Streamed => {
-            let bytes = StreamedFfn::bytes(bundle.layout());
-            Planned { choice, plan: whole("streamed", &[item("FFN buffers", bytes)]), arena: None }
+        FfnChoice::Streamed | FfnChoice::Naive | FfnChoice::Hybrid => {
+            let buffers = item("FFN buffers", StreamedFfn::bytes(bundle.layout()));
+            let layer = bundle.layout().layer_bytes() as u64;
+            let pinned = match (choice, budget) {
+                (FfnChoice::Hybrid, Some(budget)) => {
+                    let left = budget.saturating_sub(whole("", std::slice::from_ref(&buffers)).total());
+                    ((left / layer) as usize).min(bundle.spec().layers)
+                }
+                (FfnChoice::Hybrid, None) => bundle.spec().layers,
+                _ => 0,
+            };
+            let plan = whole("streamed", &[buffers, item("pinned layers", pinned as u64 * layer)]);
+            Planned { choice, plan, arena: None, pinned }
         }
         FfnChoice::Flash => {
             let predictors = bundle.predictors().filter(|_| options.predict).map_or(0, |s| {
@@ -284,7 +311,7 @@ fn plan_choice(bundle: &Bundle, options: &LoadOptions, choice: FfnChoice, budget
             };
             let plan_of = |arena: &ArenaPlan| whole("flash", &items(arena));
             let arena = ArenaPlan::within(bundle, |arena| budget.is_none_or(|budget| plan_of(arena).total() <= budget));
-            Planned { choice, plan: plan_of(&arena), arena: Some(arena) }
+            Planned { choice, plan: plan_of(&arena), arena: Some(arena), pinned: 0 }
         }
     }
 }
@@ -325,17 +352,18 @@ fn read_section(
     Ok(memory)
 }
 
-/// Reads the groups of all layers, checking each group's checksum.
+/// Reads the groups of the first layers, checking each group's checksum.
 fn read_flash(
     bundle: &Bundle,
+    layers: usize,
     threads: &Threads,
     reader: &mut SequentialReader,
     progress: &mut dyn FnMut(u64),
 ) -> Result<AlignedMemory> {
     let checks = GroupChecks::new(bundle);
-    let mut memory = AlignedMemory::new(bundle.layout().layer_bytes() * bundle.spec().layers)?;
+    let mut memory = AlignedMemory::new(bundle.layout().layer_bytes() * layers)?;
     let mut at = 0;
-    for layer in 0..bundle.spec().layers {
+    for layer in 0..layers {
         let extent = bundle.layer(layer);
         reader.restart(&[Extent { offset: extent.offset, length: extent.bytes }])?;
         let start = at;

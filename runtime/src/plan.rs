@@ -90,7 +90,7 @@ impl MemoryPlan {
     /// The plan as lines of text.
     pub fn table(&self) -> String {
         let mut text = String::new();
-        for PlanItem { name, bytes } in &self.items {
+        for PlanItem { name, bytes } in self.items.iter().filter(|item| item.bytes > 0) {
             text += &format!("  {name:<18} {:>12}\n", human_bytes(*bytes));
         }
         text + &format!("  {:<18} {:>12}\n", "total", human_bytes(self.total()))

@@ -59,6 +59,10 @@ enum FfnArg {
     Streamed,
     /// Predicted neurons, read where they are not cached
     Flash,
+    /// Baseline: attention read for every token as well
+    Naive,
+    /// Baseline: as many layers pinned as fit, the others read for every token
+    Hybrid,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -73,29 +77,38 @@ enum KvArg {
     F32,
 }
 
+impl ModelArgs {
+    /// How to load the model for `context` tokens.
+    pub(crate) fn options(&self, bundle: &Bundle, context: usize) -> LoadOptions {
+        let defaults = LoadOptions::new(context);
+        LoadOptions {
+            budget: self.memory.map(|budget| budget.bytes(bundle.manifest().model_bytes)),
+            ffn: self.ffn.map(|ffn| match ffn {
+                FfnArg::Resident => FfnChoice::Resident,
+                FfnArg::Streamed => FfnChoice::Streamed,
+                FfnArg::Flash => FfnChoice::Flash,
+                FfnArg::Naive => FfnChoice::Naive,
+                FfnArg::Hybrid => FfnChoice::Hybrid,
+            }),
+            predict: self.predictor == PredictorArg::Trained,
+            look_ahead: !self.no_look_ahead,
+            policy: self.policy,
+            kv: match self.kv {
+                KvArg::F16 => KvDtype::F16,
+                KvArg::F32 => KvDtype::F32,
+            },
+            threads: self.threads.unwrap_or(defaults.threads),
+            direct: self.direct,
+            engine: self.engine,
+            verify: !self.no_verify,
+            ..defaults
+        }
+    }
+}
+
 /// Loads the model for `context` tokens, showing progress on a terminal and, if asked, what was chosen.
 pub(crate) fn load_with_progress(bundle: &Bundle, args: &ModelArgs, context: usize, verbose: bool) -> Result<Loaded> {
-    let defaults = LoadOptions::new(context);
-    let options = LoadOptions {
-        budget: args.memory.map(|budget| budget.bytes(bundle.manifest().model_bytes)),
-        ffn: args.ffn.map(|ffn| match ffn {
-            FfnArg::Resident => FfnChoice::Resident,
-            FfnArg::Streamed => FfnChoice::Streamed,
-            FfnArg::Flash => FfnChoice::Flash,
-        }),
-        predict: args.predictor == PredictorArg::Trained,
-        look_ahead: !args.no_look_ahead,
-        policy: args.policy,
-        kv: match args.kv {
-            KvArg::F16 => KvDtype::F16,
-            KvArg::F32 => KvDtype::F32,
-        },
-        threads: args.threads.unwrap_or(defaults.threads),
-        direct: args.direct,
-        engine: args.engine,
-        verify: !args.no_verify,
-        ..defaults
-    };
+    let options = args.options(bundle, context);
     let bar = ProgressBar::new(0); // hidden when standard error is not a terminal
     bar.set_style(
         ProgressStyle::with_template("loading [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left")?

@@ -28,6 +28,11 @@ pub trait FfnSource: Send {
         Ok(())
     }
 
+    /// How often the source asked for reads of each size, in bytes.
+    fn read_sizes(&self) -> Vec<(u64, u64)> {
+        Vec::new()
+    }
+
     /// Bytes and device requests read so far.
     fn read_counters(&self) -> ReadCounters {
         ReadCounters::default()
@@ -51,6 +56,8 @@ pub struct ReadCounters {
     pub hits: u64,
     /// Bytes read ahead that nobody wanted then.
     pub wasted_bytes: u64,
+    /// Bytes of weights and predictors that computing touched.
+    pub touched_bytes: u64,
 }
 
 impl ReadCounters {
@@ -64,6 +71,7 @@ impl ReadCounters {
             wanted: self.wanted - before.wanted,
             hits: self.hits - before.hits,
             wasted_bytes: self.wasted_bytes.saturating_sub(before.wasted_bytes),
+            touched_bytes: self.touched_bytes - before.touched_bytes,
         }
     }
 }

@@ -107,7 +107,11 @@ impl FlashFfn {
     pub(super) fn start(&mut self, layer: usize, input: &[f32], threads: &Threads, ahead: bool) -> Result<()> {
         let scratch = &mut self.scratch;
         match &mut self.predictors {
-            Some(predictors) => predictors[layer].own.scores(threads, input, &mut scratch.scores),
+            Some(predictors) => {
+                let own = &mut predictors[layer].own;
+                own.scores(threads, input, &mut scratch.scores);
+                self.touched_bytes += own.bytes();
+            }
             None => scratch.scores.fill(1.0),
         }
         let begin = Instant::now();
@@ -130,10 +134,11 @@ impl FlashFfn {
         if !self.look_ahead || next >= predictors.len() {
             return Ok(());
         }
-        match predictors[layer].ahead.is_some() {
-            true => predictors[layer].ahead.as_mut().expect("just seen").scores(threads, input, scores),
-            false => predictors[next].own.scores(threads, input, scores),
-        }
+        let (now, later) = predictors.split_at_mut(next);
+        // One trained for this, or the next layer's own, one layer early.
+        let predictor = now[layer].ahead.as_mut().unwrap_or(&mut later[0].own);
+        predictor.scores(threads, input, scores);
+        self.touched_bytes += predictor.bytes();
         let begin = Instant::now();
         groups_of(scores, self.layout.records_per_group() as u32, ahead);
         self.store.begin(next);
@@ -168,12 +173,13 @@ impl FlashFfn {
             scratch: &mut self.scratch,
         };
         let output = &mut call.output[range];
+        let mut touched = 0;
         let mut first = 0;
         loop {
             let rest = &token.scratch.wanted[first..];
             let end = first + rest.iter().position(|w| w.slot == super::store::NONE).unwrap_or(rest.len());
             token.activations(first..end)?;
-            token.add_down(first..end, output);
+            touched += token.add_down(first..end, output);
             if end == token.scratch.wanted.len() {
                 break;
             }
@@ -184,6 +190,7 @@ impl FlashFfn {
             first = end;
             token.store.read_more(layer, &mut token.scratch.wanted[first..])?;
         }
+        self.touched_bytes += touched * records.row_bytes as u64;
         Ok(())
     }
 }
@@ -284,8 +291,8 @@ impl Token<'_> {
         }
     }
 
-    /// Adds the neurons of these of the wanted groups to `output`, in storage order.
-    fn add_down(&mut self, groups: Range<usize>, output: &mut [f32]) {
+    /// Adds the neurons of these of the wanted groups to `output`, in storage order; returns how many rows they all touched.
+    fn add_down(&mut self, groups: Range<usize>, output: &mut [f32]) -> u64 {
         let DecodeScratch { neurons, wanted, first_neuron, group_of, activations, ready, results, .. } =
             &mut *self.scratch;
         let range = first_neuron[groups.start]..first_neuron[groups.end];
@@ -301,5 +308,8 @@ impl Token<'_> {
             records.row(group, neurons[at], vector)
         };
         gathered_add(self.threads, self.element, &row, &results[..ready.len()], output);
+        // Gated: of the shut ones the gate alone was looked at.
+        let chosen = (first_neuron[groups.end] - first_neuron[groups.start]) as u64;
+        chosen + ready.len() as u64 * (1 + u64::from(self.ffn.gated))
     }
 }

@@ -44,6 +44,20 @@ pub struct FlashOptions {
     pub verify: bool,
     /// Read ahead for the next layer.
     pub look_ahead: bool,
+    /// How reads are cut, for measuring what bundling and ordering are worth.
+    pub cut: ReadCut,
+}
+
+/// How reads are cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReadCut {
+    /// As the planner finds best.
+    #[default]
+    Planned,
+    /// One read for each group: about what the checkpoint's own order of neurons would give.
+    Groups,
+    /// Two reads for each group: up and down apart, as without bundling.
+    Halves,
 }
 
 /// Reads predicted neurons, keeps the useful ones.
@@ -63,6 +77,7 @@ pub struct FlashFfn {
     /// The layer whose neurons are chosen already.
     started: Option<usize>,
     manage_ns: u64,
+    touched_bytes: u64,
 }
 
 impl FlashFfn {
@@ -74,20 +89,21 @@ impl FlashFfn {
         options: &FlashOptions,
     ) -> Result<Self> {
         let layout = *bundle.layout();
-        let FlashOptions { arena, policy, cost, engine, verify, look_ahead } = options;
+        let FlashOptions { arena, policy, cost, engine, verify, look_ahead, cut } = options;
         Ok(Self {
             ffn: bundle.spec().ffn,
             dtype: bundle.manifest().ffn.dtype,
             layout,
             look_ahead: *look_ahead && predictors.is_some(),
             predictors,
-            store: Store::new(bundle, file, *engine, *policy, arena, cost)?,
+            store: Store::new(bundle, file, *engine, *policy, arena, cost, *cut)?,
             checks: verify.then(|| GroupChecks::new(bundle)),
             scratch: DecodeScratch::new(&bundle.spec().ffn, &layout),
             selection: Selection::default(),
             begun_ahead: None,
             started: None,
             manage_ns: 0,
+            touched_bytes: 0,
         })
     }
 
@@ -130,6 +146,10 @@ impl FfnSource for FlashFfn {
         self.store.wait(0)
     }
 
+    fn read_sizes(&self) -> Vec<(u64, u64)> {
+        self.store.read_sizes()
+    }
+
     fn read_counters(&self) -> ReadCounters {
         let io = self.store.engine().counters();
         let cache = self.store.counters();
@@ -138,6 +158,7 @@ impl FfnSource for FlashFfn {
             reads: io.reads,
             wait_ns: io.wait_ns,
             manage_ns: self.manage_ns,
+            touched_bytes: self.touched_bytes,
             wanted: cache.wanted,
             hits: cache.hits,
             wasted_bytes: (cache.ahead - cache.ahead_hits.min(cache.ahead)) * self.layout.group_bytes() as u64,

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use flashlm_formats::bundle::Bundle;
 use flashlm_io::{Completion, DirectFile, EngineChoice, ReadBatch, ReadEngine, SlotState, Slots, open_engine};
 
+use super::ReadCut;
 use super::arena::ArenaPlan;
 use crate::cache::{LayerCache, Placement, PolicyKind, Prefetch};
 use crate::error::Result;
@@ -72,6 +73,20 @@ pub(super) struct Store {
     batch: ReadBatch,
     done: Vec<Completion>,
     ring_first: u32,
+    /// Slots of the engine that make one of ours.
+    parts: u32,
+    /// Requests of so many groups.
+    sizes: Vec<u64>,
+}
+
+/// Bytes of one of our slots, once all have arrived.
+fn slot_bytes(slots: &Slots, parts: u32, slot: u32) -> Option<&[u8]> {
+    if parts == 1 { slots.slot(slot) } else { slots.neighbours(slot * parts, parts as usize) }
+}
+
+/// Whether a read is under way to one of our slots.
+fn in_flight(slots: &Slots, parts: u32, slot: u32) -> bool {
+    (slot * parts..(slot + 1) * parts).any(|part| slots.state(part) == Some(SlotState::InFlight))
 }
 
 /// The groups that are in memory, for all threads to see.
@@ -79,13 +94,14 @@ pub(super) struct Store {
 pub(super) struct Arrived<'a> {
     slots: &'a Slots,
     content: &'a [u32],
+    parts: u32,
 }
 
 impl<'a> Arrived<'a> {
     /// Bytes of a group, once they have arrived.
     pub(super) fn bytes(self, wanted: Wanted) -> Option<&'a [u8]> {
         let there = wanted.slot != NONE && self.content[wanted.slot as usize] == wanted.group;
-        if there { self.slots.slot(wanted.slot) } else { None }
+        if there { slot_bytes(self.slots, self.parts, wanted.slot) } else { None }
     }
 }
 
@@ -97,10 +113,12 @@ impl Store {
         policy: PolicyKind,
         plan: &ArenaPlan,
         cost: &ReadCost,
+        cut: ReadCut,
     ) -> Result<Self> {
         let layout = bundle.layout();
         let (groups, group_bytes) = (layout.groups(), layout.group_bytes());
-        let slots = Slots::new(plan.total(), group_bytes, file.alignment())?;
+        let parts = if cut == ReadCut::Halves { 2 } else { 1 };
+        let slots = Slots::new(plan.total() * parts, group_bytes / parts, file.alignment())?;
         let engine = open_engine(engine, file, slots, DEPTH)?;
         let mut first_slot = 0;
         let layers = plan.slots.iter().enumerate().map(|(layer, &slots)| {
@@ -116,7 +134,12 @@ impl Store {
             taken: Vec::with_capacity(plan.transient as usize),
             slot_of: vec![NONE; groups],
         };
-        let limits = PlanLimits::for_cost(cost, group_bytes as u64, REQUEST_BYTES_MAX);
+        let limits = match cut {
+            ReadCut::Planned => PlanLimits::for_cost(cost, group_bytes as u64, REQUEST_BYTES_MAX),
+            ReadCut::Groups | ReadCut::Halves => {
+                PlanLimits { group_bytes: group_bytes as u64, gap_bytes_max: 0, request_bytes_max: 1 }
+            }
+        };
         Ok(Self {
             areas: [area(first_slot), area(first_slot + plan.transient)],
             content: vec![NONE; plan.total()],
@@ -129,6 +152,8 @@ impl Store {
             batch: ReadBatch::new(),
             done: Vec::with_capacity(groups),
             ring_first: first_slot,
+            parts: parts as u32,
+            sizes: vec![0; (REQUEST_BYTES_MAX as usize / group_bytes).max(1) + 1],
             engine,
             layers,
         })
@@ -136,6 +161,13 @@ impl Store {
 
     pub(super) fn engine(&self) -> &dyn ReadEngine {
         &*self.engine
+    }
+
+    /// How often requests of each size, in bytes, were made.
+    pub(super) fn read_sizes(&self) -> Vec<(u64, u64)> {
+        let sizes = self.sizes.iter().enumerate().filter(|(_, count)| **count > 0);
+        let parts = u64::from(self.parts);
+        sizes.map(|(n, count)| (n as u64 * u64::from(self.group_bytes) / parts, count * parts)).collect()
     }
 
     pub(super) fn counters(&self) -> StoreCounters {
@@ -157,10 +189,10 @@ impl Store {
 
     /// Takes back the places of an area, but for those that a read is under way to.
     fn reclaim(&mut self, parity: usize) {
-        let (area, slots) = (&mut self.areas[parity], self.engine.slots());
+        let (area, slots, parts) = (&mut self.areas[parity], self.engine.slots(), self.parts);
         let free = &mut area.free;
         area.taken.retain(|&slot| {
-            let busy = slots.state(slot) == Some(SlotState::InFlight);
+            let busy = in_flight(slots, parts, slot);
             if !busy {
                 free.push(slot);
             }
@@ -245,12 +277,12 @@ impl Store {
 
     /// Takes back the places of groups that are not among `wanted`: computed already, or read ahead in vain.
     fn reclaim_unwanted(&mut self, parity: usize, wanted: &[Wanted]) {
-        let (area, slots, content) = (&mut self.areas[parity], self.engine.slots(), &self.content);
+        let (area, slots, content, parts) = (&mut self.areas[parity], self.engine.slots(), &self.content, self.parts);
         let free = &mut area.free;
         area.taken.retain(|&slot| {
             let group = content[slot as usize];
             let wanted_still = wanted.binary_search_by_key(&group, |w| w.group).is_ok_and(|at| wanted[at].slot == slot);
-            let keep = wanted_still || slots.state(slot) == Some(SlotState::InFlight);
+            let keep = wanted_still || in_flight(slots, parts, slot);
             if !keep {
                 free.push(slot);
             }
@@ -265,7 +297,7 @@ impl Store {
         }
         for at in 0..self.reads.len() {
             // A slot given up while something read in vain was still on its way to it.
-            while self.engine.slots().state(self.reads[at].slot) == Some(SlotState::InFlight) {
+            while in_flight(self.engine.slots(), self.parts, self.reads[at].slot) {
                 self.wait(1)?;
             }
         }
@@ -278,10 +310,16 @@ impl Store {
         for request in &self.requests {
             let offset = self.layers[layer].offset + request.first as u64 * bytes as u64;
             self.batch.begin(layer as u64, offset);
+            self.sizes[request.groups as usize] += 1;
             let mut at = request.first;
             while let Some(read) = self.reads.get(next).filter(|read| read.group < request.range().end) {
                 self.batch.gap((read.group - at) * bytes);
-                self.batch.slot(read.slot, bytes);
+                for part in 0..self.parts {
+                    if part > 0 {
+                        self.batch.begin(layer as u64, offset + u64::from(part * (bytes / self.parts)));
+                    }
+                    self.batch.slot(read.slot * self.parts + part, bytes / self.parts);
+                }
                 self.content[read.slot as usize] = read.group;
                 self.unchecked[read.slot as usize] = true;
                 (at, next) = (read.group + 1, next + 1);
@@ -323,7 +361,7 @@ impl Store {
 
     /// What has arrived.
     pub(super) fn arrived(&self) -> Arrived<'_> {
-        Arrived { slots: self.engine.slots(), content: &self.content }
+        Arrived { slots: self.engine.slots(), content: &self.content, parts: self.parts }
     }
 
     /// Whether the bytes in a slot still have to be held against their checksum.
@@ -357,7 +395,7 @@ impl Store {
         for (at, group) in groups.enumerate() {
             let slot = slot + at as u32;
             self.content[slot as usize] = group;
-            self.batch.slot(slot, bytes);
+            (0..self.parts).for_each(|part| self.batch.slot(slot * self.parts + part, bytes / self.parts));
         }
         self.engine.submit(&self.batch)?;
         Ok(())
@@ -366,7 +404,10 @@ impl Store {
     /// The bytes of neighbouring slots of the ring, once all have arrived.
     pub(super) fn ring_bytes(&self, slot: u32, count: u32) -> Option<&[u8]> {
         let slots = self.engine.slots();
-        if count == 1 { slots.slot(slot) } else { slots.neighbours(slot, count as usize) }
+        match count {
+            1 => slot_bytes(slots, self.parts, slot),
+            _ => slots.neighbours(slot * self.parts, (count * self.parts) as usize),
+        }
     }
 
     /// Makes the cache of `layer` as it would be had a token wanted these groups, without their bytes.
@@ -389,9 +430,11 @@ impl Store {
         let Layer { cache, first_slot, .. } = &self.layers[layer];
         let Some(Placement::Kept(slot)) = cache.peek(group) else { return };
         let slot = first_slot + slot;
-        if self.content[slot as usize] != group || self.engine.slots().state(slot) != Some(SlotState::Ready) {
+        let parts = self.parts;
+        if self.content[slot as usize] != group || slot_bytes(self.engine.slots(), parts, slot).is_none() {
             self.content[slot as usize] = NONE;
-            if self.engine.slots_mut().copy(ring_slot, slot) {
+            let slots = self.engine.slots_mut();
+            if (0..parts).all(|part| slots.copy(ring_slot * parts + part, slot * parts + part)) {
                 self.content[slot as usize] = group;
                 self.unchecked[slot as usize] = false;
             }
