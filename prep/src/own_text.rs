@@ -54,6 +54,7 @@ pub struct OwnText {
 }
 
 /// Lets the model of `checkpoint` write documents, separated by [`SEPARATOR`] lines; the temporary bundle goes to `dir`.
+/// Gives the text and the number of its tokens.
 pub fn write_own_text(
     checkpoint: &Checkpoint,
     tokenizer_json: &[u8],
@@ -61,7 +62,7 @@ pub fn write_own_text(
     dir: &Path,
     threads: NonZeroUsize,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<String, OwnTextError> {
+) -> Result<(String, usize), OwnTextError> {
     let path = dir.join("own-text.flashlm");
     let options = PackOptions { tokenizer: tokenizer_json.to_vec(), overwrite: true, ..PackOptions::default() };
     pack(checkpoint, &path, options, &mut |_, _| ())?;
@@ -75,7 +76,7 @@ fn sample(
     asked: &OwnText,
     threads: NonZeroUsize,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<String, OwnTextError> {
+) -> Result<(String, usize), OwnTextError> {
     let bundle = Bundle::open(path)?;
     let spec = bundle.spec();
     let first = first_id(spec).ok_or(OwnTextError::NoFirstId)?;
@@ -102,5 +103,5 @@ fn sample(
         written += generation.tokens + 1;
         progress(written as u64, asked.tokens as u64);
     }
-    Ok(text)
+    Ok((text, written))
 }

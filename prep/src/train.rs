@@ -11,6 +11,8 @@
 mod activity;
 mod curve;
 mod fit;
+mod linear;
+mod look_ahead;
 mod params;
 mod pipeline;
 mod predictor;
@@ -18,16 +20,20 @@ mod random;
 mod rank;
 mod start;
 mod store;
+mod sweep;
 
 pub use activity::{Activity, Inputs, Split, TrainingSet, training_set};
 pub use curve::{Curve, OperatingPoint};
+pub use look_ahead::LookAheadReport;
 pub use params::{LowRankPredictorParams, LowRankPredictorValidParams, TrainError};
 pub use pipeline::{
-    LayerReport, LookAheadReport, Progress, RankChoice, TrainOptions, TrainReport, choose_ranks, train_recording,
+    DTypeCurve, LayerReport, Progress, RankChoice, TRIAL_TOKENS, TrainOptions, TrainReport, choose_ranks, train_layer,
+    train_recording, write_report,
 };
 pub use predictor::{LowRankPredictor, PredictorDType};
 pub use rank::{RankCurve, allocate_ranks, predictor_bytes};
 pub use store::{StoredPredictor, write_predictor};
+pub use sweep::{SweepEntry, sweep};
 
 #[cfg(test)]
 mod tests;

@@ -11,7 +11,8 @@ use flashlm_kernels::Threads;
 use flashlm_prep::evaluate::{PredictorChoice, Windows, evaluate};
 use flashlm_prep::record::{Calibration, Recorder};
 use flashlm_prep::states;
-use flashlm_tests::{program, root, scratch};
+use flashlm_runtime::load::FfnChoice;
+use flashlm_tests::{loaded, logits, options, program, root, scratch};
 
 fn threads() -> Threads {
     Threads::new(std::thread::available_parallelism().unwrap()).unwrap()
@@ -53,6 +54,46 @@ fn our_recording_agrees_with_the_one_made_with_transformers() {
         assert!(norms.into_iter().all(|(a, b)| (a - b).abs() <= 1e-4 * b.abs()));
     }
     assert!((different as f64) < 1e-3 * bits as f64, "{different} of {bits} bits differ");
+}
+
+/// Files under a directory.
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn layers_are_deleted_one_by_one() {
+    let dir = scratch();
+    let path = dir.path().join("model.flashlm");
+    let mut child = prepare(&path, &[]).spawn().unwrap();
+    let recording = dir.path().join("model.flashlm.work/recording");
+    let mut most = 0;
+    while child.try_wait().unwrap().is_none() {
+        if let Ok(entries) = std::fs::read_dir(&recording) {
+            let name = |e: std::io::Result<std::fs::DirEntry>| e.ok()?.file_name().into_string().ok();
+            most = most.max(
+                entries.filter_map(name).filter(|n| n.starts_with("layer-") && n.ends_with(".safetensors")).count(),
+            );
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(child.wait().unwrap().success());
+    assert_eq!(most, 1, "recorded layers at a time");
+    let kept = files(&dir.path().join("model.flashlm.work"));
+    assert!(
+        kept.iter().all(|f| !f.to_str().unwrap().contains("recording") && !f.to_str().unwrap().contains("pilot")),
+        "{kept:?}"
+    );
+
+    // With a look-ahead two layers are looked at together, and the bundle's look-ahead predicts.
+    let ahead = dir.path().join("ahead.flashlm");
+    succeed(prepare(&ahead, &["--look-ahead", "8"]));
+    let bundle = Bundle::open(&ahead).unwrap();
+    let ranks: Vec<Option<usize>> =
+        bundle.manifest().predictors.as_ref().unwrap().layers.iter().map(|l| l.look_ahead_rank).collect();
+    assert_eq!(ranks[..7], [Some(8); 7]);
+    assert_eq!(ranks[7], None);
 }
 
 fn prepare(output: &Path, more: &[&str]) -> Command {
@@ -123,12 +164,27 @@ fn other_predictors_leave_the_flash_section_in_place() {
     let ids: Vec<u32> = (0..400).map(|i| 300 + (i * 37) % 900).collect();
     let windows = Windows::new(&ids, 128, bundle.spec().bos);
     let threads = threads();
-    let run = |choice| evaluate(&bundle, &checkpoint, &windows, choice, &threads, dir.path(), &mut |_, _| ()).unwrap();
-    let all = run(PredictorChoice::All);
+    let run = |choice, seen: &mut dyn FnMut(usize, [&[f32]; 2])| {
+        evaluate(&bundle, &checkpoint, &windows, choice, &threads, dir.path(), &mut |_, _| (), seen).unwrap()
+    };
+    // With all neurons: bit for bit what the resident bundle computes.
+    let mut resident = loaded(&bundle, &options(128, FfnChoice::Resident));
+    let expected: Vec<Vec<f32>> =
+        windows.offsets.windows(2).map(|w| logits(&mut resident, &windows.ids[w[0]..w[1]])).collect();
+    let vocab = bundle.spec().vocab_size;
+    let mut positions = 0;
+    let all = run(PredictorChoice::All, &mut |position, [_, ours]| {
+        let window = windows.offsets.partition_point(|&start| start <= position) - 1;
+        let at = (position - windows.offsets[window]) * vocab;
+        let same = ours.iter().zip(&expected[window][at..at + vocab]).all(|(a, b)| a.to_bits() == b.to_bits());
+        assert!(same, "logits of position {position} differ from the resident bundle's");
+        positions += 1;
+    });
+    assert_eq!(positions, windows.ids.len() - expected.len());
     assert_eq!(all.top1_agreement, 1.0);
     assert!((all.perplexity.bundle / all.perplexity.dense - 1.0).abs() < 1e-5 && all.kl_mean < 1e-8);
     assert!(all.layers.iter().all(|l| l.false_negative_rate == 0.0 && l.predicted_fraction == 1.0));
-    let chosen = run(PredictorChoice::Bundle);
+    let chosen = run(PredictorChoice::Bundle, &mut |_, _| ());
     // These ids are no text, and the predictors are small: only the kind of result is asserted.
     let (predicted, kept) = (chosen.mean(|l| l.predicted_fraction), chosen.mean(|l| l.energy_recall));
     assert!(predicted > 0.0 && predicted < 0.6 && kept > 0.3 && kept < 1.0, "{:?}", chosen.layers);

@@ -81,9 +81,8 @@ pub(crate) fn run(args: &EvaluateArgs) -> Result<ExitCode> {
     let scratch = scratch.join(format!("flashlm-evaluate-{}", std::process::id()));
     let stage = Stage::new("evaluating", "layers", spec.layers as u64);
     let threads = super::threads(args.threads)?;
-    let result = evaluate(&bundle, &checkpoint, &windows, choice, &threads, &scratch, &mut |done, total| {
-        stage.set(done as u64, total as u64);
-    });
+    let progress = &mut |done, total| stage.set(done as u64, total as u64);
+    let result = evaluate(&bundle, &checkpoint, &windows, choice, &threads, &scratch, progress, &mut |_, _| ());
     _ = std::fs::remove_dir_all(&scratch);
     let evaluation = result?;
     drop(stage);

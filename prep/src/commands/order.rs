@@ -1,6 +1,8 @@
 //! `flashlm-prep order`: finds a storage order for every layer and says what it is worth.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -16,7 +18,7 @@ use flashlm_runtime::cache::PolicyKind;
 use flashlm_runtime::planner::ReadCost;
 use flashlm_runtime::replay::{ReplayCounts, WantedSets};
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::progress::Stage;
 use super::recorded::{Division, active_sets, layer_range};
@@ -72,9 +74,6 @@ pub(crate) struct OrderArgs {
     /// Print what orders.json holds instead of a table.
     #[arg(long)]
     json: bool,
-    /// Print nothing: another command asked.
-    #[arg(skip)]
-    pub(crate) quiet: bool,
 }
 
 impl OrderArgs {
@@ -97,7 +96,6 @@ impl OrderArgs {
             request_max: 1 << 20,
             disk: None,
             json: false,
-            quiet: false,
         }
     }
 }
@@ -108,8 +106,9 @@ const USUAL_BYTE_NS: f64 = 0.5;
 /// Tokens that fill the cache before a score counts.
 const WARM_UP: usize = 64;
 
+/// The whole of `orders.json`.
 #[derive(Serialize)]
-struct Orders {
+pub(crate) struct Orders {
     format: &'static str,
     version: u32,
     recording: String,
@@ -126,17 +125,20 @@ struct Orders {
     layers: Vec<LayerScores>,
 }
 
-#[derive(Serialize)]
-struct LayerScores {
+/// What `orders.json` says of a layer.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct LayerScores {
     layer: usize,
-    chosen: &'static str,
+    chosen: String,
     file: String,
     strategies: Vec<StrategyScore>,
+    #[serde(skip)]
+    seconds: f64,
 }
 
-#[derive(Clone, Serialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct StrategyScore {
-    strategy: &'static str,
+    strategy: String,
     /// Everything wanted is read, gaps never.
     wanted: Figures,
     /// What the cache misses is read, gaps never.
@@ -147,7 +149,7 @@ struct StrategyScore {
     predicted_ms_per_token: f64,
 }
 
-#[derive(Clone, Serialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Figures {
     reads_per_token: f64,
     bytes_per_token: f64,
@@ -170,138 +172,154 @@ pub(crate) fn run(args: &OrderArgs) -> Result<()> {
     let recording =
         Recording::open(&args.recording).context("a recording is a directory made by `flashlm-prep record`")?;
     let layers = layer_range(args.layers.as_deref(), &recording)?;
-    let kinds: Vec<StrategyKind> = match args.strategy.as_str() {
-        "auto" => StrategyKind::ALL.to_vec(),
-        name => vec![StrategyKind::Identity, name.parse()?],
-    };
-    ensure!(args.held_out > 0.0 && args.held_out < 1.0, "--held-out {}: a share between 0 and 1", args.held_out);
-    ensure!(args.cache >= 0.0 && args.cache.is_finite(), "--cache {}: a share of the layer", args.cache);
-    ensure!(args.alignment > 0 && args.weight_bytes > 0, "--alignment and --weight-bytes must be positive");
-
-    let model = &recording.info().model;
-    let record_bytes = (model.ffn.vectors() * model.hidden_size) as u64 * args.weight_bytes;
-    let records = args.records.unwrap_or((args.alignment / record_bytes).max(1) as u32);
-    ensure!(records > 0, "--records 0: a group holds one record at least");
-    let group_bytes = (record_bytes * records as u64).next_multiple_of(args.alignment);
-    let cost = read_cost(args.disk.as_deref())?;
-    let groups = (model.ffn.size as u32).div_ceil(records);
-    let slots = (groups as f64 * args.cache).min(groups as f64) as u32;
-    let options = ScoreOptions {
-        records,
-        group_bytes,
-        request_bytes_max: args.request_max,
-        cost,
-        policy: args.policy,
-        slots,
-        warm_up: WARM_UP,
-    };
-
     let other = args.score_on.as_deref().map(Recording::open).transpose().context("--score-on")?;
-    if let Some(other) = &other {
-        let found = other.info().model.ffn.size;
-        ensure!(found == model.ffn.size, "--score-on: {found} neurons a layer, the recording has {}", model.ffn.size);
-    }
-    let division = match &other {
-        Some(other) => Division { training: Division::whole(&recording), held_out: Division::whole(other) },
-        None => Division::by_document(recording.documents(), args.held_out, args.seed)?,
-    };
-    std::fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
-
-    let mut orders = Orders {
-        format: "flashlm-orders",
-        version: 1,
-        recording: recording.info().id.clone(),
-        scored_on: other.as_ref().unwrap_or(&recording).info().id.clone(),
-        training_tokens: 0,
-        scored_tokens: 0,
-        seed: args.seed,
-        records_per_group: records,
-        group_bytes,
-        policy: args.policy.to_string(),
-        slots,
-        request_ns: cost.request_ns(),
-        byte_ns: cost.byte_ns(),
-        layers: Vec::new(),
-    };
-    let ordering = OrderingOptions {
-        records,
-        policy: args.policy,
-        slots,
-        limits: options.limits(),
-        pairs: PairOptions::default(),
-    };
-    let stage = Stage::new("order", "strategies", (layers.len() * kinds.len()) as u64);
+    let ordering = Ordering::new(args, &recording, other)?;
+    let stage = Stage::new("order", "strategies", (layers.len() * ordering.kinds.len()) as u64);
     // Layers in parallel: parts of the work cannot be divided. The results are the same in any case.
-    let results: Vec<Result<Ordered>> = layers
-        .par_iter()
-        .map(|&layer| {
-            let recorded = recording.layer(layer)?;
-            let training = active_sets(&recorded, &division.training, args.tokens);
-            let scored = match &other {
-                Some(other) => &other.layer(layer)?,
-                None => &recorded,
-            };
-            let held_out = active_sets(scored, &division.held_out, usize::MAX);
-            drop(recorded);
+    let results: Vec<Result<LayerScores>> =
+        layers.par_iter().map(|&layer| ordering.layer(args, &recording, layer, Some(&stage))).collect();
+    drop(stage);
+    let orders = ordering.finish(args, &recording, results.into_iter().collect::<Result<_>>()?)?;
+    if args.json {
+        print!("{}", serde_json::to_string_pretty(&orders)? + "\n");
+    } else {
+        print_table(&orders, &args.output);
+    }
+    Ok(())
+}
+
+/// All that the layers of a recording share when they are ordered.
+pub(crate) struct Ordering {
+    kinds: Vec<StrategyKind>,
+    cost: ReadCost,
+    options: ScoreOptions,
+    ordering: OrderingOptions,
+    division: Division,
+    other: Option<Recording>,
+}
+
+impl Ordering {
+    /// Checks the arguments. Orders are judged on `other`, or on documents of the recording that they were not made from.
+    pub(crate) fn new(args: &OrderArgs, recording: &Recording, other: Option<Recording>) -> Result<Self> {
+        let kinds: Vec<StrategyKind> = match args.strategy.as_str() {
+            "auto" => StrategyKind::ALL.to_vec(),
+            name => vec![StrategyKind::Identity, name.parse()?],
+        };
+        ensure!(args.held_out > 0.0 && args.held_out < 1.0, "--held-out {}: a share between 0 and 1", args.held_out);
+        ensure!(args.cache >= 0.0 && args.cache.is_finite(), "--cache {}: a share of the layer", args.cache);
+        ensure!(args.alignment > 0 && args.weight_bytes > 0, "--alignment and --weight-bytes must be positive");
+
+        let model = &recording.info().model;
+        let record_bytes = (model.ffn.vectors() * model.hidden_size) as u64 * args.weight_bytes;
+        let records = args.records.unwrap_or((args.alignment / record_bytes).max(1) as u32);
+        ensure!(records > 0, "--records 0: a group holds one record at least");
+        let cost = read_cost(args.disk.as_deref())?;
+        let groups = (model.ffn.size as u32).div_ceil(records);
+        let slots = (groups as f64 * args.cache).min(groups as f64) as u32;
+        let options = ScoreOptions {
+            records,
+            group_bytes: (record_bytes * records as u64).next_multiple_of(args.alignment),
+            request_bytes_max: args.request_max,
+            cost,
+            policy: args.policy,
+            slots,
+            warm_up: WARM_UP,
+        };
+        if let Some(other) = &other {
+            let found = other.info().model.ffn.size;
             ensure!(
-                held_out.tokens() > WARM_UP,
-                "{} tokens to score on, {} are needed",
-                held_out.tokens(),
-                WARM_UP + 1
+                found == model.ffn.size,
+                "--score-on: {found} neurons a layer, the recording has {}",
+                model.ffn.size
             );
-            Ok(order_layer(layer, &training, &held_out, &kinds, &ordering, &options, &stage))
-        })
-        .collect();
-    for result in results {
-        let ordered = result?;
-        orders.training_tokens = ordered.training_tokens;
-        orders.scored_tokens = ordered.scored_tokens;
+        }
+        let division = match &other {
+            Some(other) => Division { training: Division::whole(recording), held_out: Division::whole(other) },
+            None => Division::by_document(recording.documents(), args.held_out, args.seed)?,
+        };
+        std::fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
+        let ordering = OrderingOptions {
+            records,
+            policy: args.policy,
+            slots,
+            limits: options.limits(),
+            pairs: PairOptions::default(),
+        };
+        Ok(Ordering { kinds, cost, options, ordering, division, other })
+    }
+
+    /// Orders one layer and writes its order.
+    pub(crate) fn layer(
+        &self,
+        args: &OrderArgs,
+        recording: &Recording,
+        layer: usize,
+        stage: Option<&Stage>,
+    ) -> Result<LayerScores> {
+        let recorded = recording.layer(layer)?;
+        let training = active_sets(&recorded, &self.division.training, args.tokens);
+        let scored = match &self.other {
+            Some(other) => &other.layer(layer)?,
+            None => &recorded,
+        };
+        let held_out = active_sets(scored, &self.division.held_out, usize::MAX);
+        drop(recorded);
+        ensure!(held_out.tokens() > WARM_UP, "{} tokens to score on, {} are needed", held_out.tokens(), WARM_UP + 1);
+        let begin = Instant::now();
+        let ordered = order_layer(&training, &held_out, &self.kinds, &self.ordering, &self.options, stage);
+        let seconds = begin.elapsed().as_secs_f64();
         let file = OrderFile {
-            layer: ordered.layer,
+            layer,
             strategy: ordered.chosen.into(),
             recording: recording.info().id.clone(),
             order: ordered.order,
         };
         let path = file.write(&args.output)?;
         let file = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        orders.layers.push(LayerScores {
-            layer: ordered.layer,
-            chosen: ordered.chosen,
-            file,
-            strategies: ordered.scores,
-        });
+        Ok(LayerScores { layer, chosen: ordered.chosen.into(), file, strategies: ordered.scores, seconds })
     }
-    drop(stage);
-    let json = serde_json::to_string_pretty(&orders)? + "\n";
-    write_whole(&args.output.join("orders.json"), json.as_bytes())?;
-    if args.json {
-        print!("{json}");
-    } else if !args.quiet {
-        print_table(&orders, &args.output);
+
+    /// Writes `orders.json` for layers that are ordered.
+    pub(crate) fn finish(&self, args: &OrderArgs, recording: &Recording, layers: Vec<LayerScores>) -> Result<Orders> {
+        let tokens = |parts: &[Range<usize>]| parts.iter().map(Range::len).sum::<usize>();
+        let orders = Orders {
+            format: "flashlm-orders",
+            version: 1,
+            recording: recording.info().id.clone(),
+            scored_on: self.other.as_ref().unwrap_or(recording).info().id.clone(),
+            training_tokens: tokens(&self.division.training).min(args.tokens),
+            scored_tokens: tokens(&self.division.held_out).saturating_sub(WARM_UP) as u64,
+            seed: args.seed,
+            records_per_group: self.options.records,
+            group_bytes: self.options.group_bytes,
+            policy: args.policy.to_string(),
+            slots: self.options.slots,
+            request_ns: self.cost.request_ns(),
+            byte_ns: self.cost.byte_ns(),
+            layers,
+        };
+        let json = serde_json::to_string_pretty(&orders)? + "\n";
+        write_whole(&args.output.join("orders.json"), json.as_bytes())?;
+        Ok(orders)
     }
-    Ok(())
 }
 
 /// What came out for a layer.
 struct Ordered {
-    layer: usize,
     chosen: &'static str,
     order: Vec<u32>,
     scores: Vec<StrategyScore>,
-    training_tokens: usize,
-    scored_tokens: u64,
 }
 
 /// Tries the strategies on a layer and takes the one of the least predicted time; of equals the simpler. The first of
 /// `kinds` is there to compare with: it is taken only where all are tried.
 fn order_layer(
-    layer: usize,
     training: &WantedSets,
     held_out: &WantedSets,
     kinds: &[StrategyKind],
     ordering: &OrderingOptions,
     options: &ScoreOptions,
-    stage: &Stage,
+    stage: Option<&Stage>,
 ) -> Ordered {
     let input = LayerTraining::new(training, *ordering);
     let mut best: Option<(OrderScore, &'static str, Vec<u32>)> = None;
@@ -311,7 +329,7 @@ fn order_layer(
         let order = strategy.order(&input);
         let result = score(held_out, &positions(&order), options);
         scores.push(StrategyScore {
-            strategy: strategy.name(),
+            strategy: strategy.name().into(),
             wanted: (&result.wanted).into(),
             missed: (&result.missed).into(),
             planned: (&result.planned).into(),
@@ -322,11 +340,12 @@ fn order_layer(
         if eligible && best.as_ref().is_none_or(|b| result.ms_per_token < b.0.ms_per_token) {
             best = Some((result, strategy.name(), order));
         }
-        stage.advance(1);
+        if let Some(stage) = stage {
+            stage.advance(1);
+        }
     }
-    let (result, chosen, order) = best.expect("at least one strategy is eligible");
-    let (training_tokens, scored_tokens) = (training.tokens(), result.planned.tokens);
-    Ordered { layer, chosen, order, scores, training_tokens, scored_tokens }
+    let (_, chosen, order) = best.expect("at least one strategy is eligible");
+    Ordered { chosen, order, scores }
 }
 
 fn read_cost(profile: Option<&Path>) -> Result<ReadCost> {
@@ -390,6 +409,7 @@ fn print_table(orders: &Orders, output: &Path) {
                 if s.strategy == layer.chosen { "  <-" } else { "" }
             );
         }
+        println!("       {:.1} s", layer.seconds);
     }
     println!("\nwrote {} orders and orders.json to {}", orders.layers.len(), output.display());
 }

@@ -1,34 +1,37 @@
 //! `flashlm-prep prepare`: everything from a checkpoint to a bundle, in one command.
 //!
-//! Each stage leaves its files and a mark with the fingerprint of what they were made from in a work directory. A stage whose mark
-//! fits is skipped; an interrupted one goes on where its own files say. Nothing depends on when or how often it was interrupted.
+//! Each stage leaves its files in a directory of its own in the work directory, with a stamp that says what they were made from.
+//! What is there is not done again. Nothing depends on when or how often it was interrupted.
+
+mod estimate;
+mod layers;
+mod work;
 
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
-use flashlm_formats::bundle::{Bundle, FlashLayout, LayerSparsity, LayoutOptions, checksum, replace_predictors};
+use flashlm_formats::bundle::{Bundle, FlashLayout, LayerSparsity, LayoutOptions, replace_predictors};
 use flashlm_formats::checkpoint::Checkpoint;
-use flashlm_formats::recording::Recording;
-use flashlm_kernels::{MatmulScratch, Threads, matmul};
+use flashlm_formats::model::ModelSpec;
 use flashlm_prep::own_text::{OwnText, write_own_text};
-use flashlm_prep::pack::{PackOptions, check_space, pack};
+use flashlm_prep::pack::{PackOptions, pack};
 use flashlm_prep::predictors::assemble;
+use flashlm_prep::record::Calibration;
 use flashlm_prep::record::text::{Sampling, checkpoint_fingerprint, read_documents};
-use flashlm_prep::record::{Calibration, Recorder};
 use flashlm_prep::tokenizer::tokenizer_json;
-use flashlm_prep::train::{LayerReport, Progress, RankChoice, RankCurve, TrainOptions, choose_ranks, train_recording};
+use flashlm_prep::train::TRIAL_TOKENS;
 use flashlm_runtime::budget::human_bytes;
 use flashlm_runtime::text::Tokenizer;
-use serde::{Deserialize, Serialize};
 
-use super::order::OrderArgs;
+use super::Stage;
 use super::pack::read_orders;
 use super::record::verdict;
-use super::{Stage, order};
+use layers::{Layers, Stages};
+use work::{Work, fingerprint, publish};
 
 /// Arguments of `flashlm-prep prepare`.
 #[derive(Args)]
@@ -46,9 +49,9 @@ pub(crate) struct PrepareArgs {
     /// Calibration text: files of documents, separated by lines <|endoftext|> [default: the model writes its own]
     #[arg(long, value_name = "FILE", num_args = 1..)]
     text: Vec<PathBuf>,
-    /// Tokens to calibrate on
-    #[arg(long, value_name = "N", default_value_t = 40_000)]
-    tokens: usize,
+    /// Tokens to calibrate on [default: 40000, for hidden sizes from 2048 on 20000]
+    #[arg(long, value_name = "N")]
+    tokens: Option<NonZeroUsize>,
     /// Longest sequence
     #[arg(long, value_name = "N", default_value_t = 512)]
     sequence_tokens: usize,
@@ -78,70 +81,15 @@ pub(crate) struct PrepareArgs {
     threads: Option<NonZeroUsize>,
 }
 
-/// What a finished stage was made from.
-#[derive(Serialize, Deserialize, PartialEq)]
-struct Mark {
-    fingerprint: String,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    active: Vec<f64>,
+/// Tokens to calibrate on when none are asked for. In a large model a token costs more, and shows more neurons.
+fn default_tokens(spec: &ModelSpec) -> usize {
+    if spec.hidden_size >= 2048 { 20_000 } else { 40_000 }
 }
 
-struct Work {
-    dir: PathBuf,
-}
-
-impl Work {
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
-    }
-
-    fn mark_path(&self, stage: &str) -> PathBuf {
-        self.path(&format!("{stage}.done"))
-    }
-
-    /// The mark of `stage`, if it was made from `fingerprint`.
-    fn done(&self, stage: &str, fingerprint: &str) -> Option<Mark> {
-        let mark: Mark = serde_json::from_slice(&std::fs::read(self.mark_path(stage)).ok()?).ok()?;
-        (mark.fingerprint == fingerprint).then_some(mark)
-    }
-
-    fn mark(&self, stage: &str, fingerprint: &str, active: Vec<f64>) -> Result<()> {
-        let mark = Mark { fingerprint: fingerprint.to_owned(), active };
-        publish(&self.mark_path(stage), &serde_json::to_vec(&mark)?)
-    }
-
-    /// Removes what another set of inputs left of a stage.
-    fn clear(&self, stage: &str, names: &[&str]) -> Result<()> {
-        _ = std::fs::remove_file(self.mark_path(stage));
-        for name in names {
-            let path = self.path(name);
-            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-            match removed {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(error).with_context(|| format!("cannot remove {}", path.display()));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Writes a small file whole: it is there complete, or not at all.
-fn publish(path: &Path, bytes: &[u8]) -> Result<()> {
-    use std::io::Write;
-    let partial = path.with_extension("partial");
-    let write = || -> std::io::Result<()> {
-        let mut file = std::fs::File::create(&partial)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&partial, path)
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
-}
-
-fn fingerprint(parts: &[&str]) -> String {
-    format!("{:016x}", checksum(parts.join("|").as_bytes()))
+/// Tokens of the pilot that ranks are chosen on, of so many in all.
+fn pilot_tokens(tokens: usize) -> usize {
+    // A tenth is held out, the others may all be trained on.
+    (tokens / 4).clamp(TRIAL_TOKENS / 2, TRIAL_TOKENS + TRIAL_TOKENS / 8)
 }
 
 pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
@@ -151,93 +99,50 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
         eprintln!("note: {note}");
     }
     let spec = checkpoint.spec().clone();
+    let tokens = args.tokens.map_or_else(|| default_tokens(&spec), NonZeroUsize::get);
     let tokenizer_file = tokenizer_json(&checkpoint)?;
     let tokenizer = Tokenizer::from_json(&tokenizer_file)?;
-    let dir = args.work.clone().unwrap_or_else(|| {
+    let work = Work::open(args.work.clone().unwrap_or_else(|| {
         let mut name = args.output.clone().into_os_string();
         name.push(".work");
         name.into()
-    });
-    let work = Work { dir };
-    std::fs::create_dir_all(&work.dir).with_context(|| format!("cannot make {}", work.dir.display()))?;
+    }))?;
+    estimate::announce(args, tokens, &checkpoint, &work)?;
+
     let source = checkpoint_fingerprint(&checkpoint);
-    announce(args, &checkpoint, &work)?;
-
-    // Calibration text.
-    let texts = if args.text.is_empty() {
-        let asked = OwnText {
-            tokens: args.tokens,
-            sequence_tokens: args.sequence_tokens,
-            seed: args.seed,
-            limit: Duration::from_secs(60 * args.minutes),
-        };
-        let print =
-            fingerprint(&[&source, "own text", &format!("{} {} {}", args.tokens, args.sequence_tokens, args.seed)]);
-        if work.done("text", &print).is_none() {
-            work.clear("text", &["text.txt"])?;
-            let stage = Stage::new("the model writes calibration text", "tokens", args.tokens as u64);
-            let text = write_own_text(
-                &checkpoint,
-                &tokenizer_file,
-                &asked,
-                &work.dir,
-                threads_count(args),
-                &mut |done, total| stage.set(done, total),
-            )?;
-            drop(stage);
-            publish(&work.path("text.txt"), text.as_bytes())?;
-            work.mark("text", &print, vec![])?;
-        }
-        vec![work.path("text.txt")]
-    } else {
-        args.text.clone()
+    let texts = match args.text.as_slice() {
+        [] => vec![own_text(args, tokens, &checkpoint, &tokenizer_file, &work)?],
+        texts => texts.to_vec(),
     };
-
-    // Recording.
-    let sampling = Sampling { tokens: args.tokens, sequence_tokens: args.sequence_tokens, seed: args.seed };
+    let sampling = Sampling { tokens, sequence_tokens: args.sequence_tokens, seed: args.seed };
     let calibration = Calibration::new(&read_documents(&texts)?, &tokenizer, &spec, sampling)?;
+
+    // What each stage is made from.
+    let version = env!("CARGO_PKG_VERSION");
     let recorded = calibration.id(&checkpoint);
-    let trained =
-        fingerprint(&[&recorded, &format!("{} {} {:?} {}", args.size_budget, args.recall, args.look_ahead, args.seed)]);
-    let ordered = fingerprint(&[&recorded, "order", &args.seed.to_string()]);
-    let layout = FlashLayout::new(&spec, checkpoint.ffn_dtype(), LayoutOptions::default())?;
+    let options = format!("{} {} {:?} {}", args.size_budget, args.recall, args.look_ahead, args.seed);
+    let trained = fingerprint(&[version, &recorded, &options]);
+    let ordered = fingerprint(&[version, &recorded, "order", &args.seed.to_string()]);
     let packed = fingerprint(&[&trained, &ordered]);
-    if work.done("pack", &packed).is_some() && Bundle::open(&args.output).is_ok() {
+    let flash = fingerprint(&[&source, &ordered]);
+    if work.is_done("pack", &packed) && Bundle::open(&args.output).is_ok() {
         eprintln!("{} is up to date", args.output.display());
         return Ok(ExitCode::SUCCESS);
     }
-    let needed = work.done("train", &trained).is_none() || work.done("order", &ordered).is_none();
-    let recording_dir = work.path("recording");
-    let active = match work.done("record", &recorded) {
-        Some(mark)
-            if !needed || Recording::open(&recording_dir).is_ok_and(|r| (0..spec.layers).all(|l| r.has_layer(l))) =>
-        {
-            mark.active
-        }
-        _ => record(args, &checkpoint, &calibration, &work, &recorded)?,
+
+    let stages = Stages {
+        activity: work.stage("activity", &recorded)?,
+        predictors: work.stage("predictors", &trained)?,
+        orders: work.stage("orders", &ordered)?,
     };
+    let layout = FlashLayout::new(&spec, checkpoint.ffn_dtype(), LayoutOptions::default())?;
+    let layers = Layers { args, checkpoint: &checkpoint, calibration: &calibration, layout: &layout, work: &work };
+    let active = layers.run(&stages)?;
 
-    // Predictors.
-    if work.done("train", &trained).is_none() {
-        train(args, &checkpoint, &work, &trained)?;
-    }
-
-    // Storage order.
-    if work.done("order", &ordered).is_none() {
-        work.clear("order", &["orders"])?;
-        let mut order_args =
-            OrderArgs::best_of(recording_dir.clone(), work.path("orders"), &layout, checkpoint.ffn_dtype(), args.seed);
-        order_args.quiet = true;
-        order::run(&order_args)?;
-        work.mark("order", &ordered, vec![])?;
-    }
-
-    // Bundle.
-    let orders = read_orders(&work.path("orders"), &spec)?;
-    let predictors = assemble(&work.path("predictors"), &spec, &orders.1)?;
-    let sparsity: Vec<LayerSparsity> = active.iter().map(|a| LayerSparsity { active: *a as f32 }).collect();
-    let flash = fingerprint(&[&source, &ordered]);
-    if work.done("flash", &flash).is_some()
+    let orders = read_orders(&stages.orders, &spec)?;
+    let predictors = assemble(&stages.predictors, &spec, &orders.1)?;
+    let sparsity: Vec<LayerSparsity> = active.iter().map(|&active| LayerSparsity { active }).collect();
+    if work.is_done("flash", &flash)
         && let Ok(bundle) = Bundle::open(&args.output)
     {
         // The neurons lie as they should: only the predictors are replaced.
@@ -245,10 +150,10 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
         drop(bundle);
         manifest.predictors = Some(predictors.0);
         manifest.sparsity = Some(sparsity);
-        _ = std::fs::remove_file(work.mark_path("pack"));
+        work.undo("pack")?;
         replace_predictors(&args.output, Some(&predictors.1), &manifest)?;
     } else {
-        work.clear("flash", &[])?;
+        work.undo("flash")?;
         let options = PackOptions {
             tokenizer: tokenizer_file,
             orders: Some(orders),
@@ -260,15 +165,14 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
         let stage = Stage::bytes("packing");
         pack(&checkpoint, &args.output, options, &mut |done, total| stage.set(done, total))?;
     }
-    work.mark("pack", &packed, vec![])?;
-    work.mark("flash", &flash, vec![])?;
+    work.done("pack", &packed)?;
+    work.done("flash", &flash)?;
     if !args.keep_recordings {
-        work.clear("record", &["recording"])?;
-        // The mark stays: what it says of sparsity is still true.
-        work.mark("record", &recorded, active.clone())?;
+        work.clear("recording")?;
     }
     let bytes = std::fs::metadata(&args.output)?.len();
-    eprintln!("{}", verdict(active.iter().sum::<f64>() / active.len().max(1) as f64));
+    let mean = active.iter().map(|&a| a as f64).sum::<f64>() / active.len().max(1) as f64;
+    eprintln!("{}", verdict(mean));
     eprintln!(
         "wrote {} ({}) in {:.0} s; intermediate files are in {}",
         args.output.display(),
@@ -279,158 +183,39 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn threads_count(args: &PrepareArgs) -> NonZeroUsize {
-    args.threads.unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN))
-}
-
-fn record(
+/// The text that the model wrote, now or earlier.
+fn own_text(
     args: &PrepareArgs,
+    tokens: usize,
     checkpoint: &Checkpoint,
-    calibration: &Calibration,
+    tokenizer_file: &[u8],
     work: &Work,
-    id: &str,
-) -> Result<Vec<f64>> {
-    let dir = work.path("recording");
-    if Recording::open(&dir).map(|r| r.info().id.clone()).ok().as_deref() != Some(id) {
-        work.clear("record", &["recording", "record.active"])?;
-    }
-    let layers = checkpoint.spec().layers;
-    let tokens = calibration.tokens.len() as u64;
-    let mut recorder = Recorder::open(checkpoint, calibration, &dir, super::threads(args.threads)?)?;
-    let stage = Stage::new("recording", "tokens x layers", tokens * layers as u64);
-    for layer in recorder.resume_layer()..layers {
-        recorder
-            .record(layer, true, &mut |done| stage.set(tokens * layer as u64 + done as u64, tokens * layers as u64))?;
-    }
-    let active = (0..layers).map(|layer| Ok(recorder.recording().layer(layer)?.active_fraction()));
-    let active = active.collect::<Result<Vec<f64>>>()?;
-    recorder.finish()?;
-    work.mark("record", id, active.clone())?;
-    Ok(active)
-}
-
-/// Ranks first, for all layers together; then layer by layer, each with its own file, so that an interruption costs one layer.
-fn train(args: &PrepareArgs, checkpoint: &Checkpoint, work: &Work, print: &str) -> Result<()> {
-    let (dir, ranks_file) = (work.path("predictors"), work.path("ranks.json"));
-    let recording = Recording::open(&work.path("recording"))?;
-    let layers = checkpoint.spec().layers;
-    let mut options = TrainOptions::new(layers);
-    options.size_budget = args.size_budget;
-    options.recall = args.recall;
-    options.look_ahead = args.look_ahead.map(NonZeroUsize::get);
-    options.weight_bytes = checkpoint.ffn_dtype().bytes();
-    options.fit = options.fit.seed(args.seed);
-
-    #[derive(Serialize, Deserialize)]
-    struct Ranks {
-        fingerprint: String,
-        ranks: Vec<usize>,
-    }
-    let known = std::fs::read(&ranks_file).ok().and_then(|bytes| serde_json::from_slice::<Ranks>(&bytes).ok());
-    let stage = Steps(Stage::new("training", "steps", 2 * layers as u64));
-    let ranks = match known.filter(|r| r.fingerprint == print) {
-        Some(known) => {
-            stage.0.advance(layers as u64);
-            known.ranks
-        }
-        None => {
-            work.clear("train", &["predictors", "ranks.json"])?;
-            let (ranks, _) = choose_ranks(&recording, &options, &stage)?;
-            publish(&ranks_file, &serde_json::to_vec(&Ranks { fingerprint: print.to_owned(), ranks: ranks.clone() })?)?;
-            ranks
-        }
-    };
-    options.rank = RankChoice::Each(ranks);
-    std::fs::create_dir_all(&dir)?;
-    let mut reports: Vec<LayerReport> = Vec::new();
-    for layer in 0..layers {
-        let report_file = dir.join(format!("report-{layer:03}.json"));
-        // The report is written after the predictor: if it is there, the layer is done.
-        if let Some(report) = std::fs::read(&report_file).ok().and_then(|b| serde_json::from_slice(&b).ok()) {
-            stage.0.advance(1);
-            reports.push(report);
-            continue;
-        }
-        options.layers = layer..layer + 1;
-        let mut report = train_recording(&recording, None, &options, &dir, &stage)?;
-        let report = report.layers.remove(0);
-        publish(&report_file, &serde_json::to_vec_pretty(&report)?)?;
-        reports.push(report);
-    }
-    let mean = |value: &dyn Fn(&LayerReport) -> f64| reports.iter().map(value).sum::<f64>() / layers as f64;
-    stage.0.say(&format!(
-        "predictors: {:.2} % missed, {:.2} % false alarms (mean over layers, held-out documents); {:.2} % of the FFN's bytes",
-        100.0 * mean(&|r| r.held_out.false_negative_rate),
-        100.0 * mean(&|r| r.held_out.false_positive_rate),
-        100.0 * mean(&|r| r.bytes as f64 / r.ffn_bytes as f64),
-    ));
-    work.mark("train", print, vec![])
-}
-
-struct Steps(Stage);
-
-impl Progress for Steps {
-    fn tried(&self, _layer: usize, _curve: &RankCurve) {
-        self.0.advance(1);
-    }
-
-    fn trained(&self, _report: &LayerReport) {
-        self.0.advance(1);
-    }
-}
-
-/// Says what is about to be done, and what it takes. Refuses when the disk is too small.
-fn announce(args: &PrepareArgs, checkpoint: &Checkpoint, work: &Work) -> Result<()> {
-    let spec = checkpoint.spec();
-    let tokens = args.tokens as u64;
-    let (hidden, ffn, layers) = (spec.hidden_size as u64, spec.ffn.size as u64, spec.layers as u64);
-    // Inputs, packed activity, magnitudes of a tenth of the neurons; hidden states before and behind a layer.
-    let scratch = layers * tokens * (2 * hidden + ffn / 8 + ffn / 5) + 2 * tokens * hidden * 4;
-    let bundle = checkpoint.model_bytes() + checkpoint.model_bytes() / 20;
-    let own = if args.text.is_empty() { bundle } else { 0 };
-    check_space(&work.path("x"), scratch + own)?;
-    check_space(&args.output, bundle)?;
-    let rate = product_rate(&super::threads(args.threads)?);
-    let weights =
-        layers * ((spec.attention.qkv_size() as u64 + hidden) * hidden + spec.ffn.vectors() as u64 * ffn * hidden);
-    // Training: some passes over all tokens, and short trials, through matrices of about a tenth of the FFN's size.
-    let training = layers * tokens * 10 * 6 * (hidden + ffn) * (hidden / 8);
-    let seconds = (2 * tokens * weights + training) as f64 / rate + bundle as f64 / 4e8 + 2.0;
-    eprintln!(
-        "preparing a {} model of {}: about {} plus {} of scratch files on disk, about {} of computing{}",
-        spec.family,
-        human_bytes(checkpoint.model_bytes()),
-        human_bytes(bundle),
-        human_bytes(scratch + own),
-        duration(seconds),
-        if args.text.is_empty() {
-            format!(", and up to {} minutes in which the model writes calibration text", args.minutes)
-        } else {
-            String::new()
-        },
-    );
-    Ok(())
-}
-
-fn duration(seconds: f64) -> String {
-    match seconds {
-        s if s < 90.0 => format!("{s:.0} seconds"),
-        s if s < 5400.0 => format!("{:.0} minutes", s / 60.0),
-        s => format!("{:.1} hours", s / 3600.0),
-    }
-}
-
-/// Floating-point operations a second that matrix products reach here.
-fn product_rate(threads: &Threads) -> f64 {
-    const N: usize = 512;
-    let weights = vec![0u8; N * N * 4];
-    let matrix = flashlm_kernels::Matrix::new(flashlm_kernels::Element::F32, &weights, N, N).expect("the size fits");
-    let (x, mut y, mut scratch) = (vec![1.0; N * N], vec![0.0; N * N], MatmulScratch::default());
-    let mut best = f64::INFINITY;
-    for _ in 0..4 {
+) -> Result<PathBuf> {
+    let limit = Duration::from_secs(60 * args.minutes);
+    let asked = OwnText { tokens, sequence_tokens: args.sequence_tokens, seed: args.seed, limit };
+    let options = format!("{tokens} {} {}", args.sequence_tokens, args.seed);
+    let made_from = fingerprint(&[&checkpoint_fingerprint(checkpoint), "own text", &options]);
+    let path = work.stage("own-text", &made_from)?.join("text.txt");
+    if !path.exists() {
         let begin = Instant::now();
-        matmul(threads, matrix, &x, N, &mut y, N, &mut scratch);
-        best = best.min(begin.elapsed().as_secs_f64());
+        let stage = Stage::new("the model writes calibration text", "tokens", tokens as u64);
+        let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN));
+        let (text, written) =
+            write_own_text(checkpoint, tokenizer_file, &asked, &work.dir, threads, &mut |done, total| {
+                stage.set(done, total);
+            })?;
+        drop(stage);
+        publish(&path, text.as_bytes())?;
+        eprintln!(
+            "the model wrote {written} tokens in {:.0} s{}: {}",
+            begin.elapsed().as_secs_f64(),
+            if written < tokens {
+                format!(" (stopped after {} minutes; --minutes allows more, --text is better)", args.minutes)
+            } else {
+                String::new()
+            },
+            path.display()
+        );
     }
-    2.0 * (N * N * N) as f64 / best.max(1e-6)
+    Ok(path)
 }

@@ -10,7 +10,8 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use flashlm_formats::recording::Recording;
 use flashlm_prep::train::{
-    LayerReport, OperatingPoint, PredictorDType, Progress, RankChoice, RankCurve, TrainOptions, train_recording,
+    LayerReport, OperatingPoint, PredictorDType, Progress, RankChoice, RankCurve, SweepEntry, TrainOptions, sweep,
+    train_recording,
 };
 
 use super::Stage;
@@ -56,6 +57,9 @@ pub(crate) struct TrainArgs {
     /// Also measure on this recording, of text that training does not see
     #[arg(long, value_name = "RECORDING")]
     validation: Option<PathBuf>,
+    /// Store no predictors: measure all these ranks on --validation, with both dtypes at many thresholds
+    #[arg(long, value_name = "N,N,..", value_delimiter = ',', requires = "validation")]
+    sweep: Vec<NonZeroUsize>,
     /// Decides which documents are held out and in which order tokens come
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -116,6 +120,9 @@ pub(crate) fn run(args: &TrainArgs) -> Result<ExitCode> {
     if let Some(tokens) = args.tokens {
         options.fit = options.fit.tokens_max(tokens.get());
     }
+    if let Some(validation) = validation.as_ref().filter(|_| !args.sweep.is_empty()) {
+        return sweep_ranks(args, &recording, validation, &options);
+    }
     let shown = Shown::new(&options, recording.info().model.layers);
     let report = train_recording(&recording, validation.as_ref(), &options, &args.output, &shown)?;
     drop(shown);
@@ -140,6 +147,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<ExitCode> {
             [point.false_negative_rate, point.false_positive_rate, point.predicted_fraction, 1.0 - point.energy_recall];
         sums.iter_mut().zip(values).for_each(|(sum, v)| *sum += 100.0 * v / report.layers.len() as f64);
     }
+    print_look_ahead(&report.layers);
     println!(
         "mean: misses {:.2} %, false alarms {:.2} %, predicted {:.2} % of the neurons, energy lost {:.2} %; \
          {:.2} % of the FFN's bytes",
@@ -151,6 +159,75 @@ pub(crate) fn run(args: &TrainArgs) -> Result<ExitCode> {
     );
     eprintln!("wrote {} predictors and predictors.json to {}", report.layers.len(), args.output.display());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Look-ahead of all layers: false alarms of the small predictor and of the next layer's, where the same share is missed.
+fn print_look_ahead(layers: &[LayerReport]) {
+    let ahead: Vec<_> = layers.iter().filter_map(|l| Some((l.layer, l.look_ahead.as_ref()?))).collect();
+    let Some((_, first)) = ahead.first() else { return };
+    println!(
+        "\nlook-ahead, false alarms of a predictor of its own / of the next layer's used early, where this share is missed"
+    );
+    let head: Vec<String> =
+        first.own_points.iter().map(|p| format!("{:>13.0} %", 100.0 * p.false_negative_rate)).collect();
+    println!("layer  rank   KB{}", head.concat());
+    for (layer, report) in ahead {
+        let cells = report.own_points.iter().enumerate().map(|(i, own)| {
+            let rate = |p: &OperatingPoint| format!("{:.2}", 100.0 * p.false_positive_rate);
+            let early = report.next_layers_points.get(i).map_or("-".into(), rate);
+            format!("{:>15}", format!("{} / {early}", rate(own)))
+        });
+        println!("{layer:>5}  {:>4} {:>4}{}", report.rank, report.bytes / 1000, cells.collect::<String>());
+    }
+    println!();
+}
+
+/// Columns of the sweep's table: shares of misses, of those that a curve has points at.
+const SWEEP_COLUMNS: [f64; 6] = [0.005, 0.01, 0.02, 0.03, 0.05, 0.10];
+
+fn sweep_ranks(
+    args: &TrainArgs,
+    recording: &Recording,
+    validation: &Recording,
+    options: &TrainOptions,
+) -> Result<ExitCode> {
+    let ranks: Vec<usize> = args.sweep.iter().map(|rank| rank.get()).collect();
+    let stage = Stage::new("sweep", "fits", (options.layers.len() * ranks.len()) as u64);
+    let entries = sweep(recording, validation, options, &ranks, &mut |_| stage.advance(1))?;
+    drop(stage);
+    std::fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
+    let path = args.output.join("sweep.json");
+    std::fs::write(&path, serde_json::to_string_pretty(&entries)? + "\n")
+        .with_context(|| path.display().to_string())?;
+    println!("False alarms in per cent, f16 / int8, where this share of the active pairs is missed:\n");
+    let head: Vec<String> = SWEEP_COLUMNS.iter().map(|m| format!("{} %", 100.0 * m)).collect();
+    println!("| layer | rank | f16, int8 size | {} |", head.join(" | "));
+    println!("|{}", " --- |".repeat(3 + head.len()));
+    for entry in &entries {
+        println!("{}", sweep_row(entry));
+    }
+    eprintln!("wrote {}", path.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn sweep_row(entry: &SweepEntry) -> String {
+    let alarms = |misses: f64| -> String {
+        let rates = entry.curves.iter().map(|curve| {
+            // The point that misses no more than this, and most of those.
+            let points = curve.points.iter().filter(|p| p.false_negative_rate <= misses + 1e-9);
+            let best = points.max_by(|a, b| a.false_negative_rate.total_cmp(&b.false_negative_rate));
+            best.map_or("-".into(), |p| format!("{:.2}", 100.0 * p.false_positive_rate))
+        });
+        rates.collect::<Vec<_>>().join(" / ")
+    };
+    let sizes = entry.curves.iter().map(|c| format!("{:.1} %", 100.0 * c.bytes as f64 / entry.ffn_bytes as f64));
+    format!(
+        "| {} | {} | {} | {} |",
+        entry.layer,
+        entry.rank,
+        sizes.collect::<Vec<_>>().join(", "),
+        SWEEP_COLUMNS.map(alarms).join(" | ")
+    )
 }
 
 fn judged(layer: &LayerReport) -> &OperatingPoint {

@@ -115,7 +115,8 @@ impl Windows {
 }
 
 /// Compares `bundle` with `checkpoint` on `windows`; scratch files go to `scratch`, which is deleted afterwards. `progress` is told
-/// layers done and layers in all.
+/// layers done and layers in all; `logits` sees those of checkpoint and bundle at every scored id of the windows.
+#[expect(clippy::too_many_arguments, reason = "inputs, and two ways to watch")]
 pub fn evaluate(
     bundle: &Bundle,
     checkpoint: &Checkpoint,
@@ -124,6 +125,7 @@ pub fn evaluate(
     threads: &Threads,
     scratch: &Path,
     progress: &mut dyn FnMut(usize, usize),
+    logits: &mut dyn FnMut(usize, [&[f32]; 2]),
 ) -> Result<Evaluation, EvaluateError> {
     let spec = bundle.spec();
     if spec != checkpoint.spec() {
@@ -157,7 +159,7 @@ pub fn evaluate(
         predictor_bytes: 0,
     };
     let result = run.layers(progress).and_then(|layers| {
-        let comparison = run.heads()?;
+        let comparison = run.heads(logits)?;
         let ffn_bytes =
             (spec.ffn.vectors() * spec.ffn.size * spec.hidden_size * bundle.manifest().ffn.dtype.bytes()) as u64;
         Ok(Evaluation::new(comparison, layers, run.predictor_bytes, ffn_bytes * spec.layers as u64))
@@ -240,7 +242,7 @@ impl Run<'_> {
         Ok(errors)
     }
 
-    fn heads(&mut self) -> Result<Comparison, EvaluateError> {
+    fn heads(&mut self, seen: &mut dyn FnMut(usize, [&[f32]; 2])) -> Result<Comparison, EvaluateError> {
         let spec = self.bundle.spec();
         let outer = [
             OuterWeights::load(spec, &mut CheckpointTensors::new(self.checkpoint))?,
@@ -257,6 +259,7 @@ impl Run<'_> {
                     Head { spec, weights: outer, threads: self.threads }.logits(&state, scratch);
                 }
                 let [dense, bundle] = &scratch;
+                seen(position, [dense.logits(), bundle.logits()]);
                 compare(&mut comparison, dense.logits(), bundle.logits(), self.windows.ids[position + 1]);
             }
         }

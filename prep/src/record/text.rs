@@ -153,6 +153,18 @@ impl Calibration {
         Ok(calibration)
     }
 
+    /// The first `tokens` tokens.
+    pub fn head(&self, tokens: usize) -> Self {
+        let tokens = tokens.min(self.tokens.len());
+        let before = self.sequences.iter().copied().take_while(|&s| (s as usize) < tokens);
+        Self {
+            tokens: self.tokens[..tokens].to_vec(),
+            sequences: before.chain([tokens as u32]).collect(),
+            documents: self.documents[..tokens].to_vec(),
+            ..*self
+        }
+    }
+
     /// Names the recording that these ids and this checkpoint give.
     pub fn id(&self, checkpoint: &Checkpoint) -> String {
         let mut bytes: Vec<u8> = Vec::with_capacity(self.tokens.len() * 4 + 64);
@@ -192,6 +204,22 @@ mod tests {
     fn documents_stand_between_separator_lines() {
         let text = "one\ntwo\n<|endoftext|>\nthree <|endoftext|> still\n<|endoftext|>\n\n<|endoftext|>\nfour";
         assert_eq!(split(text), ["one\ntwo", "three <|endoftext|> still", "four"]);
+    }
+
+    #[test]
+    fn heads_end_in_the_middle_of_a_sequence() {
+        let whole = Calibration {
+            tokens: (0..10).collect(),
+            sequences: vec![0, 4, 8, 10],
+            documents: vec![0, 0, 0, 0, 1, 1, 1, 1, 2, 2],
+            sequence_tokens: 4,
+            seed: 1,
+            text_fingerprint: 0,
+        };
+        let head = whole.head(6);
+        assert_eq!((head.tokens.len(), head.sequences, head.documents.len()), (6, vec![0, 4, 6], 6));
+        assert_eq!(whole.head(8).sequences, [0, 4, 8]);
+        assert_eq!(whole.head(99).sequences, whole.sequences);
     }
 
     #[test]

@@ -264,10 +264,11 @@ fn sigmoid(z: f32) -> f32 {
     let t = z.clamp(-30.0, 30.0) * -std::f32::consts::LOG2_E;
     // Rounds to nearest: adding this pushes the fraction out of the mantissa.
     const ROUND: f32 = 12_582_912.0;
-    let whole = (t + ROUND) - ROUND;
-    let f = t - whole;
+    let shifted = t + ROUND;
+    let f = t - (shifted - ROUND);
     let power = 1.0 + f * (std::f32::consts::LN_2 + f * (0.240_226_5 + f * (0.055_504_1 + f * 0.009_618_1)));
-    let scale = f32::from_bits(((whole as i32 + 127) as u32) << 23);
+    // The whole number stands in the lowest bits: all others leave with the shift, and no conversion is needed.
+    let scale = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
     1.0 / (1.0 + power * scale)
 }
 

@@ -115,7 +115,7 @@ impl LowRankPredictorParams {
             batch: 256,
             learning_rate: 3e-3,
             balance: 0.5,
-            energy_weight: 0.5,
+            energy_weight: 0.0,
             held_out: 0.1,
             tokens_max: usize::MAX,
             seed: 0,

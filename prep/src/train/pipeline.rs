@@ -12,18 +12,19 @@ use serde::{Deserialize, Serialize};
 use super::activity::{Split, TrainingSet, training_set};
 use super::curve::{Curve, OperatingPoint};
 use super::fit::thin;
+use super::look_ahead::{LookAheadReport, train_look_ahead};
 use super::params::{LowRankPredictorParams, TrainError};
 use super::predictor::{LowRankPredictor, PredictorDType};
-use super::rank::{RankCurve, allocate_ranks, ladder, predictor_bytes};
+use super::rank::{RankCurve, allocate_ranks, can_pay, ladder, predictor_bytes};
 use super::store::{StoredPredictor, publish, write_predictor};
 
-/// Tokens and epochs of a trial.
-const TRIAL_TOKENS: usize = 12_288;
-const TRIAL_EPOCHS: usize = 2;
+/// Tokens that the trials of [`choose_ranks`] use at most: to train on, and as many as that in all with those held out.
+pub const TRIAL_TOKENS: usize = 8192;
+const TRIAL_EPOCHS: usize = 3;
 /// Trials are compared by their false positives where this share of the active pairs is missed.
 const TRIAL_MISSES: f64 = 0.03;
 /// Misses at which the report's curves have their points.
-const CURVE_MISSES: [f64; 9] = [0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.10, 0.15];
+pub(super) const CURVE_MISSES: [f64; 9] = [0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.10, 0.15];
 /// Held-out tokens that thresholds are taken from, at most.
 const CALIBRATION_TOKENS: usize = 16_384;
 
@@ -58,6 +59,8 @@ pub struct TrainOptions {
     pub weight_bytes: usize,
     /// Rank of the look-ahead predictors; none without.
     pub look_ahead: Option<usize>,
+    /// Measure the next layer's own predictor as a look-ahead too, which takes another training for each layer.
+    pub compare_look_ahead: bool,
     /// Everything else about the fit; its rank does not count.
     pub fit: LowRankPredictorParams,
 }
@@ -74,6 +77,7 @@ impl TrainOptions {
             size_budget: 0.09,
             weight_bytes: 2,
             look_ahead: None,
+            compare_look_ahead: true,
             fit: LowRankPredictor::params(1),
         }
     }
@@ -107,6 +111,7 @@ pub struct LayerReport {
     /// Other thresholds of this predictor, for each way to store it; on the other recording if there is one.
     pub curves: Vec<DTypeCurve>,
     /// Predictors for the next layer from this one's input.
+    #[serde(default)]
     pub look_ahead: Option<LookAheadReport>,
     /// The trial, when ranks were chosen automatically.
     pub trial: Option<RankCurve>,
@@ -126,19 +131,6 @@ pub struct DTypeCurve {
     pub points: Vec<OperatingPoint>,
 }
 
-/// Two ways to know the next layer's active neurons early, on held-out tokens.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LookAheadReport {
-    /// Rank of the small predictor.
-    pub rank: usize,
-    /// Its stored bytes.
-    pub bytes: u64,
-    /// The small predictor.
-    pub own: OperatingPoint,
-    /// The next layer's predictor on this layer's input, at the same share of misses.
-    pub next_layers: Option<OperatingPoint>,
-}
-
 /// The whole of `predictors.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainReport {
@@ -156,14 +148,14 @@ pub struct TrainReport {
     pub layers: Vec<LayerReport>,
 }
 
-struct Shape {
-    hidden: usize,
-    ffn: usize,
-    ffn_bytes: u64,
+pub(super) struct Shape {
+    pub(super) hidden: usize,
+    pub(super) ffn: usize,
+    pub(super) ffn_bytes: u64,
 }
 
 impl Shape {
-    fn new(recording: &Recording, options: &TrainOptions) -> Self {
+    pub(super) fn new(recording: &Recording, options: &TrainOptions) -> Self {
         let model = &recording.info().model;
         let (hidden, ffn) = (model.hidden_size, model.ffn.size);
         Self { hidden, ffn, ffn_bytes: (model.ffn.vectors() * hidden * ffn * options.weight_bytes) as u64 }
@@ -186,9 +178,6 @@ pub fn train_recording(
     if layers.is_empty() || layers.end > model.layers {
         return Err(TrainError::Layers { first: layers.start, end: layers.end, layers: model.layers });
     }
-    let shape = Shape::new(recording, options);
-    std::fs::create_dir_all(out).map_err(|source| TrainError::Io { path: out.to_path_buf(), source })?;
-
     let mut trials = vec![None; model.layers];
     let ranks = match &options.rank {
         RankChoice::Fixed(rank) => vec![*rank; model.layers],
@@ -209,23 +198,42 @@ pub fn train_recording(
 
     let mut reports = Vec::new();
     for layer in layers {
-        let mut report = train_layer(recording, validation, options, &shape, layer, &ranks, out)?;
+        let mut report = train_layer(recording, validation, options, layer, &ranks, out)?;
         report.trial = trials[layer].take();
         progress.trained(&report);
         reports.push(report);
     }
+    write_report(&recording.info().id, reports, out)
+}
+
+/// Writes `predictors.json`, and `timings.json` beside it, which alone depends on the machine.
+pub fn write_report(recording: &str, layers: Vec<LayerReport>, out: &Path) -> Result<TrainReport, TrainError> {
     let report = TrainReport {
         format: "flashlm-predictors".into(),
         version: 1,
-        recording: recording.info().id.clone(),
-        predictor_bytes: reports.iter().map(|r| r.bytes).sum(),
-        ffn_bytes: reports.iter().map(|r| r.ffn_bytes).sum(),
-        layers: reports,
+        recording: recording.into(),
+        predictor_bytes: layers.iter().map(|r| r.bytes).sum(),
+        ffn_bytes: layers.iter().map(|r| r.ffn_bytes).sum(),
+        layers,
     };
-    let mut json = serde_json::to_vec_pretty(&report).expect("plain data serialises");
-    json.push(b'\n');
-    publish(&out.join("predictors.json"), &json)?;
+    let publish_json = |name: &str, json: serde_json::Result<Vec<u8>>| {
+        let mut json = json.expect("plain data serialises");
+        json.push(b'\n');
+        publish(&out.join(name), &json)
+    };
+    publish_json("predictors.json", serde_json::to_vec_pretty(&report))?;
+    let seconds = report.layers.iter().map(|r| (r.layer, r.seconds));
+    let timings: Vec<_> = seconds.map(|(layer, seconds)| Timing { layer, seconds }).collect();
+    publish_json("timings.json", serde_json::to_vec_pretty(&timings))?;
     Ok(report)
+}
+
+/// An entry of `timings.json`.
+#[derive(Serialize)]
+struct Timing {
+    layer: usize,
+    /// Of the fit alone.
+    seconds: f64,
 }
 
 /// The rank of every layer for [`RankChoice::Auto`], from a short trial of each layer of the model, and the trials.
@@ -252,8 +260,13 @@ pub fn choose_ranks(
 fn trial(set: &TrainingSet, options: &TrainOptions, shape: &Shape) -> Result<RankCurve, TrainError> {
     let held_out = held_out_tokens(set, options, TRIAL_TOKENS / 2);
     let mut least = f64::INFINITY;
-    let mut curve = RankCurve { ranks: ladder(shape.hidden, shape.ffn), costs: Vec::new() };
-    for &rank in &curve.ranks {
+    let mut curve = RankCurve { ranks: Vec::new(), costs: Vec::new() };
+    let bytes = |rank| predictor_bytes(rank, shape.hidden, shape.ffn, options.dtype);
+    for rank in ladder(shape.hidden, shape.ffn) {
+        // Where so little remains that no raise could pay, higher ranks need not be tried.
+        if curve.ranks.last().is_some_and(|&last| !can_pay(least, bytes(rank) - bytes(last), shape.ffn_bytes)) {
+            break;
+        }
         let mut params = options.fit.clone();
         params.0.rank = rank;
         let params = params.epochs(TRIAL_EPOCHS).tokens_max(TRIAL_TOKENS.min(options.fit.0.tokens_max)).batch(128);
@@ -261,12 +274,13 @@ fn trial(set: &TrainingSet, options: &TrainOptions, shape: &Shape) -> Result<Ran
         let cost = Curve::measure(&predictor, set, &held_out).at_misses(TRIAL_MISSES).false_positive_rate;
         // A short trial may do worse with a higher rank; training to the end does not.
         least = cost.min(least);
+        curve.ranks.push(rank);
         curve.costs.push(least);
     }
     Ok(curve)
 }
 
-fn held_out_tokens(set: &TrainingSet, options: &TrainOptions, most: usize) -> Vec<u32> {
+pub(super) fn held_out_tokens(set: &TrainingSet, options: &TrainOptions, most: usize) -> Vec<u32> {
     let params = &options.fit.0;
     let mut tokens = Split::by_document(set.targets().documents(), params.held_out, params.seed).held_out;
     thin(&mut tokens, most);
@@ -279,32 +293,41 @@ fn threshold(curve: &Curve, options: &TrainOptions) -> f32 {
     needed.min(curve.at_worth(options.worth).threshold)
 }
 
-fn train_layer(
+/// A fit with the options' parameters and this rank.
+pub(super) fn fit(options: &TrainOptions, set: &TrainingSet, rank: usize) -> Result<LowRankPredictor, TrainError> {
+    let mut params = options.fit.clone();
+    params.0.rank = rank;
+    params.check()?.fit(set)
+}
+
+/// All tokens of a recording.
+pub(super) fn everything(set: &TrainingSet) -> Vec<u32> {
+    (0..set.targets().tokens() as u32).collect()
+}
+
+/// Trains one layer's predictor and writes it into `out`; `ranks` are those of all layers of the model. With a look-ahead the
+/// next layer must be recorded too.
+pub fn train_layer(
     recording: &Recording,
     validation: Option<&Recording>,
     options: &TrainOptions,
-    shape: &Shape,
     layer: usize,
     ranks: &[usize],
     out: &Path,
 ) -> Result<LayerReport, TrainError> {
+    std::fs::create_dir_all(out).map_err(|source| TrainError::Io { path: out.to_path_buf(), source })?;
+    let shape = Shape::new(recording, options);
     let set = training_set(recording, layer, layer)?;
     let other = validation.map(|v| training_set(v, layer, layer)).transpose()?;
     let held_out = held_out_tokens(&set, options, CALIBRATION_TOKENS);
-    let fit = |set: &TrainingSet, rank| {
-        let mut params = options.fit.clone();
-        params.0.rank = rank;
-        params.check()?.fit(set)
-    };
     let began = Instant::now();
     let rank = ranks[layer];
-    let predictor = fit(&set, rank)?;
+    let predictor = fit(options, &set, rank)?;
     let seconds = began.elapsed().as_secs_f64();
 
     let stored = predictor.rounded(options.dtype);
     let calibration = Curve::measure(&stored, &set, &held_out);
     let threshold = threshold(&calibration, options);
-    let everything = |set: &TrainingSet| (0..set.targets().tokens() as u32).collect::<Vec<_>>();
     let measure = |predictor: &LowRankPredictor| match &other {
         Some(other) => Curve::measure(predictor, other, &everything(other)),
         None => Curve::measure(predictor, &set, &held_out),
@@ -321,23 +344,14 @@ fn train_layer(
         .to_vec();
     let on_other = other.is_some().then(|| measure(&stored).at_threshold(threshold));
 
-    let mut ahead = None;
-    if let Some(rank) = options.look_ahead.filter(|_| layer + 1 < ranks.len()) {
-        let next = training_set(recording, layer, layer + 1)?;
-        let small = fit(&next, rank)?;
-        let curve = Curve::measure(&small.rounded(options.dtype), &next, &held_out);
-        let own = curve.at_misses(1.0 - options.recall);
-        // The next layer's predictor, trained here again rather than awaited, so that layers stay independent.
-        let exact = fit(&training_set(recording, layer + 1, layer + 1)?, ranks[layer + 1])?;
-        let early = Curve::measure(&exact.rounded(options.dtype), &next, &held_out);
-        let report = LookAheadReport {
-            rank,
-            bytes: predictor_bytes(rank, shape.hidden, shape.ffn, options.dtype),
-            own,
-            next_layers: Some(early.at_misses(1.0 - options.recall)),
-        };
-        ahead = Some((small.shifted(own.threshold), report));
-    }
+    drop((set, other));
+    let ahead = match options.look_ahead {
+        Some(rank) if layer + 1 < ranks.len() => {
+            let compare = options.compare_look_ahead.then_some(ranks[layer + 1]);
+            Some(train_look_ahead(recording, validation, options, layer, rank, compare)?)
+        }
+        _ => None,
+    };
 
     let shifted = predictor.shifted(threshold);
     let mut parts = vec![StoredPredictor { prefix: "", predictor: &shifted, dtype: options.dtype }];

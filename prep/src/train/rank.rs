@@ -42,6 +42,11 @@ pub(crate) fn ladder(hidden: usize, ffn: usize) -> Vec<usize> {
     ranks
 }
 
+/// Whether a raise that takes `growth` more bytes could pay at all where `cost` false positives remain: no raise saves more.
+pub(crate) fn can_pay(cost: f64, growth: u64, ffn_bytes: u64) -> bool {
+    cost * ffn_bytes as f64 / growth as f64 >= GAIN_MIN
+}
+
 /// A rank for every layer: the sum of `bytes(rank)` stays within `budget`. `ffn_bytes` are those of one layer's FFN.
 pub fn allocate_ranks(
     curves: &[RankCurve],

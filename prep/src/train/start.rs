@@ -9,12 +9,11 @@ use flashlm_kernels::{View, product};
 use rayon::prelude::*;
 
 use super::activity::TrainingSet;
+use super::linear::{PIECE, normalise_columns, orthonormalise, parallel_product};
 use super::params::TrainError;
 use super::random::Random;
 
 const ITERATIONS: usize = 6;
-/// Rows of a piece of a product; fixed, so that results do not depend on the number of threads.
-const PIECE: usize = 128;
 /// Inputs read at once.
 const BLOCK: usize = 512;
 /// Tokens that the covariance is taken from, at most, for each dimension.
@@ -28,78 +27,6 @@ pub(crate) struct Start {
     pub(crate) decoder: Vec<f32>,
     /// `[ffn]`.
     pub(crate) bias: Vec<f32>,
-}
-
-/// `a b` with the rows of the result in pieces over threads.
-fn parallel_product(y: &mut [f32], n: usize, a: &[f32], k: usize, b: View<'_>) {
-    y.par_chunks_mut(PIECE * n).zip(a.par_chunks(PIECE * k)).for_each(|(y, a)| {
-        product(y, n, false, View::rows(a, a.len() / k, k, k), b);
-    });
-}
-
-/// The lower Cholesky factor of a symmetric matrix `[n, n]`, in place; `None` when it is not positive definite.
-fn cholesky(m: &mut [f32], n: usize) -> Option<()> {
-    for j in 0..n {
-        let (above, rest) = m.split_at_mut(j * n);
-        let row = &mut rest[..n];
-        for i in 0..j {
-            let other = &above[i * n..][..n];
-            let dot: f32 = row[..i].iter().zip(&other[..i]).map(|(a, b)| a * b).sum();
-            row[i] = (row[i] - dot) / other[i];
-        }
-        let pivot = row[j] - row[..j].iter().map(|a| a * a).sum::<f32>();
-        if pivot <= 0.0 || !pivot.is_finite() {
-            return None;
-        }
-        row[j] = pivot.sqrt();
-        row[j + 1..].fill(0.0);
-    }
-    Some(())
-}
-
-/// Solves `x L^T = y` for every row of `y`, in place: `L` lower triangular `[n, n]`.
-fn solve_rows(l: &[f32], n: usize, y: &mut [f32]) {
-    y.par_chunks_mut(n).for_each(|row| {
-        for i in 0..n {
-            let dot: f32 = row[..i].iter().zip(&l[i * n..i * n + i]).map(|(a, b)| a * b).sum();
-            row[i] = (row[i] - dot) / l[i * n + i];
-        }
-    });
-}
-
-/// Makes the columns of `q` `[rows, n]` (nearly) orthonormal in the inner product that `m_q = M q` stands for.
-///
-/// Directions with next to no length keep less than unit length instead of being blown up.
-fn orthonormalise(q: &mut [f32], m_q: &[f32], n: usize) -> Option<()> {
-    let rows = q.len() / n;
-    let mut gram = vec![0.0; n * n];
-    gram.par_chunks_mut(PIECE * n).enumerate().for_each(|(i, y)| {
-        let first = i * PIECE;
-        let part = View::rows(&q[first..], rows, y.len() / n, n);
-        product(y, n, false, part.t(), View::rows(m_q, rows, n, n));
-    });
-    let largest = (0..n).map(|i| gram[i * n + i]).fold(0f32, f32::max);
-    // What rounding in single precision may take from the smallest pivot; more where that was not enough.
-    for ridge in [1e-6, 1e-5, 1e-4, 1e-3] {
-        let mut factor = gram.clone();
-        (0..n).for_each(|i| factor[i * n + i] += ridge * largest);
-        if cholesky(&mut factor, n).is_some() {
-            solve_rows(&factor, n, q);
-            return Some(());
-        }
-    }
-    None
-}
-
-/// Gives the columns of `q` `[rows, n]` unit length, so that their Gram matrix is well scaled.
-fn normalise_columns(q: &mut [f32], n: usize) {
-    let mut squares = vec![0f32; n];
-    for row in q.chunks_exact(n) {
-        squares.iter_mut().zip(row).for_each(|(s, v)| *s += v * v);
-    }
-    for row in q.chunks_exact_mut(n) {
-        row.iter_mut().zip(&squares).for_each(|(v, s)| *v /= s.sqrt().max(1e-30));
-    }
 }
 
 /// Mean `[d]` and covariance `[d, d]` of (a sample of) the inputs.
@@ -196,20 +123,4 @@ pub(crate) fn start(set: &TrainingSet, tokens: &[u32], d: usize, rank: usize, se
         })
         .collect();
     Ok(Start { encoder_t, decoder, bias })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cholesky_solves() {
-        let m = [4.0, 2.0, 0.4, 2.0, 5.0, 1.0, 0.4, 1.0, 3.0];
-        let mut l = m;
-        cholesky(&mut l, 3).unwrap();
-        let mut product_back = [0.0; 9];
-        product(&mut product_back, 3, false, View::rows(&l, 3, 3, 3), View::rows(&l, 3, 3, 3).t());
-        assert!(product_back.iter().zip(m).all(|(a, b)| (a - b).abs() < 1e-5), "{product_back:?}");
-        assert!(cholesky(&mut [1.0, 2.0, 2.0, 1.0], 2).is_none());
-    }
 }

@@ -1,0 +1,87 @@
+//! What a preparation will take, said before it begins.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_kernels::{MatmulScratch, Threads, matmul};
+use flashlm_prep::pack::check_space;
+use flashlm_runtime::budget::human_bytes;
+
+use super::work::Work;
+use super::{PrepareArgs, pilot_tokens};
+
+/// Passes over the tokens that training and trials make at most, and the sum of the ranks that trials try, of `hidden`.
+const EPOCHS: f64 = 6.0;
+const TRIAL_EPOCHS: f64 = 3.0;
+const TRIAL_RANKS: f64 = 1.34;
+/// What everything but matrix products adds to them.
+const OVERHEAD: f64 = 1.5;
+
+/// Says what is about to be done, and what it takes. Refuses when the disk is too small.
+pub(super) fn announce(args: &PrepareArgs, tokens: usize, checkpoint: &Checkpoint, work: &Work) -> Result<()> {
+    let spec = checkpoint.spec();
+    let pilot = pilot_tokens(tokens) as u64;
+    let tokens = tokens as u64;
+    let (hidden, ffn, layers) = (spec.hidden_size as u64, spec.ffn.size as u64, spec.layers as u64);
+    // A layer's inputs, packed activity, magnitudes of a tenth of the neurons.
+    let recorded = |tokens: u64| tokens * (2 * hidden + ffn / 8 + ffn / 5);
+    let at_once = if args.keep_recordings { layers } else { 1 + u64::from(args.look_ahead.is_some()) };
+    // Hidden states stand on disk before and behind a layer.
+    let states = 2 * tokens * hidden * 4;
+    let scratch = (layers * recorded(pilot)).max(at_once.min(layers) * recorded(tokens)) + states;
+    let bundle = checkpoint.model_bytes() + checkpoint.model_bytes() / 20;
+    let own = if args.text.is_empty() { bundle } else { 0 };
+    check_space(&work.path("x"), scratch.max(own))?;
+    check_space(&args.output, bundle)?;
+
+    let rate = product_rate(&super::super::threads(args.threads)?);
+    let ffn_weights = spec.ffn.vectors() as u64 * ffn * hidden;
+    let weights = layers * ((spec.attention.qkv_size() as u64 + hidden) * hidden + ffn_weights);
+    let recording = 2.0 * (tokens + pilot) as f64 * weights as f64;
+    // Forward and backward, for a rank of one.
+    let step = (6 * ffn + 4 * hidden) as f64;
+    let rank = args.size_budget * (ffn_weights * checkpoint.ffn_dtype().bytes() as u64) as f64 / (hidden + ffn) as f64;
+    let training = layers as f64
+        * step
+        * (EPOCHS * tokens as f64 * rank.min(hidden as f64 / 2.0)
+            + TRIAL_EPOCHS * pilot as f64 * TRIAL_RANKS * hidden as f64);
+    let seconds = OVERHEAD * (recording + training) / rate + bundle as f64 / 4e8 + 2.0;
+    eprintln!(
+        "preparing a {} model of {}: about {} plus up to {} of scratch files on disk, about {} of computing{}",
+        spec.family,
+        human_bytes(checkpoint.model_bytes()),
+        human_bytes(bundle),
+        human_bytes(scratch.max(own)),
+        duration(seconds),
+        if args.text.is_empty() {
+            format!(", and up to {} minutes in which the model writes calibration text", args.minutes)
+        } else {
+            String::new()
+        },
+    );
+    Ok(())
+}
+
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 90.0 => format!("{s:.0} seconds"),
+        s if s < 5400.0 => format!("{:.0} minutes", s / 60.0),
+        s => format!("{:.1} hours", s / 3600.0),
+    }
+}
+
+/// Floating-point operations a second that matrix products reach here.
+fn product_rate(threads: &Threads) -> f64 {
+    const N: usize = 512;
+    let weights = vec![0u8; N * N * 4];
+    let matrix = flashlm_kernels::Matrix::new(flashlm_kernels::Element::F32, &weights, N, N).expect("the size fits");
+    let (x, mut y, mut scratch) = (vec![1.0; N * N], vec![0.0; N * N], MatmulScratch::default());
+    let mut best = f64::INFINITY;
+    for _ in 0..4 {
+        let begin = Instant::now();
+        matmul(threads, matrix, &x, N, &mut y, N, &mut scratch);
+        best = best.min(begin.elapsed().as_secs_f64());
+    }
+    2.0 * (N * N * N) as f64 / best.max(1e-6)
+}

@@ -1,0 +1,79 @@
+//! Knowing the next layer's active neurons one layer early, from this layer's input.
+//!
+//! Two ways: a small predictor of its own, and the next layer's predictor used early. A look-ahead that is wrong costs time
+//! and never quality, as the exact predictor decides later what is computed.
+
+use flashlm_formats::recording::Recording;
+use serde::{Deserialize, Serialize};
+
+use super::activity::training_set;
+use super::curve::{Curve, OperatingPoint};
+use super::params::TrainError;
+use super::pipeline::{Shape, TrainOptions, everything, fit, held_out_tokens};
+use super::predictor::LowRankPredictor;
+use super::rank::predictor_bytes;
+
+/// Held-out tokens that the threshold is taken from, at most.
+const CALIBRATION_TOKENS: usize = 16_384;
+/// Share of the next layer's active pairs that the stored look-ahead may miss: what it misses is read a little later.
+const STORED_MISSES: f64 = 0.1;
+/// Misses at which the report compares both ways.
+const COMPARED_MISSES: [f64; 7] = [0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5];
+
+/// Two ways to know the next layer's active neurons early; on the validation recording if there is one, else on held-out tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LookAheadReport {
+    /// Rank of the small predictor.
+    pub rank: usize,
+    /// Its stored bytes.
+    pub bytes: u64,
+    /// The small predictor as stored.
+    pub own: OperatingPoint,
+    /// The small predictor at other thresholds.
+    pub own_points: Vec<OperatingPoint>,
+    /// The next layer's predictor on this layer's input, at the same shares of misses; empty where it was not compared.
+    pub next_layers_points: Vec<OperatingPoint>,
+}
+
+/// Trains a look-ahead of `rank` from `layer` to the next one; gives it with its threshold in the bias.
+///
+/// `compare` is the rank of the next layer's own predictor, when that is to be measured too. It is trained here again rather
+/// than awaited, so that layers stay independent.
+pub(super) fn train_look_ahead(
+    recording: &Recording,
+    validation: Option<&Recording>,
+    options: &TrainOptions,
+    layer: usize,
+    rank: usize,
+    compare: Option<usize>,
+) -> Result<(LowRankPredictor, LookAheadReport), TrainError> {
+    let shape = Shape::new(recording, options);
+    let set = training_set(recording, layer, layer + 1)?;
+    let other = validation.map(|v| training_set(v, layer, layer + 1)).transpose()?;
+    let held_out = held_out_tokens(&set, options, CALIBRATION_TOKENS);
+    let measure = |predictor: &LowRankPredictor| match &other {
+        Some(other) => Curve::measure(predictor, other, &everything(other)),
+        None => Curve::measure(predictor, &set, &held_out),
+    };
+    let points = |curve: &Curve| COMPARED_MISSES.iter().map(|&m| curve.at_misses(m)).collect::<Vec<_>>();
+
+    let small = fit(options, &set, rank)?;
+    let stored = small.rounded(options.dtype);
+    let threshold = Curve::measure(&stored, &set, &held_out).at_misses(STORED_MISSES).threshold;
+    let own = measure(&stored);
+    let next_layers_points = match compare {
+        Some(rank) => {
+            let exact = fit(options, &training_set(recording, layer + 1, layer + 1)?, rank)?;
+            points(&measure(&exact.rounded(options.dtype)))
+        }
+        None => Vec::new(),
+    };
+    let report = LookAheadReport {
+        rank,
+        bytes: predictor_bytes(rank, shape.hidden, shape.ffn, options.dtype),
+        own: own.at_threshold(threshold),
+        own_points: points(&own),
+        next_layers_points,
+    };
+    Ok((small.shifted(threshold), report))
+}

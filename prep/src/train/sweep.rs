@@ -1,0 +1,56 @@
+//! The whole trade-off of a layer: every rank of a list, both ways to store it, many thresholds.
+
+use flashlm_formats::recording::Recording;
+use serde::Serialize;
+
+use super::activity::training_set;
+use super::curve::Curve;
+use super::params::TrainError;
+use super::pipeline::{CURVE_MISSES, DTypeCurve, Shape, TrainOptions, everything, fit};
+use super::predictor::PredictorDType;
+use super::rank::predictor_bytes;
+
+/// What one rank gives on one layer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SweepEntry {
+    /// Number of the layer.
+    pub layer: usize,
+    /// Rank.
+    pub rank: usize,
+    /// Bytes of the layer's FFN weights.
+    pub ffn_bytes: u64,
+    /// Points at rising shares of misses, for each way to store it.
+    pub curves: Vec<DTypeCurve>,
+}
+
+/// Trains every rank on every layer of the options and measures it on `validation`; nothing is stored.
+pub fn sweep(
+    recording: &Recording,
+    validation: &Recording,
+    options: &TrainOptions,
+    ranks: &[usize],
+    done: &mut dyn FnMut(&SweepEntry),
+) -> Result<Vec<SweepEntry>, TrainError> {
+    let shape = Shape::new(recording, options);
+    let mut entries = Vec::new();
+    for layer in options.layers.clone() {
+        let set = training_set(recording, layer, layer)?;
+        let other = training_set(validation, layer, layer)?;
+        let tokens = everything(&other);
+        for &rank in ranks {
+            let predictor = fit(options, &set, rank)?;
+            let curves = [PredictorDType::F16, PredictorDType::Int8].map(|dtype| {
+                let curve = Curve::measure(&predictor.rounded(dtype), &other, &tokens);
+                DTypeCurve {
+                    dtype,
+                    bytes: predictor_bytes(rank, shape.hidden, shape.ffn, dtype),
+                    points: CURVE_MISSES.iter().map(|&m| curve.at_misses(m)).collect(),
+                }
+            });
+            let entry = SweepEntry { layer, rank, ffn_bytes: shape.ffn_bytes, curves: curves.to_vec() };
+            done(&entry);
+            entries.push(entry);
+        }
+    }
+    Ok(entries)
+}
