@@ -23,8 +23,11 @@ pub(crate) struct RecordArgs {
     #[arg(value_name = "CHECKPOINT")]
     checkpoint: PathBuf,
     /// Calibration text: files of documents
-    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    #[arg(long, value_name = "FILE", required_unless_present = "random_ids", num_args = 1..)]
     text: Vec<PathBuf>,
+    /// Seeded random token ids instead of text, for synthesized models
+    #[arg(long, conflicts_with = "text")]
+    random_ids: bool,
     /// Directory for the recording
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
@@ -44,9 +47,13 @@ pub(crate) struct RecordArgs {
 
 pub(crate) fn run(args: &RecordArgs) -> Result<ExitCode> {
     let checkpoint = Checkpoint::open(&args.checkpoint)?;
-    let tokenizer = Tokenizer::from_json(&tokenizer_json(&checkpoint)?)?;
     let sampling = Sampling { tokens: args.tokens, sequence_tokens: args.sequence_tokens, seed: args.seed };
-    let calibration = Calibration::new(&read_documents(&args.text)?, &tokenizer, checkpoint.spec(), sampling)?;
+    let calibration = if args.random_ids {
+        Calibration::random(checkpoint.spec(), sampling)
+    } else {
+        let tokenizer = Tokenizer::from_json(&tokenizer_json(&checkpoint)?)?;
+        Calibration::new(&read_documents(&args.text)?, &tokenizer, checkpoint.spec(), sampling)?
+    };
     let mut recorder = Recorder::open(&checkpoint, &calibration, &args.output, super::threads(args.threads)?)?;
     let layers = checkpoint.spec().layers;
     let tokens = calibration.tokens.len();

@@ -15,7 +15,8 @@ use super::Stage;
 #[derive(Args)]
 #[command(after_help = "Example:\n  flashlm-prep synthesize --geometry opt-1.3b -o opt-1.3b-random\n\n\
     Geometries: opt-125m, opt-350m, opt-1.3b, opt-2.7b, opt-6.7b, opt-13b, opt-30b, falcon-7b, falcon-40b.\n\
-    The text of such a model means nothing; its speed is that of the published one. The same seed gives the same bytes.")]
+    The text of such a model means nothing; how many neurons fire, and so its speed, is as published for OPT-6.7B.\n    \
+    The same seed gives the same bytes; `record --random-ids` needs no text.")]
 pub(crate) struct SynthesizeArgs {
     /// The published model whose shape to take
     #[arg(long, value_name = "NAME")]

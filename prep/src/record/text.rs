@@ -153,6 +153,28 @@ impl Calibration {
         Ok(calibration)
     }
 
+    /// Evenly distributed ids in full sequences, each a document of its own: for models whose weights mean nothing.
+    pub fn random(spec: &ModelSpec, sampling: Sampling) -> Self {
+        let sequence_tokens = sampling.sequence_tokens.min(spec.max_positions).max(2);
+        let first = first_id(spec);
+        let offsets = (0..sampling.tokens.max(1)).step_by(sequence_tokens).map(|at| at as u32);
+        let id = |at: usize| match first {
+            Some(first) if at.is_multiple_of(sequence_tokens) => first,
+            _ => {
+                let random = checksum(&[sampling.seed.to_le_bytes(), (at as u64).to_le_bytes()].concat());
+                ((u128::from(random) * spec.vocab_size as u128) >> 64) as u32
+            }
+        };
+        Self {
+            tokens: (0..sampling.tokens.max(1)).map(id).collect(),
+            sequences: offsets.chain([sampling.tokens.max(1) as u32]).collect(),
+            documents: (0..sampling.tokens.max(1)).map(|at| (at / sequence_tokens) as u32).collect(),
+            sequence_tokens,
+            seed: sampling.seed,
+            text_fingerprint: 0,
+        }
+    }
+
     /// The first `tokens` tokens.
     pub fn head(&self, tokens: usize) -> Self {
         let tokens = tokens.min(self.tokens.len());

@@ -1,10 +1,14 @@
 //! Random-weight checkpoints of published geometries, for measuring: everything of the model but what it has learned.
 //!
-//! The same seed gives the same bytes on any number of threads. Weights are scaled so that every product has unit variance:
-//! activations stay finite, and about half of the ReLU neurons fire. Knows nothing of bundles.
+//! The same seed gives the same bytes on any number of threads. Weights are shaped so that real forward passes show the
+//! published activation statistics (`shape`): how many neurons fire, how unevenly, how well that can be foretold. Knows nothing
+//! of bundles.
 
 mod geometry;
+mod normal;
 mod random;
+mod recipe;
+mod shape;
 mod tokenizer;
 mod writer;
 
@@ -150,6 +154,43 @@ mod tests {
         let logits = forward.feed(&[2, 65, 66]).unwrap();
         let deviation = (logits.iter().map(|l| l * l).sum::<f32>() / logits.len() as f32).sqrt();
         assert!((0.1..10.0).contains(&deviation), "standard deviation of the logits: {deviation}");
+    }
+
+    /// Recorded with random ids: what `docs/measurements/synthesized.md` has of large models, in small.
+    #[test]
+    fn real_forward_passes_fire_as_published() {
+        use crate::record::text::Sampling;
+        use crate::record::{Calibration, Recorder};
+        use flashlm_kernels::Threads;
+
+        let dir = tempfile::tempdir().unwrap();
+        let options = SynthesizeOptions { layers: Some(2), ..options(5, 2) };
+        let model = dir.path().join("model");
+        synthesize(Geometry::find("opt-125m").unwrap(), &model, options, &mut |_, _| ()).unwrap();
+        let checkpoint = Checkpoint::open(&model).unwrap();
+        let sampling = Sampling { tokens: 1536, sequence_tokens: 256, seed: 1 };
+        let calibration = Calibration::random(checkpoint.spec(), sampling);
+        let threads = Threads::new(NonZeroUsize::new(2).unwrap()).unwrap();
+        let mut recorder = Recorder::open(&checkpoint, &calibration, &dir.path().join("rec"), threads).unwrap();
+        for (layer, published) in [0.0156, 0.0536].into_iter().enumerate() {
+            let active = recorder.record(layer, true, &mut |_| ()).unwrap();
+            assert!((active / published - 1.0).abs() < 0.05, "layer {layer}: {active} active");
+            let recorded = recorder.recording().layer(layer).unwrap();
+            // Skewed rates: the hottest tenth does most of the firing, and many neurons hardly ever fire.
+            let mut counts: Vec<u32> = recorded.summary().active_count.to_vec();
+            counts.sort_unstable_by(|a, b| b.cmp(a));
+            let hot = counts[..307].iter().sum::<u32>() as f64 / counts.iter().sum::<u32>() as f64;
+            assert!((0.55..0.95).contains(&hot), "layer {layer}: {hot} by the hottest tenth");
+            // The next token's neurons are those of chance.
+            let mut both = 0u32;
+            for token in 1..recorded.tokens() {
+                let pair = recorded.activity(token - 1).iter().zip(recorded.activity(token));
+                both += pair.map(|(a, b)| (a & b).count_ones()).sum::<u32>();
+            }
+            let tokens = recorded.tokens() as f64;
+            let chance = counts.iter().map(|&c| (f64::from(c) / tokens).powi(2)).sum::<f64>() * (tokens - 1.0);
+            assert!((f64::from(both) / chance - 1.0).abs() < 0.1, "layer {layer}: {both} repeated, {chance} by chance");
+        }
     }
 
     #[test]

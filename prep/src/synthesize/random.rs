@@ -16,10 +16,7 @@ pub(crate) struct Table(Box<[u16; QUANTILES]>);
 impl Table {
     /// A distribution with this mean and standard deviation; `dtype` is a 16-bit one.
     pub(crate) fn new(dtype: DType, mean: f64, deviation: f64) -> Self {
-        let bits = |value: f64| match dtype {
-            DType::Bf16 => half::bf16::from_f64(value).to_bits(),
-            DType::F16 | DType::F32 => half::f16::from_f64(value).to_bits(),
-        };
+        let bits = |value| from_f64(dtype, value);
         let mut table = Box::new([0; QUANTILES]);
         for (step, quantile) in upper_quantiles().enumerate() {
             table[QUANTILES / 2 + step] = bits(mean + deviation * quantile);
@@ -41,6 +38,36 @@ impl Table {
     }
 }
 
+/// The bit pattern nearest to `value`, in a 16-bit type.
+pub(crate) fn from_f64(dtype: DType, value: f64) -> u16 {
+    match dtype {
+        DType::Bf16 => half::bf16::from_f64(value).to_bits(),
+        DType::F16 | DType::F32 => half::f16::from_f64(value).to_bits(),
+    }
+}
+
+/// What a bit pattern means.
+pub(crate) fn to_f64(dtype: DType, bits: u16) -> f64 {
+    match dtype {
+        DType::Bf16 => half::bf16::from_bits(bits).to_f64(),
+        DType::F16 | DType::F32 => half::f16::from_bits(bits).to_f64(),
+    }
+}
+
+/// Normal numbers one by one, unrounded.
+pub(crate) struct Normals(Box<[f64]>);
+
+impl Normals {
+    pub(crate) fn new() -> Self {
+        let upper: Vec<f64> = upper_quantiles().collect();
+        Self(upper.iter().rev().map(|q| -q).chain(upper.iter().copied()).collect())
+    }
+
+    pub(crate) fn next(&self, stream: &mut Xoshiro) -> f64 {
+        self.0[stream.next() as usize % QUANTILES]
+    }
+}
+
 /// Quantiles at `(0.5 + i) / QUANTILES` above the median: the slope of a quantile is one over the density there (Runge-Kutta).
 fn upper_quantiles() -> impl Iterator<Item = f64> {
     let slope = |z: f64| (std::f64::consts::TAU).sqrt() * (z * z / 2.0).exp();
@@ -59,11 +86,11 @@ fn upper_quantiles() -> impl Iterator<Item = f64> {
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// xoshiro256++ of Blackman and Vigna.
-struct Xoshiro([u64; 4]);
+pub(crate) struct Xoshiro([u64; 4]);
 
 impl Xoshiro {
     /// The state is four outputs of SplitMix64, as its authors advise.
-    fn new(mut seed: u64) -> Self {
+    pub(crate) fn new(mut seed: u64) -> Self {
         Self(std::array::from_fn(|_| {
             seed = seed.wrapping_add(GOLDEN);
             let mixed = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -72,7 +99,7 @@ impl Xoshiro {
         }))
     }
 
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         let [a, b, c, d] = &mut self.0;
         let result = a.wrapping_add(*d).rotate_left(23).wrapping_add(*a);
         let shifted = *b << 17;
@@ -101,14 +128,7 @@ mod tests {
         for dtype in [DType::F16, DType::Bf16] {
             let mut bytes = vec![0; 1 << 20];
             Table::new(dtype, 0.5, 0.02).fill(7, "a", 0, &mut bytes);
-            let value = |pair: &[u8]| {
-                let bits = u16::from_le_bytes([pair[0], pair[1]]);
-                if dtype == DType::F16 {
-                    half::f16::from_bits(bits).to_f64()
-                } else {
-                    half::bf16::from_bits(bits).to_f64()
-                }
-            };
+            let value = |pair: &[u8]| to_f64(dtype, u16::from_le_bytes([pair[0], pair[1]]));
             let values: Vec<f64> = bytes.chunks_exact(2).map(value).collect();
             let mean = values.iter().sum::<f64>() / values.len() as f64;
             let deviation = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64).sqrt();

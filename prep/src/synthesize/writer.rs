@@ -14,7 +14,7 @@ use flashlm_formats::model::DType;
 use rustix::fs::{Advice, fadvise};
 use serde_json::{Map, Value, json};
 
-use super::random::Table;
+use super::recipe::{Ready, Recipe, Recipes};
 use super::{SynthesizeError, SynthesizeOptions};
 use crate::pack::check_space;
 
@@ -35,7 +35,7 @@ pub(super) fn write(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<u64, SynthesizeError> {
     let config_json = pretty(config);
-    let (_, mut tensors) = published_tensors(&config_json)?;
+    let (spec, mut tensors) = published_tensors(&config_json)?;
     // In the order in which they are read: what belongs to no layer, then layer by layer.
     tensors.sort_by_key(|tensor| layer_number(&tensor.name));
     let dtype = if config["torch_dtype"] == "bfloat16" { DType::Bf16 } else { DType::F16 };
@@ -53,7 +53,9 @@ pub(super) fn write(
     for ((file, path), shard) in weights.iter().zip(&shards) {
         file.write_all_at(&shard.header, 0).map_err(SynthesizeError::io("write", path))?;
     }
-    fill(&weights, &shards, dtype, options, total, progress)?;
+    let biases = spec.ffn.up_bias;
+    let recipes = Recipes::new(spec, biases, dtype, options);
+    fill(&weights, &shards, dtype, recipes, options, total, progress)?;
     for (file, path) in &weights {
         file.sync_all().map_err(SynthesizeError::io("write", path))?;
     }
@@ -152,26 +154,15 @@ fn index(shards: &[Shard]) -> Value {
     json!({"metadata": {"total_size": bytes}, "weight_map": named.collect::<Map<String, Value>>()})
 }
 
-/// What the elements of a tensor are drawn from.
-fn table(tensor: &PublishedTensor, dtype: DType) -> Table {
-    // Unit variance in, unit variance out; embeddings and biases as small as freshly initialised ones, norms nearly neutral.
-    const SMALL: f64 = 0.02;
-    let (mean, deviation) = match tensor.shape[..] {
-        [_, inputs] if !tensor.name.contains("embed") => (0.0, 1.0 / (inputs as f64).sqrt()),
-        [_] if tensor.name.ends_with(".weight") => (1.0, SMALL),
-        _ => (0.0, SMALL),
-    };
-    Table::new(dtype, mean, deviation)
-}
-
 /// A piece of a tensor, and where it goes.
 struct Piece<'a> {
     file: usize,
     offset: u64,
     tensor: &'a PublishedTensor,
-    table: usize,
-    /// Its number in the tensor.
-    number: u64,
+    recipe: &'a Recipe,
+    layer: usize,
+    /// Its first element and its number in the tensor.
+    place: (u64, u64),
     bytes: usize,
 }
 
@@ -180,27 +171,31 @@ fn fill(
     files: &[(File, PathBuf)],
     shards: &[Shard],
     dtype: DType,
+    mut recipes: Recipes,
     options: SynthesizeOptions,
     total: u64,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(), SynthesizeError> {
-    let mut tables = std::collections::BTreeMap::new();
-    let (mut pieces, mut made) = (Vec::new(), Vec::new());
-    for (file, shard) in shards.iter().enumerate() {
-        let mut offset = shard.header.len() as u64;
-        for tensor in &shard.tensors {
-            // Layers repeat each other's shapes and need no more tables.
-            let kind = (tensor.shape.clone(), tensor.name.rsplit('.').take(2).collect::<Vec<_>>().join("."));
-            let table = *tables.entry(kind).or_insert_with(|| {
-                made.push(table(tensor, dtype));
-                made.len() - 1
-            });
-            let bytes = tensor_bytes(tensor, dtype);
-            for number in 0..bytes.div_ceil(PIECE_BYTES) {
-                let length = PIECE_BYTES.min(bytes - number * PIECE_BYTES) as usize;
-                pieces.push(Piece { file, offset, tensor, table, number, bytes: length });
-                offset += length as u64;
-            }
+    let tensors = shards.iter().enumerate().flat_map(|(file, shard)| shard.tensors.iter().map(move |t| (file, t)));
+    let made: Vec<(usize, &PublishedTensor, Option<usize>, Recipe)> = tensors
+        .map(|(file, tensor)| {
+            let layer = layer_number(&tensor.name);
+            (file, tensor, layer, recipes.recipe(tensor, layer))
+        })
+        .collect();
+    let recipes = recipes.ready();
+    let mut offsets: Vec<u64> = shards.iter().map(|shard| shard.header.len() as u64).collect();
+    let mut pieces = Vec::new();
+    for (file, tensor, layer, recipe) in &made {
+        let bytes = tensor_bytes(tensor, dtype);
+        let row_bytes = (Ready::row(recipe, tensor) * dtype.bytes()) as u64;
+        let piece_bytes = (PIECE_BYTES / row_bytes).max(1) * row_bytes;
+        for number in 0..bytes.div_ceil(piece_bytes) {
+            let length = piece_bytes.min(bytes - number * piece_bytes);
+            let place = (number * piece_bytes / dtype.bytes() as u64, number);
+            let (file, layer) = (*file, layer.unwrap_or(0));
+            pieces.push(Piece { file, offset: offsets[file], tensor, recipe, layer, place, bytes: length as usize });
+            offsets[file] += length;
         }
     }
     let (next, done, stop) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicBool::new(false));
@@ -209,7 +204,7 @@ fn fill(
         while !stop.load(Ordering::Relaxed) {
             let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
             let bytes = &mut buffer[..piece.bytes];
-            made[piece.table].fill(options.seed, &piece.tensor.name, piece.number, bytes);
+            recipes.fill(piece.recipe, piece.tensor, piece.layer, piece.place, bytes);
             let (file, path) = &files[piece.file];
             if let Err(error) = file.write_all_at(bytes, piece.offset) {
                 stop.store(true, Ordering::Relaxed);
