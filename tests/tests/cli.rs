@@ -381,7 +381,7 @@ fn the_budget_is_kept_inside_a_memory_cgroup() {
     for ffn in ["streamed", "flash"] {
         let args = ["--prompt", "Once upon a time", "-n", "40", "--ignore-eos", "--json", "--ffn", ffn];
         let smallest = smallest_budget(&args);
-        cgroup = None;
+        drop(cgroup.take());
         match MemoryCgroup::new(smallest.parse().unwrap()) {
             Ok(made) => cgroup = Some(made),
             Err(reason) => return eprintln!("skipped, no memory cgroup can be made: {reason}"),
