@@ -4,7 +4,10 @@
 //! about language; `unsafe` stands only in the one module that opens memory maps.
 
 pub mod bundle;
+#[cfg(feature = "preparation")]
 pub mod checkpoint;
+#[cfg(feature = "preparation")]
 pub mod mapping;
 pub mod model;
+#[cfg(feature = "preparation")]
 pub mod recording;

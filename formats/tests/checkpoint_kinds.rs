@@ -128,6 +128,24 @@ fn set_config(dir: &TempDir, change: impl FnOnce(&mut serde_json::Map<String, Va
 }
 
 #[test]
+fn a_header_of_a_length_that_looks_like_a_pickle_is_safetensors() {
+    // 0x0280: the first bytes of a pickle of protocol 2.
+    let dir = quirk("falcon-rw-gelu");
+    let path = dir.path().join("model.safetensors");
+    let expected = canonical(&Checkpoint::open(dir.path()).unwrap());
+    let bytes = fs::read(&path).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    let padded = (length.div_ceil(1 << 16) << 16) + 0x0280;
+    let mut longer = padded.to_le_bytes().to_vec();
+    longer.extend(&bytes[8..8 + length as usize]);
+    longer.resize(8 + padded as usize, b' ');
+    longer.extend(&bytes[8 + length as usize..]);
+    assert_eq!(longer[..2], [0x80, 2]);
+    fs::write(&path, longer).unwrap();
+    assert_eq!(canonical(&Checkpoint::open(dir.path()).unwrap()), expected);
+}
+
+#[test]
 fn shards_give_the_same_bytes_and_the_single_file_is_preferred() {
     let dir = quirk("falcon-rw-gelu");
     let expected = canonical(&Checkpoint::open(dir.path()).unwrap());

@@ -12,4 +12,5 @@ mod pairs;
 
 pub use activity::{LayerActivity, WindowReuse};
 pub use friends::FriendReport;
+pub(crate) use pairs::Postings;
 pub use pairs::{PairGraph, PairOptions, Partner};

@@ -10,11 +10,9 @@ use std::time::{Duration, Instant};
 
 use flashlm_formats::bundle::{Bundle, BundleError};
 use flashlm_formats::checkpoint::Checkpoint;
-use flashlm_io::{DirectIo, EngineChoice};
 use flashlm_runtime::error::RuntimeError;
 use flashlm_runtime::generate::{Request, generate};
 use flashlm_runtime::load::{LoadOptions, load};
-use flashlm_runtime::model::kv_cache::KvDtype;
 use flashlm_runtime::sampler::{Sampler, Sampling};
 use flashlm_runtime::text::Tokenizer;
 
@@ -83,15 +81,7 @@ fn sample(
     let spec = bundle.spec();
     let first = first_id(spec).ok_or(OwnTextError::NoFirstId)?;
     let context = asked.sequence_tokens.min(spec.max_positions);
-    let options = LoadOptions {
-        context,
-        budget: None,
-        ffn: None,
-        kv: KvDtype::F16,
-        threads,
-        direct: DirectIo::Optional,
-        engine: EngineChoice::Auto,
-    };
+    let options = LoadOptions { threads, ..LoadOptions::new(context) };
     let mut forward = load(&bundle, &options, &mut |_, _| ())?.forward;
     let tokenizer = Tokenizer::from_json(bundle.tokenizer())?;
     let sampling = Sampling { temperature: 1.0, seed: asked.seed, ..Sampling::default() };

@@ -13,13 +13,12 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use flashlm_formats::bundle::Bundle;
 use flashlm_formats::model::ModelSpec;
-use flashlm_io::{AlignedMemory, DirectFile, DirectIo, EngineChoice, StreamOptions, sequential_read_rate};
+use flashlm_io::{AlignedMemory, DirectFile, DirectIo, StreamOptions, sequential_read_rate};
 use flashlm_kernels::{Threads, read_bandwidth_of};
 use flashlm_runtime::error::Result;
 use flashlm_runtime::load::{FfnChoice, LoadOptions, load};
 use flashlm_runtime::model::ffn::{FfnObserver, ObservedActivations};
 use flashlm_runtime::model::forward::Forward;
-use flashlm_runtime::model::kv_cache::KvDtype;
 
 #[derive(Parser)]
 struct Arguments {
@@ -37,6 +36,9 @@ struct Arguments {
     /// Bytes of the plain read of memory
     #[arg(long, default_value_t = 2 << 30)]
     read_bytes: usize,
+    /// Do not hold streamed groups against their checksums
+    #[arg(long)]
+    no_verify: bool,
     /// One JSON object per round
     #[arg(long)]
     json: bool,
@@ -70,13 +72,11 @@ fn main() -> anyhow::Result<()> {
     let spec = bundle.spec().clone();
     let open = |ffn| -> Result<Forward> {
         let options = LoadOptions {
-            context: PROMPT + args.rounds * args.tokens + 1,
-            budget: None,
             ffn: Some(ffn),
-            kv: KvDtype::F16,
             threads: args.threads,
             direct: DirectIo::Required,
-            engine: EngineChoice::Auto,
+            verify: !args.no_verify,
+            ..LoadOptions::new(PROMPT + args.rounds * args.tokens + 1)
         };
         Ok(load(&bundle, &options, &mut |_, _| ())?.forward)
     };

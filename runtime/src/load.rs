@@ -3,21 +3,33 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use flashlm_formats::bundle::{Bundle, checksum};
-use flashlm_io::{AlignedMemory, DirectFile, DirectIo, EngineChoice, Extent, Mode, SequentialReader, StreamOptions};
+use flashlm_formats::bundle::{Bundle, Section, SectionInfo};
+use flashlm_io::{
+    AlignedMemory, DirectFile, DirectIo, DiskProfile, EngineChoice, Extent, Mode, SequentialReader, StreamOptions,
+    device_key, profile_dir,
+};
 use flashlm_kernels::Threads;
 
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::cache::PolicyKind;
 use crate::error::{Result, RuntimeError};
+use crate::ffn::checks::GroupChecks;
+use crate::ffn::flash::{ArenaPlan, FlashFfn, FlashOptions, ReadCut};
 use crate::ffn::resident::ResidentFfn;
-use crate::ffn::streamed::StreamedFfn;
+use crate::ffn::streamed::{Pinned, StreamedFfn, StreamedParts};
 use crate::memory;
 use crate::model::ffn::FfnSource;
 use crate::model::forward::Forward;
 use crate::model::kv_cache::KvDtype;
 use crate::model::weights::{ModelWeights, SharedBytes, TensorBytes, TensorSource};
-use crate::plan::MemoryPlan;
+use crate::plan::{MemoryPlan, PlanItem, SectionBytes};
+use crate::planner::ReadCost;
+use crate::predictor::LayerPredictors;
+
+/// A disk of which nothing is known: 16 KiB at 0.75 GB/s, 64 KiB at 1.5 GB/s.
+const USUAL_REQUEST_NS: f64 = 14_500.0;
+const USUAL_BYTE_NS: f64 = 0.445;
 
 /// Where the FFN is to come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +38,12 @@ pub enum FfnChoice {
     Resident,
     /// All neurons read for every token.
     Streamed,
+    /// Predicted neurons read where they are not cached.
+    Flash,
+    /// The published baseline: the whole model read for every token, attention too.
+    Naive,
+    /// The published baseline: as many layers' neurons pinned as fit, the others read for every token.
+    Hybrid,
 }
 
 /// How to open a bundle.
@@ -35,8 +53,18 @@ pub struct LoadOptions {
     pub context: usize,
     /// Bytes for the whole process; `None` takes what the machine or the memory cgroup has.
     pub budget: Option<u64>,
-    /// Where the FFN comes from; `None` takes `Resident` where it fits.
+    /// Where the FFN comes from; `None` takes `Flash` where the bundle has predictors, else `Resident` where it fits.
     pub ffn: Option<FfnChoice>,
+    /// Compute what the bundle's predictors choose, or, with `false`, every neuron. For `Flash` only.
+    pub predict: bool,
+    /// Read ahead for the next layer. For `Flash` only.
+    pub look_ahead: bool,
+    /// Which groups of neurons stay in memory. For `Flash` only.
+    pub policy: PolicyKind,
+    /// How reads are cut. For `Flash` only.
+    pub cut: ReadCut,
+    /// What reading costs; `None` takes the profile kept for the disk, or a usual one. For `Flash` only.
+    pub read_cost: Option<ReadCost>,
     /// Precision of the KV cache.
     pub kv: KvDtype,
     /// Threads that compute.
@@ -45,6 +73,29 @@ pub struct LoadOptions {
     pub direct: DirectIo,
     /// How reads are issued.
     pub engine: EngineChoice,
+    /// Hold what is read while decoding against its checksums. What is read while loading always is.
+    pub verify: bool,
+}
+
+impl LoadOptions {
+    /// Room for `context` tokens; everything else as the `flashlm` command has it when it is not told.
+    pub fn new(context: usize) -> Self {
+        Self {
+            context,
+            budget: None,
+            ffn: None,
+            predict: true,
+            look_ahead: true,
+            policy: PolicyKind::Lfu { half_life: 64 },
+            cut: ReadCut::default(),
+            read_cost: None,
+            kv: KvDtype::F16,
+            threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            direct: DirectIo::Optional,
+            engine: EngineChoice::Auto,
+            verify: true,
+        }
+    }
 }
 
 /// Something the user should or could know.
@@ -69,8 +120,7 @@ pub struct Loaded {
 /// Loads a bundle; `progress` is told bytes read and bytes in all.
 pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<Loaded> {
     let spec = bundle.spec();
-    let budget = options.budget.or_else(memory::available);
-    let (choice, plan) = choose(bundle, options, budget)?;
+    let Planned { choice, plan, arena, pinned } = plan(bundle, options)?;
 
     let file = Arc::new(DirectFile::open(bundle.path(), options.direct)?);
     let threads = Threads::new(options.threads)
@@ -78,10 +128,10 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
     let stream = StreamOptions { engine: options.engine, ..StreamOptions::default() };
     let mut reader = SequentialReader::new(Arc::clone(&file), stream)?;
 
-    let resident = bundle.resident().extent.bytes;
+    let resident = bundle.resident();
     let flash_bytes = if choice == FfnChoice::Resident { bundle.flash().bytes } else { 0 };
-    let total = resident + flash_bytes;
-    let memory = read_resident(bundle, &mut reader, &mut |done| progress(done, total))?;
+    let total = resident.extent.bytes + flash_bytes;
+    let memory = read_section(bundle, &mut reader, resident, "resident section", &mut |done| progress(done, total))?;
     let weights = ModelWeights::load(spec, &mut BundleTensors { bundle, memory: Arc::new(memory) })?;
 
     let mut notices = Vec::new();
@@ -91,23 +141,43 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
             text: format!("reads go through the page cache: {}", file.reason()),
         });
     }
-    let manifest = bundle.manifest();
     let ffn: Box<dyn FfnSource> = match choice {
         FfnChoice::Resident => {
-            let records = read_flash(bundle, &mut reader, &mut |done| progress(resident + done, total))?;
-            Box::new(ResidentFfn::new(spec.ffn, manifest.ffn.dtype, *bundle.layout(), records))
+            let mut progress = |done| progress(resident.extent.bytes + done, total);
+            let records = read_flash(bundle, spec.layers, &threads, &mut reader, &mut progress)?;
+            Box::new(ResidentFfn::new(spec.ffn, bundle.manifest().ffn.dtype, *bundle.layout(), records))
         }
-        FfnChoice::Streamed => {
-            let layers: Vec<u64> = (0..spec.layers).map(|layer| bundle.layer(layer).offset).collect();
-            let source = StreamedFfn::new(
-                spec.ffn,
-                manifest.ffn.dtype,
-                *bundle.layout(),
-                &layers,
-                Arc::clone(&file),
-                options.engine,
-            )?;
+        FfnChoice::Streamed | FfnChoice::Naive | FfnChoice::Hybrid => {
+            let mut parts = StreamedParts { resident_too: choice == FfnChoice::Naive, ..StreamedParts::default() };
+            if pinned > 0 {
+                let records = read_flash(bundle, pinned, &threads, &mut reader, &mut |_| ())?;
+                let source = ResidentFfn::new(spec.ffn, bundle.manifest().ffn.dtype, *bundle.layout(), records);
+                parts.pinned = Some(Pinned { layers: pinned, source });
+                notices.push(Notice { important: false, text: format!("{pinned} layers pinned") });
+            }
+            let source = StreamedFfn::new(bundle, Arc::clone(&file), options.engine, options.verify, parts)?;
             notices.push(Notice { important: false, text: format!("FFN streamed from flash: {}", source.engine()) });
+            Box::new(source)
+        }
+        FfnChoice::Flash => {
+            let predictors = load_predictors(bundle, options, &mut reader)?;
+            if predictors.is_none() {
+                let text = "no predictor: every neuron is computed".to_owned();
+                notices.push(Notice { important: options.predict, text });
+            }
+            let (cost, known) = read_cost(bundle, options);
+            notices.push(Notice { important: false, text: known });
+            let flash = FlashOptions {
+                arena: arena.expect("planned with this choice"),
+                policy: options.policy,
+                cost,
+                engine: options.engine,
+                verify: options.verify,
+                look_ahead: options.look_ahead,
+                cut: options.cut,
+            };
+            let source = FlashFfn::new(bundle, Arc::clone(&file), predictors, &flash)?;
+            notices.push(Notice { important: false, text: format!("FFN from flash: {}", source.engine()) });
             Box::new(source)
         }
     };
@@ -119,49 +189,151 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
     Ok(Loaded { forward, plan, notices })
 }
 
-/// The FFN source, and its memory plan: what was asked for, else the first that fits.
-fn choose(bundle: &Bundle, options: &LoadOptions, budget: Option<u64>) -> Result<(FfnChoice, MemoryPlan)> {
-    let fits = |plan: &MemoryPlan| budget.is_none_or(|budget| plan.total() <= budget);
+fn load_predictors(
+    bundle: &Bundle,
+    options: &LoadOptions,
+    reader: &mut SequentialReader,
+) -> Result<Option<Vec<LayerPredictors>>> {
+    let (Some(section), Some(info), true) = (bundle.predictors(), &bundle.manifest().predictors, options.predict)
+    else {
+        return Ok(None);
+    };
+    let blob: SharedBytes = Arc::new(read_section(bundle, reader, section, "predictors section", &mut |_| ())?);
+    LayerPredictors::load_all(&blob, info, bundle.spec()).map(Some)
+}
+
+/// What reading costs, and where that is known from.
+fn read_cost(bundle: &Bundle, options: &LoadOptions) -> (ReadCost, String) {
+    if let Some(cost) = options.read_cost {
+        return (cost, "reads planned with a given cost".into());
+    }
+    let device = device_key(bundle.path());
+    let profile = profile_dir().and_then(|dir| DiskProfile::load(&dir, &device));
+    let fitted = profile.and_then(|profile| {
+        let best =
+            |bytes| profile.random.iter().filter(|r| r.read_bytes == bytes).map(|r| r.bytes_per_s()).reduce(f64::max);
+        let mut points: Vec<(u64, f64)> =
+            profile.random.iter().map(|r| r.read_bytes).filter_map(|b| Some((b, best(b)?))).collect();
+        points.dedup();
+        ReadCost::fit(&points).ok()
+    });
+    match fitted {
+        Some(cost) => (cost, format!("reads planned with the kept profile of {device}")),
+        None => (
+            ReadCost::new(USUAL_REQUEST_NS, USUAL_BYTE_NS).expect("a possible cost"),
+            format!("reads planned for a usual disk; `flashlm disk {}` measures yours", bundle.path().display()),
+        ),
+    }
+}
+
+/// What was chosen for a run, and the memory it takes.
+pub struct Planned {
+    /// Where the FFN comes from.
+    pub choice: FfnChoice,
+    /// The memory.
+    pub plan: MemoryPlan,
+    /// How the memory for neurons is divided, for [`FfnChoice::Flash`].
+    pub arena: Option<ArenaPlan>,
+    /// Layers whose neurons stay in memory, for [`FfnChoice::Hybrid`].
+    pub pinned: usize,
+}
+
+/// The FFN source and its memory plan: what was asked for, else the first that fits.
+///
+/// # Errors
+/// `BudgetTooSmall` with the smallest budget that any of them works in.
+pub fn plan(bundle: &Bundle, options: &LoadOptions) -> Result<Planned> {
+    let budget = options.budget.or_else(memory::available);
     let choices = match options.ffn {
         Some(choice) => vec![choice],
+        None if bundle.predictors().is_some() => vec![FfnChoice::Flash, FfnChoice::Resident, FfnChoice::Streamed],
         None => vec![FfnChoice::Resident, FfnChoice::Streamed],
     };
-    let mut last = None;
+    // What the error names: on a small model the buffers of a streamed FFN can be more than all of a resident one.
+    let mut smallest: Option<MemoryPlan> = None;
     for choice in choices {
-        let plan = plan(bundle, options, choice);
-        if fits(&plan) {
-            return Ok((choice, plan));
+        let planned = plan_choice(bundle, options, choice, budget);
+        if budget.is_none_or(|budget| planned.plan.total() <= budget) {
+            return Ok(planned);
         }
-        last = Some(plan);
+        if smallest.as_ref().is_none_or(|smallest| planned.plan.total() < smallest.total()) {
+            smallest = Some(planned.plan);
+        }
     }
-    let plan = last.expect("there is at least one choice");
+    let plan = smallest.expect("there is at least one choice");
     plan.check(budget.unwrap_or(0))?;
     unreachable!("a plan within the budget was returned")
 }
 
-/// The memory that a run with these options takes.
-pub fn plan(bundle: &Bundle, options: &LoadOptions, choice: FfnChoice) -> MemoryPlan {
-    let ffn = match choice {
-        FfnChoice::Resident => ("resident", bundle.flash().bytes),
-        FfnChoice::Streamed => ("streamed", StreamedFfn::bytes(bundle.layout())),
+/// The plan with this source: within the budget, or the smallest there is.
+fn plan_choice(bundle: &Bundle, options: &LoadOptions, choice: FfnChoice, budget: Option<u64>) -> Planned {
+    let item = |name, bytes| PlanItem { name, bytes };
+    let sections = SectionBytes {
+        resident: bundle.resident().extent.bytes,
+        index: bundle.section(Section::Index).map_or(0, |s| s.extent.bytes),
+        tokenizer: bundle.tokenizer().len() as u64,
     };
-    MemoryPlan::new(
-        bundle.spec(),
-        options.context,
-        options.kv,
-        bundle.resident().extent.bytes,
-        bundle.tokenizer().len() as u64,
-        ffn,
-    )
+    let whole =
+        |ffn, items: &[PlanItem]| MemoryPlan::new(bundle.spec(), options.context, options.kv, sections, (ffn, items));
+    match choice {
+        FfnChoice::Resident => {
+            let bytes = bundle.spec().layers as u64 * bundle.layout().layer_bytes() as u64;
+            Planned { choice, plan: whole("resident", &[item("FFN", bytes)]), arena: None, pinned: 0 }
+        }
+        FfnChoice::Streamed | FfnChoice::Naive | FfnChoice::Hybrid => {
+            let buffers = item("FFN buffers", StreamedFfn::bytes(bundle.layout()));
+            let layer = bundle.layout().layer_bytes() as u64;
+            let pinned = match (choice, budget) {
+                (FfnChoice::Hybrid, Some(budget)) => {
+                    let left = budget.saturating_sub(whole("", std::slice::from_ref(&buffers)).total());
+                    ((left / layer) as usize).min(bundle.spec().layers)
+                }
+                (FfnChoice::Hybrid, None) => bundle.spec().layers,
+                _ => 0,
+            };
+            let plan = whole("streamed", &[buffers, item("pinned layers", pinned as u64 * layer)]);
+            Planned { choice, plan, arena: None, pinned }
+        }
+        FfnChoice::Flash => {
+            let predictors = bundle.predictors().filter(|_| options.predict).map_or(0, |s| {
+                // Their vectors are kept as numbers, beside the blob.
+                s.extent.bytes + 12 * (bundle.spec().ffn.size * bundle.spec().layers) as u64
+            });
+            let items = |arena: &ArenaPlan| {
+                let slot = slot_bytes(bundle, options);
+                let kept: u64 = arena.slots.iter().map(|s| u64::from(*s)).sum();
+                [
+                    item("predictors", predictors),
+                    item("neuron cache", kept * slot),
+                    item("transient neurons", 2 * u64::from(arena.transient) * slot),
+                    item("neuron tables", FlashFfn::working_bytes(bundle.layout(), bundle.spec().layers, arena)),
+                ]
+            };
+            let plan_of = |arena: &ArenaPlan| whole("flash", &items(arena));
+            let arena = ArenaPlan::within(bundle, |arena| budget.is_none_or(|budget| plan_of(arena).total() <= budget));
+            Planned { choice, plan: plan_of(&arena), arena: Some(arena), pinned: 0 }
+        }
+    }
 }
 
-/// Reads the resident section, checking its checksum.
-fn read_resident(
+/// Bytes that a slot takes: a group, and what the disk's alignment adds.
+fn slot_bytes(bundle: &Bundle, options: &LoadOptions) -> u64 {
+    let group = bundle.layout().group_bytes();
+    let unit = DirectFile::open(bundle.path(), options.direct).map_or(512, |file| {
+        let alignment = file.alignment();
+        alignment.memory.max(alignment.length).max(64)
+    });
+    group.next_multiple_of(unit) as u64
+}
+
+/// Reads a section whole, checking its checksum.
+fn read_section(
     bundle: &Bundle,
     reader: &mut SequentialReader,
+    section: SectionInfo,
+    name: &str,
     progress: &mut dyn FnMut(u64),
 ) -> Result<AlignedMemory> {
-    let section = bundle.resident();
     let mut memory = AlignedMemory::new(section.extent.bytes as usize)?;
     let mut hasher = Xxh3::new();
     let mut at = 0;
@@ -172,17 +344,26 @@ fn read_resident(
         at += chunk.bytes.len();
         progress(at as u64);
     }
-    check(bundle, || "resident section".into(), section.checksum, hasher.digest())?;
+    let (expected, found) = (section.checksum, hasher.digest());
+    if expected != found {
+        let (path, part) = (bundle.path().to_path_buf(), name.to_owned());
+        return Err(RuntimeError::Checksum { path, part, expected, found });
+    }
     Ok(memory)
 }
 
-/// Reads the groups of all layers, checking each group's checksum.
-fn read_flash(bundle: &Bundle, reader: &mut SequentialReader, progress: &mut dyn FnMut(u64)) -> Result<AlignedMemory> {
-    let layer_bytes = bundle.layout().layer_bytes();
-    let group_bytes = bundle.layout().group_bytes();
-    let mut memory = AlignedMemory::new(layer_bytes * bundle.spec().layers)?;
+/// Reads the groups of the first layers, checking each group's checksum.
+fn read_flash(
+    bundle: &Bundle,
+    layers: usize,
+    threads: &Threads,
+    reader: &mut SequentialReader,
+    progress: &mut dyn FnMut(u64),
+) -> Result<AlignedMemory> {
+    let checks = GroupChecks::new(bundle);
+    let mut memory = AlignedMemory::new(bundle.layout().layer_bytes() * layers)?;
     let mut at = 0;
-    for layer in 0..bundle.spec().layers {
+    for layer in 0..layers {
         let extent = bundle.layer(layer);
         reader.restart(&[Extent { offset: extent.offset, length: extent.bytes }])?;
         let start = at;
@@ -191,20 +372,9 @@ fn read_flash(bundle: &Bundle, reader: &mut SequentialReader, progress: &mut dyn
             at += chunk.bytes.len();
             progress(at as u64);
         }
-        for (group, bytes) in memory.as_slice()[start..at].chunks_exact(group_bytes).enumerate() {
-            let expected = bundle.group_checksums(layer)[group];
-            let found = checksum(bytes);
-            check(bundle, || format!("group {group} of layer {layer}"), expected, found)?;
-        }
+        checks.neighbours(threads, layer, 0, &memory.as_slice()[start..at])?;
     }
     Ok(memory)
-}
-
-fn check(bundle: &Bundle, part: impl FnOnce() -> String, expected: u64, found: u64) -> Result<()> {
-    if expected == found {
-        return Ok(());
-    }
-    Err(RuntimeError::Checksum { path: bundle.path().to_path_buf(), part: part(), expected, found })
 }
 
 struct BundleTensors<'a> {

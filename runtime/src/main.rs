@@ -21,6 +21,14 @@ enum Command {
     Run(commands::run::RunArgs),
     /// Write the logits of every position of a sequence
     Logits(commands::logits::LogitsArgs),
+    /// Show the memory that a run would take
+    Plan(commands::plan::PlanArgs),
+    /// Say what this machine can do, and what is missing
+    Doctor(commands::doctor::DoctorArgs),
+    /// Measure what each idea is worth: naive, hybrid, predictor, .. up to everything together
+    Bench(commands::bench::BenchArgs),
+    #[command(hide = true)]
+    BenchStep(commands::bench::StepArgs),
     /// Measure how fast a disk gives reads, and keep the profile
     Disk(commands::disk::DiskArgs),
     /// Print a shell completion script
@@ -34,6 +42,10 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => commands::run::run(args),
         Command::Logits(args) => commands::logits::run(args),
+        Command::Plan(args) => commands::plan::run(&args),
+        Command::Doctor(args) => commands::doctor::run(&args),
+        Command::Bench(args) => commands::bench::run(&args),
+        Command::BenchStep(args) => commands::bench::run_step(&args),
         Command::Disk(args) => commands::disk::run(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();

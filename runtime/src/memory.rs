@@ -22,6 +22,11 @@ pub fn peak() -> PeakMemory {
     PeakMemory { bytes: proc_bytes("/proc/self/status", "VmHWM").unwrap_or(0), source: "VmHWM" }
 }
 
+/// The process's memory cgroup, and the name of the file that a limit is written to.
+pub fn cgroup_dir() -> Option<(PathBuf, &'static str)> {
+    Cgroup::own().map(|cgroup| (cgroup.dir.clone(), cgroup.limit_file()))
+}
+
 /// Bytes that the process's memory cgroup allows, if it has a limit.
 pub fn cgroup_limit() -> Option<u64> {
     Cgroup::own()?.limit()
@@ -73,12 +78,16 @@ impl Cgroup {
         if self.v1 { "memory.max_usage_in_bytes" } else { "memory.peak" }
     }
 
+    fn limit_file(&self) -> &'static str {
+        if self.v1 { "memory.limit_in_bytes" } else { "memory.max" }
+    }
+
     fn number(&self, file: &str) -> Option<u64> {
         fs::read_to_string(self.dir.join(file)).ok()?.trim().parse().ok()
     }
 
     fn limit(&self) -> Option<u64> {
-        let limit = self.number(if self.v1 { "memory.limit_in_bytes" } else { "memory.max" })?;
+        let limit = self.number(self.limit_file())?;
         // Version 1 says "no limit" with a number near 2^63.
         (limit < 1 << 60).then_some(limit)
     }

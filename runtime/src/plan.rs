@@ -29,6 +29,17 @@ pub struct MemoryPlan {
     pub ffn: &'static str,
 }
 
+/// Lengths of a bundle's sections that a plan needs.
+#[derive(Clone, Copy, Debug)]
+pub struct SectionBytes {
+    /// Resident tensors.
+    pub resident: u64,
+    /// Index.
+    pub index: u64,
+    /// tokenizer.json.
+    pub tokenizer: u64,
+}
+
 /// The program itself: code, allocator, stacks, and what the kernel keeps for it. Measured: docs/measurements/memory.md.
 const PROCESS_BYTES: u64 = 24 << 20;
 
@@ -36,24 +47,26 @@ const PROCESS_BYTES: u64 = 24 << 20;
 const TOKENIZER_FACTOR: u64 = 14;
 
 impl MemoryPlan {
-    /// The plan for a model: `resident` and `ffn_bytes` are the bundle's, `tokenizer` the size of its tokenizer.json.
+    /// The plan for a model: `resident` and `index` are the bundle's section lengths, `tokenizer` the length of its
+    /// tokenizer.json, `ffn` what the FFN's source is called and takes.
     pub fn new(
         spec: &ModelSpec,
         context: usize,
         kv: KvDtype,
-        resident: u64,
-        tokenizer: u64,
-        (ffn, ffn_bytes): (&'static str, u64),
+        sections: SectionBytes,
+        (ffn, ffn_items): (&'static str, &[PlanItem]),
     ) -> Self {
         let item = |name, bytes| PlanItem { name, bytes };
-        let items = vec![
-            item("resident weights", resident + vector_bytes(spec)),
-            item("FFN", ffn_bytes),
+        let mut items = vec![item("resident weights", sections.resident + vector_bytes(spec))];
+        items.extend_from_slice(ffn_items);
+        items.extend([
             item("KV cache", (spec.layers * KvCache::layer_bytes(spec, context, kv)) as u64),
             item("activations", Forward::working_bytes(spec, context) + Sampler::bytes(spec.vocab_size)),
-            item("tokenizer", tokenizer * TOKENIZER_FACTOR),
+            // Read whole, and taken apart, before the checksums are kept.
+            item("index", 2 * sections.index),
+            item("tokenizer", sections.tokenizer * TOKENIZER_FACTOR),
             item("process", PROCESS_BYTES),
-        ];
+        ]);
         Self { items, context, ffn }
     }
 
@@ -77,7 +90,7 @@ impl MemoryPlan {
     /// The plan as lines of text.
     pub fn table(&self) -> String {
         let mut text = String::new();
-        for PlanItem { name, bytes } in &self.items {
+        for PlanItem { name, bytes } in self.items.iter().filter(|item| item.bytes > 0) {
             text += &format!("  {name:<18} {:>12}\n", human_bytes(*bytes));
         }
         text + &format!("  {:<18} {:>12}\n", "total", human_bytes(self.total()))

@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use flashlm_formats::bundle::{LayerPredictor, PredictorInfo};
+use flashlm_formats::model::ModelSpec;
 use flashlm_kernels::{Element, Matrix, Threads, matvec};
 use safetensors::{Dtype, SafeTensors};
 
@@ -54,6 +56,26 @@ fn floats(parsed: &SafeTensors<'_>, name: &str, len: usize) -> Result<Vec<f32>> 
         what: format!("expected {len} values of F32"),
     })?;
     Ok(view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+}
+
+/// The predictors that see the FFN input of one layer.
+pub struct LayerPredictors {
+    /// Speaks of the layer's own neurons, and alone decides what is computed.
+    pub own: Predictor,
+    /// Speaks of the next layer's, for reading ahead.
+    pub ahead: Option<Predictor>,
+}
+
+impl LayerPredictors {
+    /// Takes those of all layers from a bundle's predictors section.
+    pub fn load_all(blob: &SharedBytes, info: &PredictorInfo, spec: &ModelSpec) -> Result<Vec<Self>> {
+        let (hidden, neurons) = (spec.hidden_size, spec.ffn.size);
+        let layer = |(layer, stored): (usize, &LayerPredictor)| {
+            let load = |prefix: &str| Predictor::load(blob, &format!("layers.{layer}.{prefix}"), hidden, neurons);
+            Ok(Self { own: load("")?, ahead: stored.look_ahead_rank.map(|_| load("lookahead.")).transpose()? })
+        };
+        info.layers.iter().enumerate().map(layer).collect()
+    }
 }
 
 /// The predictor of one layer.

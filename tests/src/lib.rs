@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use flashlm_formats::bundle::Bundle;
 use flashlm_formats::checkpoint::Checkpoint;
-use flashlm_io::{DirectIo, EngineChoice};
+
 use flashlm_prep::pack::{PackOptions, pack};
 use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_runtime::generate::{Request, generate};
@@ -83,13 +83,10 @@ pub fn pack_checkpoint(dir: &Path, bundle: &Path) -> Bundle {
 /// How references are compared: exact KV cache, two threads.
 pub fn options(context: usize, ffn: FfnChoice) -> LoadOptions {
     LoadOptions {
-        context,
-        budget: None,
         ffn: Some(ffn),
         kv: KvDtype::F32,
         threads: NonZeroUsize::new(2).expect("two is not zero"),
-        direct: DirectIo::Optional,
-        engine: EngineChoice::Auto,
+        ..LoadOptions::new(context)
     }
 }
 

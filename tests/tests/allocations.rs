@@ -40,7 +40,7 @@ fn decoding_allocates_nothing_after_warm_up() {
     for checkpoint in [tiny_opt(), tiny_falcon()] {
         let dir = scratch();
         let bundle = pack_checkpoint(&checkpoint, &dir.path().join("model.flashlm"));
-        for ffn in [FfnChoice::Resident, FfnChoice::Streamed] {
+        for ffn in [FfnChoice::Resident, FfnChoice::Streamed, FfnChoice::Flash] {
             for sampling in [Sampling::default(), drawn] {
                 let mut model = loaded(&bundle, &options(64, ffn));
                 let mut sampler = Sampler::new(sampling, model.spec().vocab_size);

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::checksum;
 use super::error::{BundleError, Fault};
@@ -29,7 +30,10 @@ pub struct Bundle {
     manifest: Manifest,
     tokenizer: Vec<u8>,
     layout: FlashLayout,
+    /// Storage orders; their checksums were taken out.
     layers: Vec<LayerTable>,
+    /// The checksums of `layers`, shared with those who read groups.
+    checksums: Vec<Arc<[u64]>>,
     resident: Vec<TensorEntry>,
     resident_by_name: HashMap<String, usize>,
 }
@@ -54,7 +58,8 @@ impl Bundle {
         let manifest = source.small(Section::Manifest, limits::MANIFEST_BYTES_MAX)?;
         let manifest = parse_manifest(&manifest).map_err(|fault| fault.at(path))?;
         let tokenizer = source.small(Section::Tokenizer, limits::TOKENIZER_BYTES_MAX)?;
-        let (layout, layers) = check_flash(&source, &manifest)?;
+        let (layout, mut layers) = check_flash(&source, &manifest)?;
+        let checksums = layers.iter_mut().map(|layer| std::mem::take(&mut layer.checksums).into()).collect();
         let resident = source.resident_table(&manifest.model)?;
         let present = header.section(Section::Predictors) != SectionInfo::default();
         if present != manifest.predictors.is_some() {
@@ -63,7 +68,19 @@ impl Bundle {
         }
         let resident_by_name = resident.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
         let path = path.to_owned();
-        Ok(Self { path, file, file_bytes, header, manifest, tokenizer, layout, layers, resident, resident_by_name })
+        Ok(Self {
+            path,
+            file,
+            file_bytes,
+            header,
+            manifest,
+            tokenizer,
+            layout,
+            layers,
+            checksums,
+            resident,
+            resident_by_name,
+        })
     }
 
     /// The path it was opened by.
@@ -152,8 +169,8 @@ impl Bundle {
     ///
     /// # Panics
     /// If the model has no such layer.
-    pub fn group_checksums(&self, layer: usize) -> &[u64] {
-        &self.layers[layer].checksums
+    pub fn group_checksums(&self, layer: usize) -> &Arc<[u64]> {
+        &self.checksums[layer]
     }
 
     /// Neuron id (the row's number in the checkpoint) at each storage position of a layer.

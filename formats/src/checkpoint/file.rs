@@ -151,6 +151,8 @@ pub(crate) fn sniff(head: &[u8]) -> Option<Foreign> {
         .any(|tag| text.get(..tag.len()).is_some_and(|start| start.eq_ignore_ascii_case(tag)));
     Some(match head {
         [] => Foreign::Empty,
+        // Safetensors: a length below 2^48, then JSON. The length's bytes may look like anything below.
+        [_, _, _, _, _, _, 0, 0, b'{', ..] => return None,
         _ if head.starts_with(b"version https://git-lfs") => Foreign::GitLfsPointer,
         _ if page => Foreign::Html,
         _ if head.starts_with(b"GGUF") => Foreign::Gguf,

@@ -6,13 +6,14 @@ use rayon::prelude::*;
 pub struct PairOptions {
     /// Partners kept for each neuron, the strongest.
     pub partners_max: usize,
-    /// Most pairs looked at, over all tokens. Where there are more, only every so-manieth token is counted.
-    pub pairs_max: u64,
+    /// Most pairs looked at, over all tokens, for each neuron of the layer. Where there are more, only every so-manieth
+    /// token is counted: so the time that a layer takes grows with its size and not with the recording's.
+    pub pairs_per_neuron_max: u64,
 }
 
 impl Default for PairOptions {
     fn default() -> Self {
-        PairOptions { partners_max: 64, pairs_max: 20_000_000_000 }
+        PairOptions { partners_max: 64, pairs_per_neuron_max: 1_000_000 }
     }
 }
 
@@ -42,7 +43,8 @@ impl PairGraph {
     pub fn count(sets: &WantedSets, options: &PairOptions) -> Self {
         let neurons = sets.groups() as usize;
         let pairs: u64 = sets.iter().map(|t| (t.len() as u64).pow(2)).sum();
-        let token_step = pairs.div_ceil(options.pairs_max.max(1)).max(1) as usize;
+        let pairs_max = options.pairs_per_neuron_max.saturating_mul(neurons as u64).max(1);
+        let token_step = pairs.div_ceil(pairs_max).max(1) as usize;
         let tokens_of = Postings::new(sets, token_step);
         let rows: Vec<Vec<Partner>> = (0..neurons)
             .into_par_iter()
@@ -180,8 +182,8 @@ mod tests {
     fn bounds_are_kept() {
         let few = PairGraph::count(&sets(), &PairOptions { partners_max: 1, ..Default::default() });
         assert_eq!(few.partners(5), [Partner { neuron: 1, together: 2 }]);
-        // 3^2 + 2^2 + 3^2 + 0 + 3^2 = 31 pairs; half are allowed, so every third token is left.
-        let thin = PairGraph::count(&sets(), &PairOptions { pairs_max: 15, ..Default::default() });
+        // 3^2 + 2^2 + 3^2 + 0 + 3^2 = 31 pairs; 2 for each of 6 neurons are allowed, so every third token is left.
+        let thin = PairGraph::count(&sets(), &PairOptions { pairs_per_neuron_max: 2, ..Default::default() });
         assert_eq!(thin.token_step(), 3);
         assert_eq!((thin.uses(0), thin.uses(2)), (1, 1), "tokens 0 and 3");
     }

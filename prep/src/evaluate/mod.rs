@@ -288,7 +288,7 @@ fn bundle_ffn(bundle: &Bundle, layer: usize) -> Result<ResidentFfn, EvaluateErro
     let layout = *bundle.layout();
     let mut records = AlignedMemory::new(layout.layer_bytes()).map_err(RuntimeError::from)?;
     bundle.read_at(bundle.layer(layer).offset, records.as_mut_slice())?;
-    let groups = records.as_slice().chunks_exact(layout.group_bytes()).zip(bundle.group_checksums(layer));
+    let groups = records.as_slice().chunks_exact(layout.group_bytes()).zip(bundle.group_checksums(layer).iter());
     if let Some(group) = groups.into_iter().position(|(bytes, sum)| checksum(bytes) != *sum) {
         return Err(EvaluateError::Damaged { layer, group });
     }

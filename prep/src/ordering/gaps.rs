@@ -1,4 +1,4 @@
-//! The objective with gaps read through: exact on a sample of tokens, by sets of bits.
+//! The objective with gaps read through: exact on a sample of tokens.
 //!
 //! Two groups missing at a token, with `d` others between them that are not, cost one request less and `d` groups more when
 //! they are read together. So a cut between two groups is worth, over all tokens, the number of times that the nearest missing
@@ -8,43 +8,36 @@ use flashlm_runtime::planner::PlanLimits;
 use flashlm_runtime::replay::WantedSets;
 
 use super::local_search::Objective;
+use crate::coactivation::Postings;
 
 /// Longest gap that is looked at, in groups: beyond it little is saved.
 const GAP_MAX: usize = 8;
 
 pub(super) struct GapSavings {
-    words: usize,
-    /// For each group a bit for every token of the sample: is it missing?
-    missing: Vec<u64>,
+    /// For each group the tokens of the sample at which it is missing.
+    missing: Postings,
     /// Bytes saved by reading through a gap of 0, 1, .. groups.
     savings: Vec<i64>,
+    /// For each token the cut last looked at and how far left of it the nearest missing group is.
+    nearest: Vec<(u32, u32)>,
+    cut: u32,
+    work: u64,
 }
 
 impl GapSavings {
     /// `missing` says what each token is missing; at most `tokens_max` of them are taken, evenly spread.
     pub(super) fn new(missing: &WantedSets, limits: &PlanLimits, tokens_max: usize) -> Self {
         let step = missing.tokens().div_ceil(tokens_max.max(1)).max(1);
-        let words = missing.tokens().div_ceil(step).div_ceil(64).max(1);
-        let mut bits = vec![0u64; words * missing.groups() as usize];
-        for (at, token) in (0..missing.tokens()).step_by(step).enumerate() {
-            for &group in missing.token(token) {
-                bits[group as usize * words + at / 64] |= 1 << (at % 64);
-            }
-        }
         // Where requests cost nothing, neighbours are still better.
         let request = limits.gap_bytes_max.max(1) as i64;
         let savings = (0..=GAP_MAX as i64).map(|gap| request - gap * limits.group_bytes as i64).take_while(|&s| s > 0);
-        GapSavings { words, missing: bits, savings: savings.collect() }
-    }
-
-    /// About how many words of bits one move of a local search touches.
-    pub(super) fn words_per_evaluation(&self) -> u64 {
-        // Two or three cuts, before and after.
-        5 * self.words as u64 * self.savings.len() as u64
-    }
-
-    fn bits(&self, group: u32) -> &[u64] {
-        &self.missing[group as usize * self.words..][..self.words]
+        GapSavings {
+            missing: Postings::new(missing, step),
+            savings: savings.collect(),
+            nearest: vec![(0, 0); missing.tokens()],
+            cut: 0,
+            work: 0,
+        }
     }
 }
 
@@ -53,42 +46,40 @@ impl Objective for GapSavings {
         self.savings.len()
     }
 
-    fn across(&self, left: &[u32], right: &[u32]) -> i64 {
-        let reach = self.savings.len();
-        if reach == 1 {
-            let both: u64 =
-                self.bits(left[0]).iter().zip(self.bits(right[0])).map(|(a, b)| (a & b).count_ones() as u64).sum();
-            return both as i64 * self.savings[0];
+    fn work(&self) -> u64 {
+        self.work
+    }
+
+    fn across(&mut self, left: &[u32], right: &[u32]) -> i64 {
+        if self.cut == u32::MAX {
+            self.nearest.fill((0, 0));
+            self.cut = 0;
         }
-        let mut counts = [0u64; GAP_MAX + 1];
-        let mut nearest = [0u64; GAP_MAX + 1];
-        // Rows of bits first, so that the words of one token chunk are found without arithmetic.
-        let rows = |groups: &[u32]| -> [&[u64]; GAP_MAX + 1] {
-            std::array::from_fn(|at| groups.get(at).map_or(&[][..], |&g| self.bits(g)))
-        };
-        let (left_rows, right_rows) = (rows(left), rows(right));
-        for word in 0..self.words {
-            let mut seen = 0;
-            for (near, row) in nearest.iter_mut().zip(&left_rows[..left.len()]) {
-                *near = row[word] & !seen;
-                seen |= row[word];
-            }
-            // Tokens that still look for their nearest missing group on the right.
-            let mut open = seen;
-            for (b, row) in right_rows[..right.len()].iter().enumerate() {
-                if open == 0 {
-                    break;
-                }
-                let found = row[word] & open;
-                open &= !row[word];
-                if found != 0 {
-                    for (a, &near) in nearest[..left.len().min(reach - b)].iter().enumerate() {
-                        counts[a + b] += (near & found).count_ones() as u64;
-                    }
+        self.cut += 1;
+        for (at, &group) in left.iter().enumerate() {
+            let tokens = self.missing.of(group as usize);
+            self.work += tokens.len() as u64;
+            for &token in tokens {
+                let nearest = &mut self.nearest[token as usize];
+                if nearest.0 != self.cut {
+                    *nearest = (self.cut, at as u32);
                 }
             }
         }
-        counts.iter().zip(&self.savings).map(|(&c, s)| c as i64 * s).sum()
+        let mut saved = 0;
+        for (at, &group) in right.iter().enumerate() {
+            let tokens = self.missing.of(group as usize);
+            self.work += tokens.len() as u64;
+            for &token in tokens {
+                let nearest = &mut self.nearest[token as usize];
+                if nearest.0 == self.cut {
+                    saved += self.savings.get(at + nearest.1 as usize).copied().unwrap_or(0);
+                    // The token's nearest pair is found.
+                    nearest.0 = 0;
+                }
+            }
+        }
+        saved
     }
 }
 
@@ -117,7 +108,7 @@ mod tests {
             };
             let savings = GapSavings::new(&sets, &limits, 1000);
             let candidates: Vec<Vec<u32>> = (0..16).map(|n| (0..16).filter(|&m| m != n).collect()).collect();
-            let (path, gain) = LocalSearch::new((0..16).collect(), &candidates, &savings).run(u64::MAX);
+            let (path, gain) = LocalSearch::new((0..16).collect(), &candidates, savings).run(u64::MAX);
             prop_assert_eq!(cost(&sets) - cost(&sets.regrouped(&crate::ordering::positions(&path), 1)), gain);
         }
     }

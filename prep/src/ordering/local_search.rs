@@ -5,19 +5,22 @@
 //! [`Objective`]'s affair.
 
 /// What is saved by laying neurons side by side.
-pub(super) trait Objective: Sync {
+pub(super) trait Objective {
     /// How many neurons on each side of a cut matter.
     fn reach(&self) -> usize;
 
     /// What is saved across a cut between `left` and `right`, both nearest first, of up to `reach` neurons each.
-    fn across(&self, left: &[u32], right: &[u32]) -> i64;
+    fn across(&mut self, left: &[u32], right: &[u32]) -> i64;
+
+    /// Steps taken by [`across`](Self::across) so far: a clock that runs alike everywhere.
+    fn work(&self) -> u64;
 }
 
 /// Longest stretch that is put elsewhere as a whole.
 const SEGMENT_MAX: usize = 3;
 
 pub(super) struct LocalSearch<'a, O> {
-    objective: &'a O,
+    objective: O,
     /// For every neuron those that it should be tried beside.
     candidates: &'a [Vec<u32>],
     path: Vec<u32>,
@@ -44,20 +47,20 @@ struct Stretch {
 }
 
 impl<'a, O: Objective> LocalSearch<'a, O> {
-    pub(super) fn new(path: Vec<u32>, candidates: &'a [Vec<u32>], objective: &'a O) -> Self {
+    pub(super) fn new(path: Vec<u32>, candidates: &'a [Vec<u32>], objective: O) -> Self {
         let position = super::positions(&path);
         let queue = path.iter().copied().collect();
         let queued = vec![true; path.len()];
         LocalSearch { objective, candidates, path, position, queue, queued, scratch: Scratch::default() }
     }
 
-    /// Makes moves that gain until there are none, or `evaluations_max` were looked at. Returns the path and the total gain.
-    pub(super) fn run(mut self, evaluations_max: u64) -> (Vec<u32>, i64) {
-        let (mut gained, mut left) = (0, evaluations_max);
+    /// Makes moves that gain until there are none, or the objective has worked for `work_max`. Returns the path and the total gain.
+    pub(super) fn run(mut self, work_max: u64) -> (Vec<u32>, i64) {
+        let mut gained = 0;
         while let Some(neuron) = self.queue.pop_front() {
             self.queued[neuron as usize] = false;
-            while left > 0 {
-                match self.improve_at(neuron, &mut left) {
+            while self.objective.work() < work_max {
+                match self.improve_at(neuron) {
                     0 => break,
                     gain => gained += gain,
                 }
@@ -67,7 +70,7 @@ impl<'a, O: Objective> LocalSearch<'a, O> {
     }
 
     /// Makes the first move that gains by bringing a candidate next to `neuron`; returns the gain.
-    fn improve_at(&mut self, neuron: u32, left: &mut u64) -> i64 {
+    fn improve_at(&mut self, neuron: u32) -> i64 {
         let candidates = self.candidates;
         for &other in &candidates[neuron as usize] {
             let (a, c) = (self.position[neuron as usize] as usize, self.position[other as usize] as usize);
@@ -77,7 +80,6 @@ impl<'a, O: Objective> LocalSearch<'a, O> {
             let (low, high) = (a.min(c), a.max(c));
             // Turn low + 1 ..= high round: low and high become neighbours. Or low ..= high - 1.
             for (from, to) in [(low + 1, high), (low, high - 1)] {
-                *left = left.saturating_sub(1);
                 let gain = self.turn_gain(from, to);
                 if gain > 0 {
                     self.turn(from, to);
@@ -100,7 +102,6 @@ impl<'a, O: Objective> LocalSearch<'a, O> {
                         }
                         // `neuron` must come to stand beside `other`.
                         let backwards = if gap == c + 1 { a != from } else { a != to };
-                        *left = left.saturating_sub(1);
                         let gain = self.move_gain(Stretch { from, to, backwards }, gap);
                         if gain > 0 {
                             self.shift(Stretch { from, to, backwards }, gap);
@@ -215,6 +216,7 @@ mod tests {
     use proptest::prelude::*;
 
     /// A pair of neurons at distance `d` saves `worth[d]` times a weight of the two, whatever lies between.
+    #[derive(Clone)]
     struct Weights {
         neurons: usize,
         weight: Vec<i64>,
@@ -251,7 +253,11 @@ mod tests {
             self.worth.len()
         }
 
-        fn across(&self, left: &[u32], right: &[u32]) -> i64 {
+        fn work(&self) -> u64 {
+            0
+        }
+
+        fn across(&mut self, left: &[u32], right: &[u32]) -> i64 {
             let mut total = 0;
             for (a, &l) in left.iter().enumerate() {
                 for (b, &r) in right.iter().enumerate().take_while(|(b, _)| a + b < self.worth.len()) {
@@ -270,7 +276,7 @@ mod tests {
             let candidates: Vec<Vec<u32>> = (0..neurons as u32).map(|n| (0..neurons as u32).filter(|&m| m != n).collect()).collect();
             let start: Vec<u32> = (0..neurons as u32).collect();
             let before = weights.total(&start);
-            let (path, gain) = LocalSearch::new(start, &candidates, &weights).run(u64::MAX);
+            let (path, gain) = LocalSearch::new(start, &candidates, weights.clone()).run(u64::MAX);
             super::super::positions(&path);
             prop_assert_eq!(weights.total(&path), before + gain);
             prop_assert!(gain >= 0);

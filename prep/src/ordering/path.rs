@@ -8,6 +8,7 @@ pub(super) struct PairWeights {
     ends: Vec<usize>,
     /// For every neuron its partners by number, with the tokens at which both are missing.
     partners: Vec<(u32, u32)>,
+    work: u64,
 }
 
 impl PairWeights {
@@ -19,7 +20,7 @@ impl PairWeights {
             partners[start..].sort_unstable();
             ends.push(partners.len());
         }
-        PairWeights { ends, partners }
+        PairWeights { ends, partners, work: 0 }
     }
 
     fn of(&self, a: u32, b: u32) -> Option<u32> {
@@ -34,7 +35,12 @@ impl Objective for PairWeights {
         1
     }
 
-    fn across(&self, left: &[u32], right: &[u32]) -> i64 {
+    fn work(&self) -> u64 {
+        self.work
+    }
+
+    fn across(&mut self, left: &[u32], right: &[u32]) -> i64 {
+        self.work += 1;
         self.of(left[0], right[0]).or_else(|| self.of(right[0], left[0])).unwrap_or(0) as i64
     }
 }

@@ -8,7 +8,7 @@ use flashlm_runtime::replay::{ReplayOptions, WantedSets, replay_with};
 
 use super::gaps::GapSavings;
 use super::greedy::greedy_path;
-use super::local_search::{LocalSearch, Objective};
+use super::local_search::LocalSearch;
 use super::path::{PairWeights, candidates};
 use crate::coactivation::{PairGraph, PairOptions};
 
@@ -32,8 +32,8 @@ pub struct OrderingOptions {
 pub struct LayerTraining<'a> {
     wanted: &'a WantedSets,
     options: OrderingOptions,
-    missed: OnceLock<(WantedSets, PairGraph)>,
-    greedy: OnceLock<Vec<u32>>,
+    active_pairs: OnceLock<PairGraph>,
+    missed_pairs: OnceLock<PairGraph>,
     improved: OnceLock<Vec<u32>>,
 }
 
@@ -44,8 +44,8 @@ impl<'a> LayerTraining<'a> {
         LayerTraining {
             wanted,
             options: OrderingOptions { records, ..options },
-            missed: OnceLock::new(),
-            greedy: OnceLock::new(),
+            active_pairs: OnceLock::new(),
+            missed_pairs: OnceLock::new(),
             improved: OnceLock::new(),
         }
     }
@@ -60,23 +60,30 @@ impl<'a> LayerTraining<'a> {
         &self.options
     }
 
-    /// What each token is missing with a cache of single neurons, and their pairs.
-    fn missed(&self) -> &(WantedSets, PairGraph) {
-        self.missed.get_or_init(|| {
+    /// Pairs of what each token is missing with a cache of single neurons.
+    fn missed_pairs(&self) -> &PairGraph {
+        self.missed_pairs.get_or_init(|| {
             let missed = self.replayed(self.wanted, self.options.slots.saturating_mul(self.options.records));
-            let graph = PairGraph::count(&missed, &self.options.pairs);
-            (missed, graph)
+            PairGraph::count(&missed, &self.options.pairs)
         })
     }
 
-    fn greedy(&self) -> &[u32] {
-        self.greedy.get_or_init(|| greedy_path(&self.missed().1))
+    fn active_pairs(&self) -> &PairGraph {
+        self.active_pairs.get_or_init(|| PairGraph::count(self.wanted, &self.options.pairs))
+    }
+
+    /// Pairs that should be neighbours. With one record to a group those that are missed together: what is cached is not
+    /// read. With several those that are active together: they come, stay and go as one.
+    fn pairs(&self) -> &PairGraph {
+        if self.options.records > 1 { self.active_pairs() } else { self.missed_pairs() }
     }
 
     fn improved(&self) -> &[u32] {
         self.improved.get_or_init(|| {
-            let graph = &self.missed().1;
-            improve(self.greedy().to_vec(), &candidates(graph, CANDIDATES), &PairWeights::new(graph), u64::MAX)
+            let graph = self.pairs();
+            let near = candidates(graph, CANDIDATES);
+            let search = LocalSearch::new(greedy_path(graph), &near, PairWeights::new(graph));
+            search.run(STEPS_PER_NEURON * graph.neurons() as u64).0
         })
     }
 
@@ -114,16 +121,16 @@ pub struct Path {
     pub objective: PathObjective,
 }
 
-/// What a [`Path`] is to be good for; each includes the work of the one before.
+/// What a [`Path`] is to be good for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PathObjective {
     /// Greedy, on all active neurons: the method as published.
     Active,
     /// Greedy, on the neurons that the cache misses.
     Missed,
-    /// The same, improved by local search.
+    /// Greedy on whichever of the two suits the groups, improved by local search.
     Improved,
-    /// Improved further with gaps read through, on whole groups.
+    /// The same, improved further with gaps read through, on whole groups.
     Gaps,
 }
 
@@ -154,11 +161,11 @@ impl Strategy for Frequency {
 /// Partners that a neuron is tried beside, and that a group is when gaps are looked at, which takes longer.
 const CANDIDATES: usize = 12;
 const GAP_CANDIDATES: usize = 6;
-/// Bound of a local search: this many moves looked at for each neuron.
-const EVALUATIONS_PER_NEURON: u64 = 4000;
-/// Tokens of the sample that gaps are judged on, and how many words of bits a search may touch in all.
+/// Bounds of the local searches, in steps for each neuron or group: time grows with the size of the layer.
+const STEPS_PER_NEURON: u64 = 20_000;
+const GAP_STEPS_PER_GROUP: u64 = 400_000;
+/// Tokens of the sample that gaps are judged on.
 const GAP_TOKENS_MAX: usize = 16_384;
-const GAP_WORDS_MAX: u64 = 4_000_000_000;
 
 impl Strategy for Path {
     fn name(&self) -> &'static str {
@@ -172,17 +179,12 @@ impl Strategy for Path {
 
     fn order(&self, training: &LayerTraining) -> Vec<u32> {
         match self.objective {
-            PathObjective::Active => greedy_path(&PairGraph::count(training.wanted, &training.options.pairs)),
-            PathObjective::Missed => training.greedy().to_vec(),
+            PathObjective::Active => greedy_path(training.active_pairs()),
+            PathObjective::Missed => greedy_path(training.missed_pairs()),
             PathObjective::Improved => training.improved().to_vec(),
             PathObjective::Gaps => improve_with_gaps(training.improved(), training),
         }
     }
-}
-
-fn improve<O: Objective>(path: Vec<u32>, near: &[Vec<u32>], objective: &O, evaluations_max: u64) -> Vec<u32> {
-    let evaluations = (path.len() as u64 * EVALUATIONS_PER_NEURON).min(evaluations_max);
-    LocalSearch::new(path, near, objective).run(evaluations).0
 }
 
 /// Groups as they stand in `order`, moved as wholes.
@@ -196,8 +198,8 @@ fn improve_with_gaps(order: &[u32], training: &LayerTraining) -> Vec<u32> {
     let whole = order.len() as u32 / records;
     near.truncate(whole as usize);
     near.iter_mut().for_each(|list| list.retain(|&group| group < whole));
-    let evaluations = GAP_WORDS_MAX / savings.words_per_evaluation();
-    let path = improve((0..whole).collect(), &near, &savings, evaluations);
+    let search = LocalSearch::new((0..whole).collect(), &near, savings);
+    let path = search.run(GAP_STEPS_PER_GROUP * whole as u64).0;
     let records = records as usize;
     let mut result = Vec::with_capacity(order.len());
     path.iter().for_each(|&g| result.extend_from_slice(&order[g as usize * records..][..records]));

@@ -141,13 +141,10 @@ mod tests {
         crate::pack::pack(&checkpoint, &bundle_path, pack, &mut |_, _| ()).unwrap();
         let bundle = Bundle::open(&bundle_path).unwrap();
         let load_options = LoadOptions {
-            context: 8,
-            budget: None,
             ffn: Some(FfnChoice::Resident),
-            kv: flashlm_runtime::model::kv_cache::KvDtype::F16,
             threads: NonZeroUsize::MIN,
             direct: flashlm_io::DirectIo::Disabled,
-            engine: flashlm_io::EngineChoice::default(),
+            ..LoadOptions::new(8)
         };
         let mut forward = load(&bundle, &load_options, &mut |_, _| ()).unwrap().forward;
         let logits = forward.feed(&[2, 65, 66]).unwrap();

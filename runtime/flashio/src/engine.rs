@@ -16,6 +16,9 @@ pub trait ReadEngine: Send {
     /// The arena. A slot can be seen once its request has come back from [`ReadEngine::wait`].
     fn slots(&self) -> &Slots;
 
+    /// The arena, to copy between slots.
+    fn slots_mut(&mut self) -> &mut Slots;
+
     /// Starts all requests of a batch, or none if one is wrong. Requests beyond the depth wait their turn, which
     /// comes during [`ReadEngine::wait`].
     fn submit(&mut self, batch: &ReadBatch) -> Result<(), IoError>;

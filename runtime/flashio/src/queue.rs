@@ -500,6 +500,10 @@ impl ReadEngine for QueuedEngine {
         &self.slots
     }
 
+    fn slots_mut(&mut self) -> &mut Slots {
+        &mut self.slots
+    }
+
     fn submit(&mut self, batch: &ReadBatch) -> Result<(), IoError> {
         if let Err(error) = self.check(batch) {
             for (_, _, pieces) in batch.requests() {

@@ -87,6 +87,30 @@ impl Slots {
         })
     }
 
+    /// The bytes of `count` slots from `first` on, in one piece, or `None` unless all of them are ready, full and side by side.
+    pub fn neighbours(&self, first: u32, count: usize) -> Option<&[u8]> {
+        let first = first as usize;
+        let range = first..first.checked_add(count)?;
+        let ready = self.states.get(range.clone())?.iter().all(|state| *state == SlotState::Ready);
+        let full = self.filled[range].iter().all(|bytes| *bytes as usize == self.stride);
+        // SAFETY: the slots exist, so the range lies inside the mapping. All are ready: no read is in flight for any of
+        // them, and starting one needs `&mut` on the engine that owns `self`.
+        (ready && full).then(|| unsafe {
+            std::slice::from_raw_parts(self.memory.as_ptr().add(first * self.stride), count * self.stride)
+        })
+    }
+
+    /// Copies the bytes of one slot into another, which then is ready. False, and nothing done, unless the first is ready
+    /// and the second is not in flight.
+    pub fn copy(&mut self, from: u32, to: u32) -> bool {
+        let free = matches!(self.state(to), Some(SlotState::Empty | SlotState::Ready));
+        let Some(bytes) = self.slot(from).map(<[u8]>::len).filter(|_| free && from != to) else { return false };
+        // SAFETY: both slots exist and are not in flight; they are different, so their `bytes <= stride` bytes do not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(self.slot_ptr(from), self.slot_ptr(to), bytes) };
+        self.land(to, Some(bytes as u32));
+        true
+    }
+
     pub(crate) fn memory(&self) -> &Arc<AlignedMemory> {
         &self.memory
     }
@@ -162,6 +186,25 @@ mod tests {
         slots.land(1, None);
         assert_eq!(slots.slot(1), None);
         assert_eq!(slots.slot(3), None);
+    }
+
+    #[test]
+    fn copies_and_neighbours_need_finished_reads() {
+        let mut slots = Slots::new(4, 512, ALIGNMENT).unwrap();
+        for slot in [0, 1] {
+            slots.claim(slot, 512).unwrap();
+            slots.take_off(slot);
+        }
+        assert!(!slots.copy(0, 2), "in flight");
+        slots.land(0, Some(512));
+        assert_eq!(slots.neighbours(0, 2), None);
+        assert!(!slots.copy(0, 1), "the target is in flight");
+        slots.land(1, Some(512));
+        assert_eq!(slots.neighbours(0, 2).unwrap().len(), 1024);
+        assert!(slots.copy(1, 3) && !slots.copy(1, 1) && !slots.copy(1, 4) && !slots.copy(2, 1));
+        assert_eq!(slots.slot(3).unwrap(), slots.slot(1).unwrap());
+        assert_eq!(slots.neighbours(2, 2), None);
+        assert_eq!(slots.neighbours(3, 2), None);
     }
 
     #[test]

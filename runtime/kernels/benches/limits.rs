@@ -74,23 +74,22 @@ fn memory(threads: &Threads, bytes: usize) {
             };
             let active: Vec<(u32, f32)> =
                 (0..rows).filter(|_| random() % 100 < percent).map(|r| (r as u32, 0.5)).collect();
-            let offsets: Vec<usize> = active.iter().map(|&(r, _)| r as usize * row_bytes).collect();
             let coefficients = vec![0.5; active.len()];
             let picked = active.len() * row_bytes;
             let mut out = vec![0.0; COLS];
             show(&format!("add_scaled_rows {element:?} {percent} %"), picked, &mut || {
                 add_scaled_rows(threads, w, &active, &mut out);
             });
-            let mut shuffled = offsets.clone();
+            let mut shuffled: Vec<usize> = active.iter().map(|&(r, _)| r as usize).collect();
             for i in (1..shuffled.len()).rev() {
                 shuffled.swap(i, random() % (i + 1));
             }
             show(&format!("gathered_add {element:?} {percent} % shuffled"), picked, &mut || {
-                gathered_add(threads, element, &data, &shuffled, &coefficients, &mut out);
+                gathered_add(threads, element, &|i| w.row(shuffled[i]), &coefficients, &mut out);
             });
             let y = &mut y[..shuffled.len()];
             show(&format!("gathered_dots {element:?} {percent} % shuffled"), picked, &mut || {
-                gathered_dots(threads, element, &data, &shuffled, COLS, &x, y);
+                gathered_dots(threads, element, &|i| w.row(shuffled[i]), &x, y);
             });
         }
     }

@@ -156,26 +156,36 @@ impl FewSums<'_> {
             // SAFETY: just asserted, as `t < tokens` and `j < R`.
             s.splat(unsafe { *factors.get_unchecked(t * stride + j) })
         };
-        for at in (0..self.cols).step_by(S::LANES) {
-            let left = self.cols - at;
-            // SAFETY: columns from `at` are in each row and in each token of `y`; this task alone writes them.
+        let whole = self.cols / S::LANES * S::LANES;
+        for at in (0..whole).step_by(S::LANES) {
+            // SAFETY: columns `at..at + LANES` are in each row and in each token of `y`; this task alone writes them.
             unsafe {
-                let part: [S::V; R] = std::array::from_fn(|j| {
-                    s.prefetch(next[j].wrapping_add(at * W::BYTES));
-                    let p = here[j].add(at * W::BYTES);
-                    if left >= S::LANES { W::load(s, p) } else { W::load_part(s, p, left) }
-                });
+                let part: [S::V; R] = std::array::from_fn(|j| W::load(s, here[j].add(at * W::BYTES)));
+                for p in next {
+                    s.prefetch(p.wrapping_add(at * W::BYTES));
+                }
                 for t in 0..tokens {
                     let y = self.y.add(t * w.cols() + at);
-                    let mut sum = if left >= S::LANES { s.load(y) } else { s.load_part(y, left) };
+                    let mut sum = s.load(y);
                     for j in 0..R {
                         sum = s.fma(factor(t, j), part[j], sum);
                     }
-                    if left >= S::LANES {
-                        s.store(y, sum)
-                    } else {
-                        s.store_part(y, sum, left)
-                    };
+                    s.store(y, sum);
+                }
+            }
+        }
+        let left = self.cols - whole;
+        if left > 0 {
+            // SAFETY: as above, for the columns `whole..whole + left`, fewer than LANES.
+            unsafe {
+                let part: [S::V; R] = std::array::from_fn(|j| W::load_part(s, here[j].add(whole * W::BYTES), left));
+                for t in 0..tokens {
+                    let y = self.y.add(t * w.cols() + whole);
+                    let mut sum = s.load_part(y, left);
+                    for j in 0..R {
+                        sum = s.fma(factor(t, j), part[j], sum);
+                    }
+                    s.store_part(y, sum, left);
                 }
             }
         }

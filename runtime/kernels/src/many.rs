@@ -10,7 +10,7 @@ use crate::element::widen;
 use crate::matrix::Matrix;
 use crate::simd::{LANES_MAX, Op, Simd, Weight, with_weight};
 use crate::threads::{SendPtr, Threads};
-use crate::tile::{A_STRIDE, BLOCK, strip, strip_of_tiles};
+use crate::tile::{A_STRIDE, BLOCK, StripOfTiles, strip};
 
 /// Rows of W in one task of `matmul`: whole tiles on every instruction set.
 const TASK_ROWS: usize = 96;
@@ -55,7 +55,7 @@ impl Kernels {
             return;
         }
         let block = tokens_of_block(tokens);
-        // Whole strips of any width: `block` is a multiple of 48, so round up to 2 * LANES_MAX.
+        // Whole strips, whatever their width on this instruction set.
         let width = block.next_multiple_of(2 * LANES_MAX);
         let strips_len = width * w.cols();
         let own_len = TASK_ROWS * A_STRIDE + TASK_ROWS * (width + PAD);
@@ -65,16 +65,12 @@ impl Kernels {
         for first in (0..tokens).step_by(block) {
             let count = block.min(tokens - first);
             let lanes = self.run(StripLanes);
-            threads.chunks_mut(strips, lanes * w.cols().max(1), &|index, strip| {
-                let start = first + index * lanes;
-                let count = (first + count).saturating_sub(start).min(lanes);
-                transpose(
-                    &shape.input[(start * shape.stride).min(shape.input.len())..],
-                    shape.stride,
-                    count,
-                    strip,
-                    lanes,
-                );
+            // Whole strips, of which each has a token.
+            let used = &mut strips[..count.next_multiple_of(lanes) * w.cols()];
+            threads.chunks_mut(used, lanes * w.cols().max(1), &|index, strip| {
+                let start = index * lanes;
+                let x = &shape.input[(first + start) * shape.stride..];
+                transpose(x, shape.stride, lanes.min(count - start), strip, lanes);
             });
             let strips = &*strips;
             threads.run_indexed(w.rows().div_ceil(TASK_ROWS), &|task, thread| {
@@ -222,7 +218,8 @@ impl<W: Weight> Op for Of<RowsTask<'_>, W> {
                 // SAFETY: the asserts above cover `rows` rows of the panel and of the sums, and strips of all columns.
                 unsafe {
                     let b = strips.as_ptr().add(t * cols + at * lanes);
-                    strip_of_tiles::<S, true>(s, rows, used, k, panel.as_ptr(), b, sums.as_mut_ptr().add(t), width);
+                    let (a, c) = (panel.as_ptr(), sums.as_mut_ptr().add(t));
+                    StripOfTiles::<true> { rows, lanes: used, k, a, b, c, c_stride: width }.compute(s);
                 }
             }
         }
@@ -275,7 +272,10 @@ impl<W: Weight> Op for Of<ColsTask<'_>, W> {
                 let a = factors.as_ptr();
                 if cols - c >= lanes {
                     // SAFETY: the asserts cover the panel and the factors; the task owns its tokens' columns of `y`.
-                    unsafe { strip_of_tiles::<S, false>(s, tokens, lanes, k, a, b, y.add(c), w.cols()) };
+                    unsafe {
+                        let (c, c_stride) = (y.add(c), w.cols());
+                        StripOfTiles::<false> { rows: tokens, lanes, k, a, b, c, c_stride }.compute(s);
+                    }
                     continue;
                 }
                 // A tail goes through a buffer of whole vectors.
@@ -287,7 +287,8 @@ impl<W: Weight> Op for Of<ColsTask<'_>, W> {
                         let place = y.add(t * w.cols() + c);
                         std::ptr::copy_nonoverlapping(place, buffer.as_mut_ptr(), left);
                         let a = a.add(t * A_STRIDE);
-                        strip_of_tiles::<S, false>(s, 1, left, k, a, b, buffer.as_mut_ptr(), lanes);
+                        let c = buffer.as_mut_ptr();
+                        StripOfTiles::<false> { rows: 1, lanes: left, k, a, b, c, c_stride: lanes }.compute(s);
                         std::ptr::copy_nonoverlapping(buffer.as_ptr(), place, left);
                     }
                 }

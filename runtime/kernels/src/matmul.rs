@@ -6,7 +6,10 @@ use crate::matrix::Matrix;
 use crate::threads::Threads;
 
 /// From this number of tokens on, [`matmul`] works in blocks; with fewer it equals [`crate::matvec`] per token.
-pub const MATMUL_TOKENS_MIN: usize = 8;
+pub const MATMUL_TOKENS_MIN: usize = 16;
+
+/// From this number of tokens on, [`matmul_rows_add`] works in blocks. Not a promise: both ways give the same bits.
+const ROWS_ADD_TOKENS_MIN: usize = 8;
 
 /// Rows that [`matmul_rows_add`] takes at a time: it is fastest over multiples of this.
 pub const ROW_BLOCK: usize = crate::tile::BLOCK;
@@ -101,7 +104,7 @@ impl Kernels {
         assert!(a_stride >= w.rows(), "matmul_rows_add: tokens of a {a_stride} apart, rows {}", w.rows());
         assert!(a.len() >= span(tokens, a_stride, w.rows()), "matmul_rows_add: a has only {} elements", a.len());
         let shape = Shape { w, input: a, stride: a_stride, tokens };
-        if tokens < MATMUL_TOKENS_MIN {
+        if tokens < ROWS_ADD_TOKENS_MIN {
             self.matmul_rows_add_few(threads, shape, y);
         } else {
             self.matmul_rows_add_many(threads, shape, y, &mut scratch.floats);

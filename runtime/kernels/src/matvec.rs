@@ -43,20 +43,15 @@ pub fn dot(element: Element, row: &[u8], x: &[f32]) -> f32 {
     Kernels::get().dot(element, row, x)
 }
 
-/// `y[i]` = dot product of `x` with the row of `cols` elements at byte `offsets[i]` of `data`; the same bits as [`matvec`].
+/// Rows that lie anywhere: the how-manieth row, to its bytes.
+pub type RowAt<'a> = dyn Fn(usize) -> &'a [u8] + Sync + 'a;
+
+/// `y[i]` = dot product of `x` with row `i` of `rows`, on all threads; the same bits as [`matvec`].
 ///
 /// # Panics
-/// If `x` has not `cols` or `y` not `offsets.len()` elements, or a row reaches beyond `data`.
-pub fn gathered_dots(
-    threads: &Threads,
-    element: Element,
-    data: &[u8],
-    offsets: &[usize],
-    cols: usize,
-    x: &[f32],
-    y: &mut [f32],
-) {
-    Kernels::get().gathered_dots(threads, element, data, offsets, cols, x, y);
+/// If a row does not hold exactly `x.len()` elements.
+pub fn gathered_dots(threads: &Threads, element: Element, rows: &RowAt<'_>, x: &[f32], y: &mut [f32]) {
+    Kernels::get().gathered_dots(threads, element, rows, x, y);
 }
 
 impl Kernels {
@@ -86,29 +81,14 @@ impl Kernels {
     }
 
     /// [`gathered_dots`] on this instruction set.
-    #[expect(clippy::too_many_arguments, reason = "rows in an arena are three of them")]
-    pub fn gathered_dots(
-        self,
-        threads: &Threads,
-        element: Element,
-        data: &[u8],
-        offsets: &[usize],
-        cols: usize,
-        x: &[f32],
-        y: &mut [f32],
-    ) {
-        assert_eq!(x.len(), cols, "gathered_dots: elements of x against columns");
-        assert_eq!(y.len(), offsets.len(), "gathered_dots: elements of y against rows");
-        let row_bytes = cols * element.bytes();
-        let chunk = rows_per_task(threads, offsets.len(), row_bytes);
+    pub fn gathered_dots(self, threads: &Threads, element: Element, rows: &RowAt<'_>, x: &[f32], y: &mut [f32]) {
+        let chunk = rows_per_task(threads, y.len(), x.len() * element.bytes());
         threads.chunks_mut(y, chunk, &|index, y| {
-            let start = index * chunk;
-            let rows = Gathered { data, offsets: &offsets[start..start + y.len()], row_bytes };
-            self.dots(element, &rows, x, y);
+            self.dots(element, &Gathered { rows, first: index * chunk }, x, y);
         });
     }
 
-    fn dots<R: Rows>(self, element: Element, rows: &R, x: &[f32], y: &mut [f32]) {
+    fn dots(self, element: Element, rows: &dyn Rows, x: &[f32], y: &mut [f32]) {
         with_weight!(element, W => self.run(Dots { rows, x, y, weight: PhantomData::<W> }));
     }
 }
@@ -122,13 +102,12 @@ pub(crate) fn rows_per_task(threads: &Threads, rows: usize, row_bytes: usize) ->
 }
 
 /// A list of rows of equal length.
-pub(crate) trait Rows: Sync {
+trait Rows: Sync {
     fn row(&self, i: usize) -> &[u8];
 }
 
 struct RowsOf<'a>(Matrix<'a>);
 impl Rows for RowsOf<'_> {
-    #[inline(always)]
     fn row(&self, i: usize) -> &[u8] {
         self.0.row(i)
     }
@@ -136,34 +115,30 @@ impl Rows for RowsOf<'_> {
 
 struct OneRow<'a>(&'a [u8]);
 impl Rows for OneRow<'_> {
-    #[inline(always)]
     fn row(&self, _: usize) -> &[u8] {
         self.0
     }
 }
 
-/// Rows at given offsets in one arena.
-pub(crate) struct Gathered<'a> {
-    pub(crate) data: &'a [u8],
-    pub(crate) offsets: &'a [usize],
-    pub(crate) row_bytes: usize,
+struct Gathered<'a, 'r> {
+    rows: &'a RowAt<'r>,
+    first: usize,
 }
-impl Rows for Gathered<'_> {
-    #[inline(always)]
+impl Rows for Gathered<'_, '_> {
     fn row(&self, i: usize) -> &[u8] {
-        let start = self.offsets[i];
-        &self.data[start..][..self.row_bytes]
+        (self.rows)(self.first + i)
     }
 }
 
-struct Dots<'a, R, W> {
-    rows: &'a R,
+struct Dots<'a, W> {
+    /// Dynamic, as one call per row is nothing beside the row, and code for every kind of list would be much.
+    rows: &'a dyn Rows,
     x: &'a [f32],
     y: &'a mut [f32],
     weight: PhantomData<W>,
 }
 
-impl<R: Rows, W: Weight> Op for Dots<'_, R, W> {
+impl<W: Weight> Op for Dots<'_, W> {
     type Out = ();
 
     #[inline(always)]
@@ -252,28 +227,38 @@ pub(crate) unsafe fn dots<S: Simd, W: Weight, const R: usize, const T: usize>(
             }
         }
     }
+    // The tails' operands come first, each in a loop of its own, so that the loops over sums stay small enough to be
+    // unrolled: indexed by a variable, the sums would live in memory.
     let mut at = steps * step;
     if cols - at >= S::LANES {
+        // SAFETY: `at + LANES <= cols`.
+        let w: [S::V; R] = std::array::from_fn(|r| unsafe { W::load(s, rows[r].add(at * W::BYTES)) });
+        // SAFETY: as above.
+        let x: [S::V; T] = std::array::from_fn(|t| unsafe { s.load(xs[t].add(at)) });
         for r in 0..R {
             for t in 0..T {
-                // SAFETY: `at + LANES <= cols`.
-                unsafe {
-                    even[r][t] = s.fma(W::load(s, rows[r].add(at * W::BYTES)), s.load(xs[t].add(at)), even[r][t]);
-                }
+                even[r][t] = s.fma(w[r], x[t], even[r][t]);
             }
         }
         at += S::LANES;
     }
     if at < cols {
+        let left = cols - at;
+        // SAFETY: `left` elements are left, fewer than LANES.
+        let w: [S::V; R] = std::array::from_fn(|r| unsafe { W::load_part(s, rows[r].add(at * W::BYTES), left) });
+        // SAFETY: as above.
+        let x: [S::V; T] = std::array::from_fn(|t| unsafe { s.load_part(xs[t].add(at), left) });
         for r in 0..R {
             for t in 0..T {
-                // SAFETY: `cols - at` elements are left, fewer than LANES.
-                unsafe {
-                    let w = W::load_part(s, rows[r].add(at * W::BYTES), cols - at);
-                    odd[r][t] = s.fma(w, s.load_part(xs[t].add(at), cols - at), odd[r][t]);
-                }
+                odd[r][t] = s.fma(w[r], x[t], odd[r][t]);
             }
         }
     }
-    std::array::from_fn(|r| std::array::from_fn(|t| s.sum(s.add(even[r][t], odd[r][t]))))
+    let mut sums = [[0.0; T]; R];
+    for r in 0..R {
+        for t in 0..T {
+            sums[r][t] = s.sum(s.add(even[r][t], odd[r][t]));
+        }
+    }
+    sums
 }

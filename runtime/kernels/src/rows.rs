@@ -1,4 +1,4 @@
-//! Sums of scaled rows: `y += sum of a * row`, for rows picked from a matrix or anywhere in an arena.
+//! Sums of scaled rows: `y += sum of a * row`, for rows picked from a matrix or lying anywhere.
 //!
 //! Each output element has one accumulator, which takes the rows strictly in list order, in vector bodies and tails
 //! alike. Threads share the columns, never the list.
@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use crate::dispatch::Kernels;
 use crate::element::Element;
 use crate::matrix::Matrix;
-use crate::matvec::{Gathered, Rows};
+use crate::matvec::RowAt;
 use crate::simd::{Op, Simd, Weight, with_weight};
 use crate::threads::Threads;
 
@@ -53,20 +53,12 @@ pub fn add_scaled(element: Element, row: &[u8], a: f32, y: &mut [f32]) {
     Kernels::get().add_scaled(element, row, a, y);
 }
 
-/// `y += sum over i, in order, of coefficients[i] * row at byte offsets[i] of data`, on all threads; rows have `y.len()`
-/// elements. The same bits as [`add_scaled_rows`].
+/// `y += sum over i, in order, of coefficients[i] * row i of rows`, on all threads. The same bits as [`add_scaled_rows`].
 ///
 /// # Panics
-/// If there are not as many coefficients as offsets, or a row reaches beyond `data`.
-pub fn gathered_add(
-    threads: &Threads,
-    element: Element,
-    data: &[u8],
-    offsets: &[usize],
-    coefficients: &[f32],
-    y: &mut [f32],
-) {
-    Kernels::get().gathered_add(threads, element, data, offsets, coefficients, y);
+/// If a row does not hold exactly `y.len()` elements.
+pub fn gathered_add(threads: &Threads, element: Element, rows: &RowAt<'_>, coefficients: &[f32], y: &mut [f32]) {
+    Kernels::get().gathered_add(threads, element, rows, coefficients, y);
 }
 
 impl Kernels {
@@ -100,23 +92,21 @@ impl Kernels {
         self,
         threads: &Threads,
         element: Element,
-        data: &[u8],
-        offsets: &[usize],
+        rows: &RowAt<'_>,
         coefficients: &[f32],
         y: &mut [f32],
     ) {
-        assert_eq!(coefficients.len(), offsets.len(), "gathered_add: coefficients against rows");
-        let rows = Gathered { data, offsets, row_bytes: y.len() * element.bytes() };
-        self.add_on_threads(threads, element, &Scattered { rows, coefficients }, y);
+        let row_bytes = y.len() * element.bytes();
+        self.add_on_threads(threads, element, &Gathered { rows, row_bytes, coefficients }, y);
     }
 
-    fn add_on_threads<L: ScaledRows>(self, threads: &Threads, element: Element, list: &L, y: &mut [f32]) {
+    fn add_on_threads(self, threads: &Threads, element: Element, list: &dyn ScaledRows, y: &mut [f32]) {
         let chunk = cols_per_task(threads, list.count(), y.len(), element);
         threads.chunks_mut(y, chunk, &|index, y| self.add(element, list, index * chunk, y));
     }
 
     /// Adds columns `first..first + y.len()` of the listed rows to `y`.
-    fn add<L: ScaledRows>(self, element: Element, list: &L, first: usize, y: &mut [f32]) {
+    fn add(self, element: Element, list: &dyn ScaledRows, first: usize, y: &mut [f32]) {
         with_weight!(element, W => self.run(Add { list, first, y, weight: PhantomData::<W> }));
     }
 }
@@ -141,15 +131,12 @@ struct Picked<'a> {
     active: &'a [(u32, f32)],
 }
 impl ScaledRows for Picked<'_> {
-    #[inline(always)]
     fn count(&self) -> usize {
         self.active.len()
     }
-    #[inline(always)]
     fn row(&self, i: usize) -> &[u8] {
         self.w.row(self.active[i].0 as usize)
     }
-    #[inline(always)]
     fn coefficient(&self, i: usize) -> f32 {
         self.active[i].1
     }
@@ -160,15 +147,12 @@ struct Every<'a> {
     a: &'a [f32],
 }
 impl ScaledRows for Every<'_> {
-    #[inline(always)]
     fn count(&self) -> usize {
         self.a.len()
     }
-    #[inline(always)]
     fn row(&self, i: usize) -> &[u8] {
         self.w.row(i)
     }
-    #[inline(always)]
     fn coefficient(&self, i: usize) -> f32 {
         self.a[i]
     }
@@ -179,47 +163,45 @@ struct One<'a> {
     a: f32,
 }
 impl ScaledRows for One<'_> {
-    #[inline(always)]
     fn count(&self) -> usize {
         1
     }
-    #[inline(always)]
     fn row(&self, _: usize) -> &[u8] {
         self.row
     }
-    #[inline(always)]
     fn coefficient(&self, _: usize) -> f32 {
         self.a
     }
 }
 
-struct Scattered<'a> {
-    rows: Gathered<'a>,
+struct Gathered<'a, 'r> {
+    rows: &'a RowAt<'r>,
+    row_bytes: usize,
     coefficients: &'a [f32],
 }
-impl ScaledRows for Scattered<'_> {
-    #[inline(always)]
+impl ScaledRows for Gathered<'_, '_> {
     fn count(&self) -> usize {
         self.coefficients.len()
     }
-    #[inline(always)]
     fn row(&self, i: usize) -> &[u8] {
-        self.rows.row(i)
+        let row = (self.rows)(i);
+        assert_eq!(row.len(), self.row_bytes, "gathered_add: bytes of a row against elements of y");
+        row
     }
-    #[inline(always)]
     fn coefficient(&self, i: usize) -> f32 {
         self.coefficients[i]
     }
 }
 
-struct Add<'a, L, W> {
-    list: &'a L,
+struct Add<'a, W> {
+    /// Dynamic, as one call per row is nothing beside the row, and code for every kind of list would be much.
+    list: &'a dyn ScaledRows,
     first: usize,
     y: &'a mut [f32],
     weight: PhantomData<W>,
 }
 
-impl<L: ScaledRows, W: Weight> Op for Add<'_, L, W> {
+impl<W: Weight> Op for Add<'_, W> {
     type Out = ();
 
     #[inline(always)]

@@ -42,9 +42,8 @@ fn main() {
     let (mut x, mut y, mut halves) = (vec![1.0f32; cols], vec![0.0f32; rows], vec![0u16; cols]);
     let mut out = vec![0.0f32; cols];
     let active: Vec<(u32, f32)> = (0..rows as u32).step_by(3).map(|r| (r, 0.5)).collect();
-    let offsets: Vec<usize> = active.iter().map(|&(r, _)| r as usize * cols * 2).collect();
-    let coefficients = vec![0.5f32; offsets.len()];
-    let mut dots = vec![0.0f32; offsets.len()];
+    let coefficients = vec![0.5f32; active.len()];
+    let mut dots = vec![0.0f32; active.len()];
     let tokens = 9;
     let (xs, mut ys) = (vec![1.0f32; tokens * cols], vec![0.0f32; tokens * rows]);
     let mut outs = vec![0.0f32; tokens * cols];
@@ -56,8 +55,8 @@ fn main() {
         threads.chunks_mut(&mut y, 7, &|i, part| part.fill(i as f32));
         matvec(&threads, w, &x, &mut y);
         add_scaled_rows(&threads, w, &active, &mut out);
-        gathered_dots(&threads, Element::F16, &data, &offsets, cols, &x, &mut dots);
-        gathered_add(&threads, Element::F16, &data, &offsets, &coefficients, &mut out);
+        gathered_dots(&threads, Element::F16, &|i| w.row(active[i].0 as usize), &x, &mut dots);
+        gathered_add(&threads, Element::F16, &|i| w.row(active[i].0 as usize), &coefficients, &mut out);
         layer_norm(&x, None, None, 1e-5, &mut out);
         softmax(&mut x);
         gelu(&mut x);

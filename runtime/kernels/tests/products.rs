@@ -156,9 +156,6 @@ fn scaled_rows_agree_with_their_twin_and_keep_list_order() {
             let active: Vec<(u32, f32)> = (0..count).map(|_| (random.below(rows) as u32, random.float())).collect();
             let start = random.floats(cols);
             let want = reference::add_scaled_rows(w, &active, &start);
-            let arena_start = data.as_ptr() as usize;
-            let offsets: Vec<usize> =
-                active.iter().map(|&(r, _)| w.row(r as usize).as_ptr() as usize - arena_start).collect();
             let coefficients: Vec<f32> = active.iter().map(|&(_, a)| a).collect();
             for kernels in Kernels::all_present() {
                 let what = format!("{:?} {element:?} {count} rows of {cols}", kernels.instruction_set());
@@ -175,7 +172,7 @@ fn scaled_rows_agree_with_their_twin_and_keep_list_order() {
                     kernels.add_scaled_rows(pool, w, &active, &mut again);
                     assert_eq!(bits(&y), bits(&again), "{what}: {} threads", pool.count());
                     let mut gathered = start.clone();
-                    kernels.gathered_add(pool, element, &data, &offsets, &coefficients, &mut gathered);
+                    kernels.gathered_add(pool, element, &|i| w.row(active[i].0 as usize), &coefficients, &mut gathered);
                     assert_eq!(bits(&y), bits(&gathered), "{what}: gathered, {} threads", pool.count());
                     let cut = random.below(count + 1);
                     let mut parts = start.clone();
@@ -219,14 +216,13 @@ fn gathered_dots_equal_matvec() {
             let data = random.weights(element, rows * cols);
             let w = Matrix::new(element, &data, rows, cols).unwrap();
             let picked: Vec<usize> = (0..count).map(|_| random.below(rows)).collect();
-            let offsets: Vec<usize> = picked.iter().map(|r| r * cols * element.bytes()).collect();
             let x = random.floats(cols);
             for kernels in Kernels::all_present() {
                 let mut all = vec![0.0; rows];
                 kernels.matvec_serial(w, &x, &mut all);
                 for threads in [1, 2, 3] {
                     let mut y = vec![0.0; count];
-                    kernels.gathered_dots(&pool(threads), element, &data, &offsets, cols, &x, &mut y);
+                    kernels.gathered_dots(&pool(threads), element, &|i| w.row(picked[i]), &x, &mut y);
                     let want: Vec<u32> = picked.iter().map(|&r| all[r].to_bits()).collect();
                     assert_eq!(bits(&y), want, "{kernels:?} {element:?} {count} of {cols}");
                 }

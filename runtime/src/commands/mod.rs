@@ -1,8 +1,11 @@
 //! One file per subcommand, and what they share: arguments, progress, Ctrl-C.
 
+pub(crate) mod bench;
 pub(crate) mod disk;
+pub(crate) mod doctor;
 pub(crate) mod logits;
 mod model_args;
+pub(crate) mod plan;
 pub(crate) mod run;
 
 pub(crate) use model_args::{ModelArgs, load_with_progress};

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use flashlm_formats::bundle::Bundle;
 use flashlm_io::{DirectIo, EngineChoice};
 use flashlm_runtime::budget::Budget;
+use flashlm_runtime::cache::PolicyKind;
 use flashlm_runtime::load::{FfnChoice, LoadOptions, Loaded, load};
 use flashlm_runtime::model::kv_cache::KvDtype;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -21,9 +22,18 @@ pub(crate) struct ModelArgs {
     /// Memory for the whole process: 50% (of the model), 4GiB, 6.7GB [default: what is available]
     #[arg(long, value_name = "AMOUNT")]
     pub(crate) memory: Option<Budget>,
-    /// Where the feed-forward weights are: all in memory, or read from flash for every token [default: resident if it fits]
+    /// Where the feed-forward weights come from [default: flash if the bundle has predictors, else resident if it fits]
     #[arg(long, value_enum, value_name = "WHERE")]
     ffn: Option<FfnArg>,
+    /// Which neurons are computed, with --ffn flash: those that the bundle's predictors choose, or all
+    #[arg(long, value_enum, default_value = "trained")]
+    predictor: PredictorArg,
+    /// Do not read ahead for the next layer
+    #[arg(long)]
+    no_look_ahead: bool,
+    /// Which neurons stay in memory: window:TOKENS, lru, lfu:TOKENS, s3-fifo or w-tinylfu
+    #[arg(long, value_name = "POLICY", default_value = "lfu:64")]
+    policy: PolicyKind,
     /// Precision of the KV cache
     #[arg(long, value_enum, default_value = "f16")]
     kv: KvArg,
@@ -36,6 +46,9 @@ pub(crate) struct ModelArgs {
     /// How reads are issued
     #[arg(long, value_name = "ENGINE", default_value = "auto")]
     engine: EngineChoice,
+    /// Trust what is read while decoding, without holding it against the bundle's checksums
+    #[arg(long)]
+    no_verify: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -44,6 +57,18 @@ enum FfnArg {
     Resident,
     /// Read completely for every token
     Streamed,
+    /// Predicted neurons, read where they are not cached
+    Flash,
+    /// Baseline: attention read for every token as well
+    Naive,
+    /// Baseline: as many layers pinned as fit, the others read for every token
+    Hybrid,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum PredictorArg {
+    Trained,
+    All,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -52,23 +77,38 @@ enum KvArg {
     F32,
 }
 
+impl ModelArgs {
+    /// How to load the model for `context` tokens.
+    pub(crate) fn options(&self, bundle: &Bundle, context: usize) -> LoadOptions {
+        let defaults = LoadOptions::new(context);
+        LoadOptions {
+            budget: self.memory.map(|budget| budget.bytes(bundle.manifest().model_bytes)),
+            ffn: self.ffn.map(|ffn| match ffn {
+                FfnArg::Resident => FfnChoice::Resident,
+                FfnArg::Streamed => FfnChoice::Streamed,
+                FfnArg::Flash => FfnChoice::Flash,
+                FfnArg::Naive => FfnChoice::Naive,
+                FfnArg::Hybrid => FfnChoice::Hybrid,
+            }),
+            predict: self.predictor == PredictorArg::Trained,
+            look_ahead: !self.no_look_ahead,
+            policy: self.policy,
+            kv: match self.kv {
+                KvArg::F16 => KvDtype::F16,
+                KvArg::F32 => KvDtype::F32,
+            },
+            threads: self.threads.unwrap_or(defaults.threads),
+            direct: self.direct,
+            engine: self.engine,
+            verify: !self.no_verify,
+            ..defaults
+        }
+    }
+}
+
 /// Loads the model for `context` tokens, showing progress on a terminal and, if asked, what was chosen.
 pub(crate) fn load_with_progress(bundle: &Bundle, args: &ModelArgs, context: usize, verbose: bool) -> Result<Loaded> {
-    let options = LoadOptions {
-        context,
-        budget: args.memory.map(|budget| budget.bytes(bundle.manifest().model_bytes)),
-        ffn: args.ffn.map(|ffn| match ffn {
-            FfnArg::Resident => FfnChoice::Resident,
-            FfnArg::Streamed => FfnChoice::Streamed,
-        }),
-        kv: match args.kv {
-            KvArg::F16 => KvDtype::F16,
-            KvArg::F32 => KvDtype::F32,
-        },
-        threads: args.threads.unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)),
-        direct: args.direct,
-        engine: args.engine,
-    };
+    let options = args.options(bundle, context);
     let bar = ProgressBar::new(0); // hidden when standard error is not a terminal
     bar.set_style(
         ProgressStyle::with_template("loading [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left")?

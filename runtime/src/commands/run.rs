@@ -107,8 +107,8 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode> {
     };
     match prompt {
         Some(prompt) => {
-            let figures = session.turn(&prompt, args.tokens)?;
-            report(&args, &figures)?;
+            let (figures, rest) = session.turn(&prompt, args.tokens)?;
+            report(&args, &figures, &rest)?;
         }
         None => converse(&mut session, &bundle)?,
     }
@@ -184,8 +184,8 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// Feeds `prompt` and shows what follows, as it comes.
-    fn turn(&mut self, prompt: &[u32], tokens: usize) -> Result<Generation> {
+    /// Feeds `prompt` and shows what follows, as it comes; returns what it cost and the text that only its end let out.
+    fn turn(&mut self, prompt: &[u32], tokens: usize) -> Result<(Generation, String)> {
         let mut out = std::io::stdout().lock();
         let mut stream = self.tokenizer.stream();
         let mut stops = StopStrings::new(self.args.stop.clone());
@@ -199,10 +199,8 @@ impl Session<'_> {
             }
             out.flush()
         };
-        let mut last = 0;
         let request = Request { prompt, tokens, eos: self.eos };
         let generation = generate(&mut self.forward, &mut self.sampler, &request, &mut |id| {
-            last = id;
             let (text, stopped) = stops.push(&stream.push(id));
             if let Err(error) = show(id, &text) {
                 failure = Some(error);
@@ -213,18 +211,17 @@ impl Session<'_> {
         if let Some(error) = failure {
             return Err(error).context("cannot write the text to standard output");
         }
+        // What was held back: the beginning of a stop string, or of a character.
+        let mut rest = String::new();
         if generation.finish != Finish::Stopped || interrupted() {
-            let rest = stops.push(&stream.finish());
-            let rest = rest.0 + &if rest.1 { String::new() } else { stops.finish() };
-            if !rest.is_empty() && !json {
-                out.write_all(rest.as_bytes())?;
-            }
+            let (text, stopped) = stops.push(&stream.finish());
+            rest = if stopped { text } else { text + &stops.finish() };
         }
         if !json {
-            writeln!(out)?;
+            writeln!(out, "{rest}")?;
+            out.flush()?;
         }
-        out.flush()?;
-        Ok(generation)
+        Ok((generation, rest))
     }
 }
 
@@ -258,13 +255,13 @@ fn converse(session: &mut Session<'_>, bundle: &Bundle) -> Result<()> {
             continue;
         }
         let tokens = session.args.tokens.min(left - ids.len());
-        let figures = session.turn(&ids, tokens)?;
-        report(session.args, &figures)?;
+        let (figures, rest) = session.turn(&ids, tokens)?;
+        report(session.args, &figures, &rest)?;
         clear_interrupt();
     }
 }
 
-fn report(args: &RunArgs, figures: &Generation) -> Result<()> {
+fn report(args: &RunArgs, figures: &Generation, rest: &str) -> Result<()> {
     let ms = Percentiles::of(&figures.decode);
     let decoded = figures.decode.len().max(1) as u64;
     let bytes_read_per_token = figures.decode_reads.bytes / decoded;
@@ -272,6 +269,7 @@ fn report(args: &RunArgs, figures: &Generation) -> Result<()> {
     let PeakMemory { bytes: peak, source } = memory::peak();
     if args.json {
         let object = json!({
+            "text": rest,
             "prompt_tokens": figures.prompt_tokens,
             "tokens": figures.tokens,
             "finish": figures.finish,

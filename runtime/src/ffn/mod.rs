@@ -1,5 +1,7 @@
 //! Where the neurons of an FFN come from.
 
+pub mod checks;
+pub mod flash;
 pub mod predicted;
 pub mod resident;
 pub mod streamed;

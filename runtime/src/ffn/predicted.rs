@@ -51,6 +51,10 @@ impl<S: FfnSource> FfnSource for PredictedFfn<S> {
         self.source.run(FfnCall { layer, tokens, input, output, up_bias, threads, scratch, observer, selection })
     }
 
+    fn poll(&mut self) -> Result<()> {
+        self.source.poll()
+    }
+
     fn read_counters(&self) -> ReadCounters {
         self.source.read_counters()
     }

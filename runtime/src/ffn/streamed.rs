@@ -1,15 +1,18 @@
 //! Every neuron read from flash for every piece of tokens: the honest dense baseline.
 //!
 //! Layers are read in order into a small ring of chunks, ahead of the computation; after the last layer the first one is read
-//! again, so the disk works while the head, the sampler and attention do.
+//! again, so the disk works while the head, the sampler and attention do. With layers pinned it is the `hybrid` of the published
+//! comparison, with the resident section read as well its `naive`.
 
 use std::sync::Arc;
 
-use flashlm_formats::bundle::FlashLayout;
+use flashlm_formats::bundle::{Bundle, FlashLayout};
 use flashlm_formats::model::{DType, Ffn};
 use flashlm_io::{DirectFile, EngineChoice, Extent, SequentialReader, StreamOptions};
 use flashlm_kernels::ROW_BLOCK;
 
+use super::checks::GroupChecks;
+use super::resident::ResidentFfn;
 use crate::error::Result;
 use crate::model::ffn::{FfnCall, FfnSource, NeuronBlock, ReadCounters, dense};
 
@@ -20,40 +23,80 @@ const CHUNK_BYTES: usize = 2 << 20;
 /// The largest step in which disks are read.
 const DISK_STEP_MAX: usize = 4096;
 
+/// What is read besides, or not read.
+#[derive(Default)]
+pub struct StreamedParts {
+    /// The first layers' neurons, in memory: the others are streamed.
+    pub pinned: Option<Pinned>,
+    /// Read the resident section for every token as well, and throw it away: what a model costs that is not split. Attention is
+    /// computed from memory all the same, so this measures time, not memory.
+    pub resident_too: bool,
+}
+
+/// Layers whose neurons stay in memory.
+pub struct Pinned {
+    /// How many, from the first.
+    pub layers: usize,
+    /// Their neurons.
+    pub source: ResidentFfn,
+}
+
 /// Reads the flash section of a bundle again and again.
 pub struct StreamedFfn {
     ffn: Ffn,
     dtype: DType,
     layout: FlashLayout,
-    /// The pieces of every layer, in order; each layer has the same number.
+    /// What is read, in order, and for each layer where its part begins and how many pieces of that are thrown away.
     pieces: Vec<Extent>,
+    layers: Vec<LayerPieces>,
+    pinned: Option<Pinned>,
     reader: SequentialReader,
+    checks: Option<GroupChecks>,
     next_layer: usize,
 }
 
+#[derive(Clone, Copy)]
+struct LayerPieces {
+    first: usize,
+    thrown_away: usize,
+}
+
 impl StreamedFfn {
-    /// A source over the groups of every layer; layer `l` begins at `layers[l]` in `file`.
+    /// A source over the groups of every layer of `bundle`, which `file` is; `verify`: hold every group against its checksum.
     pub fn new(
-        ffn: Ffn,
-        dtype: DType,
-        layout: FlashLayout,
-        layers: &[u64],
+        bundle: &Bundle,
         file: Arc<DirectFile>,
         engine: EngineChoice,
+        verify: bool,
+        parts: StreamedParts,
     ) -> Result<Self> {
+        let layout = *bundle.layout();
         let options = StreamOptions { chunk_bytes: buffer_bytes(&layout), chunks: CHUNKS, engine };
         let mut reader = SequentialReader::new(file, options)?;
-        let (piece, end) = (piece_bytes(&layout), layout.layer_bytes());
-        let pieces: Vec<Extent> = layers
-            .iter()
-            .flat_map(|&layer| {
-                (0..end)
-                    .step_by(piece)
-                    .map(move |at| Extent { offset: layer + at as u64, length: piece.min(end - at) as u64 })
-            })
-            .collect();
+        let cut = |pieces: &mut Vec<Extent>, offset: u64, bytes: usize| {
+            let piece = piece_bytes(&layout);
+            let length = |at: usize| piece.min(bytes - at) as u64;
+            pieces
+                .extend((0..bytes).step_by(piece).map(|at| Extent { offset: offset + at as u64, length: length(at) }));
+        };
+        let (mut pieces, mut layers) = (Vec::new(), Vec::new());
+        let (count, resident) = (bundle.spec().layers, bundle.resident().extent);
+        let pinned = parts.pinned.as_ref().map_or(0, |pinned| pinned.layers);
+        for layer in 0..count {
+            let first = pieces.len();
+            if parts.resident_too {
+                let (from, to) = [layer, layer + 1].map(|l| resident.bytes * l as u64 / count as u64).into();
+                cut(&mut pieces, resident.offset + from, (to - from) as usize);
+            }
+            layers.push(LayerPieces { first, thrown_away: pieces.len() - first });
+            if layer >= pinned {
+                cut(&mut pieces, bundle.layer(layer).offset, layout.layer_bytes());
+            }
+        }
         reader.restart(&pieces)?;
-        Ok(Self { ffn, dtype, layout, pieces, reader, next_layer: 0 })
+        let checks = verify.then(|| GroupChecks::new(bundle));
+        let (ffn, dtype) = (bundle.spec().ffn, bundle.manifest().ffn.dtype);
+        Ok(Self { ffn, dtype, layout, pieces, layers, pinned: parts.pinned, reader, checks, next_layer: 0 })
     }
 
     /// Bytes of its buffers.
@@ -90,23 +133,34 @@ fn lcm(a: usize, b: usize) -> usize {
 
 impl FfnSource for StreamedFfn {
     fn run(&mut self, mut call: FfnCall<'_>) -> Result<()> {
-        let per_layer = self.layout.layer_bytes().div_ceil(piece_bytes(&self.layout));
-        if call.layer != self.next_layer {
+        let (layer, threads) = (call.layer, call.threads);
+        let LayerPieces { first, thrown_away } = self.layers[layer];
+        let end = self.layers.get(layer + 1).map_or(self.pieces.len(), |next| next.first);
+        if layer != self.next_layer {
             // A piece was abandoned half-way: begin at this layer.
-            self.reader.restart(&self.pieces[call.layer * per_layer..])?;
+            self.reader.restart(&self.pieces[first..])?;
         }
-        self.next_layer = call.layer;
-        let mut first = 0;
-        for _ in 0..per_layer {
+        self.next_layer = layer;
+        for _ in 0..thrown_away {
+            self.reader.next()?;
+        }
+        let mut neuron = 0;
+        for _ in first + thrown_away..end {
             let chunk = self.reader.next()?.expect("the list has every piece of every layer");
             let groups = chunk.bytes.len() / self.layout.group_bytes();
-            let count = (groups * self.layout.records_per_group()).min(self.ffn.size - first);
-            let block = NeuronBlock::new(&self.ffn, self.dtype, &self.layout, chunk.bytes, first, count);
+            let count = (groups * self.layout.records_per_group()).min(self.ffn.size - neuron);
+            if let Some(checks) = &self.checks {
+                checks.neighbours(threads, layer, neuron / self.layout.records_per_group(), chunk.bytes)?;
+            }
+            let block = NeuronBlock::new(&self.ffn, self.dtype, &self.layout, chunk.bytes, neuron, count);
             dense(&self.ffn, &mut call, block)?;
-            first += count;
+            neuron += count;
+        }
+        if let Some(pinned) = self.pinned.as_mut().filter(|pinned| layer < pinned.layers) {
+            pinned.source.run(call)?;
         }
         self.next_layer += 1;
-        if self.next_layer * per_layer == self.pieces.len() {
+        if self.next_layer == self.layers.len() {
             self.next_layer = 0;
             self.reader.restart(&self.pieces)?;
         } else {
@@ -117,7 +171,7 @@ impl FfnSource for StreamedFfn {
 
     fn read_counters(&self) -> ReadCounters {
         let counters = self.reader.engine().counters();
-        ReadCounters { bytes: counters.bytes, reads: counters.reads, wait_ns: counters.wait_ns }
+        ReadCounters { bytes: counters.bytes, reads: counters.reads, wait_ns: counters.wait_ns, ..Default::default() }
     }
 }
 

@@ -18,6 +18,21 @@ pub trait FfnSource: Send {
     /// Adds the FFN's output to `call.output`.
     fn run(&mut self, call: FfnCall<'_>) -> Result<()>;
 
+    /// Told a token's FFN input before its block's attention runs, where that is known: reads can begin.
+    fn prepare(&mut self, _layer: usize, _input: &[f32], _threads: &Threads) -> Result<()> {
+        Ok(())
+    }
+
+    /// Called now and then while something else is computed, so that reads go on.
+    fn poll(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// How often the source asked for reads of each size, in bytes.
+    fn read_sizes(&self) -> Vec<(u64, u64)> {
+        Vec::new()
+    }
+
     /// Bytes and device requests read so far.
     fn read_counters(&self) -> ReadCounters {
         ReadCounters::default()
@@ -33,6 +48,16 @@ pub struct ReadCounters {
     pub reads: u64,
     /// Nanoseconds spent waiting for them.
     pub wait_ns: u64,
+    /// Nanoseconds spent on deciding what to read and where to.
+    pub manage_ns: u64,
+    /// Groups of neurons that were wanted, and those of them that were in memory already.
+    pub wanted: u64,
+    /// See `wanted`.
+    pub hits: u64,
+    /// Bytes read ahead that nobody wanted then.
+    pub wasted_bytes: u64,
+    /// Bytes of weights and predictors that computing touched.
+    pub touched_bytes: u64,
 }
 
 impl ReadCounters {
@@ -42,6 +67,11 @@ impl ReadCounters {
             bytes: self.bytes - before.bytes,
             reads: self.reads - before.reads,
             wait_ns: self.wait_ns - before.wait_ns,
+            manage_ns: self.manage_ns - before.manage_ns,
+            wanted: self.wanted - before.wanted,
+            hits: self.hits - before.hits,
+            wasted_bytes: self.wasted_bytes.saturating_sub(before.wasted_bytes),
+            touched_bytes: self.touched_bytes - before.touched_bytes,
         }
     }
 }

@@ -113,6 +113,11 @@ impl Forward {
         self.ffn.read_counters()
     }
 
+    /// How often reads of each size, in bytes, were asked for so far.
+    pub fn read_sizes(&self) -> Vec<(u64, u64)> {
+        self.ffn.read_sizes()
+    }
+
     /// Feeds tokens and gives the logits of the last one, `[vocab]`.
     pub fn feed(&mut self, ids: &[u32]) -> Result<&mut [f32]> {
         self.check(ids)?;

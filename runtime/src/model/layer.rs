@@ -73,7 +73,7 @@ impl Pass<'_> {
         match spec.block {
             Block::PreNorm => {
                 norm(spec, &weights.attention_norm, states, &mut self.scratch.attention_input);
-                self.attention(weights, cache_layer, tokens);
+                self.attention(weights, cache_layer, tokens)?;
                 add(states, &self.scratch.delta);
                 norm(spec, ffn_norm(weights), states, &mut self.scratch.ffn_input);
                 self.feed_forward(weights, layer, tokens)?;
@@ -81,7 +81,7 @@ impl Pass<'_> {
             }
             Block::PostNorm => {
                 self.scratch.attention_input[..states.len()].copy_from_slice(states);
-                self.attention(weights, cache_layer, tokens);
+                self.attention(weights, cache_layer, tokens)?;
                 add(states, &self.scratch.delta);
                 norm(spec, &weights.attention_norm, states, &mut self.scratch.ffn_input);
                 states.copy_from_slice(&self.scratch.ffn_input[..states.len()]);
@@ -97,7 +97,10 @@ impl Pass<'_> {
                     None => self.scratch.ffn_input[..states.len()]
                         .copy_from_slice(&self.scratch.attention_input[..states.len()]),
                 }
-                self.attention(weights, cache_layer, tokens);
+                if tokens == 1 && self.observer.is_none() {
+                    self.ffn.prepare(layer, &self.scratch.ffn_input[..states.len()], self.threads)?;
+                }
+                self.attention(weights, cache_layer, tokens)?;
                 self.feed_forward(weights, layer, tokens)?;
                 add(states, &self.scratch.delta);
                 add(states, &self.scratch.ffn_output);
@@ -107,11 +110,12 @@ impl Pass<'_> {
     }
 
     /// `attention_input` -> `delta`.
-    fn attention(&mut self, weights: &LayerWeights, cache_layer: usize, tokens: usize) {
+    fn attention(&mut self, weights: &LayerWeights, cache_layer: usize, tokens: usize) -> Result<()> {
         let spec = self.spec;
         let LayerScratch { attention_input, qkv, attended, delta, attention, ffn, .. } = &mut *self.scratch;
         let qkv = &mut qkv[..tokens * spec.attention.qkv_size()];
         linear(self.threads, &weights.qkv, &attention_input[..tokens * spec.hidden_size], tokens, qkv, ffn);
+        self.ffn.poll()?;
         let call = AttentionCall {
             spec,
             layer: cache_layer,
@@ -122,7 +126,9 @@ impl Pass<'_> {
         };
         let attended = &mut attended[..tokens * spec.attention.heads * spec.attention.head_dim];
         attend(&call, self.threads, qkv, self.cache, attention, attended);
+        self.ffn.poll()?;
         linear(self.threads, &weights.out, attended, tokens, &mut delta[..tokens * spec.hidden_size], ffn);
+        self.ffn.poll()
     }
 
     /// `ffn_input` -> `ffn_output`.

@@ -1,0 +1,322 @@
+//! `flashlm bench`: what each idea is worth, in one run on one machine, beside the machine's limits.
+//!
+//! Every step is a process of its own, in a memory cgroup of its own where that is permitted; all are fed the same ids. The steps
+//! are repeated in turn, so that a machine that grows slower does so for all of them.
+
+mod limited;
+mod step;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use flashlm_formats::bundle::Bundle;
+use flashlm_io::{
+    AlignedMemory, DirectFile, DirectIo, DiskProfile, StreamOptions, device_key, profile_dir, sequential_read_rate,
+};
+use flashlm_kernels::{Threads, read_bandwidth_of};
+use flashlm_runtime::budget::{Budget, human_bytes};
+use flashlm_runtime::load::LoadOptions;
+use flashlm_runtime::text::Tokenizer;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+pub(crate) use step::{STEPS, StepArgs, run_step};
+
+/// Arguments of `flashlm bench`.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  flashlm bench model.flashlm --memory 50%\n  \
+    flashlm bench model.flashlm --memory 50% --text held-out.txt --json > ladder.json\n\n\
+    Measure the disk first: flashlm disk model.flashlm")]
+pub(crate) struct BenchArgs {
+    /// The bundle, made by `flashlm-prep`
+    #[arg(value_name = "BUNDLE")]
+    bundle: PathBuf,
+    /// Memory for each step's process: 50% (of the model), 4GiB, 6.7GB
+    #[arg(long, value_name = "AMOUNT", default_value = "50%")]
+    memory: Budget,
+    /// Text whose tokens are fed [default: a seeded sequence of ids]
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// Tokens of the prompt
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    prompt_tokens: usize,
+    /// Tokens decoded in a repeat of a step
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u64).range(2..))]
+    tokens: u64,
+    /// Repeats of every step
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    repeats: u64,
+    /// Steps to run, like naive,overlap [default: all]
+    #[arg(long, value_name = "STEPS", value_delimiter = ',')]
+    steps: Option<Vec<String>>,
+    /// One JSON object instead of the table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Tokens of the steps that read the model again and again, at most.
+const NAIVE_TOKENS: u64 = 9;
+const HYBRID_TOKENS: u64 = 33;
+
+struct Machine {
+    disk_bytes_per_s: f64,
+    dram_bytes_per_s: f64,
+    profile: Option<DiskProfile>,
+}
+
+pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
+    let bundle = Bundle::open(&args.bundle)?;
+    let budget = args.memory.bytes(bundle.manifest().model_bytes);
+    let names: Vec<&str> = match &args.steps {
+        Some(steps) => steps.iter().map(String::as_str).collect(),
+        None => STEPS.iter().map(|step| step.name).collect(),
+    };
+    if let Some(unknown) = names.iter().find(|name| STEPS.iter().all(|step| step.name != **name)) {
+        bail!("there is no step `{unknown}`; the steps are {}", STEPS.map(|step| step.name).join(","));
+    }
+    let ids = ids(args, &bundle)?;
+    let ids_file = std::env::temp_dir().join(format!("flashlm-bench-{}.ids", std::process::id()));
+    let text: Vec<String> = ids.iter().map(u32::to_string).collect();
+    std::fs::write(&ids_file, text.join(",")).with_context(|| format!("cannot write {}", ids_file.display()))?;
+    let result = ladder(args, &bundle, budget, &names, &ids_file);
+    _ = std::fs::remove_file(&ids_file);
+    result?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn ladder(args: &BenchArgs, bundle: &Bundle, budget: u64, names: &[&str], ids: &Path) -> Result<()> {
+    let bar = ProgressBar::new(args.repeats * names.len() as u64 + 1);
+    bar.set_style(
+        ProgressStyle::with_template("{msg:16} [{bar:30}] {pos}/{len}, {elapsed} gone, {eta} left")?
+            .progress_chars("=> "),
+    );
+    bar.set_message("machine");
+    bar.tick();
+    let machine = machine(&args.bundle)?;
+    bar.inc(1);
+    let mut rounds: Vec<Vec<Value>> = vec![Vec::new(); names.len()];
+    for _ in 0..args.repeats {
+        for (at, name) in names.iter().enumerate() {
+            bar.set_message((*name).to_owned());
+            rounds[at].push(child(args, budget, name, ids)?);
+            bar.inc(1);
+        }
+    }
+    bar.finish_and_clear();
+    let steps: Vec<Value> = names.iter().zip(&rounds).map(|(name, rounds)| summary(name, rounds, &machine)).collect();
+    let report = json!({
+        "machine": {
+            "disk_sequential_bytes_per_s": machine.disk_bytes_per_s,
+            "dram_bytes_per_s": machine.dram_bytes_per_s,
+            "disk_profile": machine.profile,
+        },
+        "memory_budget_bytes": budget,
+        "model_bytes": bundle.manifest().model_bytes,
+        "repeats": args.repeats,
+        "steps": steps,
+    });
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{report:#}")?;
+    } else {
+        print_table(&mut out, &report, args)?;
+    }
+    Ok(())
+}
+
+/// The ids that every step is fed.
+fn ids(args: &BenchArgs, bundle: &Bundle) -> Result<Vec<u32>> {
+    let wanted = args.prompt_tokens.max(1) + args.tokens as usize;
+    let spec = bundle.spec();
+    if wanted > spec.max_positions {
+        bail!("{wanted} tokens are more than the {} that this model was made for", spec.max_positions);
+    }
+    let mut ids: Vec<u32> = spec.bos.into_iter().collect();
+    match &args.text {
+        Some(path) => {
+            let text =
+                std::fs::read_to_string(path).with_context(|| format!("cannot read the text in {}", path.display()))?;
+            ids.extend(Tokenizer::from_json(bundle.tokenizer())?.encode(&text)?);
+        }
+        None => {
+            let mut state = 1u64;
+            ids.extend(
+                std::iter::repeat_with(|| {
+                    state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                    ((state >> 33) % spec.vocab_size as u64) as u32
+                })
+                .take(wanted),
+            );
+        }
+    }
+    if ids.len() < wanted {
+        bail!("the text has only {} tokens and {wanted} are needed; give a longer one or fewer --tokens", ids.len());
+    }
+    ids.truncate(wanted);
+    Ok(ids)
+}
+
+fn machine(bundle: &Path) -> Result<Machine> {
+    let file = Arc::new(DirectFile::open(bundle, DirectIo::Optional)?);
+    let disk_bytes_per_s = sequential_read_rate(&file, StreamOptions::default(), Duration::from_secs(2), 1)?;
+    let threads = Threads::new(LoadOptions::new(1).threads)?;
+    let mut plain = AlignedMemory::new(1 << 30)?;
+    plain.as_mut_slice().fill(1);
+    let dram_bytes_per_s = read_bandwidth_of(&threads, bytemuck::cast_slice(plain.as_slice()));
+    let profile = profile_dir().and_then(|dir| DiskProfile::load(&dir, &device_key(bundle)));
+    Ok(Machine { disk_bytes_per_s, dram_bytes_per_s, profile })
+}
+
+/// Runs a step once, in its own process and cgroup.
+fn child(args: &BenchArgs, budget: u64, name: &str, ids: &Path) -> Result<Value> {
+    let group = limited::LimitedGroup::new(budget).ok();
+    let tokens = match name {
+        "naive" => args.tokens.min(NAIVE_TOKENS),
+        "hybrid" => args.tokens.min(HYBRID_TOKENS),
+        _ => args.tokens,
+    };
+    let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
+    command.arg("bench-step").arg(&args.bundle).args(["--step", name]).arg("--ids-file").arg(ids);
+    command.args(["--prompt-tokens", &args.prompt_tokens.max(1).to_string(), "--tokens", &tokens.to_string()]);
+    command.args(["--memory", &budget.to_string()]);
+    if let Some(group) = &group {
+        command.arg("--cgroup").arg(group.processes());
+    }
+    let output = command.stderr(Stdio::piped()).stdout(Stdio::piped()).output().context("cannot start the step")?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("step {name} ended with {}: {}", output.status, said.trim());
+    }
+    serde_json::from_slice(&output.stdout).with_context(|| format!("step {name} said something unexpected"))
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    if values.is_empty() { 0.0 } else { values[values.len() / 2] }
+}
+
+/// What a step's repeats say together.
+fn summary(name: &str, rounds: &[Value], machine: &Machine) -> Value {
+    if let Some(reason) = rounds.iter().find_map(|round| round["not_applicable"].as_str()) {
+        return json!({ "name": name, "not_applicable": reason });
+    }
+    let of = |key: &str| median(rounds.iter().filter_map(|round| round[key].as_f64()).collect());
+    let decode = |key: &str| -> Vec<f64> {
+        rounds.iter().filter_map(|round| round["decode_ms_per_token"][key].as_f64()).collect()
+    };
+    let medians = decode("median");
+    let middle = median(medians.clone());
+    let (low, high) = medians.iter().fold((f64::MAX, 0f64), |(low, high), m| (low.min(*m), high.max(*m)));
+    let io_limit_ms =
+        machine.profile.as_ref().map_or(of("bytes_read_per_token") / machine.disk_bytes_per_s * 1e3, |profile| {
+            let sizes = rounds[0]["read_sizes"].as_array().cloned().unwrap_or_default();
+            let pair = |size: &Value| Some((size[0].as_u64()?, size[1].as_u64()?));
+            let tokens = rounds[0]["tokens"].as_f64().unwrap_or(1.0).max(1.0);
+            match sizes.is_empty() {
+                true => of("bytes_read_per_token") / machine.disk_bytes_per_s * 1e3,
+                false => profile.histogram_time(sizes.iter().filter_map(pair)).as_secs_f64() * 1e3 / tokens,
+            }
+        });
+    let dram_limit_ms = of("touched_bytes_per_token") / machine.dram_bytes_per_s * 1e3;
+    json!({
+        "name": name,
+        "decode_ms_per_token": {
+            "median": middle, "p95": median(decode("p95")), "p99": median(decode("p99")),
+            "spread": if middle > 0.0 { (high - low) / middle } else { 0.0 },
+        },
+        "prefill_ms": of("prefill_ms"),
+        "load_ms": of("load_ms"),
+        "io_wait_ms": of("io_wait_ms"),
+        "memory_management_ms": of("memory_management_ms"),
+        "compute_ms": of("compute_ms"),
+        "bytes_read_per_token": of("bytes_read_per_token"),
+        "reads_per_token": of("reads_per_token"),
+        "wasted_bytes_per_token": of("wasted_bytes_per_token"),
+        "hit_rate": of("hit_rate"),
+        "io_limit_ms": io_limit_ms,
+        "dram_limit_ms": dram_limit_ms,
+        "distance": middle / io_limit_ms.max(dram_limit_ms).max(1e-9),
+        "peak_memory_bytes": of("peak_memory_bytes"),
+        "memory_source": rounds[0]["memory_source"],
+        "tokens": rounds[0]["tokens"],
+    })
+}
+
+fn print_table(out: &mut impl Write, report: &Value, args: &BenchArgs) -> Result<()> {
+    let number = |value: &Value| value.as_f64().unwrap_or(0.0);
+    let bytes = |value: &Value| human_bytes(number(value) as u64);
+    writeln!(
+        out,
+        "{} of {} ({} in all), prompt of {} tokens, {} repeats in turn",
+        bytes(&report["memory_budget_bytes"]),
+        bytes(&report["model_bytes"]),
+        args.bundle.display(),
+        args.prompt_tokens,
+        args.repeats
+    )?;
+    writeln!(
+        out,
+        "disk {}/s sequential, memory {}/s; limits from {}",
+        bytes(&report["machine"]["disk_sequential_bytes_per_s"]),
+        bytes(&report["machine"]["dram_bytes_per_s"]),
+        if report["machine"]["disk_profile"].is_null() {
+            "bandwidth alone: measure the disk with `flashlm disk`"
+        } else {
+            "the disk's profile"
+        },
+    )?;
+    writeln!(
+        out,
+        "{:<14} {:>9} {:>7} {:>9} {:>8} {:>8} {:>8} {:>11} {:>8} {:>11} {:>6} {:>8} {:>8} {:>9} {:>10}",
+        "step",
+        "ms/token",
+        "spread",
+        "p95",
+        "I/O wait",
+        "manage",
+        "compute",
+        "read/token",
+        "reads",
+        "wasted",
+        "hits",
+        "I/O lim.",
+        "DRAM l.",
+        "distance",
+        "peak"
+    )?;
+    for step in report["steps"].as_array().into_iter().flatten() {
+        let name = step["name"].as_str().unwrap_or_default();
+        if let Some(reason) = step["not_applicable"].as_str() {
+            writeln!(out, "{name:<14} n/a: {reason}")?;
+            continue;
+        }
+        writeln!(
+            out,
+            "{name:<14} {:>9.2} {:>6.1}% {:>9.2} {:>8.2} {:>8.2} {:>8.2} {:>11} {:>8.0} {:>11} {:>5.1}% {:>8.2} {:>8.2} {:>8.2}x {:>10}",
+            number(&step["decode_ms_per_token"]["median"]),
+            number(&step["decode_ms_per_token"]["spread"]) * 100.0,
+            number(&step["decode_ms_per_token"]["p95"]),
+            number(&step["io_wait_ms"]),
+            number(&step["memory_management_ms"]),
+            number(&step["compute_ms"]),
+            bytes(&step["bytes_read_per_token"]),
+            number(&step["reads_per_token"]),
+            bytes(&step["wasted_bytes_per_token"]),
+            number(&step["hit_rate"]) * 100.0,
+            number(&step["io_limit_ms"]),
+            number(&step["dram_limit_ms"]),
+            number(&step["distance"]),
+            bytes(&step["peak_memory_bytes"]),
+        )?;
+    }
+    writeln!(
+        out,
+        "Before `storage_order` every group is one read, about what the checkpoint's own order would give; before `bundling`, two."
+    )?;
+    Ok(())
+}

@@ -1,0 +1,168 @@
+//! One step of the ladder, once: what `flashlm bench` starts as a process of its own.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow};
+use clap::Args;
+use flashlm_formats::bundle::Bundle;
+use flashlm_formats::model::ModelSpec;
+use flashlm_runtime::cache::PolicyKind;
+use flashlm_runtime::ffn::flash::ReadCut;
+use flashlm_runtime::generate::Percentiles;
+use flashlm_runtime::load::{FfnChoice, LoadOptions, load};
+use flashlm_runtime::memory;
+use flashlm_runtime::model::forward::Forward;
+use flashlm_runtime::sampler::{Sampler, Sampling};
+use serde_json::json;
+
+use super::super::parse_ids;
+
+/// A step: each has all that the one before it has.
+pub(crate) struct Step {
+    pub(crate) name: &'static str,
+    ffn: FfnChoice,
+    policy: PolicyKind,
+    cut: ReadCut,
+    look_ahead: bool,
+}
+
+const fn flash(name: &'static str, policy: PolicyKind, cut: ReadCut, look_ahead: bool) -> Step {
+    Step { name, ffn: FfnChoice::Flash, policy, cut, look_ahead }
+}
+
+const WINDOW: PolicyKind = PolicyKind::Window(4);
+/// The default of `flashlm run`.
+const BEST: PolicyKind = PolicyKind::Lfu { half_life: 64 };
+
+/// The ladder.
+pub(crate) const STEPS: [Step; 8] = [
+    Step { ffn: FfnChoice::Naive, ..flash("naive", WINDOW, ReadCut::Planned, false) },
+    Step { ffn: FfnChoice::Hybrid, ..flash("hybrid", WINDOW, ReadCut::Planned, false) },
+    flash("predictor", PolicyKind::Window(0), ReadCut::Halves, false),
+    flash("windowing", WINDOW, ReadCut::Halves, false),
+    flash("bundling", WINDOW, ReadCut::Groups, false),
+    flash("storage_order", WINDOW, ReadCut::Planned, false),
+    flash("policy", BEST, ReadCut::Planned, false),
+    flash("overlap", BEST, ReadCut::Planned, true),
+];
+
+/// Arguments of a step's process.
+#[derive(Args)]
+pub(crate) struct StepArgs {
+    bundle: PathBuf,
+    #[arg(long)]
+    step: String,
+    #[arg(long)]
+    ids_file: PathBuf,
+    #[arg(long)]
+    prompt_tokens: usize,
+    #[arg(long)]
+    tokens: usize,
+    #[arg(long)]
+    memory: u64,
+    #[arg(long)]
+    cgroup: Option<PathBuf>,
+}
+
+/// Runs the step and prints what it cost as one JSON object.
+pub(crate) fn run_step(args: &StepArgs) -> Result<ExitCode> {
+    if let Some(cgroup) = &args.cgroup {
+        std::fs::write(cgroup, std::process::id().to_string())
+            .with_context(|| format!("cannot join the memory cgroup {}", cgroup.display()))?;
+    }
+    let step = STEPS.iter().find(|step| step.name == args.step).ok_or_else(|| anyhow!("no step {}", args.step))?;
+    let ids = std::fs::read_to_string(&args.ids_file).context("cannot read the ids")?;
+    let ids = parse_ids(&ids).map_err(|e| anyhow!(e))?;
+    let bundle = Bundle::open(&args.bundle)?;
+    if step.cut == ReadCut::Halves && step.ffn == FfnChoice::Flash {
+        let layout = bundle.layout();
+        let half = layout.group_bytes() / 2;
+        if layout.records_per_group() != 1 || half != layout.row_bytes() || !half.is_multiple_of(layout.alignment()) {
+            let reason = "up and down halves of a group are not aligned parts of it";
+            println!("{}", json!({ "not_applicable": reason }));
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+    let begin = Instant::now();
+    let options = LoadOptions {
+        budget: Some(args.memory),
+        ffn: Some(step.ffn),
+        policy: step.policy,
+        cut: step.cut,
+        look_ahead: step.look_ahead,
+        ..LoadOptions::new(args.prompt_tokens + args.tokens)
+    };
+    let mut forward = load(&bundle, &options, &mut |_, _| {})?.forward;
+    let load_ms = begin.elapsed().as_secs_f64() * 1e3;
+    let mut sampler = Sampler::new(Sampling::default(), bundle.spec().vocab_size);
+    let (prompt, rest) = ids.split_at(args.prompt_tokens);
+    let begin = Instant::now();
+    std::hint::black_box(sampler.choose(forward.feed(prompt)?));
+    let prefill_ms = begin.elapsed().as_secs_f64() * 1e3;
+
+    // The first token warms up: it is fed and not counted.
+    std::hint::black_box(sampler.choose(forward.feed(&rest[..1])?));
+    let (before, sizes_before) = (forward.read_counters(), forward.read_sizes());
+    let mut times = Vec::with_capacity(args.tokens);
+    for id in &rest[1..args.tokens] {
+        let begin = Instant::now();
+        std::hint::black_box(sampler.choose(forward.feed(std::slice::from_ref(id))?));
+        times.push(begin.elapsed());
+    }
+    let reads = forward.read_counters().since(before);
+    let tokens = times.len().max(1) as f64;
+    let mean_ms = times.iter().map(|t| t.as_secs_f64() * 1e3).sum::<f64>() / tokens;
+    let (wait, manage) = (reads.wait_ns as f64 / 1e6 / tokens, reads.manage_ns as f64 / 1e6 / tokens);
+    let sizes: Vec<(u64, u64)> = forward
+        .read_sizes()
+        .into_iter()
+        .map(|(bytes, count)| {
+            let earlier = sizes_before.iter().find(|(size, _)| *size == bytes).map_or(0, |(_, count)| *count);
+            (bytes, count - earlier)
+        })
+        .collect();
+    let peak = memory::peak();
+    println!(
+        "{}",
+        json!({
+            "decode_ms_per_token": Percentiles::of(&times),
+            "prefill_ms": prefill_ms,
+            "load_ms": load_ms,
+            "io_wait_ms": wait,
+            "memory_management_ms": manage,
+            "compute_ms": (mean_ms - wait - manage).max(0.0),
+            "bytes_read_per_token": reads.bytes as f64 / tokens,
+            "reads_per_token": reads.reads as f64 / tokens,
+            "wasted_bytes_per_token": reads.wasted_bytes as f64 / tokens,
+            "hit_rate": if reads.wanted == 0 { 0.0 } else { reads.hits as f64 / reads.wanted as f64 },
+            "touched_bytes_per_token": touched(&bundle, &forward, step.ffn) as f64 + reads.touched_bytes as f64 / tokens,
+            "read_sizes": sizes,
+            "peak_memory_bytes": peak.bytes,
+            "memory_source": peak.source,
+            "tokens": times.len(),
+        })
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Bytes of memory that a token touches outside the neurons that its source counts.
+fn touched(bundle: &Bundle, forward: &Forward, ffn: FfnChoice) -> u64 {
+    let spec = bundle.spec();
+    let matrix = |name: &str, shape: &[usize]| name.starts_with("layers.") && shape.len() == 2 || is_head(spec, name);
+    let matrices: u64 = bundle
+        .resident_tensors()
+        .iter()
+        .filter(|tensor| matrix(&tensor.name, &tensor.shape))
+        .map(|tensor| tensor.extent.bytes)
+        .sum();
+    let kv = forward.len() * spec.layers * 2 * spec.attention.kv_heads * spec.attention.head_dim * 2;
+    // Dense sources touch every up row, and few of the down rows.
+    let dense = spec.layers * spec.ffn.size * (spec.ffn.vectors() - 1) * bundle.layout().row_bytes();
+    matrices + kv as u64 + if ffn == FfnChoice::Flash { 0 } else { dense as u64 }
+}
+
+fn is_head(spec: &ModelSpec, name: &str) -> bool {
+    name == if spec.tied_head { "embed.tokens" } else { "head.weight" } || name.starts_with("embed.project")
+}

@@ -1,0 +1,120 @@
+//! `flashlm doctor`: what this machine can do for a run, and what is missing.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Result;
+use clap::Args;
+use flashlm_formats::bundle::Bundle;
+use flashlm_io::{DirectFile, DirectIo, DiskProfile, EngineChoice, Mode, Slots, device_key, open_engine, profile_dir};
+use flashlm_runtime::budget::human_bytes;
+use flashlm_runtime::load::LoadOptions;
+use flashlm_runtime::memory;
+use serde_json::{Value, json};
+
+/// Arguments of `flashlm doctor`.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  flashlm doctor\n  flashlm doctor model.flashlm --json")]
+pub(crate) struct DoctorArgs {
+    /// A bundle: its disk is looked at, too
+    #[arg(value_name = "BUNDLE")]
+    bundle: Option<PathBuf>,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode> {
+    let mut report = json!({
+        "instruction_set": flashlm_kernels::instruction_set().to_string(),
+        "processors": LoadOptions::new(1).threads.get(),
+        "memory_available_bytes": memory::available(),
+        "memory_cgroup_limit_bytes": memory::cgroup_limit(),
+    });
+    let mut advice = Vec::new();
+    if let Some(path) = &args.bundle {
+        let bundle = Bundle::open(path)?;
+        disk(path, &mut report, &mut advice)?;
+        model(&bundle, &mut report, &mut advice);
+    }
+    if args.json {
+        report["advice"] = advice.into();
+        println!("{report:#}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    for (name, value) in report.as_object().into_iter().flatten() {
+        let words = name.trim_end_matches("_bytes").trim_end_matches("_bytes_per_s").replace('_', " ");
+        let text = match value {
+            Value::Null => "none".to_owned(),
+            Value::String(text) => text.clone(),
+            value if name.ends_with("_bytes") => human_bytes(value.as_u64().unwrap_or(0)),
+            value if name.ends_with("_bytes_per_s") => {
+                format!("{}/s", human_bytes(value.as_f64().unwrap_or(0.0) as u64))
+            }
+            value => value.to_string(),
+        };
+        println!("{words:<28} {text}");
+    }
+    advice.iter().for_each(|line| println!("- {line}"));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// How the bundle's disk can be read.
+fn disk(path: &Path, report: &mut Value, advice: &mut Vec<String>) -> Result<()> {
+    let file = Arc::new(DirectFile::open(path, DirectIo::Optional)?);
+    report["direct_io"] = (file.mode() == Mode::Direct).into();
+    if file.mode() == Mode::Buffered {
+        advice.push(format!("reads go through the page cache, which counts as memory: {}", file.reason()));
+    }
+    let slots = Slots::new(1, 4096, file.alignment())?;
+    let engine = open_engine(EngineChoice::Auto, Arc::clone(&file), slots, 1)?;
+    report["reader"] = engine.description().into();
+    if engine.name() != "io_uring" {
+        advice.push("reads are made by threads; io_uring would cost less".into());
+    }
+    let device = device_key(path);
+    let profile = profile_dir().and_then(|dir| DiskProfile::load(&dir, &device));
+    report["disk"] = device.into();
+    match profile {
+        Some(profile) => {
+            let best = profile.random.iter().map(|rate| rate.bytes_per_s()).fold(0.0, f64::max);
+            report["disk_sequential_bytes_per_s"] = profile.sequential_bytes_per_s.into();
+            report["disk_best_random_bytes_per_s"] = best.into();
+        }
+        None => advice.push(format!("this disk was never measured: run `flashlm disk {}`", path.display())),
+    }
+    Ok(())
+}
+
+/// What to expect of the bundle.
+fn model(bundle: &Bundle, report: &mut Value, advice: &mut Vec<String>) {
+    let resident = bundle.resident().extent.bytes;
+    report["model_bytes"] = bundle.manifest().model_bytes.into();
+    report["resident_weights_bytes"] = resident.into();
+    report["predictors_bytes"] = bundle.predictors().map_or(0, |section| section.extent.bytes).into();
+    report["flash_section_bytes"] = bundle.flash().bytes.into();
+    if bundle.predictors().is_none() {
+        advice.push(
+            "the bundle has no predictors: every neuron is read for every token; `flashlm-prep prepare` makes them"
+                .into(),
+        );
+    }
+    if let Some(sparsity) = &bundle.manifest().sparsity {
+        let active = sparsity.iter().map(|layer| f64::from(layer.active)).sum::<f64>() / sparsity.len().max(1) as f64;
+        report["active_neurons_percent"] = json!((active * 1e4).round() / 100.0);
+        if active > 0.3 {
+            advice.push(format!(
+                "{:.0} % of the neurons are active: the model is not sparse enough to gain much",
+                active * 100.0
+            ));
+        }
+    }
+    if let Some(available) = memory::available() {
+        if available > bundle.manifest().model_bytes {
+            advice.push("the whole model fits the memory that is available".into());
+        } else if available < resident {
+            advice.push("the memory that is available does not even hold the resident weights".into());
+        }
+    }
+}

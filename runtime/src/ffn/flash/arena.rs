@@ -1,0 +1,67 @@
+//! How much memory the neurons get, and how it is divided over the layers.
+
+use flashlm_formats::bundle::Bundle;
+
+use crate::cache::{BenefitCurve, divide_slots};
+
+/// Fewest transient places of an area: below it reads come in dribs and drabs.
+const TRANSIENT_MIN: u32 = 32;
+/// An area has at most one place for so many groups of a layer: about what one token misses.
+const GROUPS_PER_TRANSIENT: usize = 16;
+
+/// How the arena is divided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArenaPlan {
+    /// Cache slots of each layer.
+    pub slots: Vec<u32>,
+    /// Transient places of each of the two areas, at least 2.
+    pub transient: u32,
+}
+
+impl ArenaPlan {
+    /// Slots and places in all.
+    pub fn total(&self) -> usize {
+        self.slots.iter().map(|s| *s as usize).sum::<usize>() + 2 * self.transient as usize
+    }
+
+    /// The largest arena that `fits`, or the smallest there is.
+    pub fn within(bundle: &Bundle, fits: impl Fn(&ArenaPlan) -> bool) -> Self {
+        let (layers, groups) = (bundle.spec().layers, bundle.layout().groups());
+        let curves = curves(bundle);
+        let (mut low, mut high) = (0, (layers * groups) as u64);
+        while low < high {
+            let middle = low + (high - low).div_ceil(2);
+            if fits(&Self::with_slots(&curves, groups, middle)) { low = middle } else { high = middle - 1 }
+        }
+        Self::with_slots(&curves, groups, low)
+    }
+
+    /// An arena of so many slots, a part of which are transient places.
+    fn with_slots(curves: &[BenefitCurve], groups: usize, slots: u64) -> Self {
+        let least = TRANSIENT_MIN.min(groups as u32).max(2);
+        let most = ((groups / GROUPS_PER_TRANSIENT) as u32).max(least);
+        let transient = ((slots / 16) as u32).clamp(least, most);
+        Self { slots: divide_slots(curves, slots), transient }
+    }
+}
+
+/// What each layer gains from slots, from what the bundle says of its sparsity.
+///
+/// Firing rates are skewed, so the first slots save most; a layer that wants more groups a token gains more from each.
+fn curves(bundle: &Bundle) -> Vec<BenefitCurve> {
+    let groups = bundle.layout().groups() as f64;
+    let active = |layer: usize| {
+        bundle.manifest().sparsity.as_ref().and_then(|s| s.get(layer)).map_or(0.1, |s| f64::from(s.active))
+    };
+    (0..bundle.spec().layers)
+        .map(|layer| {
+            let wanted = active(layer).clamp(1e-3, 1.0);
+            BenefitCurve::new((1..=32).map(|step| {
+                let share = f64::from(step) / 32.0;
+                // The last slots save next to nothing, but more than none.
+                let saved = wanted * (1.0 - (1.0 - share).powf(1.0 / wanted.sqrt())) + 1e-6 * share;
+                ((groups * share).ceil() as u32, saved)
+            }))
+        })
+        .collect()
+}

@@ -1,0 +1,315 @@
+//! One token through one layer.
+
+use std::ops::Range;
+use std::time::Instant;
+
+use flashlm_formats::bundle::FlashLayout;
+use flashlm_formats::model::Ffn;
+use flashlm_kernels::{Element, Threads, gathered_add, gathered_dots};
+
+use super::FlashFfn;
+use super::store::{Store, Wanted};
+use crate::error::Result;
+use crate::ffn::checks::GroupChecks;
+use crate::model::ffn::{FfnCall, activate};
+use crate::model::weights::element;
+
+/// Reads waited for at a time, at most: enough to make computing them worth while, few enough to begin soon.
+const BATCH_READS_MAX: usize = 32;
+
+/// Lists that are made anew for every token.
+pub(super) struct DecodeScratch {
+    pub(super) scores: Vec<f32>,
+    /// Chosen neurons, as storage positions, ascending.
+    neurons: Vec<u32>,
+    /// Their groups, ascending, each once; and for each group where its neurons begin in `neurons`.
+    wanted: Vec<Wanted>,
+    first_neuron: Vec<u32>,
+    /// Place in `wanted` of each neuron's group.
+    group_of: Vec<u32>,
+    /// What enters the down projection's sum, for each neuron.
+    activations: Vec<f32>,
+    /// Groups, as places in `wanted`, whose bytes have not arrived, and those that just have.
+    pending: Vec<u32>,
+    arrived: Vec<u32>,
+    /// Neurons, as places in `neurons`, to compute now, and their results.
+    ready: Vec<u32>,
+    results: Vec<f32>,
+    /// Groups that the next layer, or a token of a prompt, will want.
+    pub(super) ahead: Vec<u32>,
+}
+
+impl DecodeScratch {
+    pub(super) fn new(ffn: &Ffn, layout: &FlashLayout) -> Self {
+        let (neurons, groups) = (ffn.size, layout.groups());
+        Self {
+            scores: vec![0.0; neurons],
+            neurons: Vec::with_capacity(neurons),
+            wanted: Vec::with_capacity(groups),
+            first_neuron: Vec::with_capacity(groups + 1),
+            group_of: Vec::with_capacity(neurons),
+            activations: vec![0.0; neurons],
+            pending: Vec::with_capacity(groups),
+            arrived: Vec::with_capacity(groups),
+            ready: Vec::with_capacity(neurons),
+            results: vec![0.0; neurons],
+            ahead: Vec::with_capacity(groups),
+        }
+    }
+
+    /// Takes the neurons with a score above zero.
+    fn choose(&mut self, records_per_group: u32) {
+        self.neurons.clear();
+        self.neurons.extend(self.scores.iter().enumerate().filter(|(_, s)| **s > 0.0).map(|(n, _)| n as u32));
+        self.wanted.clear();
+        self.first_neuron.clear();
+        self.group_of.clear();
+        for (at, neuron) in self.neurons.iter().enumerate() {
+            let group = neuron / records_per_group;
+            if self.wanted.last().is_none_or(|last| last.group != group) {
+                self.wanted.push(Wanted { group, slot: super::store::NONE });
+                self.first_neuron.push(at as u32);
+            }
+            self.group_of.push(self.wanted.len() as u32 - 1);
+        }
+        self.first_neuron.push(self.neurons.len() as u32);
+    }
+}
+
+/// The groups of the neurons with a score above zero, ascending.
+pub(super) fn groups_of(scores: &[f32], records_per_group: u32, groups: &mut Vec<u32>) {
+    groups.clear();
+    for (neuron, _) in scores.iter().enumerate().filter(|(_, score)| **score > 0.0) {
+        let group = neuron as u32 / records_per_group;
+        if groups.last() != Some(&group) {
+            groups.push(group);
+        }
+    }
+}
+
+/// Where a neuron's vectors are in its group.
+#[derive(Clone, Copy)]
+struct Records {
+    per_group: usize,
+    record_bytes: usize,
+    row_bytes: usize,
+}
+
+impl Records {
+    fn row(self, group: &[u8], neuron: u32, vector: usize) -> &[u8] {
+        let start = neuron as usize % self.per_group * self.record_bytes + vector * self.row_bytes;
+        &group[start..start + self.row_bytes]
+    }
+}
+
+impl FlashFfn {
+    /// Chooses the neurons of `layer` and starts reading those that are not in memory; `ahead`: those of the next layer, too.
+    pub(super) fn start(&mut self, layer: usize, input: &[f32], threads: &Threads, ahead: bool) -> Result<()> {
+        let scratch = &mut self.scratch;
+        match &mut self.predictors {
+            Some(predictors) => {
+                let own = &mut predictors[layer].own;
+                own.scores(threads, input, &mut scratch.scores);
+                self.touched_bytes += own.bytes();
+            }
+            None => scratch.scores.fill(1.0),
+        }
+        let begin = Instant::now();
+        scratch.choose(self.layout.records_per_group() as u32);
+        if self.begun_ahead != Some(layer) {
+            self.store.begin(layer);
+        }
+        self.begun_ahead = None;
+        self.store.look_up(layer, &mut scratch.wanted)?;
+        self.manage_ns += begin.elapsed().as_nanos() as u64;
+        if ahead { self.look_ahead(layer, input, threads) } else { Ok(()) }
+    }
+
+    /// Starts reading what the layer behind `layer` will probably want.
+    fn look_ahead(&mut self, layer: usize, input: &[f32], threads: &Threads) -> Result<()> {
+        let next = layer + 1;
+        let (Some(predictors), DecodeScratch { scores, ahead, .. }) = (&mut self.predictors, &mut self.scratch) else {
+            return Ok(());
+        };
+        if !self.look_ahead || next >= predictors.len() {
+            return Ok(());
+        }
+        let (now, later) = predictors.split_at_mut(next);
+        // One trained for this, or the next layer's own, one layer early.
+        let predictor = now[layer].ahead.as_mut().unwrap_or(&mut later[0].own);
+        predictor.scores(threads, input, scores);
+        self.touched_bytes += predictor.bytes();
+        let begin = Instant::now();
+        groups_of(scores, self.layout.records_per_group() as u32, ahead);
+        self.store.begin(next);
+        self.begun_ahead = Some(next);
+        self.store.read_ahead(next, ahead)?;
+        self.manage_ns += begin.elapsed().as_nanos() as u64;
+        Ok(())
+    }
+
+    /// Computes one token, whose input and output stand at `range` of the call's; `ahead`: the next layer is this token's.
+    pub(super) fn decode(&mut self, call: &mut FfnCall<'_>, range: Range<usize>, ahead: bool) -> Result<()> {
+        let (layer, threads) = (call.layer, call.threads);
+        let input = &call.input[range.clone()];
+        if self.started.take() != Some(layer) {
+            self.start(layer, input, threads, ahead)?;
+        }
+        let records = Records {
+            per_group: self.layout.records_per_group(),
+            record_bytes: self.layout.record_bytes(),
+            row_bytes: self.layout.row_bytes(),
+        };
+        let mut token = Token {
+            ffn: &self.ffn,
+            element: element(self.dtype),
+            records,
+            threads,
+            layer,
+            input,
+            up_bias: call.up_bias,
+            store: &mut self.store,
+            checks: self.checks.as_ref(),
+            scratch: &mut self.scratch,
+        };
+        let output = &mut call.output[range];
+        let mut touched = 0;
+        let mut first = 0;
+        loop {
+            let rest = &token.scratch.wanted[first..];
+            let end = first + rest.iter().position(|w| w.slot == super::store::NONE).unwrap_or(rest.len());
+            token.activations(first..end)?;
+            touched += token.add_down(first..end, output);
+            if end == token.scratch.wanted.len() {
+                break;
+            }
+            if first == end {
+                // Every place is still being read to, in vain.
+                token.store.wait(1)?;
+            }
+            first = end;
+            token.store.read_more(layer, &mut token.scratch.wanted[first..])?;
+        }
+        self.touched_bytes += touched * records.row_bytes as u64;
+        Ok(())
+    }
+}
+
+/// A token's way through a layer whose neurons are chosen.
+struct Token<'a> {
+    ffn: &'a Ffn,
+    element: Element,
+    records: Records,
+    threads: &'a Threads,
+    layer: usize,
+    input: &'a [f32],
+    up_bias: Option<&'a [f32]>,
+    store: &'a mut Store,
+    checks: Option<&'a GroupChecks>,
+    scratch: &'a mut DecodeScratch,
+}
+
+impl Token<'_> {
+    /// Computes the activations of the neurons in these of the wanted groups, as the groups arrive.
+    fn activations(&mut self, groups: Range<usize>) -> Result<()> {
+        self.scratch.pending.clear();
+        self.scratch.pending.extend(groups.map(|g| g as u32));
+        // Once around without waiting: what is in memory is computed while the disk works.
+        self.store.wait(0)?;
+        loop {
+            let DecodeScratch { pending, arrived, wanted, .. } = &mut *self.scratch;
+            arrived.clear();
+            let store = self.store.arrived();
+            pending.retain(|&g| {
+                let there = store.bytes(wanted[g as usize]).is_some();
+                if there {
+                    arrived.push(g);
+                }
+                !there
+            });
+            let left = pending.len();
+            self.check()?;
+            self.compute_arrived();
+            if left == 0 {
+                return Ok(());
+            }
+            self.store.wait((left / 4).clamp(1, BATCH_READS_MAX))?;
+        }
+    }
+
+    /// Holds what has arrived against its checksums, once.
+    fn check(&mut self) -> Result<()> {
+        let DecodeScratch { arrived, wanted, ready, .. } = &mut *self.scratch;
+        let Some(checks) = self.checks else { return Ok(()) };
+        ready.clear();
+        ready.extend(arrived.iter().filter(|g| self.store.is_unchecked(wanted[**g as usize].slot)));
+        let store = self.store.arrived();
+        checks.each(self.threads, self.layer, ready.len(), &|i| {
+            let entry = wanted[ready[i] as usize];
+            (entry.group as usize, store.bytes(entry).expect("it has arrived"))
+        })?;
+        ready.iter().for_each(|g| self.store.set_checked(wanted[*g as usize].slot));
+        Ok(())
+    }
+
+    /// Computes the neurons of the groups that have arrived.
+    fn compute_arrived(&mut self) {
+        let DecodeScratch { neurons, wanted, first_neuron, group_of, activations, arrived, ready, results, .. } =
+            &mut *self.scratch;
+        ready.clear();
+        for &g in arrived.iter() {
+            ready.extend(first_neuron[g as usize]..first_neuron[g as usize + 1]);
+        }
+        let (records, store, input) = (self.records, self.store.arrived(), self.input);
+        let dots = |ready: &[u32], vector: usize, results: &mut [f32]| {
+            let row = |i: usize| {
+                let at = ready[i] as usize;
+                let group = store.bytes(wanted[group_of[at] as usize]).expect("it has arrived");
+                records.row(group, neurons[at], vector)
+            };
+            gathered_dots(self.threads, self.element, &row, input, &mut results[..ready.len()]);
+        };
+        let bias = |at: u32| self.up_bias.map_or(0.0, |bias| bias[neurons[at as usize] as usize]);
+        if self.ffn.gated {
+            dots(ready, 0, results);
+            activate(self.ffn.activation, &mut results[..ready.len()]);
+            ready.iter().zip(results.iter()).for_each(|(&at, gate)| activations[at as usize] = *gate);
+            // Where the gate is shut the other factor does not matter.
+            ready.retain(|&at| activations[at as usize] != 0.0);
+            dots(ready, 1, results);
+            for (&at, up) in ready.iter().zip(results.iter()) {
+                let up = if self.up_bias.is_some() { up + bias(at) } else { *up };
+                activations[at as usize] *= up;
+            }
+        } else {
+            dots(ready, 0, results);
+            if self.up_bias.is_some() {
+                ready.iter().zip(results.iter_mut()).for_each(|(&at, up)| *up += bias(at));
+            }
+            activate(self.ffn.activation, &mut results[..ready.len()]);
+            ready.iter().zip(results.iter()).for_each(|(&at, a)| activations[at as usize] = *a);
+        }
+    }
+
+    /// Adds the neurons of these of the wanted groups to `output`, in storage order; returns how many rows they all touched.
+    fn add_down(&mut self, groups: Range<usize>, output: &mut [f32]) -> u64 {
+        let DecodeScratch { neurons, wanted, first_neuron, group_of, activations, ready, results, .. } =
+            &mut *self.scratch;
+        let range = first_neuron[groups.start]..first_neuron[groups.end];
+        ready.clear();
+        ready.extend(range.filter(|at| activations[*at as usize] != 0.0));
+        for (result, at) in results.iter_mut().zip(ready.iter()) {
+            *result = activations[*at as usize];
+        }
+        let (records, store, vector) = (self.records, self.store.arrived(), 1 + usize::from(self.ffn.gated));
+        let row = |i: usize| {
+            let at = ready[i] as usize;
+            let group = store.bytes(wanted[group_of[at] as usize]).expect("it was computed");
+            records.row(group, neurons[at], vector)
+        };
+        gathered_add(self.threads, self.element, &row, &results[..ready.len()], output);
+        // Gated: of the shut ones the gate alone was looked at.
+        let chosen = (first_neuron[groups.end] - first_neuron[groups.start]) as u64;
+        chosen + ready.len() as u64 * (1 + u64::from(self.ffn.gated))
+    }
+}

@@ -1,0 +1,167 @@
+//! Only the neurons that matter, from flash: the source that flashlm exists for.
+//!
+//! One token: the predictor says which neurons of the layer to compute; the store says which of their groups are in memory and
+//! starts reading the others; if there is a look-ahead, the next layer's probable groups follow. Neurons in memory are computed
+//! while reads are under way, the others as they arrive. What is computed is exactly the predictor's choice, and every sum runs in
+//! storage order: the result does not depend on what was cached, read ahead, or read together.
+//!
+//! Many tokens at once: each layer is streamed through a ring of the same arena and computed with matrix products, and the last
+//! tokens leave the cache as decoding them would have.
+
+mod arena;
+mod decode;
+mod prefill;
+mod store;
+
+use std::sync::Arc;
+
+use flashlm_formats::bundle::{Bundle, FlashLayout};
+use flashlm_formats::model::{DType, Ffn};
+use flashlm_io::{DirectFile, EngineChoice};
+use flashlm_kernels::{MATMUL_TOKENS_MIN, Threads};
+
+use super::checks::GroupChecks;
+use crate::cache::PolicyKind;
+use crate::error::Result;
+use crate::model::ffn::{FfnCall, FfnSource, ReadCounters, Selection};
+use crate::planner::ReadCost;
+use crate::predictor::LayerPredictors;
+pub use arena::ArenaPlan;
+use decode::DecodeScratch;
+use store::Store;
+
+/// How neurons are chosen, kept and read.
+pub struct FlashOptions {
+    /// How the arena is divided.
+    pub arena: ArenaPlan,
+    /// What decides which groups stay.
+    pub policy: PolicyKind,
+    /// What reading costs on this disk.
+    pub cost: ReadCost,
+    /// How reads are issued.
+    pub engine: EngineChoice,
+    /// Hold every group that is read against its checksum.
+    pub verify: bool,
+    /// Read ahead for the next layer.
+    pub look_ahead: bool,
+    /// How reads are cut, for measuring what bundling and ordering are worth.
+    pub cut: ReadCut,
+}
+
+/// How reads are cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReadCut {
+    /// As the planner finds best.
+    #[default]
+    Planned,
+    /// One read for each group: about what the checkpoint's own order of neurons would give.
+    Groups,
+    /// Two reads for each group: up and down apart, as without bundling.
+    Halves,
+}
+
+/// Reads predicted neurons, keeps the useful ones.
+pub struct FlashFfn {
+    ffn: Ffn,
+    dtype: DType,
+    layout: FlashLayout,
+    /// One for each layer; `None` admits everything.
+    predictors: Option<Vec<LayerPredictors>>,
+    look_ahead: bool,
+    store: Store,
+    checks: Option<GroupChecks>,
+    scratch: DecodeScratch,
+    selection: Selection,
+    /// The layer that was begun ahead of its turn.
+    begun_ahead: Option<usize>,
+    /// The layer whose neurons are chosen already.
+    started: Option<usize>,
+    manage_ns: u64,
+    touched_bytes: u64,
+}
+
+impl FlashFfn {
+    /// A source over `bundle`, which `file` is.
+    pub fn new(
+        bundle: &Bundle,
+        file: Arc<DirectFile>,
+        predictors: Option<Vec<LayerPredictors>>,
+        options: &FlashOptions,
+    ) -> Result<Self> {
+        let layout = *bundle.layout();
+        let FlashOptions { arena, policy, cost, engine, verify, look_ahead, cut } = options;
+        Ok(Self {
+            ffn: bundle.spec().ffn,
+            dtype: bundle.manifest().ffn.dtype,
+            layout,
+            look_ahead: *look_ahead && predictors.is_some(),
+            predictors,
+            store: Store::new(bundle, file, *engine, *policy, arena, cost, *cut)?,
+            checks: verify.then(|| GroupChecks::new(bundle)),
+            scratch: DecodeScratch::new(&bundle.spec().ffn, &layout),
+            selection: Selection::default(),
+            begun_ahead: None,
+            started: None,
+            manage_ns: 0,
+            touched_bytes: 0,
+        })
+    }
+
+    /// Bytes of everything but the arena and the predictors, for a model of so many layers.
+    pub fn working_bytes(layout: &FlashLayout, layers: usize, arena: &ArenaPlan) -> u64 {
+        let groups = layout.groups() as u64;
+        let tables = arena.total() as u64 * 48 + groups * layers as u64 * 48;
+        let ring = groups * 64 + layout.neurons() as u64 * 64;
+        // Requests in flight, what is read through, and the prompt's choice of neurons.
+        tables + ring + (2 << 20) + (crate::model::forward::PIECE_TOKENS * layout.neurons() / 8) as u64
+    }
+
+    /// How reads are issued, for announcements.
+    pub fn engine(&self) -> &str {
+        self.store.engine().description()
+    }
+}
+
+impl FfnSource for FlashFfn {
+    fn run(&mut self, mut call: FfnCall<'_>) -> Result<()> {
+        if call.tokens >= MATMUL_TOKENS_MIN || call.observer.is_some() {
+            return self.prefill(call);
+        }
+        let hidden = call.input.len() / call.tokens;
+        for token in 0..call.tokens {
+            let range = token * hidden..(token + 1) * hidden;
+            let ahead = token + 1 == call.tokens;
+            self.decode(&mut call, range, ahead)?;
+        }
+        Ok(())
+    }
+
+    fn prepare(&mut self, layer: usize, input: &[f32], threads: &Threads) -> Result<()> {
+        self.start(layer, input, threads, true)?;
+        self.started = Some(layer);
+        Ok(())
+    }
+
+    fn poll(&mut self) -> Result<()> {
+        self.store.wait(0)
+    }
+
+    fn read_sizes(&self) -> Vec<(u64, u64)> {
+        self.store.read_sizes()
+    }
+
+    fn read_counters(&self) -> ReadCounters {
+        let io = self.store.engine().counters();
+        let cache = self.store.counters();
+        ReadCounters {
+            bytes: io.bytes,
+            reads: io.reads,
+            wait_ns: io.wait_ns,
+            manage_ns: self.manage_ns,
+            touched_bytes: self.touched_bytes,
+            wanted: cache.wanted,
+            hits: cache.hits,
+            wasted_bytes: (cache.ahead - cache.ahead_hits.min(cache.ahead)) * self.layout.group_bytes() as u64,
+        }
+    }
+}

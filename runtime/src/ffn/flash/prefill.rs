@@ -1,0 +1,93 @@
+//! Many tokens through one layer: every group once, in order, with matrix products.
+
+use flashlm_kernels::ROW_BLOCK;
+
+use super::FlashFfn;
+use super::decode::{DecodeScratch, groups_of};
+use crate::error::Result;
+use crate::model::ffn::{FfnCall, FfnObserver, NeuronBlock, dense};
+
+/// A read of the ring is about this long: long enough for the disk's full bandwidth.
+const CHUNK_BYTES: usize = 1 << 20;
+/// Tokens at the end of a prompt that leave their mark in the cache.
+const WARM_TOKENS: usize = 32;
+
+impl FlashFfn {
+    /// Computes all tokens of the call.
+    pub(super) fn prefill(&mut self, call: FfnCall<'_>) -> Result<()> {
+        let layer = call.layer;
+        // What was read ahead for a token that did not come.
+        self.begun_ahead = None;
+        self.started = None;
+        self.store.settle()?;
+        let (ring_first, ring_slots) = self.store.borrow_ring();
+        let records = self.layout.records_per_group();
+        let groups = self.layout.groups() as u32;
+        let whole = (ROW_BLOCK / records).max(1) as u32;
+        let chunk = match self.store.slots_are_neighbours() {
+            true => {
+                ((CHUNK_BYTES / self.layout.group_bytes()) as u32 / whole * whole).max(whole).min(ring_slots / 2).max(1)
+            }
+            // A disk that is read in larger steps than groups: they come one by one.
+            false => 1,
+        };
+        let chunks = groups.div_ceil(chunk);
+        let ring = (ring_slots / chunk).max(1);
+        let place = |at: u32| ring_first + at % ring * chunk;
+        let range = |at: u32| at * chunk..((at + 1) * chunk).min(groups);
+
+        let mut issued = 0;
+        while issued < chunks.min(ring) {
+            self.store.read_into_ring(layer, range(issued), place(issued))?;
+            issued += 1;
+        }
+        // The disk works while the neurons are chosen.
+        self.select(&call);
+        let FfnCall { layer, tokens, input, output, up_bias, threads, scratch, observer, .. } = call;
+        let observer = observer.map(|o| o as &mut dyn FfnObserver);
+        let selection = self.predictors.is_some().then_some(&self.selection);
+        let mut call = FfnCall { layer, tokens, input, output, up_bias, threads, scratch, observer, selection };
+        for at in 0..chunks {
+            let (slot, groups) = (place(at), range(at));
+            while self.store.ring_bytes(slot, groups.len() as u32).is_none() {
+                self.store.wait(1)?;
+            }
+            let bytes = self.store.ring_bytes(slot, groups.len() as u32).expect("just seen");
+            if let Some(checks) = &self.checks {
+                checks.neighbours(threads, layer, groups.start as usize, bytes)?;
+            }
+            let first = groups.start as usize * records;
+            let count = (groups.len() * records).min(self.ffn.size - first);
+            dense(&self.ffn, &mut call, NeuronBlock::new(&self.ffn, self.dtype, &self.layout, bytes, first, count))?;
+            for (i, group) in groups.enumerate() {
+                self.store.keep(layer, group, slot + i as u32);
+            }
+            if issued < chunks {
+                self.store.read_into_ring(layer, range(issued), place(issued))?;
+                issued += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Chooses the neurons of every token, and tells the cache what the last ones want.
+    fn select(&mut self, call: &FfnCall<'_>) {
+        let (layer, tokens) = (call.layer, call.tokens);
+        let records = self.layout.records_per_group() as u32;
+        let hidden = call.input.len() / tokens;
+        self.selection.reset(tokens, self.ffn.size);
+        for (token, input) in call.input.chunks_exact(hidden).enumerate() {
+            let DecodeScratch { scores, ahead, .. } = &mut self.scratch;
+            match &mut self.predictors {
+                Some(predictors) => predictors[layer].own.scores(call.threads, input, scores),
+                None => scores.fill(1.0),
+            }
+            self.selection.select_positive(token, scores);
+            if token + WARM_TOKENS < tokens {
+                continue;
+            }
+            groups_of(scores, records, ahead);
+            self.store.warm(layer, ahead);
+        }
+    }
+}

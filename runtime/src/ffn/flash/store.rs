@@ -1,0 +1,443 @@
+//! Which groups are in memory, and getting those there that are not.
+//!
+//! One arena holds the slots of every layer's neuron cache and, behind them, two areas of transient places: a layer uses the
+//! area of its parity, so that what is read ahead for the next layer never meets what this layer computes with. The store
+//! decides nothing about neurons and computes nothing: it is asked for groups.
+
+use std::sync::Arc;
+
+use flashlm_formats::bundle::Bundle;
+use flashlm_io::{Completion, DirectFile, EngineChoice, ReadBatch, ReadEngine, SlotState, Slots, open_engine};
+
+use super::ReadCut;
+use super::arena::ArenaPlan;
+use crate::cache::{LayerCache, Placement, PolicyKind, Prefetch};
+use crate::error::Result;
+use crate::planner::{PlanLimits, Planner, ReadCost, ReadRequest};
+
+/// No slot, no group.
+pub(super) const NONE: u32 = u32::MAX;
+/// Requests at the device at once.
+const DEPTH: usize = 128;
+/// The largest request: beyond it a disk gives no more bandwidth, and its bytes come late.
+const REQUEST_BYTES_MAX: u64 = 512 << 10;
+
+/// A group that is wanted, and the slot its bytes are in or will be in.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    pub(super) group: u32,
+    /// `NONE` while there is no place for it.
+    pub(super) slot: u32,
+}
+
+struct Layer {
+    offset: u64,
+    cache: LayerCache,
+    first_slot: u32,
+}
+
+/// Transient places of the layers of one parity.
+struct Area {
+    free: Vec<u32>,
+    /// Places handed out, which may be in flight.
+    taken: Vec<u32>,
+    /// Slot of the how-manieth transient group of the layer, or `NONE`.
+    slot_of: Vec<u32>,
+}
+
+/// What the store did.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct StoreCounters {
+    /// Groups looked up, and those that needed no read since they were wanted.
+    pub(super) wanted: u64,
+    pub(super) hits: u64,
+    /// Groups read ahead, and those of them that were wanted then.
+    pub(super) ahead: u64,
+    pub(super) ahead_hits: u64,
+}
+
+pub(super) struct Store {
+    engine: Box<dyn ReadEngine>,
+    layers: Vec<Layer>,
+    areas: [Area; 2],
+    /// For each slot the group whose bytes it holds or awaits.
+    content: Vec<u32>,
+    /// Slots whose bytes have not been held against their checksum.
+    unchecked: Vec<bool>,
+    planner: Planner,
+    group_bytes: u32,
+    /// What is to be read next, ascending.
+    reads: Vec<Wanted>,
+    missing: Vec<u32>,
+    requests: Vec<ReadRequest>,
+    batch: ReadBatch,
+    done: Vec<Completion>,
+    ring_first: u32,
+    /// Slots of the engine that make one of ours.
+    parts: u32,
+    /// Requests of so many groups.
+    sizes: Vec<u64>,
+}
+
+/// Bytes of one of our slots, once all have arrived.
+fn slot_bytes(slots: &Slots, parts: u32, slot: u32) -> Option<&[u8]> {
+    if parts == 1 { slots.slot(slot) } else { slots.neighbours(slot * parts, parts as usize) }
+}
+
+/// Whether a read is under way to one of our slots.
+fn in_flight(slots: &Slots, parts: u32, slot: u32) -> bool {
+    (slot * parts..(slot + 1) * parts).any(|part| slots.state(part) == Some(SlotState::InFlight))
+}
+
+/// The groups that are in memory, for all threads to see.
+#[derive(Clone, Copy)]
+pub(super) struct Arrived<'a> {
+    slots: &'a Slots,
+    content: &'a [u32],
+    parts: u32,
+}
+
+impl<'a> Arrived<'a> {
+    /// Bytes of a group, once they have arrived.
+    pub(super) fn bytes(self, wanted: Wanted) -> Option<&'a [u8]> {
+        let there = wanted.slot != NONE && self.content[wanted.slot as usize] == wanted.group;
+        if there { slot_bytes(self.slots, self.parts, wanted.slot) } else { None }
+    }
+}
+
+impl Store {
+    pub(super) fn new(
+        bundle: &Bundle,
+        file: Arc<DirectFile>,
+        engine: EngineChoice,
+        policy: PolicyKind,
+        plan: &ArenaPlan,
+        cost: &ReadCost,
+        cut: ReadCut,
+    ) -> Result<Self> {
+        let layout = bundle.layout();
+        let (groups, group_bytes) = (layout.groups(), layout.group_bytes());
+        let parts = if cut == ReadCut::Halves { 2 } else { 1 };
+        let slots = Slots::new(plan.total() * parts, group_bytes / parts, file.alignment())?;
+        let engine = open_engine(engine, file, slots, DEPTH)?;
+        let mut first_slot = 0;
+        let layers = plan.slots.iter().enumerate().map(|(layer, &slots)| {
+            let first = first_slot;
+            first_slot += slots;
+            // Half of the places stay for what is known to be wanted, so that there is always room to go on.
+            let cache = LayerCache::new(groups as u32, slots, policy).with_prefetch_transients(plan.transient / 2);
+            Layer { offset: bundle.layer(layer).offset, cache, first_slot: first }
+        });
+        let layers: Vec<Layer> = layers.collect();
+        let area = |first: u32| Area {
+            free: (first..first + plan.transient).rev().collect(),
+            taken: Vec::with_capacity(plan.transient as usize),
+            slot_of: vec![NONE; groups],
+        };
+        let limits = match cut {
+            ReadCut::Planned => PlanLimits::for_cost(cost, group_bytes as u64, REQUEST_BYTES_MAX),
+            ReadCut::Groups | ReadCut::Halves => {
+                PlanLimits { group_bytes: group_bytes as u64, gap_bytes_max: 0, request_bytes_max: 1 }
+            }
+        };
+        Ok(Self {
+            areas: [area(first_slot), area(first_slot + plan.transient)],
+            content: vec![NONE; plan.total()],
+            unchecked: vec![false; plan.total()],
+            planner: Planner::new(limits, groups as u32),
+            group_bytes: group_bytes as u32,
+            reads: Vec::with_capacity(groups),
+            missing: Vec::with_capacity(groups),
+            requests: Vec::with_capacity(groups),
+            batch: ReadBatch::new(),
+            done: Vec::with_capacity(groups),
+            ring_first: first_slot,
+            parts: parts as u32,
+            sizes: vec![0; (REQUEST_BYTES_MAX as usize / group_bytes).max(1) + 1],
+            engine,
+            layers,
+        })
+    }
+
+    pub(super) fn engine(&self) -> &dyn ReadEngine {
+        &*self.engine
+    }
+
+    /// How often requests of each size, in bytes, were made.
+    pub(super) fn read_sizes(&self) -> Vec<(u64, u64)> {
+        let sizes = self.sizes.iter().enumerate().filter(|(_, count)| **count > 0);
+        let parts = u64::from(self.parts);
+        sizes.map(|(n, count)| (n as u64 * u64::from(self.group_bytes) / parts, count * parts)).collect()
+    }
+
+    pub(super) fn counters(&self) -> StoreCounters {
+        let mut sum = StoreCounters::default();
+        for counters in self.layers.iter().map(|layer| layer.cache.counters()) {
+            sum.wanted += counters.wanted();
+            sum.hits += counters.hits;
+            sum.ahead += counters.prefetches;
+            sum.ahead_hits += counters.prefetch_hits;
+        }
+        sum
+    }
+
+    /// Begins a layer's next token.
+    pub(super) fn begin(&mut self, layer: usize) {
+        self.layers[layer].cache.begin();
+        self.reclaim(layer % 2);
+    }
+
+    /// Takes back the places of an area, but for those that a read is under way to.
+    fn reclaim(&mut self, parity: usize) {
+        let (area, slots, parts) = (&mut self.areas[parity], self.engine.slots(), self.parts);
+        let free = &mut area.free;
+        area.taken.retain(|&slot| {
+            let busy = in_flight(slots, parts, slot);
+            if !busy {
+                free.push(slot);
+            }
+            busy
+        });
+    }
+
+    /// Starts reading those of `groups` (ascending) that will probably be wanted by `layer`, as far as there is room.
+    pub(super) fn read_ahead(&mut self, layer: usize, groups: &[u32]) -> Result<()> {
+        self.reads.clear();
+        let Layer { cache, first_slot, .. } = &mut self.layers[layer];
+        let area = &mut self.areas[layer % 2];
+        for &group in groups {
+            match cache.prefetch(group) {
+                Prefetch::Read(Placement::Kept(slot)) => {
+                    let slot = *first_slot + slot;
+                    self.reads.push(Wanted { group, slot });
+                }
+                Prefetch::Read(Placement::Transient(index)) => match area.free.pop() {
+                    Some(slot) => {
+                        area.taken.push(slot);
+                        area.slot_of[index as usize] = slot;
+                        self.reads.push(Wanted { group, slot });
+                    }
+                    // Places of an earlier token are still being read to: the group is looked up in vain, and read then.
+                    None => {
+                        area.slot_of[index as usize] = NONE;
+                        cache.forget(group);
+                    }
+                },
+                Prefetch::Present(_) | Prefetch::Refused => {}
+            }
+        }
+        self.submit(layer)
+    }
+
+    /// Looks up what `layer` wants (ascending), finds places for what is missing and starts reading it.
+    pub(super) fn look_up(&mut self, layer: usize, wanted: &mut [Wanted]) -> Result<()> {
+        let Layer { cache, first_slot, .. } = &mut self.layers[layer];
+        let area = &mut self.areas[layer % 2];
+        for entry in wanted.iter_mut() {
+            entry.slot = match cache.lookup(entry.group) {
+                Some(Placement::Kept(slot)) => *first_slot + slot,
+                Some(Placement::Transient(index)) => area.slot_of[index as usize],
+                None => NONE,
+            };
+        }
+        self.reads.clear();
+        for entry in wanted.iter_mut() {
+            if entry.slot == NONE {
+                match cache.admit(entry.group) {
+                    Placement::Kept(slot) => entry.slot = *first_slot + slot,
+                    Placement::Transient(index) => {
+                        area.slot_of[index as usize] = NONE;
+                        let Some(slot) = area.free.pop() else { continue };
+                        area.taken.push(slot);
+                        entry.slot = slot;
+                    }
+                }
+            } else if self.content[entry.slot as usize] == entry.group {
+                continue;
+            }
+            // Also what an interrupted prefill promised and never brought.
+            self.reads.push(*entry);
+        }
+        self.submit(layer)
+    }
+
+    /// Finds places for those of `wanted` that still have none, as far as there is room, and starts reading them.
+    pub(super) fn read_more(&mut self, layer: usize, wanted: &mut [Wanted]) -> Result<()> {
+        self.reclaim_unwanted(layer % 2, wanted);
+        let area = &mut self.areas[layer % 2];
+        self.reads.clear();
+        for entry in wanted.iter_mut().filter(|w| w.slot == NONE) {
+            let Some(slot) = area.free.pop() else { break };
+            area.taken.push(slot);
+            entry.slot = slot;
+            self.reads.push(*entry);
+        }
+        self.submit(layer)
+    }
+
+    /// Takes back the places of groups that are not among `wanted`: computed already, or read ahead in vain.
+    fn reclaim_unwanted(&mut self, parity: usize, wanted: &[Wanted]) {
+        let (area, slots, content, parts) = (&mut self.areas[parity], self.engine.slots(), &self.content, self.parts);
+        let free = &mut area.free;
+        area.taken.retain(|&slot| {
+            let group = content[slot as usize];
+            let wanted_still = wanted.binary_search_by_key(&group, |w| w.group).is_ok_and(|at| wanted[at].slot == slot);
+            let keep = wanted_still || in_flight(slots, parts, slot);
+            if !keep {
+                free.push(slot);
+            }
+            keep
+        });
+    }
+
+    /// Plans and starts `self.reads`.
+    fn submit(&mut self, layer: usize) -> Result<()> {
+        if self.reads.is_empty() {
+            return Ok(());
+        }
+        for at in 0..self.reads.len() {
+            // A slot given up while something read in vain was still on its way to it.
+            while in_flight(self.engine.slots(), self.parts, self.reads[at].slot) {
+                self.wait(1)?;
+            }
+        }
+        self.missing.clear();
+        self.missing.extend(self.reads.iter().map(|read| read.group));
+        self.planner.plan(&self.missing, &mut self.requests);
+        self.batch.clear();
+        let bytes = self.group_bytes;
+        let mut next = 0;
+        for request in &self.requests {
+            let offset = self.layers[layer].offset + request.first as u64 * bytes as u64;
+            self.batch.begin(layer as u64, offset);
+            self.sizes[request.groups as usize] += 1;
+            let mut at = request.first;
+            while let Some(read) = self.reads.get(next).filter(|read| read.group < request.range().end) {
+                self.batch.gap((read.group - at) * bytes);
+                for part in 0..self.parts {
+                    if part > 0 {
+                        self.batch.begin(layer as u64, offset + u64::from(part * (bytes / self.parts)));
+                    }
+                    self.batch.slot(read.slot * self.parts + part, bytes / self.parts);
+                }
+                self.content[read.slot as usize] = read.group;
+                self.unchecked[read.slot as usize] = true;
+                (at, next) = (read.group + 1, next + 1);
+            }
+        }
+        self.engine.submit(&self.batch)?;
+        Ok(())
+    }
+
+    /// Lets the disk go on, and takes note of what has arrived; blocks until `at_least` reads have.
+    pub(super) fn wait(&mut self, at_least: usize) -> Result<()> {
+        self.done.clear();
+        let outcome = self.engine.wait(at_least, &mut self.done);
+        let failed = self.done.drain(..).find_map(|completion| completion.result.err());
+        match failed.map_or(outcome.map(|_| ()), Err) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                self.forget_all();
+                Err(error.into())
+            }
+        }
+    }
+
+    /// After an error nothing in memory is trusted: every group will be read again.
+    fn forget_all(&mut self) {
+        for layer in &mut self.layers {
+            (0..layer.cache.groups()).for_each(|group| layer.cache.forget(group));
+        }
+        self.content.fill(NONE);
+    }
+
+    /// Waits for all reads, wanted or not.
+    pub(super) fn settle(&mut self) -> Result<()> {
+        while self.engine.in_flight() > 0 {
+            self.wait(self.engine.in_flight())?;
+        }
+        Ok(())
+    }
+
+    /// What has arrived.
+    pub(super) fn arrived(&self) -> Arrived<'_> {
+        Arrived { slots: self.engine.slots(), content: &self.content, parts: self.parts }
+    }
+
+    /// Whether the bytes in a slot still have to be held against their checksum.
+    pub(super) fn is_unchecked(&self, slot: u32) -> bool {
+        self.unchecked[slot as usize]
+    }
+
+    pub(super) fn set_checked(&mut self, slot: u32) {
+        self.unchecked[slot as usize] = false;
+    }
+
+    /// Takes all transient places for a ring of neighbouring slots: the first, and how many. Nothing may be in flight.
+    pub(super) fn borrow_ring(&mut self) -> (u32, u32) {
+        self.reclaim(0);
+        self.reclaim(1);
+        let places = self.areas.iter().map(|area| area.free.len()).sum::<usize>();
+        (self.ring_first, places as u32)
+    }
+
+    /// Whether slots lie side by side without gaps.
+    pub(super) fn slots_are_neighbours(&self) -> bool {
+        let slots = self.engine.slots();
+        slots.arena_bytes() == slots.count() * slots.slot_bytes()
+    }
+
+    /// Starts reading neighbouring groups of `layer` into neighbouring slots of the ring.
+    pub(super) fn read_into_ring(&mut self, layer: usize, groups: std::ops::Range<u32>, slot: u32) -> Result<()> {
+        let bytes = self.group_bytes;
+        self.batch.clear();
+        self.batch.begin(layer as u64, self.layers[layer].offset + groups.start as u64 * bytes as u64);
+        for (at, group) in groups.enumerate() {
+            let slot = slot + at as u32;
+            self.content[slot as usize] = group;
+            (0..self.parts).for_each(|part| self.batch.slot(slot * self.parts + part, bytes / self.parts));
+        }
+        self.engine.submit(&self.batch)?;
+        Ok(())
+    }
+
+    /// The bytes of neighbouring slots of the ring, once all have arrived.
+    pub(super) fn ring_bytes(&self, slot: u32, count: u32) -> Option<&[u8]> {
+        let slots = self.engine.slots();
+        match count {
+            1 => slot_bytes(slots, self.parts, slot),
+            _ => slots.neighbours(slot * self.parts, (count * self.parts) as usize),
+        }
+    }
+
+    /// Makes the cache of `layer` as it would be had a token wanted these groups, without their bytes.
+    pub(super) fn warm(&mut self, layer: usize, groups: &[u32]) {
+        let cache = &mut self.layers[layer].cache;
+        cache.begin();
+        self.missing.clear();
+        for &group in groups {
+            if cache.lookup(group).is_none() {
+                self.missing.push(group);
+            }
+        }
+        for &group in &self.missing {
+            cache.admit(group);
+        }
+    }
+
+    /// Copies a checked group from the ring to the cache slot that waits for it, if one does.
+    pub(super) fn keep(&mut self, layer: usize, group: u32, ring_slot: u32) {
+        let Layer { cache, first_slot, .. } = &self.layers[layer];
+        let Some(Placement::Kept(slot)) = cache.peek(group) else { return };
+        let slot = first_slot + slot;
+        let parts = self.parts;
+        if self.content[slot as usize] != group || slot_bytes(self.engine.slots(), parts, slot).is_none() {
+            self.content[slot as usize] = NONE;
+            let slots = self.engine.slots_mut();
+            if (0..parts).all(|part| slots.copy(ring_slot * parts + part, slot * parts + part)) {
+                self.content[slot as usize] = group;
+                self.unchecked[slot as usize] = false;
+            }
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Neurons from flash: the same bits whatever is cached, read ahead or read together, and no damage unseen.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use flashlm_formats::bundle::{Bundle, LayerPredictor, LayoutOptions, PredictorDType, PredictorInfo, PredictorKind};
+use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_io::{DirectIo, EngineChoice};
+use flashlm_prep::pack::{PackOptions, pack};
+use flashlm_runtime::cache::PolicyKind;
+use flashlm_runtime::error::RuntimeError;
+use flashlm_runtime::load::{FfnChoice, LoadOptions, load, plan};
+use flashlm_runtime::planner::ReadCost;
+use flashlm_runtime::sampler::Sampling;
+use flashlm_tests::{continuation, loaded, logits, options, pack_checkpoint, scratch, tiny_falcon, tiny_opt};
+use half::f16;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+
+const RANK: usize = 8;
+
+struct Random(u64);
+
+impl Random {
+    fn halves(&mut self, count: usize) -> Vec<u8> {
+        let next = || {
+            self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            f16::from_f32((self.0 >> 40) as f32 / (1u64 << 24) as f32 - 0.5).to_le_bytes()
+        };
+        std::iter::repeat_with(next).take(count).flatten().collect()
+    }
+}
+
+/// A bundle whose predictors choose about a quarter of the neurons, by no good reason: reading must obey them all the same.
+fn bundle_with_predictors(checkpoint: &Path, path: &Path, layout: LayoutOptions, look_ahead: bool) -> Bundle {
+    let checkpoint = Checkpoint::open(checkpoint).unwrap();
+    let spec = checkpoint.spec();
+    let (hidden, neurons) = (spec.hidden_size, spec.ffn.size);
+    let mut random = Random(3);
+    let mut tensors = Vec::new();
+    for layer in 0..spec.layers {
+        let ahead = look_ahead && layer + 1 < spec.layers;
+        for prefix in ["", "lookahead."].into_iter().take(1 + usize::from(ahead)) {
+            let name = |tensor: &str| format!("layers.{layer}.{prefix}{tensor}");
+            tensors.push((name("encoder"), Dtype::F16, vec![RANK, hidden], random.halves(RANK * hidden)));
+            tensors.push((name("decoder"), Dtype::F16, vec![neurons, RANK], random.halves(neurons * RANK)));
+            let bias = (0..neurons).flat_map(|n| (-0.3f32 - (n % 7) as f32 * 0.1).to_le_bytes()).collect();
+            tensors.push((name("bias"), Dtype::F32, vec![neurons], bias));
+        }
+    }
+    let views = tensors.iter().map(|(n, d, s, b)| (n.clone(), TensorView::new(*d, s.clone(), b).unwrap()));
+    let blob = safetensors::serialize(views, None).unwrap();
+    let layers = (0..spec.layers).map(|layer| LayerPredictor {
+        rank: RANK,
+        dtype: PredictorDType::F16,
+        look_ahead_rank: (look_ahead && layer + 1 < spec.layers).then_some(RANK),
+    });
+    let info = PredictorInfo { kind: PredictorKind::LowRank, layers: layers.collect() };
+    let options =
+        PackOptions { tokenizer: b"{}".to_vec(), layout, predictors: Some((info, blob)), ..PackOptions::default() };
+    pack(&checkpoint, path, options, &mut |_, _| {}).unwrap();
+    Bundle::open(path).unwrap()
+}
+
+fn flash(context: usize) -> LoadOptions {
+    options(context, FfnChoice::Flash)
+}
+
+/// The smallest budget that the model runs in, and one that holds everything.
+fn budgets(bundle: &Bundle, options: &LoadOptions) -> (u64, u64) {
+    let smallest = match plan(bundle, &LoadOptions { budget: Some(1), ..options.clone() }) {
+        Err(RuntimeError::BudgetTooSmall { needed, .. }) => needed,
+        other => panic!("{:?}", other.map(|planned| planned.plan)),
+    };
+    let largest = plan(bundle, &LoadOptions { budget: Some(u64::MAX), ..options.clone() }).unwrap();
+    assert_eq!(largest.arena.unwrap().slots, vec![bundle.layout().groups() as u32; bundle.spec().layers]);
+    (smallest, largest.plan.total())
+}
+
+#[test]
+fn text_does_not_depend_on_what_is_cached_or_read_ahead() {
+    let sampling = Sampling { temperature: 0.8, top_p: 0.95, seed: 7, ..Sampling::default() };
+    // A prompt that is streamed, and one that is decoded.
+    let prompts: [Vec<u32>; 2] = [37, 5].map(|n| (0..n).map(|i| 2 + i * 97 % 4000).collect());
+    for (checkpoint, look_ahead) in [(tiny_opt(), true), (tiny_falcon(), false)] {
+        let dir = scratch();
+        let path = dir.path().join("model.flashlm");
+        let bundle = bundle_with_predictors(&checkpoint, &path, LayoutOptions::default(), look_ahead);
+        let base = flash(128);
+        let (smallest, largest) = budgets(&bundle, &base);
+        let between = smallest + (largest - smallest) / 4;
+        let mut ways = vec![base.clone()];
+        for budget in [smallest, between, largest] {
+            let base = LoadOptions { budget: Some(budget), ..base.clone() };
+            ways.push(LoadOptions { look_ahead: false, policy: PolicyKind::S3Fifo, ..base.clone() });
+            ways.push(LoadOptions { verify: false, read_cost: Some(ReadCost::new(0.0, 1.0).unwrap()), ..base });
+        }
+        let base = LoadOptions { budget: Some(between), ..base };
+        ways.extend(PolicyKind::ALL.map(|policy| LoadOptions { policy, ..base.clone() }));
+        ways.push(LoadOptions { engine: EngineChoice::Threads, direct: DirectIo::Disabled, ..base });
+        let mut first = None;
+        for way in ways {
+            let mut model = loaded(&bundle, &way);
+            let before = model.read_counters();
+            let found = prompts.clone().map(|p| (logits(&mut model, &p), continuation(&mut model, &p, 20, sampling)));
+            let counters = model.read_counters().since(before);
+            assert!(counters.wanted > counters.hits && counters.bytes > 0, "{counters:?} with {way:?}");
+            let expected = first.get_or_insert_with(|| found.clone());
+            for (found, expected) in found.iter().zip(expected.iter()) {
+                assert_eq!(found.1, expected.1, "ids with {way:?}");
+                assert!(found.0 == expected.0, "logits with {way:?}");
+            }
+        }
+        let mut dense = loaded(&bundle, &options(128, FfnChoice::Resident));
+        assert!(logits(&mut dense, &prompts[0]) != first.unwrap()[0].0, "the predictors choose everything");
+    }
+}
+
+#[test]
+fn a_predictor_that_admits_everything_gives_the_resident_model() {
+    let prompts: [Vec<u32>; 2] = [37, 5].map(|n| (0..n).map(|i| 2 + i * 97 % 4000).collect());
+    for checkpoint in [tiny_opt(), tiny_falcon()] {
+        let dir = scratch();
+        let bundle = pack_checkpoint(&checkpoint, &dir.path().join("model.flashlm"));
+        let all = LoadOptions { predict: false, ..flash(128) };
+        let (smallest, largest) = budgets(&bundle, &all);
+        let mut resident = loaded(&bundle, &options(128, FfnChoice::Resident));
+        for budget in [smallest, (smallest + largest) / 2, largest] {
+            let mut flash = loaded(&bundle, &LoadOptions { budget: Some(budget), ..all.clone() });
+            for prompt in &prompts {
+                assert!(logits(&mut flash, prompt) == logits(&mut resident, prompt), "{budget} bytes");
+                let text = |model: &mut _| continuation(model, prompt, 30, Sampling::default());
+                assert_eq!(text(&mut flash), text(&mut resident), "{budget} bytes");
+            }
+        }
+    }
+}
+
+#[test]
+fn groups_of_every_size_are_found_and_only_they_are_read() {
+    for group_bytes in [1, 3000, 16384] {
+        let dir = scratch();
+        let path = dir.path().join("model.flashlm");
+        let layout = LayoutOptions { group_bytes, ..LayoutOptions::default() };
+        let bundle = bundle_with_predictors(&tiny_opt(), &path, layout, false);
+        let (smallest, largest) = budgets(&bundle, &flash(64));
+        let ids = |budget| {
+            let mut model = loaded(&bundle, &LoadOptions { budget: Some(budget), ..flash(64) });
+            let ids = continuation(&mut model, &[2, 50, 60], 20, Sampling::default());
+            let before = model.read_counters();
+            model.feed(&[9]).unwrap();
+            (ids, model.read_counters().since(before))
+        };
+        let (small, large) = (ids(smallest), ids(largest));
+        assert_eq!(small.0, large.0, "groups of {group_bytes}");
+        assert!(small.1.bytes > large.1.bytes, "groups of {group_bytes}: {:?} {:?}", small.1, large.1);
+        let group = bundle.layout().group_bytes() as u64;
+        assert!(small.1.bytes.is_multiple_of(group) && small.1.bytes >= (small.1.wanted - small.1.hits) * group);
+    }
+}
+
+#[test]
+fn damage_is_reported_with_its_place_and_the_model_can_go_on() {
+    let dir = scratch();
+    let path = dir.path().join("model.flashlm");
+    let bundle = bundle_with_predictors(&tiny_opt(), &path, LayoutOptions::default(), false);
+    let (smallest, _) = budgets(&bundle, &flash(64));
+    let options = LoadOptions { budget: Some(smallest), ..flash(64) };
+    let good = continuation(&mut loaded(&bundle, &options), &[2, 50, 60], 10, Sampling::default());
+
+    // Every group of layer 2 but the first half of them is damaged, so the first token meets one.
+    let whole = fs::read(&path).unwrap();
+    let file = File::options().write(true).open(&path).unwrap();
+    for group in bundle.layout().groups() / 2..bundle.layout().groups() {
+        let offset = bundle.group(2, group).offset + 40;
+        file.write_all_at(&[!whole[offset as usize]], offset).unwrap();
+    }
+    for prompt in [vec![2, 50, 60], (2..40).collect()] {
+        let mut model = loaded(&bundle, &options);
+        for _ in 0..2 {
+            match model.feed(&prompt) {
+                Err(RuntimeError::Checksum { part, .. }) => assert!(part.ends_with("of layer 2"), "{part}"),
+                Err(other) => panic!("{other}"),
+                Ok(_) => panic!("damaged weights were computed with"),
+            }
+            model.truncate(0);
+        }
+        file.write_all_at(&whole, 0).unwrap();
+        assert_eq!(continuation(&mut model, &[2, 50, 60], 10, Sampling::default()), good, "after the repair");
+        for group in bundle.layout().groups() / 2..bundle.layout().groups() {
+            let offset = bundle.group(2, group).offset + 40;
+            file.write_all_at(&[!whole[offset as usize]], offset).unwrap();
+        }
+    }
+    let trusting = LoadOptions { verify: false, ..options };
+    assert!(load(&bundle, &trusting, &mut |_, _| {}).unwrap().forward.feed(&[2, 50, 60]).is_ok(), "asked not to look");
+}
