@@ -9,6 +9,7 @@ pub mod pack;
 pub mod predictors;
 pub mod record;
 pub mod records;
+pub mod report;
 pub mod states;
 pub mod synthesize;
 pub mod tokenizer;

@@ -39,6 +39,8 @@ enum Command {
     Train(commands::train::TrainArgs),
     /// Write a random-weight checkpoint of a published geometry, for measuring
     Synthesize(commands::synthesize::SynthesizeArgs),
+    /// Show a recording, its predictors and its orders on one HTML page
+    Report(commands::report::ReportArgs),
     /// Print a shell completion script
     Completions {
         /// The shell to complete for
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         Command::Order(args) => commands::order::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Train(args) => commands::train::run(&args),
         Command::Synthesize(args) => commands::synthesize::run(&args),
+        Command::Report(args) => commands::report::run(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "flashlm-prep", &mut script);

@@ -529,3 +529,17 @@ fn completions_are_printed() {
         assert!(run(name, &["--version"], "").succeeded().contains(env!("CARGO_PKG_VERSION")));
     }
 }
+
+#[test]
+fn a_report_is_one_page_that_needs_nothing_else() {
+    let dir = scratch();
+    let page = dir.path().join("report.html");
+    let recording = fixtures().join("recording-tiny-opt");
+    prep(&["report", text(&recording), "-o", text(&page)]).succeeded();
+    let html = fs::read_to_string(&page).unwrap();
+    assert!(html.starts_with("<!DOCTYPE html>") && html.contains("<svg") && html.ends_with("</html>\n"));
+    assert!(!html.contains("<script") && !html.contains("http"));
+    let nowhere = dir.path().join("nowhere");
+    let said = prep(&["report", text(&nowhere), "-o", text(&page)]);
+    said.failed(1, &["a recording is a directory made by `flashlm-prep record`"]);
+}

@@ -18,6 +18,7 @@ pub(crate) mod prepare;
 mod progress;
 pub(crate) mod record;
 mod recorded;
+pub(crate) mod report;
 pub(crate) mod synthesize;
 pub(crate) mod train;
 pub(crate) mod verify;

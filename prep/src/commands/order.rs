@@ -348,7 +348,7 @@ fn order_layer(
     Ordered { chosen, order, scores }
 }
 
-fn read_cost(profile: Option<&Path>) -> Result<ReadCost> {
+pub(crate) fn read_cost(profile: Option<&Path>) -> Result<ReadCost> {
     let Some(path) = profile else { return Ok(ReadCost::new(USUAL_REQUEST_NS, USUAL_BYTE_NS)?) };
     let text = std::fs::read(path).with_context(|| format!("--disk {}", path.display()))?;
     let profile: DiskProfile = serde_json::from_slice(&text)
@@ -365,7 +365,7 @@ fn read_cost(profile: Option<&Path>) -> Result<ReadCost> {
     ReadCost::fit(&points).with_context(|| path.display().to_string())
 }
 
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = path.with_extension("tmp");
     let write = || {
         std::fs::write(&temporary, bytes)?;

@@ -1,0 +1,71 @@
+//! `flashlm-prep report`: one HTML page with what a recording, its predictors and its orders say.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use flashlm_formats::recording::Recording;
+use flashlm_prep::report::{Orders, Predictors, ReportInput, build};
+
+use super::Stage;
+use super::order::{read_cost, write_whole};
+use super::record::verdict;
+
+/// Arguments of `flashlm-prep report`.
+#[derive(Args)]
+#[command(
+    after_help = "Example:\n  flashlm-prep report recording --predictors predictors --orders orders -o report.html"
+)]
+pub(crate) struct ReportArgs {
+    /// Directory of the recording
+    #[arg(value_name = "RECORDING")]
+    recording: PathBuf,
+    /// The page
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Directory that `flashlm-prep train` wrote
+    #[arg(long, value_name = "DIR")]
+    predictors: Option<PathBuf>,
+    /// Directory that `flashlm-prep order` wrote
+    #[arg(long, value_name = "DIR")]
+    orders: Option<PathBuf>,
+    /// Disk profile made by `flashlm disk`
+    #[arg(long, alias = "profile", value_name = "FILE")]
+    disk: Option<PathBuf>,
+    /// Tokens that are looked at where a sample is enough
+    #[arg(long, value_name = "N", default_value_t = 8192)]
+    tokens: usize,
+}
+
+pub(crate) fn run(args: &ReportArgs) -> Result<ExitCode> {
+    let recording =
+        Recording::open(&args.recording).context("a recording is a directory made by `flashlm-prep record`")?;
+    let predictors = args.predictors.as_deref().map(Predictors::read).transpose();
+    let predictors = predictors.context("--predictors: a directory made by `flashlm-prep train`")?;
+    let orders = args.orders.as_deref().map(Orders::read).transpose();
+    let orders = orders.context("--orders: a directory made by `flashlm-prep order`")?;
+    let disk = match &args.disk {
+        Some(path) => {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            Some((read_cost(Some(path))?, format!("the disk profile {name}")))
+        }
+        None => None,
+    };
+    let layers = (0..recording.info().model.layers).filter(|&l| recording.has_layer(l)).count();
+    let stage = Stage::new("report", "layers", layers as u64);
+    let input = ReportInput {
+        recording: &recording,
+        verdict,
+        predictors: predictors.as_ref(),
+        orders: orders.as_ref(),
+        disk,
+        usual_cost: read_cost(None)?,
+        tokens_max: args.tokens,
+    };
+    let page = build(&input, &|| stage.advance(1))?;
+    drop(stage);
+    write_whole(&args.output, page.as_bytes())?;
+    eprintln!("wrote {}", args.output.display());
+    Ok(ExitCode::SUCCESS)
+}

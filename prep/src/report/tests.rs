@@ -1,0 +1,271 @@
+use std::path::{Path, PathBuf};
+
+use flashlm_formats::recording::LayerRecording;
+
+use super::*;
+use crate::ordering::OrderFile;
+
+fn fixture() -> Recording {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/recording-tiny-opt");
+    Recording::open(&dir).unwrap()
+}
+
+fn page(recording: &Recording, predictors: Option<&Predictors>, orders: Option<&Orders>) -> String {
+    let input = ReportInput {
+        recording,
+        verdict: |mean| format!("mean <{mean:.3}> & more"),
+        predictors,
+        orders,
+        disk: None,
+        usual_cost: ReadCost::new(14_000.0, 0.5).unwrap(),
+        tokens_max: 100_000,
+    };
+    build(&input, &|| ()).unwrap()
+}
+
+/// Predictors for both layers of the fixture, with made-up figures.
+fn predictors(dir: &Path) -> Predictors {
+    let point = |missed: f64| {
+        format!(
+            r#"{{"threshold": 0.5, "false_negative_rate": {missed}, "false_positive_rate": 0.02, "predicted_fraction": 0.125,
+                "active_fraction": 0.1, "over_fetch": 1.25, "energy_recall": 0.99, "precision": 0.8}}"#
+        )
+    };
+    let layer = |layer: usize, missed: f64| {
+        format!(
+            r#"{{"layer": {layer}, "rank": 16, "dtype": "int8", "bytes": 20000, "ffn_bytes": 1048576, "held_out": {0},
+                "validation": null, "later": 1, "curves": [{{"dtype": "int8", "bytes": 20000, "points": [{0}, {1}]}}]}}"#,
+            point(missed),
+            point(0.1)
+        )
+    };
+    let json = format!(
+        r#"{{"format": "flashlm-predictors", "version": 1, "recording": "x", "layers": [{}, {}]}}"#,
+        layer(0, 0.0425),
+        layer(1, 0.0375)
+    );
+    std::fs::write(dir.join("predictors.json"), json).unwrap();
+    Predictors::read(dir).unwrap()
+}
+
+/// Orders that turn both layers of the fixture round.
+fn orders(dir: &Path, recording: &Recording) -> Orders {
+    let info = recording.info();
+    for layer in 0..2 {
+        let order = (0..info.model.ffn.size as u32).rev().collect();
+        OrderFile { layer, strategy: "path".into(), recording: info.id.clone(), order }.write(dir).unwrap();
+    }
+    let json = format!(
+        r#"{{"recording": "{}", "records_per_group": 4, "group_bytes": 4096, "request_ns": 20000.0, "byte_ns": 1.0,
+            "layers": [{{"layer": 0}}, {{"layer": 1}}]}}"#,
+        info.id
+    );
+    std::fs::write(dir.join("orders.json"), json).unwrap();
+    Orders::read(dir).unwrap()
+}
+
+fn full_page() -> String {
+    let recording = fixture();
+    let dir = tempfile::tempdir().unwrap();
+    page(&recording, Some(&predictors(dir.path())), Some(&orders(dir.path(), &recording)))
+}
+
+const SECTIONS: [&str; 8] =
+    ["summary", "sparsity", "frequency", "reuse", "coactivation", "runs", "predictors", "budget"];
+
+/// The section's rows, cell by cell, of all its tables.
+fn rows(page: &str, section: &str) -> Vec<Vec<String>> {
+    let (_, rest) = page.split_once(&format!("<section id=\"{section}\">")).unwrap();
+    let (section, _) = rest.split_once("</section>").unwrap();
+    let row = |row: &str| -> Vec<String> {
+        row.split("<td>").skip(1).map(|cell| cell.split("</td>").next().unwrap().to_string()).collect()
+    };
+    section.split("<tr>").skip(1).map(row).filter(|cells| !cells.is_empty()).collect()
+}
+
+/// Which neurons are active at each token, straight from the bits.
+fn bits(layer: &LayerRecording) -> Vec<Vec<bool>> {
+    let token = |t: usize| (0..layer.ffn()).map(|n| layer.activity(t)[n / 8] >> (n % 8) & 1 == 1).collect();
+    (0..layer.tokens()).map(token).collect()
+}
+
+fn percent_of(share: f64) -> String {
+    let decimals = if share >= 0.09995 { 1 } else { 2 };
+    format!("{:.decimals$} %", share * 100.0)
+}
+
+#[test]
+fn the_page_is_well_formed() {
+    let recording = fixture();
+    for page in [full_page(), page(&recording, None, None)] {
+        let mut open: Vec<&str> = Vec::new();
+        let mut rest = page.strip_prefix("<!DOCTYPE html>").unwrap();
+        while let Some((text, tail)) = rest.split_once('<') {
+            assert!(!text.contains('>') || open.last() == Some(&"style"), "stray > in {text:?}");
+            let (tag, tail) = tail.split_once('>').unwrap();
+            assert_eq!(tag.matches('"').count() % 2, 0, "{tag}");
+            if let Some(name) = tag.strip_prefix('/') {
+                assert_eq!(open.pop(), Some(name), "</{name}> closes another element");
+            } else if !tag.ends_with('/') {
+                open.push(tag.split_whitespace().next().unwrap());
+            }
+            for entity in text.split('&').skip(1) {
+                let known = ["amp;", "lt;", "gt;", "quot;"].iter().any(|e| entity.starts_with(e));
+                assert!(known, "bare & in {text:?}");
+            }
+            rest = tail;
+        }
+        assert!(open.is_empty(), "{open:?} stay open");
+        let mut ids: Vec<&str> = page.split(" id=\"").skip(1).map(|p| p.split('"').next().unwrap()).collect();
+        ids.sort_unstable();
+        assert!(ids.windows(2).all(|w| w[0] != w[1]), "{ids:?}");
+    }
+}
+
+#[test]
+fn every_section_is_there_and_nothing_is_loaded() {
+    let recording = fixture();
+    for page in [full_page(), page(&recording, None, None)] {
+        for section in SECTIONS {
+            assert!(page.contains(&format!("<section id=\"{section}\">")), "{section}");
+            assert!(page.contains(&format!("href=\"#{section}\"")), "{section}");
+        }
+        for outside in ["http:", "https:", "//", "<script", "<link", "<img", "src=", "url(", "@import", "xlink"] {
+            assert!(!page.contains(outside), "{outside}");
+        }
+        // Each chart has words and numbers.
+        let charts = page.matches("role=\"img\"").count();
+        assert_eq!(charts, page.matches(" aria-label=\"").count());
+        assert_eq!(page.matches("<figure>").count(), page.matches("<details>").count());
+        assert!(!page.contains("NaN") && !page.contains("inf "));
+    }
+}
+
+#[test]
+fn what_is_missing_names_the_command_that_makes_it() {
+    let bare = page(&fixture(), None, None);
+    assert!(
+        bare.contains("flashlm-prep train RECORDING -o DIR") && bare.contains("flashlm-prep order RECORDING -o DIR")
+    );
+    assert!(!full_page().contains("class=\"missing\""));
+}
+
+#[test]
+fn the_same_inputs_give_the_same_page() {
+    assert_eq!(full_page(), full_page());
+}
+
+#[test]
+fn sparsity_is_what_the_bits_say() {
+    let recording = fixture();
+    let rows = rows(&full_page(), "sparsity");
+    assert_eq!(rows.len(), 2);
+    for (at, row) in rows.iter().enumerate() {
+        let bits = bits(&recording.layer(at).unwrap());
+        let neurons = bits[0].len();
+        let active: usize = bits.iter().flatten().filter(|b| **b).count();
+        let mut sizes: Vec<usize> = bits.iter().map(|t| t.iter().filter(|b| **b).count()).collect();
+        sizes.sort_unstable();
+        let never = (0..neurons).filter(|&n| bits.iter().all(|t| !t[n])).count();
+        let expected = [
+            at.to_string(),
+            percent_of(active as f64 / (bits.len() * neurons) as f64),
+            percent_of(sizes[bits.len() * 99 / 100] as f64 / neurons as f64),
+            never.to_string(),
+        ];
+        assert_eq!(row[..], expected);
+    }
+}
+
+#[test]
+fn reuse_and_unions_are_what_the_bits_say() {
+    let recording = fixture();
+    let rows = rows(&full_page(), "reuse");
+    for at in 0..2 {
+        let bits = bits(&recording.layer(at).unwrap());
+        let neurons = bits[0].len();
+        for k in 1..=8 {
+            let (mut new, mut active, mut union, mut spans) = (0, 0, 0, 0);
+            for sequence in recording.sequences() {
+                for t in sequence.clone() {
+                    if t >= sequence.start + k {
+                        active += (0..neurons).filter(|&n| bits[t][n]).count();
+                        new += (0..neurons).filter(|&n| bits[t][n] && !(t - k..t).any(|p| bits[p][n])).count();
+                    }
+                    if t + 1 >= sequence.start + k {
+                        spans += neurons;
+                        union += (0..neurons).filter(|&n| (t + 1 - k..=t).any(|p| bits[p][n])).count();
+                    }
+                }
+            }
+            assert_eq!(rows[at][k], percent_of(new as f64 / active as f64), "layer {at}, window {k}");
+            assert_eq!(rows[2 + at][k], percent_of(union as f64 / spans as f64), "union, layer {at}, window {k}");
+        }
+    }
+}
+
+#[test]
+fn runs_are_what_the_bits_say() {
+    let recording = fixture();
+    let rows = rows(&full_page(), "runs");
+    assert_eq!(rows.len(), 2 * 3 + 3);
+    for at in 0..2 {
+        let bits = bits(&recording.layer(at).unwrap());
+        let (mut runs, mut active) = (0, 0);
+        for token in &bits {
+            active += token.iter().filter(|b| **b).count();
+            runs += (0..token.len()).filter(|&n| token[n] && (n == 0 || !token[n - 1])).count();
+        }
+        let mean = format!("{:.3}", active as f64 / runs as f64);
+        assert_eq!(rows[3 * at][1..3], ["identity".to_string(), mean.clone()]);
+        // The chosen order is identity from behind: the runs are the same.
+        assert_eq!(rows[3 * at + 2][1..3], ["chosen (path)".to_string(), mean]);
+        assert_eq!(rows[3 * at][3], "100.0 %");
+    }
+}
+
+#[test]
+fn predictors_and_budget_are_what_was_given() {
+    let page = full_page();
+    let rows_of = rows(&page, "predictors");
+    assert_eq!(rows_of[0][..7], ["0", "16", "int8", "20 KB", "1.91 %", "4.25 %", "2.00 %"]);
+    assert!(page.contains("At the chosen points 4.00\u{a0}% are missed and 2.00\u{a0}% fetched in vain"));
+    let budget = rows(&page, "budget");
+    assert_eq!(budget.len(), measures::CACHE_PERCENT.len());
+    // Two layers of 256 groups of 4096 bytes.
+    assert_eq!(budget[10][..2], ["100 %", "2.1"]);
+    // Nothing cached: the bytes of all groups of active neurons are read at least.
+    let recording = fixture();
+    let mut groups = 0;
+    let tokens = recording.tokens().len();
+    for at in 0..2 {
+        for token in &bits(&recording.layer(at).unwrap())[tokens / 2..] {
+            groups += token.chunks(4).filter(|group| group.contains(&true)).count();
+        }
+    }
+    let least = groups as f64 * 4.096 / (tokens - tokens / 2) as f64;
+    let read: f64 = budget[0][3].parse().unwrap();
+    assert!(read >= least - 0.1 && read < 4.0 * least, "{read} KB read, {least} KB wanted");
+}
+
+#[test]
+fn files_of_another_kind_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing: PathBuf = dir.path().join("nowhere");
+    assert!(matches!(Predictors::read(&missing), Err(ReportError::Io { .. })));
+    std::fs::write(dir.path().join("orders.json"), "{\"layers\": []}").unwrap();
+    assert!(matches!(Orders::read(dir.path()), Err(ReportError::Json { .. })));
+    let mut stray = predictors(dir.path());
+    stray.layers[1].layer = 99;
+    let recording = fixture();
+    let input = ReportInput {
+        recording: &recording,
+        verdict: |_| String::new(),
+        predictors: Some(&stray),
+        orders: None,
+        disk: None,
+        usual_cost: ReadCost::new(1.0, 1.0).unwrap(),
+        tokens_max: 1,
+    };
+    assert!(matches!(build(&input, &|| ()), Err(ReportError::NoSuchLayer { layer: 99, layers: 8 })));
+}
