@@ -100,13 +100,14 @@ fn main() -> anyhow::Result<()> {
     for round in 0..args.rounds {
         let span = Duration::from_secs(2);
         let before = sequential_read_rate(&file, StreamOptions::default(), span, 2 * round as u64)?;
-        let (elapsed, tokens, bytes) = decode(&mut streamed, (args.tokens / 4).max(1))?;
-        let reached = bytes as f64 / elapsed.as_secs_f64();
+        let (seconds, bytes) = decode(&mut streamed, (args.tokens / 4).max(1))?;
+        let reached = bytes / seconds;
         let after = sequential_read_rate(&file, StreamOptions::default(), span, 2 * round as u64 + 1)?;
-        disk.push(Rate { limit: (before + after) / 2.0, reached, ms_per_token: elapsed.as_secs_f64() * 1e3 / tokens });
+        disk.push(Rate { limit: (before + after) / 2.0, reached, ms_per_token: seconds * 1e3 });
 
-        let limit = read_bandwidth_of(&threads, bytemuck::cast_slice(plain.as_slice()));
-        let (elapsed, tokens, _) = decode(&mut resident, args.tokens)?;
+        let before = read_bandwidth_of(&threads, bytemuck::cast_slice(plain.as_slice()));
+        let (seconds, _) = decode(&mut resident, args.tokens)?;
+        let limit = (before + read_bandwidth_of(&threads, bytemuck::cast_slice(plain.as_slice()))) / 2.0;
         // What those tokens touched; an activity of its own pass, because watching takes time.
         let mut active = Active::default();
         let len = resident.len();
@@ -116,7 +117,6 @@ fn main() -> anyhow::Result<()> {
         let dense = spec.layers * spec.ffn.size * (spec.ffn.vectors() - 1) * layout.row_bytes();
         let kv = len * spec.layers * 2 * spec.attention.kv_heads * spec.attention.head_dim * 2;
         let touched = matrices as f64 + (dense + kv) as f64 + (active.0 * layout.row_bytes()) as f64;
-        let seconds = elapsed.as_secs_f64() / tokens;
         memory.push(Rate { limit, reached: touched / seconds, ms_per_token: seconds * 1e3 });
 
         let (disk, memory) = (&disk[round], &memory[round]);
@@ -154,21 +154,25 @@ fn next(position: usize, spec: &ModelSpec) -> u32 {
     (position * 104_729 % spec.vocab_size) as u32
 }
 
-/// Feeds one token to get going, then so many more: the time they took, their number, and the bytes read meanwhile.
-fn decode(forward: &mut Forward, tokens: usize) -> Result<(Duration, f64, u64)> {
+/// Feeds one token to get going, then so many more: the median of the seconds they took, and the mean of the bytes they read.
+fn decode(forward: &mut Forward, tokens: usize) -> Result<(f64, f64)> {
     let spec = forward.spec().clone();
-    let (mut start, mut bytes) = (Instant::now(), 0);
+    let (mut seconds, mut bytes) = (Vec::new(), 0);
     for token in 0..=tokens {
         if token == 1 {
-            (start, bytes) = (Instant::now(), forward.read_counters().bytes);
+            bytes = forward.read_counters().bytes;
         }
         let id = next(forward.len(), &spec);
+        let start = Instant::now();
         forward.feed(&[id])?;
+        seconds.push(start.elapsed().as_secs_f64());
         if forward.len() == forward.context() {
             forward.truncate(PROMPT);
         }
     }
-    Ok((start.elapsed(), tokens as f64, forward.read_counters().bytes - bytes))
+    seconds.remove(0);
+    seconds.sort_by(f64::total_cmp);
+    Ok((seconds[tokens / 2], (forward.read_counters().bytes - bytes) as f64 / tokens as f64))
 }
 
 fn median(rates: &[Rate]) -> f64 {

@@ -337,7 +337,7 @@ fn smallest_budget(args: &[&str]) -> String {
 
 #[test]
 fn too_little_memory_names_the_budget_that_works() {
-    for ffn in ["resident", "streamed"] {
+    for ffn in ["resident", "streamed", "flash", "hybrid"] {
         let args = ["--prompt", "Once upon a time", "-n", "8", "--ffn", ffn];
         let smallest: u64 = smallest_budget(&args).parse().unwrap();
         let with = |bytes: u64| run_example(&[&args[..], &["--memory", &bytes.to_string()]].concat());
@@ -375,24 +375,73 @@ impl Drop for MemoryCgroup {
 
 #[test]
 fn the_budget_is_kept_inside_a_memory_cgroup() {
-    let args = ["--prompt", "Once upon a time", "-n", "40", "--ignore-eos", "--json", "--ffn", "streamed"];
-    let smallest = smallest_budget(&args);
-    let cgroup = match MemoryCgroup::new(smallest.parse().unwrap()) {
-        Ok(cgroup) => cgroup,
-        Err(reason) => return eprintln!("skipped, no memory cgroup can be made: {reason}"),
-    };
-    let script = format!("echo $$ > {}/cgroup.procs && exec \"$@\"", cgroup.0.display());
-    let mut command = Command::new("sh");
-    command.args(["-c", &script, "sh"]).arg(program("flashlm")).args(["run", bundle()]).args(args);
-    let out = Said::from(command.args(["--memory", &smallest]).output().unwrap()).succeeded();
-    let last = json(out.lines().last().unwrap());
-    assert_eq!(last["tokens"], 40);
-    assert_eq!(last["memory_source"], "cgroup");
-    assert!(last["peak_memory_bytes"].as_u64().unwrap() <= smallest.parse().unwrap(), "{last} in {smallest}");
+    // Flash comes last: its smallest budget is that of the cgroup below.
+    let mut cgroup = None;
+    let script = |cgroup: &MemoryCgroup| format!("echo $$ > {}/cgroup.procs && exec \"$@\"", cgroup.0.display());
+    for ffn in ["streamed", "flash"] {
+        let args = ["--prompt", "Once upon a time", "-n", "40", "--ignore-eos", "--json", "--ffn", ffn];
+        let smallest = smallest_budget(&args);
+        drop(cgroup.take());
+        match MemoryCgroup::new(smallest.parse().unwrap()) {
+            Ok(made) => cgroup = Some(made),
+            Err(reason) => return eprintln!("skipped, no memory cgroup can be made: {reason}"),
+        }
+        let mut command = Command::new("sh");
+        command.args(["-c", &script(cgroup.as_ref().unwrap()), "sh"]);
+        command.arg(program("flashlm")).args(["run", bundle()]).args(args);
+        let out = Said::from(command.args(["--memory", &smallest]).output().unwrap()).succeeded();
+        let last = json(out.lines().last().unwrap());
+        assert_eq!(last["tokens"], 40);
+        assert_eq!(last["memory_source"], "cgroup");
+        assert!(last["peak_memory_bytes"].as_u64().unwrap() <= smallest.parse().unwrap(), "{last} in {smallest}");
+    }
+    let cgroup = cgroup.expect("there were two");
+    let script = script(&cgroup);
     // Without --memory the limit of the cgroup is what there is; the resident model is larger than this one.
     let mut command = Command::new("sh");
     command.args(["-c", &script, "sh"]).arg(program("flashlm")).args(["run", bundle(), "--ids", "2", "-n", "40"]);
     Said::from(command.args(["--ffn", "resident"]).output().unwrap()).failed(1, &["too small"]);
+}
+
+#[test]
+fn plans_and_machines_are_told() {
+    let out = flashlm(&["plan", bundle(), "--memory", "100MB", "--ffn", "flash", "--json"]).succeeded();
+    let plan = json(&out);
+    assert_eq!(plan["ffn"], "flash");
+    assert_eq!(
+        plan["items"].as_object().unwrap().values().map(|v| v.as_u64().unwrap()).sum::<u64>(),
+        plan["total_bytes"]
+    );
+    assert!(plan["total_bytes"].as_u64().unwrap() <= 100_000_000);
+    assert_eq!(plan["cached_groups"], plan["groups"], "all of a small model fits");
+    let smallest = plan["smallest_budget_bytes"].to_string();
+    let at = |budget: &str| flashlm(&["plan", bundle(), "--memory", budget, "--ffn", "flash"]);
+    assert!(at(&smallest).succeeded().contains("neuron tables"));
+    at("1MB").failed(1, &["too small", &smallest]);
+
+    let doctor = json(&flashlm(&["doctor", bundle(), "--json"]).succeeded());
+    assert!(doctor["processors"].as_u64().unwrap() > 0 && doctor["reader"].is_string(), "{doctor}");
+    assert!(doctor["advice"].to_string().contains("no predictors"), "{doctor}");
+    assert!(flashlm(&["doctor"]).succeeded().contains("instruction set"));
+}
+
+#[test]
+fn the_ladder_has_every_step_and_all_steps_read_what_they_say() {
+    let args = ["bench", bundle(), "--memory", "70MB", "--tokens", "12", "--prompt-tokens", "20", "--repeats", "1"];
+    let report = json(&flashlm(&[&args[..], &["--json"]].concat()).succeeded());
+    let steps = report["steps"].as_array().unwrap();
+    let names: Vec<_> = steps.iter().map(|step| step["name"].as_str().unwrap()).collect();
+    let all = ["naive", "hybrid", "predictor", "windowing", "bundling", "storage_order", "policy", "overlap"];
+    assert_eq!(names, all);
+    for step in steps.iter().filter(|step| step["not_applicable"].is_null()) {
+        assert!(step["decode_ms_per_token"]["median"].as_f64().unwrap() > 0.0, "{step}");
+        assert!(step["peak_memory_bytes"].as_f64().unwrap() <= 70e6, "{step}");
+    }
+    // The whole model for every token, and a little for alignment.
+    let (read, model) = (steps[0]["bytes_read_per_token"].as_f64().unwrap(), report["model_bytes"].as_f64().unwrap());
+    assert!(read > 0.99 * model && read < 1.1 * model, "{read} of {model}");
+    flashlm(&[&args[..], &["--steps", "naive,speed"]].concat()).failed(1, &["no step `speed`", "overlap"]);
+    flashlm(&["bench", bundle(), "--memory", "1MB"]).failed(1, &["too small", "smallest that works"]);
 }
 
 #[test]

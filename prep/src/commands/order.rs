@@ -235,7 +235,7 @@ impl Ordering {
         }
         let division = match &other {
             Some(other) => Division { training: Division::whole(recording), held_out: Division::whole(other) },
-            None => Division::by_document(recording.documents(), args.held_out, args.seed)?,
+            None => Division::by_document(recording.documents(), args.held_out, args.seed),
         };
         std::fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
         let ordering = OrderingOptions {

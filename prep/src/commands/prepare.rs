@@ -55,9 +55,9 @@ pub(crate) struct PrepareArgs {
     /// Longest sequence
     #[arg(long, value_name = "N", default_value_t = 512)]
     sequence_tokens: usize,
-    /// Largest size of all predictors, as a share of the FFN's bytes
-    #[arg(long, value_name = "PERCENT", default_value = "9%", value_parser = super::train::parse_percent)]
-    size_budget: f64,
+    /// Largest size of all predictors, as a share of the FFN's bytes [default: 9%, for hidden sizes from 2048 on 3%]
+    #[arg(long, value_name = "PERCENT", value_parser = super::train::parse_percent)]
+    size_budget: Option<f64>,
     /// Share of the active neurons that predictors must find
     #[arg(long, value_name = "SHARE", default_value_t = 0.968)]
     recall: f64,
@@ -81,9 +81,20 @@ pub(crate) struct PrepareArgs {
     threads: Option<NonZeroUsize>,
 }
 
-/// Tokens to calibrate on when none are asked for. In a large model a token costs more, and shows more neurons.
-fn default_tokens(spec: &ModelSpec) -> usize {
-    if spec.hidden_size >= 2048 { 20_000 } else { 40_000 }
+/// From this hidden size on a model counts as large.
+const LARGE: usize = 2048;
+
+impl PrepareArgs {
+    /// Tokens to calibrate on. In a large model a token costs more, and shows more neurons.
+    fn tokens(&self, spec: &ModelSpec) -> usize {
+        let default = if spec.hidden_size >= LARGE { 20_000 } else { 40_000 };
+        self.tokens.map_or(default, NonZeroUsize::get)
+    }
+
+    /// Largest size of the predictors. In a large model 9 % would be hundreds of megabytes, which do more as cached neurons.
+    fn size_budget(&self, spec: &ModelSpec) -> f64 {
+        self.size_budget.unwrap_or(if spec.hidden_size >= LARGE { 0.03 } else { 0.09 })
+    }
 }
 
 /// Tokens of the pilot that ranks are chosen on, of so many in all.
@@ -99,7 +110,7 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
         eprintln!("note: {note}");
     }
     let spec = checkpoint.spec().clone();
-    let tokens = args.tokens.map_or_else(|| default_tokens(&spec), NonZeroUsize::get);
+    let tokens = args.tokens(&spec);
     let tokenizer_file = tokenizer_json(&checkpoint)?;
     let tokenizer = Tokenizer::from_json(&tokenizer_file)?;
     let work = Work::open(args.work.clone().unwrap_or_else(|| {
@@ -120,7 +131,7 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
     // What each stage is made from.
     let version = env!("CARGO_PKG_VERSION");
     let recorded = calibration.id(&checkpoint);
-    let options = format!("{} {} {:?} {}", args.size_budget, args.recall, args.look_ahead, args.seed);
+    let options = format!("{} {} {:?} {}", args.size_budget(&spec), args.recall, args.look_ahead, args.seed);
     let trained = fingerprint(&[version, &recorded, &options]);
     let ordered = fingerprint(&[version, &recorded, "order", &args.seed.to_string()]);
     let packed = fingerprint(&[&trained, &ordered]);

@@ -20,8 +20,9 @@ impl Division {
         std::iter::once(0..recording.tokens().len()).collect()
     }
 
-    /// Holds out about `share` of the documents, chosen by `seed`; tokens of one document are never parted.
-    pub(crate) fn by_document(documents: &[u32], share: f64, seed: u64) -> Result<Self> {
+    /// Holds out about `share` of the documents, chosen by `seed`; tokens of one document are parted only where no documents
+    /// can be.
+    pub(crate) fn by_document(documents: &[u32], share: f64, seed: u64) -> Self {
         let mut division = Division { training: Vec::new(), held_out: Vec::new() };
         let mut start = 0;
         for document in documents.chunk_by(|a, b| a == b) {
@@ -34,11 +35,15 @@ impl Division {
             }
             start = end;
         }
-        ensure!(
-            !division.training.is_empty() && !division.held_out.is_empty(),
-            "the recording has too few documents to hold some out; score on another recording with --score-on"
-        );
-        Ok(division)
+        if division.training.is_empty() || division.held_out.is_empty() {
+            // A few long documents: the text's end is held out instead.
+            let cut = documents.len() - (documents.len() as f64 * share).ceil() as usize;
+            division = Division {
+                training: std::iter::once(0..cut).collect(),
+                held_out: std::iter::once(cut..documents.len()).collect(),
+            };
+        }
+        division
     }
 }
 
@@ -91,7 +96,7 @@ mod tests {
     #[test]
     fn documents_stay_whole_and_every_token_is_somewhere() {
         let documents: Vec<u32> = (0..1000).map(|t| t / 7).collect();
-        let division = Division::by_document(&documents, 0.3, 5).unwrap();
+        let division = Division::by_document(&documents, 0.3, 5);
         let mut part = vec![0; documents.len()];
         division.training.iter().cloned().flatten().for_each(|t| part[t] += 1);
         division.held_out.iter().cloned().flatten().for_each(|t| part[t] += 2);
@@ -101,6 +106,8 @@ mod tests {
         }
         let held_out = part.iter().filter(|&&p| p == 2).count();
         assert!((200..400).contains(&held_out), "{held_out} of 1000 held out");
-        assert!(Division::by_document(&[1; 10], 0.3, 5).is_err());
+        // A single document is cut.
+        let one = Division::by_document(&[1; 10], 0.3, 5);
+        assert_eq!((one.training[0].clone(), one.held_out[0].clone()), (0..7, 7..10));
     }
 }

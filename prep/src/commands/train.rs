@@ -201,8 +201,8 @@ fn sweep_ranks(
         .with_context(|| path.display().to_string())?;
     println!("False alarms in per cent, f16 / int8, where this share of the active pairs is missed:\n");
     let head: Vec<String> = SWEEP_COLUMNS.iter().map(|m| format!("{} %", 100.0 * m)).collect();
-    println!("| layer | rank | f16, int8 size | {} |", head.join(" | "));
-    println!("|{}", " --- |".repeat(3 + head.len()));
+    println!("| layer | rank | size, % of the FFN | {} | energy kept at 3 %, int8 |", head.join(" | "));
+    println!("|{}", " --- |".repeat(4 + head.len()));
     for entry in &entries {
         println!("{}", sweep_row(entry));
     }
@@ -211,22 +211,23 @@ fn sweep_ranks(
 }
 
 fn sweep_row(entry: &SweepEntry) -> String {
-    let alarms = |misses: f64| -> String {
-        let rates = entry.curves.iter().map(|curve| {
-            // The point that misses no more than this, and most of those.
+    // Of each curve the point that misses no more than this, and most of those.
+    let at = |misses: f64, cell: &dyn Fn(&OperatingPoint) -> f64| -> Vec<String> {
+        let cells = entry.curves.iter().map(|curve| {
             let points = curve.points.iter().filter(|p| p.false_negative_rate <= misses + 1e-9);
             let best = points.max_by(|a, b| a.false_negative_rate.total_cmp(&b.false_negative_rate));
-            best.map_or("-".into(), |p| format!("{:.2}", 100.0 * p.false_positive_rate))
+            best.map_or("-".into(), |p| format!("{:.2}", 100.0 * cell(p)))
         });
-        rates.collect::<Vec<_>>().join(" / ")
+        cells.collect()
     };
-    let sizes = entry.curves.iter().map(|c| format!("{:.1} %", 100.0 * c.bytes as f64 / entry.ffn_bytes as f64));
+    let sizes = entry.curves.iter().map(|c| format!("{:.1}", 100.0 * c.bytes as f64 / entry.ffn_bytes as f64));
     format!(
-        "| {} | {} | {} | {} |",
+        "| {} | {} | {} | {} | {} |",
         entry.layer,
         entry.rank,
-        sizes.collect::<Vec<_>>().join(", "),
-        SWEEP_COLUMNS.map(alarms).join(" | ")
+        sizes.collect::<Vec<_>>().join(" / "),
+        SWEEP_COLUMNS.map(|misses| at(misses, &|p| p.false_positive_rate).join(" / ")).join(" | "),
+        at(0.03, &|p| p.energy_recall).pop().unwrap_or_default()
     )
 }
 

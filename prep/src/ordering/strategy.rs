@@ -164,6 +164,8 @@ const GAP_CANDIDATES: usize = 6;
 /// Bounds of the local searches, in steps for each neuron or group: time grows with the size of the layer.
 const STEPS_PER_NEURON: u64 = 20_000;
 const GAP_STEPS_PER_GROUP: u64 = 400_000;
+/// So many steps in all in any case: a few seconds, in which the search of a small layer nearly comes to its end.
+const GAP_STEPS_MIN: u64 = 600_000_000;
 /// Tokens of the sample that gaps are judged on.
 const GAP_TOKENS_MAX: usize = 16_384;
 
@@ -199,7 +201,7 @@ fn improve_with_gaps(order: &[u32], training: &LayerTraining) -> Vec<u32> {
     near.truncate(whole as usize);
     near.iter_mut().for_each(|list| list.retain(|&group| group < whole));
     let search = LocalSearch::new((0..whole).collect(), &near, savings);
-    let path = search.run(GAP_STEPS_PER_GROUP * whole as u64).0;
+    let path = search.run((GAP_STEPS_PER_GROUP * whole as u64).max(GAP_STEPS_MIN)).0;
     let records = records as usize;
     let mut result = Vec::with_capacity(order.len());
     path.iter().for_each(|&g| result.extend_from_slice(&order[g as usize * records..][..records]));

@@ -21,6 +21,8 @@ use super::store::{StoredPredictor, publish, write_predictor};
 /// Tokens that the trials of [`choose_ranks`] use at most: to train on, and as many as that in all with those held out.
 pub const TRIAL_TOKENS: usize = 8192;
 const TRIAL_EPOCHS: usize = 3;
+/// No layer gets more than this many times its share of the size budget.
+const LAYER_SHARE_MAX: f64 = 3.0;
 /// Trials are compared by their false positives where this share of the active pairs is missed.
 const TRIAL_MISSES: f64 = 0.03;
 /// Misses at which the report's curves have their points.
@@ -262,7 +264,11 @@ fn trial(set: &TrainingSet, options: &TrainOptions, shape: &Shape) -> Result<Ran
     let mut least = f64::INFINITY;
     let mut curve = RankCurve { ranks: Vec::new(), costs: Vec::new() };
     let bytes = |rank| predictor_bytes(rank, shape.hidden, shape.ffn, options.dtype);
+    let most = (LAYER_SHARE_MAX * options.size_budget * shape.ffn_bytes as f64) as u64;
     for rank in ladder(shape.hidden, shape.ffn) {
+        if bytes(rank) > most && !curve.ranks.is_empty() {
+            break;
+        }
         // Where so little remains that no raise could pay, higher ranks need not be tried.
         if curve.ranks.last().is_some_and(|&last| !can_pay(least, bytes(rank) - bytes(last), shape.ffn_bytes)) {
             break;

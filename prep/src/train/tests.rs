@@ -94,30 +94,22 @@ fn threads_change_no_bit() {
 
 #[test]
 fn the_start_spans_the_principal_components() {
-    // linfa-reduction finds the components one by one; the start needs their span only.
-    use linfa_reduction::Pca;
+    // Of inputs that vary along the first five axes alone, but for a little noise, those axes are the components.
     let tokens = 400;
     let mut random = Random::new(5);
     let values: Vec<f32> = (0..tokens * HIDDEN)
         .map(|i| f16::from_f32(random.signed() * if i % HIDDEN < 5 { 8.0 } else { 0.1 }).to_f32())
         .collect();
-    let matrix = ndarray::Array2::from_shape_fn((tokens, HIDDEN), |(i, j)| values[i * HIDDEN + j] as f64);
-    let pca = Pca::params(5).fit(&DatasetBase::from(matrix)).unwrap();
     let mut activity = Activity::empty(FFN);
     (0..tokens).for_each(|t| activity.push([(t as u32 % 7, 1.0)].into_iter(), 0));
     let set = DatasetBase::new(Inputs::new(values.iter().map(|&v| f16::from_f32(v)).collect(), HIDDEN), activity);
     let all: Vec<u32> = (0..tokens as u32).collect();
     let start = start::start(&set, &all, HIDDEN, 5, 0).unwrap();
-    // Each of our directions must lie in the span of theirs.
+    // Each direction must lie in their span.
     for j in 0..5 {
         let ours: Vec<f64> = (0..HIDDEN).map(|i| start.encoder_t[i * 5 + j] as f64).collect();
         let length: f64 = ours.iter().map(|v| v * v).sum();
-        let within: f64 = pca
-            .components()
-            .rows()
-            .into_iter()
-            .map(|c| c.iter().zip(&ours).map(|(a, b)| a * b).sum::<f64>().powi(2))
-            .sum();
+        let within: f64 = ours[..5].iter().map(|v| v * v).sum();
         assert!(within > 0.999 * length, "direction {j}: {within} of {length}");
     }
 }

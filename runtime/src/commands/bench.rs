@@ -20,7 +20,7 @@ use flashlm_io::{
 };
 use flashlm_kernels::{Threads, read_bandwidth_of};
 use flashlm_runtime::budget::{Budget, human_bytes};
-use flashlm_runtime::load::LoadOptions;
+use flashlm_runtime::load::{FfnChoice, LoadOptions, plan};
 use flashlm_runtime::text::Tokenizer;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
@@ -80,6 +80,10 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
         bail!("there is no step `{unknown}`; the steps are {}", STEPS.map(|step| step.name).join(","));
     }
     let ids = ids(args, &bundle)?;
+    // Said here, with the number needed: a step's process would be ended by its cgroup before it could say so.
+    for ffn in [FfnChoice::Naive, FfnChoice::Flash] {
+        plan(&bundle, &LoadOptions { budget: Some(budget), ffn: Some(ffn), ..LoadOptions::new(ids.len()) })?;
+    }
     let ids_file = std::env::temp_dir().join(format!("flashlm-bench-{}.ids", std::process::id()));
     let text: Vec<String> = ids.iter().map(u32::to_string).collect();
     std::fs::write(&ids_file, text.join(",")).with_context(|| format!("cannot write {}", ids_file.display()))?;

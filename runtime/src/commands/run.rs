@@ -104,6 +104,7 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode> {
         tokenizer: &tokenizer,
         eos: if args.ignore_eos { &[] } else { &bundle.spec().eos },
         args: &args,
+        unfed: None,
     };
     match prompt {
         Some(prompt) => {
@@ -181,6 +182,8 @@ struct Session<'a> {
     tokenizer: &'a Tokenizer,
     eos: &'a [u32],
     args: &'a RunArgs,
+    /// The last token that was shown and not fed: the next turn begins with it.
+    unfed: Option<u32>,
 }
 
 impl Session<'_> {
@@ -200,7 +203,9 @@ impl Session<'_> {
             out.flush()
         };
         let request = Request { prompt, tokens, eos: self.eos };
+        let mut last = None;
         let generation = generate(&mut self.forward, &mut self.sampler, &request, &mut |id| {
+            last = Some(id);
             let (text, stopped) = stops.push(&stream.push(id));
             if let Err(error) = show(id, &text) {
                 failure = Some(error);
@@ -211,6 +216,8 @@ impl Session<'_> {
         if let Some(error) = failure {
             return Err(error).context("cannot write the text to standard output");
         }
+        // What ended at the model's own will was fed whole.
+        self.unfed = last.filter(|_| generation.finish != Finish::Eos);
         // What was held back: the beginning of a stop string, or of a character.
         let mut rest = String::new();
         if generation.finish != Finish::Stopped || interrupted() {
@@ -242,8 +249,10 @@ fn converse(session: &mut Session<'_>, bundle: &Bundle) -> Result<()> {
         let text = line.trim_end_matches(['\n', '\r']);
         let mut ids: Vec<u32> =
             if session.forward.is_empty() { bundle.spec().bos.into_iter().collect() } else { vec![] };
+        ids.extend(session.unfed);
+        let before = ids.len();
         ids.extend(session.tokenizer.encode(text)?);
-        if ids.is_empty() {
+        if ids.len() == before {
             continue;
         }
         let left = session.forward.context() - session.forward.len();

@@ -11,10 +11,10 @@ use flashlm_runtime::budget::human_bytes;
 use super::work::Work;
 use super::{PrepareArgs, pilot_tokens};
 
-/// Passes over the tokens that training and trials make at most, and the sum of the ranks that trials try, of `hidden`.
+/// Passes over the tokens that training and trials make at most, and the sum of the ranks that trials try, of the mean rank.
 const EPOCHS: f64 = 6.0;
 const TRIAL_EPOCHS: f64 = 3.0;
-const TRIAL_RANKS: f64 = 1.34;
+const TRIAL_RANKS: f64 = 5.0;
 /// What everything but matrix products adds to them.
 const OVERHEAD: f64 = 1.5;
 
@@ -41,11 +41,12 @@ pub(super) fn announce(args: &PrepareArgs, tokens: usize, checkpoint: &Checkpoin
     let recording = 2.0 * (tokens + pilot) as f64 * weights as f64;
     // Forward and backward, for a rank of one.
     let step = (6 * ffn + 4 * hidden) as f64;
-    let rank = args.size_budget * (ffn_weights * checkpoint.ffn_dtype().bytes() as u64) as f64 / (hidden + ffn) as f64;
+    let rank =
+        args.size_budget(spec) * (ffn_weights * checkpoint.ffn_dtype().bytes() as u64) as f64 / (hidden + ffn) as f64;
     let training = layers as f64
         * step
-        * (EPOCHS * tokens as f64 * rank.min(hidden as f64 / 2.0)
-            + TRIAL_EPOCHS * pilot as f64 * TRIAL_RANKS * hidden as f64);
+        * rank.min(hidden as f64 / 2.0)
+        * (EPOCHS * tokens as f64 + TRIAL_EPOCHS * TRIAL_RANKS * pilot as f64);
     let seconds = OVERHEAD * (recording + training) / rate + bundle as f64 / 4e8 + 2.0;
     eprintln!(
         "preparing a {} model of {}: about {} plus up to {} of scratch files on disk, about {} of computing{}",

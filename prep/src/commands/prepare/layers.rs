@@ -213,7 +213,7 @@ impl Layers<'_> {
 
     fn train_options(&self) -> TrainOptions {
         let mut options = TrainOptions::new(self.checkpoint.spec().layers);
-        options.size_budget = self.args.size_budget;
+        options.size_budget = self.args.size_budget(self.checkpoint.spec());
         options.recall = self.args.recall;
         options.look_ahead = self.args.look_ahead.map(|rank| rank.get());
         options.compare_look_ahead = false;

@@ -131,7 +131,7 @@ impl FlashFfn {
         let (Some(predictors), DecodeScratch { scores, ahead, .. }) = (&mut self.predictors, &mut self.scratch) else {
             return Ok(());
         };
-        if !self.look_ahead || next >= predictors.len() {
+        if !self.look_ahead || next >= predictors.len() || !self.store.is_worth_reading_ahead(next) {
             return Ok(());
         }
         let (now, later) = predictors.split_at_mut(next);

@@ -34,7 +34,26 @@ struct Layer {
     offset: u64,
     cache: LayerCache,
     first_slot: u32,
+    ahead: AheadRecord,
 }
+
+/// What reading ahead for a layer was worth lately.
+#[derive(Default)]
+struct AheadRecord {
+    /// Groups read ahead for the token to come.
+    groups: u64,
+    /// Share of the groups read for the layer that nobody wanted, fading.
+    wasted: f32,
+    /// Tokens since reading ahead was tried.
+    rested: u32,
+}
+
+/// Reading ahead for a layer rests while more than this share of what is read for it is wasted..
+const WASTED_MAX: f32 = 0.15;
+/// .. but for one token in so many, to see whether that has changed.
+const TRY_AGAIN: u32 = 32;
+/// Weight of the newest token in the fading share.
+const NEWEST: f32 = 0.1;
 
 /// Transient places of the layers of one parity.
 struct Area {
@@ -126,7 +145,7 @@ impl Store {
             first_slot += slots;
             // Half of the places stay for what is known to be wanted, so that there is always room to go on.
             let cache = LayerCache::new(groups as u32, slots, policy).with_prefetch_transients(plan.transient / 2);
-            Layer { offset: bundle.layer(layer).offset, cache, first_slot: first }
+            Layer { offset: bundle.layer(layer).offset, cache, first_slot: first, ahead: AheadRecord::default() }
         });
         let layers: Vec<Layer> = layers.collect();
         let area = |first: u32| Area {
@@ -200,10 +219,18 @@ impl Store {
         });
     }
 
+    /// Whether reading ahead for `layer` is worth while now.
+    pub(super) fn is_worth_reading_ahead(&mut self, layer: usize) -> bool {
+        let AheadRecord { wasted, rested, .. } = &mut self.layers[layer].ahead;
+        *rested += 1;
+        *wasted <= WASTED_MAX || *rested >= TRY_AGAIN
+    }
+
     /// Starts reading those of `groups` (ascending) that will probably be wanted by `layer`, as far as there is room.
     pub(super) fn read_ahead(&mut self, layer: usize, groups: &[u32]) -> Result<()> {
         self.reads.clear();
-        let Layer { cache, first_slot, .. } = &mut self.layers[layer];
+        let Layer { cache, first_slot, ahead, .. } = &mut self.layers[layer];
+        ahead.rested = 0;
         let area = &mut self.areas[layer % 2];
         for &group in groups {
             match cache.prefetch(group) {
@@ -226,19 +253,27 @@ impl Store {
                 Prefetch::Present(_) | Prefetch::Refused => {}
             }
         }
+        ahead.groups = self.reads.len() as u64;
         self.submit(layer)
     }
 
     /// Looks up what `layer` wants (ascending), finds places for what is missing and starts reading it.
     pub(super) fn look_up(&mut self, layer: usize, wanted: &mut [Wanted]) -> Result<()> {
-        let Layer { cache, first_slot, .. } = &mut self.layers[layer];
+        let Layer { cache, first_slot, ahead, .. } = &mut self.layers[layer];
         let area = &mut self.areas[layer % 2];
+        let before = cache.counters();
         for entry in wanted.iter_mut() {
             entry.slot = match cache.lookup(entry.group) {
                 Some(Placement::Kept(slot)) => *first_slot + slot,
                 Some(Placement::Transient(index)) => area.slot_of[index as usize],
                 None => NONE,
             };
+        }
+        let (issued, counters) = (std::mem::take(&mut ahead.groups), cache.counters());
+        if issued > 0 {
+            let wasted = issued - (counters.prefetch_hits - before.prefetch_hits).min(issued);
+            let read = issued + counters.misses - before.misses;
+            ahead.wasted += NEWEST * (wasted as f32 / read as f32 - ahead.wasted);
         }
         self.reads.clear();
         for entry in wanted.iter_mut() {
