@@ -175,8 +175,9 @@ impl FfnScratch {
         }
     }
 
+    /// Room for what [`neurons_at_once`] allows of `tokens` tokens, or of fewer, which can be more.
     fn len(spec: &ModelSpec, tokens: usize) -> usize {
-        (neurons_at_once(tokens) * tokens).min(spec.ffn.size * tokens)
+        room(spec.ffn.size, tokens)
     }
 
     /// Bytes of that scratch.
@@ -189,6 +190,11 @@ impl FfnScratch {
     pub fn matmul(&mut self) -> &mut MatmulScratch {
         &mut self.matmul
     }
+}
+
+/// Activations of pieces of up to `tokens` tokens that are held at a time.
+fn room(neurons: usize, tokens: usize) -> usize {
+    ACTIVATIONS.max(ROW_BLOCK * tokens).min(neurons * tokens)
 }
 
 /// Neurons computed at once for pieces of `tokens`: a multiple of [`ROW_BLOCK`], so that sums do not depend on it.
@@ -298,5 +304,23 @@ pub fn activate(activation: Activation, values: &mut [f32]) {
         Activation::Gelu => flashlm_kernels::gelu(values),
         Activation::GeluTanh => flashlm_kernels::gelu_tanh(values),
         Activation::Silu => flashlm_kernels::silu(values),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scratch_for_many_tokens_serves_fewer() {
+        for size in [64, 1000, 1024, 16384] {
+            for most in (1..600).step_by(7) {
+                let room = room(size, most);
+                for tokens in 1..=most {
+                    let used = neurons_at_once(tokens).min(size) * tokens;
+                    assert!(used <= room, "{tokens} of {most} tokens, {size} neurons: {used} of {room}");
+                }
+            }
+        }
     }
 }
