@@ -19,6 +19,7 @@ use flashlm_runtime::error::Result;
 use flashlm_runtime::load::{FfnChoice, LoadOptions, load};
 use flashlm_runtime::model::ffn::{FfnObserver, ObservedActivations};
 use flashlm_runtime::model::forward::Forward;
+use flashlm_runtime::plan::resident_bytes_touched;
 
 #[derive(Parser)]
 struct Arguments {
@@ -85,12 +86,6 @@ fn main() -> anyhow::Result<()> {
     resident.feed(&ids)?;
     streamed.feed(&ids)?;
 
-    let matrices: u64 = bundle
-        .resident_tensors()
-        .iter()
-        .filter(|t| t.name.starts_with("layers.") && t.shape.len() == 2 || is_head(&spec, &t.name))
-        .map(|t| t.extent.bytes)
-        .sum();
     let file = Arc::new(DirectFile::open(&args.bundle, DirectIo::Required)?);
     let threads = Threads::new(args.threads)?;
     // On huge pages, as the weights are: on small ones a plain read is slower.
@@ -115,8 +110,7 @@ fn main() -> anyhow::Result<()> {
         resident.feed_observed(&[next(len - 1, &spec)], &mut active)?;
         let layout = bundle.layout();
         let dense = spec.layers * spec.ffn.size * (spec.ffn.vectors() - 1) * layout.row_bytes();
-        let kv = len * spec.layers * 2 * spec.attention.kv_heads * spec.attention.head_dim * 2;
-        let touched = matrices as f64 + (dense + kv) as f64 + (active.0 * layout.row_bytes()) as f64;
+        let touched = resident_bytes_touched(&bundle, len) as f64 + (dense + active.0 * layout.row_bytes()) as f64;
         memory.push(Rate { limit, reached: touched / seconds, ms_per_token: seconds * 1e3 });
 
         let (disk, memory) = (&disk[round], &memory[round]);
@@ -143,10 +137,6 @@ fn print_row(name: &str, rate: &Rate) {
         rate.ms_per_token,
         rate.share() * 100.0
     );
-}
-
-fn is_head(spec: &ModelSpec, name: &str) -> bool {
-    name == if spec.tied_head { "embed.tokens" } else { "head.weight" } || name.starts_with("embed.project")
 }
 
 /// A fixed sequence, so that every run does the same work.

@@ -86,7 +86,7 @@ impl LoadOptions {
             ffn: None,
             predict: true,
             look_ahead: true,
-            policy: PolicyKind::Lfu { half_life: 64 },
+            policy: PolicyKind::DEFAULT,
             cut: ReadCut::default(),
             read_cost: None,
             kv: KvDtype::F16,
@@ -129,8 +129,8 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
     let mut reader = SequentialReader::new(Arc::clone(&file), stream)?;
 
     let resident = bundle.resident();
-    let flash_bytes = if choice == FfnChoice::Resident { bundle.flash().bytes } else { 0 };
-    let total = resident.extent.bytes + flash_bytes;
+    let layers_loaded = if choice == FfnChoice::Resident { spec.layers } else { pinned };
+    let total = resident.extent.bytes + (layers_loaded * bundle.layout().layer_bytes()) as u64;
     let memory = read_section(bundle, &mut reader, resident, "resident section", &mut |done| progress(done, total))?;
     let weights = ModelWeights::load(spec, &mut BundleTensors { bundle, memory: Arc::new(memory) })?;
 
@@ -141,18 +141,17 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
             text: format!("reads go through the page cache: {}", file.reason()),
         });
     }
+    let mut load_layers = |reader: &mut SequentialReader| -> Result<ResidentFfn> {
+        let progress = &mut |done| progress(resident.extent.bytes + done, total);
+        let records = read_flash(bundle, layers_loaded, &threads, reader, progress)?;
+        Ok(ResidentFfn::new(spec.ffn, bundle.manifest().ffn.dtype, *bundle.layout(), records))
+    };
     let ffn: Box<dyn FfnSource> = match choice {
-        FfnChoice::Resident => {
-            let mut progress = |done| progress(resident.extent.bytes + done, total);
-            let records = read_flash(bundle, spec.layers, &threads, &mut reader, &mut progress)?;
-            Box::new(ResidentFfn::new(spec.ffn, bundle.manifest().ffn.dtype, *bundle.layout(), records))
-        }
+        FfnChoice::Resident => Box::new(load_layers(&mut reader)?),
         FfnChoice::Streamed | FfnChoice::Naive | FfnChoice::Hybrid => {
             let mut parts = StreamedParts { resident_too: choice == FfnChoice::Naive, ..StreamedParts::default() };
             if pinned > 0 {
-                let records = read_flash(bundle, pinned, &threads, &mut reader, &mut |_| ())?;
-                let source = ResidentFfn::new(spec.ffn, bundle.manifest().ffn.dtype, *bundle.layout(), records);
-                parts.pinned = Some(Pinned { layers: pinned, source });
+                parts.pinned = Some(Pinned { layers: pinned, source: load_layers(&mut reader)? });
                 notices.push(Notice { important: false, text: format!("{pinned} layers pinned") });
             }
             let source = StreamedFfn::new(bundle, Arc::clone(&file), options.engine, options.verify, parts)?;
@@ -299,8 +298,8 @@ fn plan_choice(bundle: &Bundle, options: &LoadOptions, choice: FfnChoice, budget
                 // Their vectors are kept as numbers, beside the blob.
                 s.extent.bytes + 12 * (bundle.spec().ffn.size * bundle.spec().layers) as u64
             });
+            let slot = slot_bytes(bundle, options);
             let items = |arena: &ArenaPlan| {
-                let slot = slot_bytes(bundle, options);
                 let kept: u64 = arena.slots.iter().map(|s| u64::from(*s)).sum();
                 [
                     item("predictors", predictors),

@@ -1,5 +1,6 @@
 //! Everything the process will hold, added up before any of it is allocated.
 
+use flashlm_formats::bundle::{Bundle, TensorEntry};
 use flashlm_formats::model::ModelSpec;
 
 use crate::budget::human_bytes;
@@ -38,6 +39,18 @@ pub struct SectionBytes {
     pub index: u64,
     /// tokenizer.json.
     pub tokenizer: u64,
+}
+
+/// Bytes of memory that decoding a token touches outside the FFN, with `tokens` in an f16 KV cache: attention, head, keys and values.
+pub fn resident_bytes_touched(bundle: &Bundle, tokens: usize) -> u64 {
+    let spec = bundle.spec();
+    let head = if spec.tied_head { "embed.tokens" } else { "head.weight" };
+    let is_touched = |tensor: &&TensorEntry| {
+        let name = tensor.name.as_str();
+        name.starts_with("layers.") && tensor.shape.len() == 2 || name == head || name.starts_with("embed.project")
+    };
+    let matrices: u64 = bundle.resident_tensors().iter().filter(is_touched).map(|tensor| tensor.extent.bytes).sum();
+    matrices + (spec.layers * KvCache::layer_bytes(spec, tokens, KvDtype::F16)) as u64
 }
 
 /// The program itself: code, allocator, stacks, and what the kernel keeps for it. Measured: docs/measurements/memory.md.

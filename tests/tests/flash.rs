@@ -165,7 +165,7 @@ fn damage_is_reported_with_its_place_and_the_model_can_go_on() {
     let dir = scratch();
     let path = dir.path().join("model.flashlm");
     let bundle = bundle_with_predictors(&tiny_opt(), &path, LayoutOptions::default(), false);
-    let (smallest, _) = budgets(&bundle, &flash(64));
+    let (smallest, largest) = budgets(&bundle, &flash(64));
     let options = LoadOptions { budget: Some(smallest), ..flash(64) };
     let good = continuation(&mut loaded(&bundle, &options), &[2, 50, 60], 10, Sampling::default());
 
@@ -176,8 +176,9 @@ fn damage_is_reported_with_its_place_and_the_model_can_go_on() {
         let offset = bundle.group(2, group).offset + 40;
         file.write_all_at(&[!whole[offset as usize]], offset).unwrap();
     }
-    for prompt in [vec![2, 50, 60], (2..40).collect()] {
-        let mut model = loaded(&bundle, &options);
+    // Decoded and streamed; with damage that is read again each time, and with damage that could stay in the cache.
+    for (prompt, budget) in [(vec![2, 50, 60], smallest), (vec![2, 50, 60], largest), ((2..40).collect(), largest)] {
+        let mut model = loaded(&bundle, &LoadOptions { budget: Some(budget), ..options.clone() });
         for _ in 0..2 {
             match model.feed(&prompt) {
                 Err(RuntimeError::Checksum { part, .. }) => assert!(part.ends_with("of layer 2"), "{part}"),

@@ -58,14 +58,12 @@ pub enum PolicyKind {
 }
 
 impl PolicyKind {
+    /// What a run uses unless it is told otherwise.
+    pub const DEFAULT: PolicyKind = PolicyKind::Lfu { half_life: 64 };
+
     /// One of each, as compared in measurements.
-    pub const ALL: [PolicyKind; 5] = [
-        PolicyKind::Window(4),
-        PolicyKind::Lru,
-        PolicyKind::Lfu { half_life: 64 },
-        PolicyKind::S3Fifo,
-        PolicyKind::WTinyLfu,
-    ];
+    pub const ALL: [PolicyKind; 5] =
+        [PolicyKind::Window(4), PolicyKind::Lru, PolicyKind::DEFAULT, PolicyKind::S3Fifo, PolicyKind::WTinyLfu];
 
     pub(super) fn build(self, groups: u32, slots: u32) -> Box<dyn Policy> {
         match self {

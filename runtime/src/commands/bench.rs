@@ -70,6 +70,8 @@ struct Machine {
 }
 
 pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
+    // The step's process ends by itself; this one goes on to take its cgroup and the list of ids away.
+    super::watch_signals()?;
     let bundle = Bundle::open(&args.bundle)?;
     let budget = args.memory.bytes(bundle.manifest().model_bytes);
     let names: Vec<&str> = match &args.steps {
@@ -89,6 +91,10 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     std::fs::write(&ids_file, text.join(",")).with_context(|| format!("cannot write {}", ids_file.display()))?;
     let result = ladder(args, &bundle, budget, &names, &ids_file);
     _ = std::fs::remove_file(&ids_file);
+    if super::interrupted() {
+        eprintln!("interrupted; nothing was left behind");
+        return Ok(ExitCode::from(super::EXIT_INTERRUPTED));
+    }
     result?;
     Ok(ExitCode::SUCCESS)
 }

@@ -32,7 +32,7 @@ pub(crate) struct ModelArgs {
     #[arg(long)]
     no_look_ahead: bool,
     /// Which neurons stay in memory: window:TOKENS, lru, lfu:TOKENS, s3-fifo or w-tinylfu
-    #[arg(long, value_name = "POLICY", default_value = "lfu:64")]
+    #[arg(long, value_name = "POLICY", default_value_t = PolicyKind::DEFAULT)]
     policy: PolicyKind,
     /// Precision of the KV cache
     #[arg(long, value_enum, default_value = "f16")]

@@ -7,13 +7,13 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use flashlm_formats::bundle::Bundle;
-use flashlm_formats::model::ModelSpec;
 use flashlm_runtime::cache::PolicyKind;
 use flashlm_runtime::ffn::flash::ReadCut;
 use flashlm_runtime::generate::Percentiles;
 use flashlm_runtime::load::{FfnChoice, LoadOptions, load};
 use flashlm_runtime::memory;
 use flashlm_runtime::model::forward::Forward;
+use flashlm_runtime::plan::resident_bytes_touched;
 use flashlm_runtime::sampler::{Sampler, Sampling};
 use serde_json::json;
 
@@ -33,8 +33,7 @@ const fn flash(name: &'static str, policy: PolicyKind, cut: ReadCut, look_ahead:
 }
 
 const WINDOW: PolicyKind = PolicyKind::Window(4);
-/// The default of `flashlm run`.
-const BEST: PolicyKind = PolicyKind::Lfu { half_life: 64 };
+const BEST: PolicyKind = PolicyKind::DEFAULT;
 
 /// The ladder.
 pub(crate) const STEPS: [Step; 8] = [
@@ -150,19 +149,8 @@ pub(crate) fn run_step(args: &StepArgs) -> Result<ExitCode> {
 /// Bytes of memory that a token touches outside the neurons that its source counts.
 fn touched(bundle: &Bundle, forward: &Forward, ffn: FfnChoice) -> u64 {
     let spec = bundle.spec();
-    let matrix = |name: &str, shape: &[usize]| name.starts_with("layers.") && shape.len() == 2 || is_head(spec, name);
-    let matrices: u64 = bundle
-        .resident_tensors()
-        .iter()
-        .filter(|tensor| matrix(&tensor.name, &tensor.shape))
-        .map(|tensor| tensor.extent.bytes)
-        .sum();
-    let kv = forward.len() * spec.layers * 2 * spec.attention.kv_heads * spec.attention.head_dim * 2;
     // Dense sources touch every up row, and few of the down rows.
     let dense = spec.layers * spec.ffn.size * (spec.ffn.vectors() - 1) * bundle.layout().row_bytes();
-    matrices + kv as u64 + if ffn == FfnChoice::Flash { 0 } else { dense as u64 }
-}
-
-fn is_head(spec: &ModelSpec, name: &str) -> bool {
-    name == if spec.tied_head { "embed.tokens" } else { "head.weight" } || name.starts_with("embed.project")
+    let dense = if ffn == FfnChoice::Flash { 0 } else { dense as u64 };
+    resident_bytes_touched(bundle, forward.len()) + dense
 }

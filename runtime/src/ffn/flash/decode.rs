@@ -244,10 +244,15 @@ impl Token<'_> {
         ready.clear();
         ready.extend(arrived.iter().filter(|g| self.store.is_unchecked(wanted[**g as usize].slot)));
         let store = self.store.arrived();
-        checks.each(self.threads, self.layer, ready.len(), &|i| {
+        let checked = checks.each(self.threads, self.layer, ready.len(), &|i| {
             let entry = wanted[ready[i] as usize];
             (entry.group as usize, store.bytes(entry).expect("it has arrived"))
-        })?;
+        });
+        if checked.is_err() {
+            // What the disk gives next time may be whole.
+            self.store.forget_all();
+            return checked;
+        }
         ready.iter().for_each(|g| self.store.set_checked(wanted[*g as usize].slot));
         Ok(())
     }

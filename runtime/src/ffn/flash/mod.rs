@@ -143,7 +143,8 @@ impl FfnSource for FlashFfn {
     }
 
     fn poll(&mut self) -> Result<()> {
-        self.store.wait(0)
+        // After an error the next token begins anew.
+        self.store.wait(0).inspect_err(|_| self.started = None)
     }
 
     fn read_sizes(&self) -> Vec<(u64, u64)> {

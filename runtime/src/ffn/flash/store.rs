@@ -379,7 +379,7 @@ impl Store {
     }
 
     /// After an error nothing in memory is trusted: every group will be read again.
-    fn forget_all(&mut self) {
+    pub(super) fn forget_all(&mut self) {
         for layer in &mut self.layers {
             (0..layer.cache.groups()).for_each(|group| layer.cache.forget(group));
         }
