@@ -14,3 +14,4 @@ pub mod states;
 pub mod synthesize;
 pub mod tokenizer;
 pub mod train;
+pub mod wanted;

@@ -36,6 +36,11 @@ pub enum PredictorsError {
 /// Look-ahead tensors have this before their names.
 const LOOK_AHEAD: &str = "lookahead.";
 
+/// Where the predictor of `layer` lies in `dir`.
+pub fn predictor_path(dir: &Path, layer: usize) -> PathBuf {
+    dir.join(format!("predictor-{layer:03}.safetensors"))
+}
+
 struct Owned {
     name: String,
     dtype: Dtype,
@@ -52,7 +57,7 @@ pub fn assemble(
     let mut tensors = Vec::new();
     let mut layers = Vec::new();
     for layer in 0..spec.layers {
-        let path = dir.join(format!("predictor-{layer:03}.safetensors"));
+        let path = predictor_path(dir, layer);
         let bytes = std::fs::read(&path).map_err(|source| PredictorsError::Read { path: path.clone(), source })?;
         let invalid = |what: String| PredictorsError::Invalid { path: path.clone(), what };
         let parsed = SafeTensors::deserialize(&bytes).map_err(|e| invalid(e.to_string()))?;

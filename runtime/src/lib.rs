@@ -16,5 +16,6 @@ pub mod plan;
 pub mod planner;
 pub mod predictor;
 pub mod replay;
+pub mod reuse;
 pub mod sampler;
 pub mod text;

@@ -202,7 +202,7 @@ fn load_predictors(
 }
 
 /// What reading costs, and where that is known from.
-fn read_cost(bundle: &Bundle, options: &LoadOptions) -> (ReadCost, String) {
+pub fn read_cost(bundle: &Bundle, options: &LoadOptions) -> (ReadCost, String) {
     if let Some(cost) = options.read_cost {
         return (cost, "reads planned with a given cost".into());
     }
@@ -309,7 +309,9 @@ fn plan_choice(bundle: &Bundle, options: &LoadOptions, choice: FfnChoice, budget
                 ]
             };
             let plan_of = |arena: &ArenaPlan| whole("flash", &items(arena));
-            let arena = ArenaPlan::within(bundle, |arena| budget.is_none_or(|budget| plan_of(arena).total() <= budget));
+            let (cost, _) = read_cost(bundle, options);
+            let arena =
+                ArenaPlan::within(bundle, &cost, |arena| budget.is_none_or(|budget| plan_of(arena).total() <= budget));
             Planned { choice, plan: plan_of(&arena), arena: Some(arena), pinned: 0 }
         }
     }

@@ -4,7 +4,7 @@
 
 use super::error::Fault;
 use super::header::Section;
-use super::manifest::Manifest;
+use super::manifest::{Manifest, ReusePoint};
 use crate::model::{ModelSpec, Positions, RopeScaling};
 
 /// Longest manifest.
@@ -21,6 +21,7 @@ const VOCAB_MAX: usize = 1 << 24;
 const POSITIONS_MAX: usize = 1 << 30;
 const HEADS_MAX: usize = 1 << 14;
 const OFFSET_MAX: usize = 1 << 16;
+const REUSE_POINTS_MAX: usize = 256;
 
 fn within(what: &str, value: usize, least: usize, most: usize) -> Result<(), Fault> {
     if (least..=most).contains(&value) {
@@ -101,7 +102,30 @@ pub(super) fn check_facts(manifest: &Manifest) -> Result<(), Fault> {
         within("number of sparsity entries", sparsity.len(), layers, layers)?;
         for layer in sparsity {
             holds("active share of a layer", (0.0..=1.0).contains(&layer.active), "0 to 1", layer.active)?;
+            if let Some(predicted) = layer.predicted {
+                holds("predicted share of a layer", (0.0..=1.0).contains(&predicted), "0 to 1", predicted)?;
+            }
+            check_reuse(&layer.reuse)?;
         }
+    }
+    Ok(())
+}
+
+/// Checks one layer's reuse curve.
+fn check_reuse(reuse: &[ReusePoint]) -> Result<(), Fault> {
+    within("number of points of a reuse curve", reuse.len(), 0, REUSE_POINTS_MAX)?;
+    let ascend = reuse.windows(2).all(|pair| pair[0].slots < pair[1].slots);
+    holds("slots of a reuse curve", ascend, "ascending numbers", reuse.len())?;
+    for point in reuse {
+        within("slots of a reuse curve", point.slots as usize, 0, NEURONS_MAX)?;
+        let groups = 0.0..=NEURONS_MAX as f32;
+        holds("missed groups of a reuse curve", groups.contains(&point.missed), "0 or more", point.missed)?;
+        holds(
+            "runs of a reuse curve",
+            (0.0..=point.missed).contains(&point.runs),
+            "0 to the missed groups",
+            point.runs,
+        )?;
     }
     Ok(())
 }

@@ -105,11 +105,29 @@ pub enum PredictorDType {
 }
 
 /// Measured sparsity of one layer.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LayerSparsity {
     /// Share of neurons that are active for a token, 0 to 1, mean over the measured tokens.
     pub active: f32,
+    /// Share of neurons that the predictor chooses, likewise, if that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predicted: Option<f32>,
+    /// What a token misses with neuron caches of several sizes, the smallest first; empty if that was not measured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reuse: Vec<ReusePoint>,
+}
+
+/// What a token misses of one layer with a neuron cache of one size, means over the measured tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReusePoint {
+    /// Groups that the cache holds.
+    pub slots: u32,
+    /// Wanted groups that it does not hold.
+    pub missed: f32,
+    /// Runs of neighbours that they form in storage order: the requests there are where no gap is read through.
+    pub runs: f32,
 }
 
 /// Where a bundle came from.

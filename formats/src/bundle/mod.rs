@@ -34,7 +34,7 @@ pub use header::{Extent, FORMAT_VERSION, Section, SectionInfo};
 pub use layout::{DEFAULT_ALIGNMENT, DEFAULT_GROUP_BYTES, FlashLayout, LayoutError, LayoutOptions};
 pub use manifest::{
     FfnStorage, LayerPredictor, LayerSparsity, Manifest, PredictorDType, PredictorInfo, PredictorKind, Provenance,
-    SourceFile,
+    ReusePoint, SourceFile,
 };
 pub use reader::Bundle;
 pub use replace::{replace_predictors, replace_predictors_on};

@@ -6,19 +6,23 @@ use anyhow::{Context, Result};
 use clap::Args;
 use flashlm_formats::recording::Recording;
 use flashlm_prep::coactivation::{FriendReport, LayerActivity, PairGraph, PairOptions};
+use flashlm_prep::wanted::wanted_sets;
 use flashlm_runtime::cache::PolicyKind;
 use flashlm_runtime::planner::PlanLimits;
 use flashlm_runtime::replay::{ReplayOptions, WantedSets, replay, replay_optimal};
 use serde::Serialize;
 
 use super::progress::Stage;
-use super::recorded::{Division, active_sets, layer_range};
+use super::recorded::{Division, layer_range};
 
 /// Show how sparse and how repetitive a model's neurons are: skew, reuse, co-activation, cache policies.
 #[derive(Args, Debug)]
 pub(crate) struct AnalyzeArgs {
     /// Directory of the recording.
     recording: PathBuf,
+    /// Look at what these predictors choose, as `train` wrote them, instead of the active neurons.
+    #[arg(long, value_name = "DIR")]
+    predictors: Option<PathBuf>,
     /// Layers to look at: one (3), or a range (2..5); all that are recorded by default.
     #[arg(long, value_name = "A..B")]
     layers: Option<String>,
@@ -88,8 +92,9 @@ pub(crate) fn run(args: &AnalyzeArgs) -> Result<()> {
     let stage = Stage::new("analyze", "layers", layers.len() as u64);
     let mut reports = Vec::new();
     for &layer in &layers {
-        let recorded = recording.layer(layer)?;
-        let sets = active_sets(&recorded, &Division::whole(&recording), tokens);
+        let mut recorded = recording.layer(layer)?;
+        let chosen_by = args.predictors.as_deref().map(|dir| (dir, layer));
+        let sets = wanted_sets(&mut recorded, &Division::whole(&recording), tokens, chosen_by)?;
         drop(recorded);
         reports.push(look_at(layer, &sets, &sequences, args));
         stage.advance(1);

@@ -14,6 +14,7 @@ use flashlm_prep::coactivation::PairOptions;
 use flashlm_prep::ordering::{
     LayerTraining, OrderFile, OrderScore, OrderingOptions, ScoreOptions, StrategyKind, positions, score,
 };
+use flashlm_prep::wanted::wanted_sets;
 use flashlm_runtime::cache::PolicyKind;
 use flashlm_runtime::planner::ReadCost;
 use flashlm_runtime::replay::{ReplayCounts, WantedSets};
@@ -21,7 +22,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::progress::Stage;
-use super::recorded::{Division, active_sets, layer_range};
+use super::recorded::{Division, HELD_OUT, layer_range};
 
 /// Find a storage order for each layer's neurons, so that those a token misses lie together.
 #[derive(Args, Debug)]
@@ -35,6 +36,9 @@ pub(crate) struct OrderArgs {
     /// path-active, path-missed, path-improved.
     #[arg(long, default_value = "auto")]
     strategy: String,
+    /// Order what these predictors choose, as `train` wrote them, instead of the active neurons.
+    #[arg(long, value_name = "DIR")]
+    predictors: Option<PathBuf>,
     /// Layers to order: one (3), or a range (2..5); all that are recorded by default.
     #[arg(long, value_name = "A..B")]
     layers: Option<String>,
@@ -42,7 +46,7 @@ pub(crate) struct OrderArgs {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Share of the documents that orders are scored on and not made from.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
+    #[arg(long, value_name = "SHARE", default_value_t = HELD_OUT)]
     held_out: f64,
     /// Score on all of another recording of the same model instead.
     #[arg(long, value_name = "DIR")]
@@ -83,9 +87,10 @@ impl OrderArgs {
             recording,
             output,
             strategy: "auto".into(),
+            predictors: None,
             layers: None,
             seed,
-            held_out: 0.1,
+            held_out: HELD_OUT,
             score_on: None,
             tokens: 100_000,
             policy: PolicyKind::Window(4),
@@ -256,13 +261,14 @@ impl Ordering {
         layer: usize,
         stage: Option<&Stage>,
     ) -> Result<LayerScores> {
-        let recorded = recording.layer(layer)?;
-        let training = active_sets(&recorded, &self.division.training, args.tokens);
+        let mut recorded = recording.layer(layer)?;
+        let chosen_by = args.predictors.as_deref().map(|dir| (dir, layer));
+        let training = wanted_sets(&mut recorded, &self.division.training, args.tokens, chosen_by)?;
         let scored = match &self.other {
-            Some(other) => &other.layer(layer)?,
-            None => &recorded,
+            Some(other) => &mut other.layer(layer)?,
+            None => &mut recorded,
         };
-        let held_out = active_sets(scored, &self.division.held_out, usize::MAX);
+        let held_out = wanted_sets(scored, &self.division.held_out, usize::MAX, chosen_by)?;
         drop(recorded);
         ensure!(held_out.tokens() > WARM_UP, "{} tokens to score on, {} are needed", held_out.tokens(), WARM_UP + 1);
         let begin = Instant::now();

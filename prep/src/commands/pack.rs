@@ -3,16 +3,20 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
+use flashlm_formats::bundle::{FlashLayout, LayerSparsity, LayoutOptions};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::model::ModelSpec;
-use flashlm_prep::ordering::OrderFile;
+use flashlm_formats::recording::Recording;
+use flashlm_prep::ordering::{OrderFile, positions};
 use flashlm_prep::pack::{PackOptions, pack};
 use flashlm_prep::predictors::assemble;
 use flashlm_prep::tokenizer::tokenizer_json;
+use flashlm_prep::wanted::measure_reuse;
 use flashlm_runtime::budget::human_bytes;
 
+use super::recorded::{Division, HELD_OUT};
 use super::{Stage, interrupt};
 
 /// Arguments of `flashlm-prep pack`.
@@ -30,6 +34,9 @@ pub(crate) struct PackArgs {
     /// Directory that `order` wrote; the checkpoint's order without it
     #[arg(long, value_name = "DIR")]
     orders: Option<PathBuf>,
+    /// The recording, to note in the bundle how often neurons come again: the runtime divides its memory by that
+    #[arg(long, value_name = "DIR")]
+    recording: Option<PathBuf>,
     /// The bundle to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -50,6 +57,48 @@ pub(crate) fn read_orders(dir: &Path, spec: &ModelSpec) -> Result<(String, Vec<V
     Ok((name, files.into_iter().map(|f| f.order).collect()))
 }
 
+/// What a recording says of every layer.
+fn sparsity(
+    args: &PackArgs,
+    dir: &Path,
+    checkpoint: &Checkpoint,
+    orders: Option<&(String, Vec<Vec<u32>>)>,
+) -> Result<Vec<LayerSparsity>> {
+    let spec = checkpoint.spec();
+    let recording = Recording::open(dir).context("a recording is a directory made by `flashlm-prep record`")?;
+    let found = &recording.info().model;
+    ensure!(
+        (found.layers, found.hidden_size, found.ffn.size) == (spec.layers, spec.hidden_size, spec.ffn.size),
+        "{} is a recording of another model",
+        dir.display()
+    );
+    let layout = FlashLayout::new(spec, checkpoint.ffn_dtype(), LayoutOptions::default())?;
+    let division = Division::by_document(recording.documents(), HELD_OUT, 0);
+    let stage = Stage::new("measuring reuse", "layers", spec.layers as u64);
+    let layers = (0..spec.layers).map(|layer| {
+        let order = orders.map(|(_, orders)| orders[layer].as_slice());
+        let sparsity = layer_sparsity(&recording, &division, layer, &args.predictors, order, &layout);
+        stage.advance(1);
+        sparsity
+    });
+    layers.collect()
+}
+
+/// What a recording says of a layer whose predictor is in `predictors` and whose neurons stand in `order`, or the checkpoint's.
+pub(crate) fn layer_sparsity(
+    recording: &Recording,
+    division: &Division,
+    layer: usize,
+    predictors: &Path,
+    order: Option<&[u32]>,
+    layout: &FlashLayout,
+) -> Result<LayerSparsity> {
+    let position = order.map_or_else(|| (0..layout.neurons() as u32).collect(), positions);
+    let parts = (division.training.as_slice(), division.held_out.as_slice());
+    let records = layout.records_per_group() as u32;
+    Ok(measure_reuse(&mut recording.layer(layer)?, parts, (predictors, layer), &position, records)?)
+}
+
 pub(crate) fn run(args: &PackArgs) -> Result<ExitCode> {
     let checkpoint = Checkpoint::open(&args.checkpoint)?;
     let spec = checkpoint.spec();
@@ -57,7 +106,9 @@ pub(crate) fn run(args: &PackArgs) -> Result<ExitCode> {
     let identity = || vec![(0..spec.ffn.size as u32).collect(); spec.layers];
     let predictors =
         assemble(&args.predictors, spec, orders.as_ref().map_or_else(identity, |o| o.1.clone()).as_slice())?;
+    let sparsity = args.recording.as_ref().map(|dir| sparsity(args, dir, &checkpoint, orders.as_ref())).transpose()?;
     let options = PackOptions {
+        sparsity,
         tokenizer: tokenizer_json(&checkpoint)?,
         orders,
         predictors: Some(predictors),

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Args;
-use flashlm_formats::bundle::{Bundle, FlashLayout, LayerSparsity, LayoutOptions, replace_predictors};
+use flashlm_formats::bundle::{Bundle, FlashLayout, LayoutOptions, replace_predictors};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::model::ModelSpec;
 use flashlm_prep::own_text::{OwnText, write_own_text};
@@ -142,17 +142,17 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
     }
 
     let stages = Stages {
-        activity: work.stage("activity", &recorded)?,
+        sparsity: work.stage("sparsity", &packed)?,
         predictors: work.stage("predictors", &trained)?,
         orders: work.stage("orders", &ordered)?,
     };
     let layout = FlashLayout::new(&spec, checkpoint.ffn_dtype(), LayoutOptions::default())?;
     let layers = Layers { args, checkpoint: &checkpoint, calibration: &calibration, layout: &layout, work: &work };
-    let active = layers.run(&stages)?;
+    let sparsity = layers.run(&stages)?;
 
     let orders = read_orders(&stages.orders, &spec)?;
     let predictors = assemble(&stages.predictors, &spec, &orders.1)?;
-    let sparsity: Vec<LayerSparsity> = active.iter().map(|&active| LayerSparsity { active }).collect();
+    let active = sparsity.iter().map(|layer| f64::from(layer.active)).sum::<f64>() / sparsity.len().max(1) as f64;
     if work.is_done("flash", &flash)
         && let Ok(bundle) = Bundle::open(&args.output)
     {
@@ -182,8 +182,7 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
         work.clear("recording")?;
     }
     let bytes = std::fs::metadata(&args.output)?.len();
-    let mean = active.iter().map(|&a| a as f64).sum::<f64>() / active.len().max(1) as f64;
-    eprintln!("{}", verdict(mean));
+    eprintln!("{}", verdict(active));
     eprintln!(
         "wrote {} ({}) in {:.0} s; intermediate files are in {}",
         args.output.display(),

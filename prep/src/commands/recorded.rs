@@ -3,8 +3,10 @@
 use std::ops::Range;
 
 use anyhow::{Context, Result, bail, ensure};
-use flashlm_formats::recording::{LayerRecording, Recording};
-use flashlm_runtime::replay::WantedSets;
+use flashlm_formats::recording::Recording;
+
+/// Share of the documents that is held out where nothing else is asked for.
+pub(crate) const HELD_OUT: f64 = 0.1;
 
 /// Which tokens of a recording are trained on and which are held out.
 pub(crate) struct Division {
@@ -53,15 +55,6 @@ fn mix(seed: u64) -> u64 {
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
-}
-
-/// The active neurons of these tokens, at most `tokens_max` of them.
-pub(crate) fn active_sets(layer: &LayerRecording, parts: &[Range<usize>], tokens_max: usize) -> WantedSets {
-    let mut sets = WantedSets::new(layer.ffn() as u32);
-    for token in parts.iter().cloned().flatten().take(tokens_max) {
-        sets.push(layer.active(token).map(|n| n as u32));
-    }
-    sets
 }
 
 /// Reads `3`, `2..5` (2, 3, 4), `2..` and `..5`.

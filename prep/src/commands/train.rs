@@ -42,6 +42,9 @@ pub(crate) struct TrainArgs {
     /// Predict more than that while a neuron read brings this share of an active one's mean energy
     #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
     worth: f64,
+    /// Predict at least so many times as many neurons as are active, however good the predictor: for measuring
+    #[arg(long, value_name = "TIMES", default_value_t = 0.0)]
+    over_fetch: f64,
     /// Largest size of all predictors, as a share of the FFN's bytes (automatic ranks)
     #[arg(long, value_name = "PERCENT", default_value = "9%", value_parser = parse_percent)]
     size_budget: f64,
@@ -103,6 +106,7 @@ pub(crate) fn parse_percent(text: &str) -> Result<f64, String> {
 pub(crate) fn run(args: &TrainArgs) -> Result<ExitCode> {
     ensure!(args.recall > 0.0 && args.recall < 1.0, "--recall {}: give a share between 0 and 1", args.recall);
     ensure!(args.worth >= 0.0, "--worth {}: give a share of at least 0", args.worth);
+    ensure!(args.over_fetch >= 0.0, "--over-fetch {}: give a factor of at least 0", args.over_fetch);
     let recording = Recording::open(&args.recording).context("make a recording with `flashlm-prep record`")?;
     let validation = args.validation.as_ref().map(|dir| Recording::open(dir)).transpose()?;
     let mut options = TrainOptions::new(recording.info().model.layers);
@@ -114,6 +118,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<ExitCode> {
     };
     options.recall = args.recall;
     options.worth = args.worth;
+    options.over_fetch = args.over_fetch;
     options.size_budget = args.size_budget;
     options.look_ahead = args.look_ahead.map(NonZeroUsize::get);
     options.fit = options.fit.epochs(args.epochs).seed(args.seed);

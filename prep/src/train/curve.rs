@@ -79,6 +79,17 @@ impl Curve {
         self.at(step)
     }
 
+    /// The point at the highest threshold that predicts at least this many times as many pairs as are active.
+    pub fn at_over_fetch(&self, times: f64) -> OperatingPoint {
+        let wanted = (times * self.active.iter().sum::<u64>() as f64).ceil() as u64;
+        let (mut predicted, mut step) = (0, STEPS);
+        while step > 0 && predicted < wanted {
+            step -= 1;
+            predicted += self.active[step] + self.inactive[step];
+        }
+        self.at(step)
+    }
+
     /// The point where another false alarm no longer pays: as the threshold falls, the last step (smoothed over a few)
     /// in which each predicted neuron brought at least `worth` times the mean energy of an active one.
     pub fn at_worth(&self, worth: f64) -> OperatingPoint {
@@ -158,6 +169,9 @@ mod tests {
         assert_eq!(point.predicted_fraction, 35.0 / 200.0);
         assert_eq!(point.active_fraction, 0.1);
         assert_eq!(point.over_fetch, 1.75);
+        assert_eq!(curve().at_over_fetch(1.75).over_fetch, 1.75);
+        assert_eq!(curve().at_over_fetch(1.8).over_fetch, 2.0);
+        assert_eq!(curve().at_over_fetch(100.0).predicted_fraction, 1.0);
         assert_eq!(point.energy_recall, 0.9);
         assert_eq!(point.precision, 15.0 / 35.0);
         // linfa counts samples one by one, which is too slow for every (token, neuron) pair: it judges our counts here.

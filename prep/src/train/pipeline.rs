@@ -55,6 +55,8 @@ pub struct TrainOptions {
     /// The threshold falls below what `recall` asks for while each neuron read still brings this share of the mean energy
     /// of an active one.
     pub worth: f64,
+    /// The threshold also falls until this many times as many neurons are predicted as are active.
+    pub over_fetch: f64,
     /// Bytes of all predictors as a share of the FFN's, for [`RankChoice::Auto`].
     pub size_budget: f64,
     /// Bytes of one weight of the model, which the budget is counted against.
@@ -76,6 +78,7 @@ impl TrainOptions {
             dtype: PredictorDType::Int8,
             recall: 0.96,
             worth: 0.05,
+            over_fetch: 0.0,
             size_budget: 0.09,
             weight_bytes: 2,
             look_ahead: None,
@@ -293,10 +296,11 @@ pub(super) fn held_out_tokens(set: &TrainingSet, options: &TrainOptions, most: u
     tokens
 }
 
-/// The threshold: at least the recall asked for, and lower where misses still carry energy.
+/// The threshold: at least the recall asked for, and lower where misses still carry energy or more over-fetch is asked for.
 fn threshold(curve: &Curve, options: &TrainOptions) -> f32 {
     let needed = curve.at_misses(1.0 - options.recall).threshold;
-    needed.min(curve.at_worth(options.worth).threshold)
+    let least = curve.at_over_fetch(options.over_fetch).threshold;
+    needed.min(curve.at_worth(options.worth).threshold).min(least)
 }
 
 /// A fit with the options' parameters and this rank.
@@ -364,7 +368,7 @@ pub fn train_layer(
     if let Some((small, _)) = &ahead {
         parts.push(StoredPredictor { prefix: "lookahead.", predictor: small, dtype: options.dtype });
     }
-    write_predictor(&out.join(format!("predictor-{layer:03}.safetensors")), &parts)?;
+    write_predictor(&crate::predictors::predictor_path(out, layer), &parts)?;
     Ok(LayerReport {
         layer,
         rank,

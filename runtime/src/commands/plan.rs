@@ -1,16 +1,22 @@
 //! `flashlm plan`: what a run would hold in memory, without running it.
 
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use flashlm_formats::bundle::Bundle;
+use flashlm_kernels::{Threads, read_bandwidth};
 use flashlm_runtime::budget::human_bytes;
 use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::load::{FfnChoice, LoadOptions, Planned, plan};
+use flashlm_runtime::load::{FfnChoice, LoadOptions, Planned, plan, read_cost};
+use flashlm_runtime::reuse::Expectation;
 use serde_json::json;
 
 use super::ModelArgs;
+
+/// Memory that is read to see how fast this machine does it: far more than its caches hold.
+const MEASURED_BYTES: usize = 512 << 20;
 
 /// Arguments of `flashlm plan`.
 #[derive(Args)]
@@ -33,6 +39,12 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
     let smallest = smallest(&bundle, &options);
     let Planned { choice, plan, arena, pinned } = plan(&bundle, &options)?;
     let groups = bundle.layout().groups() as u64 * bundle.spec().layers as u64;
+    let (cost, known) = read_cost(&bundle, &options);
+    let expected = arena.as_ref().and_then(|arena| Expectation::new(&bundle, arena, &cost, args.context));
+    let expected = match expected {
+        Some(expected) => Some((expected, memory_rate(options.threads)?)),
+        None => None,
+    };
     let kept = arena.as_ref().map(|arena| arena.slots.iter().map(|s| u64::from(*s)).sum::<u64>());
     if args.json {
         let items: serde_json::Map<_, _> = plan.items.iter().map(|i| (i.name.to_owned(), i.bytes.into())).collect();
@@ -48,6 +60,13 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
             "groups": groups,
             "slots_of_layers": arena.map(|arena| arena.slots),
             "pinned_layers": pinned,
+            "expected": expected.map(|(expected, rate)| json!({
+                "tokens_per_s": 1e3 / expected.ms_per_token(rate),
+                "bytes_read_per_token": expected.bytes_read,
+                "reads_per_token": expected.reads,
+                "io_limit_ms": expected.io_ms,
+                "dram_limit_ms": expected.bytes_touched / rate * 1e3,
+            })),
         });
         println!("{object:#}");
         return Ok(ExitCode::SUCCESS);
@@ -59,12 +78,29 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
         let (least, most) = (arena.slots.iter().min().unwrap_or(&0), arena.slots.iter().max().unwrap_or(&0));
         println!("the neuron cache holds {share:.1} % of the neurons, {least} to {most} groups of each layer");
     }
+    if let Some((expected, rate)) = expected {
+        println!(
+            "at best {:.2} tokens/s: {} in {:.0} reads take {:.0} ms, {} of memory {:.0} ms ({known})",
+            1e3 / expected.ms_per_token(rate),
+            human_bytes(expected.bytes_read as u64),
+            expected.reads,
+            expected.io_ms,
+            human_bytes(expected.bytes_touched as u64),
+            expected.bytes_touched / rate * 1e3,
+        );
+    }
     println!(
         "model {}; smallest budget that works {}",
         human_bytes(bundle.manifest().model_bytes),
         human_bytes(smallest)
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// Bytes of memory that all threads read in a second.
+fn memory_rate(threads: NonZeroUsize) -> Result<f64> {
+    let threads = Threads::new(threads).context("cannot start threads")?;
+    Ok(read_bandwidth(&threads, MEASURED_BYTES))
 }
 
 fn name(choice: FfnChoice) -> &'static str {

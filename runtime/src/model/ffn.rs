@@ -23,6 +23,12 @@ pub trait FfnSource: Send {
         Ok(())
     }
 
+    /// Told, before a token's attention runs, what the FFN input would be without it: about what it will be. Nothing is decided
+    /// by it, but reads can begin.
+    fn foresee(&mut self, _layer: usize, _input: &[f32], _threads: &Threads) -> Result<()> {
+        Ok(())
+    }
+
     /// Called now and then while something else is computed, so that reads go on.
     fn poll(&mut self) -> Result<()> {
         Ok(())

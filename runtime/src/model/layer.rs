@@ -70,8 +70,13 @@ impl Pass<'_> {
     pub fn run(&mut self, weights: &LayerWeights, layer: usize, cache_layer: usize, states: &mut [f32]) -> Result<()> {
         let spec = self.spec;
         let tokens = states.len() / spec.hidden_size;
+        let decodes = tokens == 1 && self.observer.is_none();
         match spec.block {
             Block::PreNorm => {
+                if decodes {
+                    norm(spec, ffn_norm(weights), states, &mut self.scratch.ffn_input);
+                    self.ffn.foresee(layer, &self.scratch.ffn_input[..states.len()], self.threads)?;
+                }
                 norm(spec, &weights.attention_norm, states, &mut self.scratch.attention_input);
                 self.attention(weights, cache_layer, tokens)?;
                 add(states, &self.scratch.delta);
@@ -80,6 +85,10 @@ impl Pass<'_> {
                 add(states, &self.scratch.ffn_output);
             }
             Block::PostNorm => {
+                if decodes {
+                    norm(spec, &weights.attention_norm, states, &mut self.scratch.ffn_input);
+                    self.ffn.foresee(layer, &self.scratch.ffn_input[..states.len()], self.threads)?;
+                }
                 self.scratch.attention_input[..states.len()].copy_from_slice(states);
                 self.attention(weights, cache_layer, tokens)?;
                 add(states, &self.scratch.delta);
@@ -97,7 +106,7 @@ impl Pass<'_> {
                     None => self.scratch.ffn_input[..states.len()]
                         .copy_from_slice(&self.scratch.attention_input[..states.len()]),
                 }
-                if tokens == 1 && self.observer.is_none() {
+                if decodes {
                     self.ffn.prepare(layer, &self.scratch.ffn_input[..states.len()], self.threads)?;
                 }
                 self.attention(weights, cache_layer, tokens)?;

@@ -5,9 +5,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use flashlm_formats::bundle::FlashLayout;
+use flashlm_formats::bundle::{FlashLayout, LayerSparsity};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::recording::Recording;
+use flashlm_prep::ordering::OrderFile;
 use flashlm_prep::record::{Calibration, Recorder};
 use flashlm_prep::train::{
     LayerReport, Progress, RankChoice, RankCurve, TrainOptions, choose_ranks, train_layer, write_report,
@@ -15,6 +16,8 @@ use flashlm_prep::train::{
 
 use super::super::Stage;
 use super::super::order::{LayerScores, OrderArgs, Ordering};
+use super::super::pack::layer_sparsity;
+use super::super::recorded::{Division, HELD_OUT};
 use super::work::{Work, publish_json, read_json};
 use super::{PrepareArgs, pilot_tokens};
 
@@ -29,8 +32,8 @@ pub(super) struct Layers<'a> {
 
 /// The stages' directories: what is done stands in them.
 pub(super) struct Stages {
-    /// Share of active neurons.
-    pub(super) activity: PathBuf,
+    /// How many neurons are active and how often they come again, with these predictors and orders.
+    pub(super) sparsity: PathBuf,
     pub(super) predictors: PathBuf,
     pub(super) orders: PathBuf,
 }
@@ -41,8 +44,8 @@ fn numbered(dir: &Path, name: &str, layer: usize) -> PathBuf {
 
 impl Stages {
     // These files are written behind all others of their layer: where they are, the layer is done.
-    fn active(&self, layer: usize) -> PathBuf {
-        numbered(&self.activity, "active", layer)
+    fn measured(&self, layer: usize) -> PathBuf {
+        numbered(&self.sparsity, "sparsity", layer)
     }
 
     fn trained(&self, layer: usize) -> PathBuf {
@@ -54,20 +57,19 @@ impl Stages {
     }
 
     fn is_done(&self, layer: usize) -> bool {
-        self.active(layer).exists() && self.trained(layer).exists() && self.ordered(layer).exists()
+        self.measured(layer).exists() && self.trained(layer).exists() && self.ordered(layer).exists()
     }
 }
 
 impl Layers<'_> {
-    /// Does what is missing in `stages`. Gives the share of active neurons of every layer.
-    pub(super) fn run(&self, stages: &Stages) -> Result<Vec<f32>> {
+    /// Does what is missing in `stages`. Gives what was measured of every layer's activity.
+    pub(super) fn run(&self, stages: &Stages) -> Result<Vec<LayerSparsity>> {
         let layers = self.checkpoint.spec().layers;
         let summaries = [stages.predictors.join("predictors.json"), stages.orders.join("orders.json")];
         if (0..layers).any(|layer| !stages.is_done(layer)) || summaries.iter().any(|file| !file.exists()) {
             self.missing(stages)?;
         }
-        let active = (0..layers).filter_map(|layer| read_json(&stages.active(layer)));
-        Ok(active.collect())
+        Ok((0..layers).filter_map(|layer| read_json(&stages.measured(layer))).collect())
     }
 
     fn missing(&self, stages: &Stages) -> Result<()> {
@@ -151,8 +153,7 @@ impl Layers<'_> {
         layer: usize,
         stage: &Stage,
     ) -> Result<()> {
-        let active = recording.layer(layer)?.active_fraction() as f32;
-        publish_json(&stages.active(layer), &active)?;
+        let active = recording.layer(layer)?.active_fraction();
         let train = || -> Result<()> {
             if !stages.trained(layer).exists() {
                 let report = train_layer(recording, None, options, layer, ranks, &stages.predictors)?;
@@ -174,7 +175,12 @@ impl Layers<'_> {
             Ok(())
         };
         let (trained, ordered) = rayon::join(train, order);
-        trained.and(ordered)
+        trained.and(ordered)?;
+        let neurons = self.checkpoint.spec().ffn.size;
+        let order = OrderFile::read(&stages.orders, layer, neurons)?.order;
+        let division = Division::by_document(recording.documents(), HELD_OUT, self.args.seed);
+        let sparsity = layer_sparsity(recording, &division, layer, &stages.predictors, Some(&order), self.layout)?;
+        publish_json(&stages.measured(layer), &sparsity)
     }
 
     /// The rank of every layer, from a pilot; kept in `dir`.

@@ -3,6 +3,8 @@
 use flashlm_formats::bundle::Bundle;
 
 use crate::cache::{BenefitCurve, divide_slots};
+use crate::planner::ReadCost;
+use crate::reuse::benefit_curves;
 
 /// Fewest transient places of an area: below it reads come in dribs and drabs.
 const TRANSIENT_MIN: u32 = 32;
@@ -24,10 +26,10 @@ impl ArenaPlan {
         self.slots.iter().map(|s| *s as usize).sum::<usize>() + 2 * self.transient as usize
     }
 
-    /// The largest arena that `fits`, or the smallest there is.
-    pub fn within(bundle: &Bundle, fits: impl Fn(&ArenaPlan) -> bool) -> Self {
+    /// The largest arena that `fits`, or the smallest there is, divided by what slots save on a disk of this cost.
+    pub fn within(bundle: &Bundle, cost: &ReadCost, fits: impl Fn(&ArenaPlan) -> bool) -> Self {
         let (layers, groups) = (bundle.spec().layers, bundle.layout().groups());
-        let curves = curves(bundle);
+        let curves = benefit_curves(bundle, cost);
         let (mut low, mut high) = (0, (layers * groups) as u64);
         while low < high {
             let middle = low + (high - low).div_ceil(2);
@@ -43,25 +45,4 @@ impl ArenaPlan {
         let transient = ((slots / 16) as u32).clamp(least, most);
         Self { slots: divide_slots(curves, slots), transient }
     }
-}
-
-/// What each layer gains from slots, from what the bundle says of its sparsity.
-///
-/// Firing rates are skewed, so the first slots save most; a layer that wants more groups a token gains more from each.
-fn curves(bundle: &Bundle) -> Vec<BenefitCurve> {
-    let groups = bundle.layout().groups() as f64;
-    let active = |layer: usize| {
-        bundle.manifest().sparsity.as_ref().and_then(|s| s.get(layer)).map_or(0.1, |s| f64::from(s.active))
-    };
-    (0..bundle.spec().layers)
-        .map(|layer| {
-            let wanted = active(layer).clamp(1e-3, 1.0);
-            BenefitCurve::new((1..=32).map(|step| {
-                let share = f64::from(step) / 32.0;
-                // The last slots save next to nothing, but more than none.
-                let saved = wanted * (1.0 - (1.0 - share).powf(1.0 / wanted.sqrt())) + 1e-6 * share;
-                ((groups * share).ceil() as u32, saved)
-            }))
-        })
-        .collect()
 }

@@ -76,10 +76,19 @@ impl DecodeScratch {
     }
 }
 
-/// The groups of the neurons with a score above zero, ascending.
-pub(super) fn groups_of(scores: &[f32], records_per_group: u32, groups: &mut Vec<u32>) {
+/// What says which groups a layer will probably want.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Foresight {
+    /// The layer's own predictor, on an input that is not quite its own.
+    Own,
+    /// A predictor of the layer's neurons that was trained on the input of the layer before it.
+    Trained,
+}
+
+/// The groups of the neurons with a score above `margin`, ascending.
+pub(super) fn groups_of(scores: &[f32], margin: f32, records_per_group: u32, groups: &mut Vec<u32>) {
     groups.clear();
-    for (neuron, _) in scores.iter().enumerate().filter(|(_, score)| **score > 0.0) {
+    for (neuron, _) in scores.iter().enumerate().filter(|(_, score)| **score > margin) {
         let group = neuron as u32 / records_per_group;
         if groups.last() != Some(&group) {
             groups.push(group);
@@ -122,28 +131,36 @@ impl FlashFfn {
         self.begun_ahead = None;
         self.store.look_up(layer, &mut scratch.wanted)?;
         self.manage_ns += begin.elapsed().as_nanos() as u64;
-        if ahead { self.look_ahead(layer, input, threads) } else { Ok(()) }
+        let next = layer + 1;
+        if ahead && self.predictors.as_ref().is_some_and(|predictors| next < predictors.len()) {
+            let trained = self.predictors.as_ref().is_some_and(|predictors| predictors[layer].ahead.is_some());
+            if trained {
+                return self.read_ahead(next, Foresight::Trained, input, threads);
+            } else if self.parallel {
+                return self.read_ahead(next, Foresight::Own, input, threads);
+            }
+        }
+        Ok(())
     }
 
-    /// Starts reading what the layer behind `layer` will probably want.
-    fn look_ahead(&mut self, layer: usize, input: &[f32], threads: &Threads) -> Result<()> {
-        let next = layer + 1;
-        let (Some(predictors), DecodeScratch { scores, ahead, .. }) = (&mut self.predictors, &mut self.scratch) else {
-            return Ok(());
+    /// Starts reading what `layer` will probably want, going by an input that is about its own.
+    pub(super) fn read_ahead(&mut self, layer: usize, by: Foresight, input: &[f32], threads: &Threads) -> Result<()> {
+        let (Some(predictors), true) = (&mut self.predictors, self.look_ahead) else { return Ok(()) };
+        let predictor = match by {
+            Foresight::Own => predictors.get_mut(layer).map(|own| &mut own.own),
+            Foresight::Trained => predictors[layer - 1].ahead.as_mut(),
         };
-        if !self.look_ahead || next >= predictors.len() || !self.store.is_worth_reading_ahead(next) {
-            return Ok(());
-        }
-        let (now, later) = predictors.split_at_mut(next);
-        // One trained for this, or the next layer's own, one layer early.
-        let predictor = now[layer].ahead.as_mut().unwrap_or(&mut later[0].own);
+        let Some(predictor) = predictor else { return Ok(()) };
+        let DecodeScratch { scores, ahead, .. } = &mut self.scratch;
         predictor.scores(threads, input, scores);
         self.touched_bytes += predictor.bytes();
         let begin = Instant::now();
-        groups_of(scores, self.layout.records_per_group() as u32, ahead);
-        self.store.begin(next);
-        self.begun_ahead = Some(next);
-        self.store.read_ahead(next, ahead)?;
+        groups_of(scores, self.store.ahead_margin(layer), self.layout.records_per_group() as u32, ahead);
+        if self.begun_ahead != Some(layer) {
+            self.store.begin(layer);
+            self.begun_ahead = Some(layer);
+        }
+        self.store.read_ahead(layer, ahead)?;
         self.manage_ns += begin.elapsed().as_nanos() as u64;
         Ok(())
     }

@@ -1,7 +1,9 @@
 //! Only the neurons that matter, from flash: the source that flashlm exists for.
 //!
 //! One token: the predictor says which neurons of the layer to compute; the store says which of their groups are in memory and
-//! starts reading the others; if there is a look-ahead, the next layer's probable groups follow. Neurons in memory are computed
+//! starts reading the others. Groups that a layer will probably want are read ahead of that: while its attention runs, from what
+//! its input would be without attention; or, where attention and FFN run side by side or a predictor was trained for it, while the
+//! layer before it is computed. Neurons in memory are computed
 //! while reads are under way, the others as they arrive. What is computed is exactly the predictor's choice, and every sum runs in
 //! storage order: the result does not depend on what was cached, read ahead, or read together.
 //!
@@ -16,7 +18,7 @@ mod store;
 use std::sync::Arc;
 
 use flashlm_formats::bundle::{Bundle, FlashLayout};
-use flashlm_formats::model::{DType, Ffn};
+use flashlm_formats::model::{Block, DType, Ffn};
 use flashlm_io::{DirectFile, EngineChoice};
 use flashlm_kernels::{MATMUL_TOKENS_MIN, Threads};
 
@@ -27,7 +29,7 @@ use crate::model::ffn::{FfnCall, FfnSource, ReadCounters, Selection};
 use crate::planner::ReadCost;
 use crate::predictor::LayerPredictors;
 pub use arena::ArenaPlan;
-use decode::DecodeScratch;
+use decode::{DecodeScratch, Foresight};
 use store::Store;
 
 /// How neurons are chosen, kept and read.
@@ -72,6 +74,8 @@ pub struct FlashFfn {
     checks: Option<GroupChecks>,
     scratch: DecodeScratch,
     selection: Selection,
+    /// Attention and FFN see the same input, so that the FFN's is known before attention.
+    parallel: bool,
     /// The layer that was begun ahead of its turn.
     begun_ahead: Option<usize>,
     /// The layer whose neurons are chosen already.
@@ -100,6 +104,7 @@ impl FlashFfn {
             checks: verify.then(|| GroupChecks::new(bundle)),
             scratch: DecodeScratch::new(&bundle.spec().ffn, &layout),
             selection: Selection::default(),
+            parallel: matches!(bundle.spec().block, Block::ParallelOneNorm | Block::ParallelTwoNorms),
             begun_ahead: None,
             started: None,
             manage_ns: 0,
@@ -140,6 +145,10 @@ impl FfnSource for FlashFfn {
         self.start(layer, input, threads, true)?;
         self.started = Some(layer);
         Ok(())
+    }
+
+    fn foresee(&mut self, layer: usize, input: &[f32], threads: &Threads) -> Result<()> {
+        self.read_ahead(layer, Foresight::Own, input, threads)
     }
 
     fn poll(&mut self) -> Result<()> {

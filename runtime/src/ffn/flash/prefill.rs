@@ -86,7 +86,7 @@ impl FlashFfn {
             if token + WARM_TOKENS < tokens {
                 continue;
             }
-            groups_of(scores, records, ahead);
+            groups_of(scores, 0.0, records, ahead);
             self.store.warm(layer, ahead);
         }
     }

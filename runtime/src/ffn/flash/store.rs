@@ -44,14 +44,15 @@ struct AheadRecord {
     groups: u64,
     /// Share of the groups read for the layer that nobody wanted, fading.
     wasted: f32,
-    /// Tokens since reading ahead was tried.
-    rested: u32,
+    /// Scores above it are read ahead for.
+    margin: f32,
 }
 
-/// Reading ahead for a layer rests while more than this share of what is read for it is wasted..
-const WASTED_MAX: f32 = 0.15;
-/// .. but for one token in so many, to see whether that has changed.
-const TRY_AGAIN: u32 = 32;
+/// The share of what is read for a layer that reading ahead may waste: above it the margin rises, below it falls.
+const WASTED_AIM: f32 = 0.10;
+/// How far the margin moves with a token, in units of a predictor's logit.
+const MARGIN_STEP: f32 = 0.1;
+const MARGIN_MAX: f32 = 16.0;
 /// Weight of the newest token in the fading share.
 const NEWEST: f32 = 0.1;
 
@@ -219,18 +220,15 @@ impl Store {
         });
     }
 
-    /// Whether reading ahead for `layer` is worth while now.
-    pub(super) fn is_worth_reading_ahead(&mut self, layer: usize) -> bool {
-        let AheadRecord { wasted, rested, .. } = &mut self.layers[layer].ahead;
-        *rested += 1;
-        *wasted <= WASTED_MAX || *rested >= TRY_AGAIN
+    /// The score above which it is worth reading ahead for a neuron of `layer`: as things went lately.
+    pub(super) fn ahead_margin(&self, layer: usize) -> f32 {
+        self.layers[layer].ahead.margin
     }
 
     /// Starts reading those of `groups` (ascending) that will probably be wanted by `layer`, as far as there is room.
     pub(super) fn read_ahead(&mut self, layer: usize, groups: &[u32]) -> Result<()> {
         self.reads.clear();
         let Layer { cache, first_slot, ahead, .. } = &mut self.layers[layer];
-        ahead.rested = 0;
         let area = &mut self.areas[layer % 2];
         for &group in groups {
             match cache.prefetch(group) {
@@ -253,7 +251,7 @@ impl Store {
                 Prefetch::Present(_) | Prefetch::Refused => {}
             }
         }
-        ahead.groups = self.reads.len() as u64;
+        ahead.groups += self.reads.len() as u64;
         self.submit(layer)
     }
 
@@ -270,11 +268,11 @@ impl Store {
             };
         }
         let (issued, counters) = (std::mem::take(&mut ahead.groups), cache.counters());
-        if issued > 0 {
-            let wasted = issued - (counters.prefetch_hits - before.prefetch_hits).min(issued);
-            let read = issued + counters.misses - before.misses;
-            ahead.wasted += NEWEST * (wasted as f32 / read as f32 - ahead.wasted);
-        }
+        let wasted = issued - (counters.prefetch_hits - before.prefetch_hits).min(issued);
+        let read = issued + counters.misses - before.misses;
+        ahead.wasted += NEWEST * (wasted as f32 / read.max(1) as f32 - ahead.wasted);
+        let step = if ahead.wasted > WASTED_AIM { MARGIN_STEP } else { -MARGIN_STEP };
+        ahead.margin = (ahead.margin + step).clamp(0.0, MARGIN_MAX);
         self.reads.clear();
         for entry in wanted.iter_mut() {
             if entry.slot == NONE {

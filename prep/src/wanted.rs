@@ -1,0 +1,157 @@
+//! Which neurons recorded tokens want: those that fired, or those that a trained predictor chooses; and how often a neuron cache
+//! would have them.
+
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use flashlm_formats::bundle::{LayerSparsity, ReusePoint};
+use flashlm_formats::recording::{LayerRecording, RecordingError};
+use flashlm_kernels::Threads;
+use flashlm_runtime::cache::PolicyKind;
+use flashlm_runtime::error::RuntimeError;
+use flashlm_runtime::model::weights::SharedBytes;
+use flashlm_runtime::planner::PlanLimits;
+use flashlm_runtime::predictor::Predictor;
+use flashlm_runtime::replay::{ReplayOptions, WantedSets, replay};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use rayon::prelude::*;
+
+use crate::predictors::{PredictorsError, predictor_path};
+
+/// Tokens whose inputs are in memory at once.
+const BLOCK: usize = 512;
+/// Tokens that fill the caches before misses count, and tokens that they are counted on, at most.
+const WARM_UP: usize = 2048;
+const COUNTED: usize = 2048;
+/// Cache sizes of a reuse curve, in thousandths of the layer.
+const SIZES: [u32; 18] = [0, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200, 250, 300, 400, 500, 650, 800, 1000];
+
+/// Why it cannot be said what tokens want.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WantedError {
+    /// The recording.
+    #[error(transparent)]
+    Recording(#[from] RecordingError),
+    /// The predictor's file.
+    #[error(transparent)]
+    Predictors(#[from] PredictorsError),
+    /// The predictor does not suit the recording.
+    #[error(transparent)]
+    Predictor(#[from] RuntimeError),
+    /// The system refused a thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// A layer's neurons that each of these tokens wants, at most `tokens_max` tokens: with the directory that `train` wrote those
+/// that its predictor chooses, else those that fired.
+pub fn wanted_sets(
+    recorded: &mut LayerRecording,
+    parts: &[Range<usize>],
+    tokens_max: usize,
+    chosen_by: Option<(&Path, usize)>,
+) -> Result<WantedSets, WantedError> {
+    let mut sets = WantedSets::new(recorded.ffn() as u32);
+    let Some((dir, layer)) = chosen_by else {
+        for token in parts.iter().cloned().flatten().take(tokens_max) {
+            sets.push(recorded.active(token).map(|n| n as u32));
+        }
+        return Ok(sets);
+    };
+    let path = predictor_path(dir, layer);
+    let file = std::fs::read(&path).map_err(|source| PredictorsError::Read { path, source })?;
+    let file: SharedBytes = Arc::new(file);
+    let (hidden, neurons) = (recorded.hidden(), recorded.ffn());
+    let mut inputs = Vec::new();
+    let mut left = tokens_max;
+    for part in parts {
+        let mut start = part.start;
+        while start < part.end && left > 0 {
+            let tokens = (part.end - start).min(BLOCK).min(left);
+            inputs.resize(tokens * hidden, f16::ZERO);
+            recorded.read_inputs(start..start + tokens, &mut inputs)?;
+            // A predictor decides about one token at a time, as it does in decoding.
+            let chosen: Vec<Vec<Vec<u32>>> = inputs
+                .par_chunks(tokens.div_ceil(rayon::current_num_threads()).max(1) * hidden)
+                .map(|inputs| -> Result<_, WantedError> {
+                    let threads = Threads::new(NonZeroUsize::MIN).map_err(WantedError::Thread)?;
+                    let mut predictor = Predictor::load(&file, "", hidden, neurons)?;
+                    let (mut input, mut scores) = (vec![0.0; hidden], vec![0.0; neurons]);
+                    let choose = |row: &[f16]| {
+                        row.convert_to_f32_slice(&mut input);
+                        predictor.scores(&threads, &input, &mut scores);
+                        scores.iter().enumerate().filter(|(_, s)| **s > 0.0).map(|(n, _)| n as u32).collect()
+                    };
+                    Ok(inputs.chunks_exact(hidden).map(choose).collect())
+                })
+                .collect::<Result<_, _>>()?;
+            chosen.into_iter().flatten().for_each(|token| sets.push(token));
+            start += tokens;
+            left -= tokens;
+        }
+    }
+    Ok(sets)
+}
+
+/// What one layer's neurons do, for the bundle: how many are active and predicted, and what caches of several sizes miss.
+///
+/// `training` fills the caches, misses are counted on `held_out`; `position` is the place of each neuron in storage order.
+pub fn measure_reuse(
+    recorded: &mut LayerRecording,
+    (training, held_out): (&[Range<usize>], &[Range<usize>]),
+    predictor: (&Path, usize),
+    position: &[u32],
+    records_per_group: u32,
+) -> Result<LayerSparsity, WantedError> {
+    let before: usize = training.iter().map(Range::len).sum();
+    let last = skipped(training, before.saturating_sub(WARM_UP));
+    let warm_up = before.min(WARM_UP);
+    let parts: Vec<Range<usize>> = last.into_iter().chain(held_out.iter().cloned()).collect();
+    let wanted = wanted_sets(recorded, &parts, warm_up + COUNTED, Some(predictor))?;
+    let neurons = f64::from(wanted.groups());
+    let predicted = wanted.wishes() as f64 / (wanted.tokens().max(1) as f64 * neurons);
+    let groups = wanted.regrouped(position, records_per_group);
+    drop(wanted);
+    let sizes = SIZES.map(|size| (u64::from(groups.groups()) * u64::from(size) / 1000) as u32);
+    let mut reuse: Vec<ReusePoint> = sizes
+        .into_par_iter()
+        .map(|slots| {
+            let limits = PlanLimits::adjacent_only(1);
+            let counts = replay(&groups, &ReplayOptions { policy: PolicyKind::DEFAULT, slots, limits, warm_up });
+            let mean = |count: u64| count as f32 / counts.tokens.max(1) as f32;
+            ReusePoint { slots, missed: mean(counts.missed), runs: mean(counts.runs) }
+        })
+        .collect();
+    // A layer of few groups has fewer sizes.
+    reuse.dedup_by_key(|point| point.slots);
+    Ok(LayerSparsity { active: recorded.active_fraction() as f32, predicted: Some(predicted as f32), reuse })
+}
+
+/// What is left of `parts` behind the first `tokens`.
+fn skipped(parts: &[Range<usize>], mut tokens: usize) -> Vec<Range<usize>> {
+    let mut left = Vec::new();
+    for part in parts {
+        let skip = tokens.min(part.len());
+        tokens -= skip;
+        if skip < part.len() {
+            left.push(part.start + skip..part.end);
+        }
+    }
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_tokens_stay() {
+        assert_eq!(skipped(&[0..3, 10..14, 20..21], 4), [11..14, 20..21]);
+        assert_eq!(skipped(&[0..3, 10..14], 0), [0..3, 10..14]);
+        assert_eq!(skipped(std::slice::from_ref(&(0..3)), 9), [] as [Range<usize>; 0]);
+    }
+}
