@@ -131,8 +131,6 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
     let resident = bundle.resident();
     let layers_loaded = if choice == FfnChoice::Resident { spec.layers } else { pinned };
     let total = resident.extent.bytes + (layers_loaded * bundle.layout().layer_bytes()) as u64;
-    let memory = read_section(bundle, &mut reader, resident, "resident section", &mut |done| progress(done, total))?;
-    let weights = ModelWeights::load(spec, &mut BundleTensors { bundle, memory: Arc::new(memory) })?;
 
     let mut notices = Vec::new();
     if file.mode() == Mode::Buffered {
@@ -142,7 +140,7 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
         });
     }
     let mut load_layers = |reader: &mut SequentialReader| -> Result<ResidentFfn> {
-        let progress = &mut |done| progress(resident.extent.bytes + done, total);
+        let progress = &mut |done| progress(done, total);
         let records = read_flash(bundle, layers_loaded, &threads, reader, progress)?;
         Ok(ResidentFfn::new(spec.ffn, bundle.manifest().ffn.dtype, *bundle.layout(), records))
     };
@@ -180,6 +178,11 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
             Box::new(source)
         }
     };
+    // Last: the memory for neurons is taken from the system meanwhile.
+    let before = (layers_loaded * bundle.layout().layer_bytes()) as u64;
+    let progress = &mut |done| progress(before + done, total);
+    let memory = read_section(bundle, &mut reader, resident, "resident section", progress)?;
+    let weights = ModelWeights::load(spec, &mut BundleTensors { bundle, memory: Arc::new(memory) })?;
     notices.push(Notice {
         important: false,
         text: format!("{} threads, {}", threads.count(), flashlm_kernels::instruction_set()),
@@ -336,6 +339,7 @@ fn read_section(
     progress: &mut dyn FnMut(u64),
 ) -> Result<AlignedMemory> {
     let mut memory = AlignedMemory::new(section.extent.bytes as usize)?;
+    memory.populate();
     let mut hasher = Xxh3::new();
     let mut at = 0;
     reader.restart(&[Extent { offset: section.extent.offset, length: section.extent.bytes }])?;
@@ -363,6 +367,7 @@ fn read_flash(
 ) -> Result<AlignedMemory> {
     let checks = GroupChecks::new(bundle);
     let mut memory = AlignedMemory::new(bundle.layout().layer_bytes() * layers)?;
+    memory.populate();
     let mut at = 0;
     for layer in 0..layers {
         let extent = bundle.layer(layer);

@@ -121,6 +121,7 @@ fn prepare_killed_anywhere_resumes_to_the_same_bytes() {
     let seconds = begin.elapsed().as_secs_f64();
     let expected = std::fs::read(&whole).unwrap();
     assert!(verify(&whole, &mut |_, _| ()).unwrap().damages.is_empty());
+    reuse_is_known(&Bundle::open(&whole).unwrap());
     assert!(succeed(prepare(&whole, &[])).contains("up to date"));
 
     let kills = std::env::var("FLASHLM_KILLS").ok().and_then(|k| k.parse().ok()).unwrap_or(4);
@@ -137,6 +138,33 @@ fn prepare_killed_anywhere_resumes_to_the_same_bytes() {
         succeed(prepare(&output, &[]));
         assert!(std::fs::read(&output).unwrap() == expected, "killed at {kill} of {kills}: other bytes");
     }
+}
+
+/// The bundle says what caches of all sizes miss, and the plan says what that means.
+fn reuse_is_known(bundle: &Bundle) {
+    let groups = bundle.layout().groups() as u32;
+    for layer in bundle.manifest().sparsity.as_ref().unwrap() {
+        let predicted = layer.predicted.unwrap();
+        assert!(predicted > 0.0 && predicted < 0.6, "{layer:?}");
+        let (first, last) = (layer.reuse[0], *layer.reuse.last().unwrap());
+        assert_eq!((first.slots, last.slots), (0, groups));
+        assert!(first.missed > 4.0 * last.missed && first.missed >= first.runs && first.runs > 0.0, "{layer:?}");
+        let falls = layer.reuse.windows(2).all(|pair| pair[1].missed <= 1.02 * pair[0].missed + 0.5);
+        assert!(falls, "a larger cache misses more: {layer:?}");
+    }
+    let path = bundle.path().to_str().unwrap();
+    let expected = |memory: &str| {
+        let mut plan = Command::new(program("flashlm"));
+        plan.args(["plan", path, "--ffn", "flash", "--memory", memory, "--json"]);
+        let output = plan.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let plan: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let figure = |name: &str| plan["expected"][name].as_f64().unwrap();
+        assert!(figure("tokens_per_s") > 0.0 && figure("dram_limit_ms") > 0.0);
+        (figure("bytes_read_per_token"), figure("reads_per_token"), figure("io_limit_ms"))
+    };
+    let (small, large) = (expected("54MB"), expected("60MB"));
+    assert!(small.0 > large.0 && small.1 > large.1 && small.2 > large.2, "{small:?} {large:?}");
 }
 
 fn flash_bytes(path: &Path) -> (u64, Vec<u8>) {

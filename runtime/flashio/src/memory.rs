@@ -6,6 +6,9 @@
 
 use std::ffi::c_void;
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
@@ -16,6 +19,16 @@ const HUGE_PAGE_BYTES: usize = 2 << 20;
 /// The largest page size in common use (arm64 kernels with 64 KiB pages).
 const PAGE_BYTES_MAX: usize = 64 << 10;
 
+/// Memory taken at a time by [`AlignedMemory::populate`]; less than this is not worth a thread.
+const POPULATE_BYTES: usize = 32 << 20;
+
+/// A thread that takes pages before they are touched.
+#[derive(Debug)]
+struct Populating {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
 /// An anonymous private mapping, unmapped on drop.
 #[derive(Debug)]
 pub struct AlignedMemory {
@@ -24,6 +37,7 @@ pub struct AlignedMemory {
     /// What was mapped, which can begin earlier than `base`.
     mapping: *mut c_void,
     mapping_bytes: usize,
+    populating: Option<Populating>,
 }
 
 // SAFETY: the mapping belongs to this value alone, and no thread-local state is tied to it.
@@ -38,7 +52,13 @@ impl AlignedMemory {
         let fail = |source| IoError::Map { bytes, source };
         let too_large = || fail(std::io::Error::from(std::io::ErrorKind::OutOfMemory));
         if bytes == 0 {
-            return Ok(Self { base: NonNull::dangling(), bytes: 0, mapping: ptr::null_mut(), mapping_bytes: 0 });
+            return Ok(Self {
+                base: NonNull::dangling(),
+                bytes: 0,
+                mapping: ptr::null_mut(),
+                mapping_bytes: 0,
+                populating: None,
+            });
         }
         let alignment = if bytes >= HUGE_PAGE_BYTES { HUGE_PAGE_BYTES } else { PAGE_BYTES_MAX };
         let mapping_bytes = bytes.checked_add(alignment).ok_or_else(too_large)?;
@@ -60,7 +80,26 @@ impl AlignedMemory {
             let _ = unsafe { rustix::mm::madvise(base.cast(), bytes, rustix::mm::Advice::LinuxHugepage) };
         }
         let base = NonNull::new(base).ok_or_else(too_large)?;
-        Ok(Self { base, bytes, mapping, mapping_bytes })
+        Ok(Self { base, bytes, mapping, mapping_bytes, populating: None })
+    }
+
+    /// Begins to take all pages from the system, in a thread of its own: clearing them costs as much as reading into them, and whoever
+    /// touches them later need not wait for it. Changes no content; where it is not possible, pages come on first touch.
+    pub fn populate(&mut self) {
+        if self.bytes < POPULATE_BYTES || self.populating.is_some() {
+            return;
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, base, bytes) = (Arc::clone(&stop), self.base.as_ptr() as usize, self.bytes);
+        let take = move || {
+            for at in (0..bytes).step_by(POPULATE_BYTES) {
+                if stopped.load(Ordering::Relaxed) || !take_pages(base + at, POPULATE_BYTES.min(bytes - at)) {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("populate".into()).spawn(take);
+        self.populating = thread.ok().map(|thread| Populating { stop, thread });
     }
 
     /// Length in bytes.
@@ -98,8 +137,28 @@ impl AsRef<[u8]> for AlignedMemory {
     }
 }
 
+/// Takes the pages of a range of a mapping; false where the system cannot.
+fn take_pages(start: usize, bytes: usize) -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        // SAFETY: the range lies inside a mapping whose owner waits for this thread before it unmaps; the advice takes pages
+        // and changes no content.
+        unsafe { rustix::mm::madvise(start as *mut c_void, bytes, rustix::mm::Advice::LinuxPopulateWrite) }.is_ok()
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (start, bytes);
+        false
+    }
+}
+
 impl Drop for AlignedMemory {
     fn drop(&mut self) {
+        if let Some(Populating { stop, thread }) = self.populating.take() {
+            stop.store(true, Ordering::Relaxed);
+            // It cannot panic, so it has nothing to tell.
+            let _ = thread.join();
+        }
         if self.mapping_bytes > 0 {
             // SAFETY: exactly what `new` mapped; no reference outlives `self`, and engines keep a shared owner of
             // the memory for as long as a read may still land in it.
@@ -125,6 +184,21 @@ mod tests {
             memory.as_mut_slice().fill(7);
             assert_eq!(memory.as_slice()[bytes - 1], 7);
         }
+    }
+
+    #[test]
+    fn populating_changes_nothing_and_can_be_left() {
+        let mut memory = AlignedMemory::new(5 * POPULATE_BYTES / 2).unwrap();
+        memory.as_mut_slice()[7] = 1;
+        memory.populate();
+        let last = memory.len() - 1;
+        memory.as_mut_slice()[last] = 2;
+        memory.populating.take().unwrap().thread.join().unwrap();
+        let sum: u64 = memory.as_slice().iter().map(|b| u64::from(*b)).sum();
+        assert_eq!((memory.as_slice()[7], memory.as_slice()[last], sum), (1, 2, 3));
+        // Dropped while it goes on.
+        let mut memory = AlignedMemory::new(8 * POPULATE_BYTES).unwrap();
+        memory.populate();
     }
 
     #[test]

@@ -42,9 +42,10 @@ impl Slots {
         if u32::try_from(count).is_err() || u32::try_from(stride).is_err() {
             return Err(too_large());
         }
-        let memory = Arc::new(AlignedMemory::new(stride.checked_mul(count).ok_or_else(too_large)?)?);
+        let mut memory = AlignedMemory::new(stride.checked_mul(count).ok_or_else(too_large)?)?;
+        memory.populate();
         Ok(Self {
-            memory,
+            memory: Arc::new(memory),
             slot_bytes,
             stride,
             states: vec![SlotState::Empty; count],

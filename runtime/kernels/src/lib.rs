@@ -43,7 +43,7 @@ pub use element::{Element, store_bf16, store_f16, to_f32};
 pub use elementwise::{layer_norm, rms_norm, rope_rotate_half};
 pub use matmul::{MATMUL_TOKENS_MIN, MatmulScratch, ROW_BLOCK, matmul, matmul_rows_add};
 pub use matrix::{Matrix, MatrixError, RowLayout};
-pub use matvec::{RowAt, dot, gathered_dots, matvec, matvec_serial};
+pub use matvec::{RowAt, dot, gathered_dots, matvec, matvec_beside, matvec_serial};
 #[cfg(feature = "product")]
 pub use product::{View, product};
 pub use rows::{add_scaled, add_scaled_rows, add_scaled_rows_serial, add_weighted_rows_serial, gathered_add};

@@ -27,6 +27,14 @@ pub fn matvec(threads: &Threads, w: Matrix<'_>, x: &[f32], y: &mut [f32]) {
     Kernels::get().matvec(threads, w, x, y);
 }
 
+/// [`matvec`], where the caller also calls `beside` now and then, as in [`Threads::run_beside`]; the same bits.
+///
+/// # Panics
+/// As [`matvec`].
+pub fn matvec_beside(threads: &Threads, w: Matrix<'_>, x: &[f32], y: &mut [f32], beside: &mut dyn FnMut()) {
+    Kernels::get().matvec_beside(threads, w, x, y, beside);
+}
+
 /// [`matvec`] on the calling thread; the same bits.
 ///
 /// # Panics
@@ -57,10 +65,15 @@ pub fn gathered_dots(threads: &Threads, element: Element, rows: &RowAt<'_>, x: &
 impl Kernels {
     /// [`matvec`] on this instruction set.
     pub fn matvec(self, threads: &Threads, w: Matrix<'_>, x: &[f32], y: &mut [f32]) {
+        self.matvec_beside(threads, w, x, y, &mut || {});
+    }
+
+    /// [`matvec_beside`] on this instruction set.
+    pub fn matvec_beside(self, threads: &Threads, w: Matrix<'_>, x: &[f32], y: &mut [f32], beside: &mut dyn FnMut()) {
         assert_eq!(x.len(), w.cols(), "matvec: elements of x against columns");
         assert_eq!(y.len(), w.rows(), "matvec: elements of y against rows");
         let chunk = rows_per_task(threads, w.rows(), w.row_bytes());
-        threads.chunks_mut(y, chunk, &|index, y| {
+        threads.chunks_mut_beside(y, chunk, beside, &|index, y| {
             let start = index * chunk;
             self.dots(w.element(), &RowsOf(w.rows_range(start..start + y.len())), x, y);
         });

@@ -20,6 +20,9 @@ use std::time::{Duration, Instant};
 /// How long an idle thread looks for work, or for the end of a job, before it sleeps.
 const SPIN: Duration = Duration::from_micros(50);
 
+/// Tasks of its own after which the caller of [`Threads::run_beside`] looks beside.
+const BESIDE_EVERY: usize = 8;
+
 /// `State` packs, from the top: the number of the job (32 bits), whether it is open, how many workers are in it (31 bits).
 const OPEN: u64 = 1 << 31;
 const JOINED: u64 = OPEN - 1;
@@ -106,22 +109,37 @@ impl Threads {
         self.run_indexed(tasks, &|index, _| task(index));
     }
 
+    /// As [`Threads::run`]; the caller also calls `beside` now and then: before its first task, and after every few. The other
+    /// threads do not wait for that, so short work that only one thread can do costs little there.
+    pub fn run_beside(&self, tasks: usize, beside: &mut dyn FnMut(), task: &(dyn Fn(usize) + Sync)) {
+        self.run_with(tasks, &|index, _| task(index), beside);
+    }
+
     /// As [`Threads::run`]; the second argument is the thread, below [`Threads::count`]. Within one call of
     /// `run_indexed`, no two tasks run at the same time with the same thread.
     pub(crate) fn run_indexed(&self, tasks: usize, task: &(dyn Fn(usize, usize) + Sync)) {
+        self.run_with(tasks, task, &mut || {});
+    }
+
+    fn run_with(&self, tasks: usize, task: &(dyn Fn(usize, usize) + Sync), beside: &mut dyn FnMut()) {
         if tasks == 0 {
             return;
         }
         let alone = tasks == 1 || self.workers.is_empty();
         if alone || self.busy.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
-            (0..tasks).for_each(|index| task(index, 0));
+            for index in 0..tasks {
+                if index % BESIDE_EVERY == 0 {
+                    beside();
+                }
+                task(index, 0);
+            }
             return;
         }
         let shared = &*self.shared;
         // SAFETY: this only forgets the lifetime. `run_job` returns after every worker that could hold the pointer has
         // left the job, also when a task panics.
         let task = unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(task) };
-        shared.run_job(Job { task, tasks });
+        shared.run_job(Job { task, tasks }, beside);
         let panic = shared.lock().take();
         self.busy.store(false, Ordering::Release);
         if let Some(panic) = panic {
@@ -135,10 +153,21 @@ impl Threads {
     /// # Panics
     /// If `chunk` is zero, or as [`Threads::run`].
     pub fn chunks_mut<T: Send>(&self, out: &mut [T], chunk: usize, task: &(dyn Fn(usize, &mut [T]) + Sync)) {
+        self.chunks_mut_beside(out, chunk, &mut || {}, task);
+    }
+
+    /// As [`Threads::chunks_mut`], with `beside` as in [`Threads::run_beside`].
+    pub(crate) fn chunks_mut_beside<T: Send>(
+        &self,
+        out: &mut [T],
+        chunk: usize,
+        beside: &mut dyn FnMut(),
+        task: &(dyn Fn(usize, &mut [T]) + Sync),
+    ) {
         assert!(chunk > 0, "chunks of no elements");
         let len = out.len();
         let base = SendPtr(out.as_mut_ptr());
-        self.run(len.div_ceil(chunk), &|index| {
+        self.run_beside(len.div_ceil(chunk), beside, &|index| {
             let start = index * chunk;
             // SAFETY: each index is given out once, so the chunks are disjoint parts of `out`, which is borrowed
             // mutably until `run` returns; `start < len` as `index` is below the rounded-up quotient.
@@ -179,7 +208,7 @@ impl Shared {
     }
 
     /// The caller's side of a job. Only the holder of `busy` is here.
-    fn run_job(&self, job: Job) {
+    fn run_job(&self, job: Job, beside: &mut dyn FnMut()) {
         let number = (self.state.load(Ordering::Relaxed) >> JOB_SHIFT) + 1;
         // SAFETY: the last job is closed and no worker is in it, so no thread reads `job` until `state` opens it below.
         unsafe { *self.job.get() = job };
@@ -190,7 +219,7 @@ impl Shared {
             drop(self.lock());
             self.work.notify_all();
         }
-        self.take_tasks(0);
+        self.take_tasks(0, beside);
         let before = self.state.fetch_and(!OPEN, Ordering::AcqRel);
         if before & JOINED > 0 && !spin_until(|| self.state.load(Ordering::Acquire) & JOINED == 0) {
             let mut guard = self.lock();
@@ -226,7 +255,7 @@ impl Shared {
                 continue;
             }
             last = state >> JOB_SHIFT;
-            self.take_tasks(worker);
+            self.take_tasks(worker, &mut || {});
             let left = self.state.fetch_sub(1, Ordering::AcqRel) - 1;
             if left & (OPEN | JOINED) == 0 {
                 drop(self.lock());
@@ -236,11 +265,14 @@ impl Shared {
     }
 
     /// Runs tasks until none is left. The calling thread must be in the job.
-    fn take_tasks(&self, thread: usize) {
+    fn take_tasks(&self, thread: usize, beside: &mut dyn FnMut()) {
         // SAFETY: a thread in the job: `job` is not written before it has left, and its closure lives as long.
         let (task, tasks) = unsafe { (&*(*self.job.get()).task, (*self.job.get()).tasks) };
         let result = catch_unwind(AssertUnwindSafe(|| {
-            loop {
+            for taken in 0.. {
+                if taken % BESIDE_EVERY == 0 {
+                    beside();
+                }
                 let index = self.next.fetch_add(1, Ordering::Relaxed);
                 if index >= tasks {
                     break;
@@ -279,6 +311,26 @@ mod tests {
 
     fn pool(threads: usize) -> Threads {
         Threads::new(NonZeroUsize::new(threads).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_caller_looks_beside_and_only_the_caller() {
+        for threads in [1, 2, 5] {
+            let pool = pool(threads);
+            for tasks in [1, 7, 8, 9, 300] {
+                let (caller, mut looks) = (std::thread::current().id(), 0);
+                let done = AtomicUsize::new(0);
+                let mut beside = || {
+                    assert_eq!(std::thread::current().id(), caller);
+                    looks += 1;
+                };
+                pool.run_beside(tasks, &mut beside, &|_| {
+                    done.fetch_add(1, Ordering::Relaxed);
+                });
+                assert_eq!(done.into_inner(), tasks);
+                assert!((1..=tasks.div_ceil(BESIDE_EVERY) + 1).contains(&looks), "{looks} looks beside {tasks} tasks");
+            }
+        }
     }
 
     #[test]

@@ -7,7 +7,8 @@
 use flashlm_formats::bundle::FlashLayout;
 use flashlm_formats::model::{Activation, DType, Ffn, ModelSpec};
 use flashlm_kernels::{
-    MatmulScratch, Matrix, ROW_BLOCK, RowLayout, Threads, add_scaled_rows, matmul, matmul_rows_add, matvec,
+    MatmulScratch, Matrix, ROW_BLOCK, RowLayout, Threads, add_scaled_rows, add_scaled_rows_serial, matmul,
+    matmul_rows_add, matvec,
 };
 
 use super::weights::element;
@@ -159,7 +160,9 @@ pub struct FfnCall<'a> {
 pub struct FfnScratch {
     activations: Vec<f32>,
     gates: Vec<f32>,
+    /// Activations that are not zero with their neurons, token after token, and where each token's begin.
     active: Vec<(u32, f32)>,
+    row_starts: Vec<usize>,
     matmul: MatmulScratch,
 }
 
@@ -169,6 +172,10 @@ const MATMUL_BYTES: u64 = 8 << 20;
 /// Activations held at a time, as a count of f32.
 const ACTIVATIONS: usize = 1 << 18;
 
+/// With at most one activation in so many not zero, rows are added one by one instead of in a matrix product. Measured:
+/// docs/performance.md.
+const SPARSE: usize = 8;
+
 impl FfnScratch {
     /// Scratch for pieces of up to `tokens` tokens.
     pub fn new(spec: &ModelSpec, tokens: usize) -> Self {
@@ -176,7 +183,8 @@ impl FfnScratch {
         Self {
             activations: vec![0.0; len],
             gates: vec![0.0; if spec.ffn.gated { len } else { 0 }],
-            active: Vec::with_capacity(spec.ffn.size.min(ACTIVATIONS)),
+            active: Vec::with_capacity(spec.ffn.size.min(ACTIVATIONS).max(len / SPARSE)),
+            row_starts: Vec::with_capacity(tokens + 1),
             matmul: MatmulScratch::default(),
         }
     }
@@ -189,7 +197,8 @@ impl FfnScratch {
     /// Bytes of that scratch.
     pub fn bytes(spec: &ModelSpec, tokens: usize) -> u64 {
         let floats = Self::len(spec, tokens) * (1 + usize::from(spec.ffn.gated));
-        (floats * 4 + spec.ffn.size.min(ACTIVATIONS) * 8) as u64 + MATMUL_BYTES
+        let active = spec.ffn.size.min(ACTIVATIONS).max(Self::len(spec, tokens) / SPARSE);
+        (floats * 4 + active * 8 + (tokens + 1) * 8) as u64 + MATMUL_BYTES
     }
 
     /// The scratch of matrix products.
@@ -251,7 +260,7 @@ pub fn dense(ffn: &Ffn, call: &mut FfnCall<'_>, block: NeuronBlock<'_>) -> Resul
 
 fn dense_piece(ffn: &Ffn, call: &mut FfnCall<'_>, block: NeuronBlock<'_>, start: usize, count: usize) -> Result<()> {
     let (tokens, threads) = (call.tokens, call.threads);
-    let FfnScratch { activations, gates, active, matmul: scratch } = &mut *call.scratch;
+    let FfnScratch { activations, gates, active, row_starts, matmul: scratch } = &mut *call.scratch;
     let activations = &mut activations[..tokens * count];
     let neurons = block.first + start..block.first + start + count;
     let rows = start..start + count;
@@ -282,13 +291,29 @@ fn dense_piece(ffn: &Ffn, call: &mut FfnCall<'_>, block: NeuronBlock<'_>, start:
         }
     }
     let down = block.down.rows_range(rows);
-    if tokens == 1 {
-        active.clear();
-        active.extend(activations.iter().enumerate().filter(|(_, a)| **a != 0.0).map(|(i, a)| (i as u32, *a)));
-        add_scaled_rows(threads, down, active, call.output);
-    } else {
+    // Adding rows that are zero changes no bit, so both ways give the same.
+    let nonzero = activations.iter().filter(|a| **a != 0.0).count();
+    if tokens > 1 && nonzero * SPARSE > activations.len() {
         matmul_rows_add(threads, down, activations, count, tokens, call.output, scratch);
+        return Ok(());
     }
+    active.clear();
+    active.extend(activations.iter().enumerate().filter(|(_, a)| **a != 0.0).map(|(i, a)| ((i % count) as u32, *a)));
+    if tokens == 1 {
+        add_scaled_rows(threads, down, active, call.output);
+        return Ok(());
+    }
+    let hidden = call.output.len() / tokens;
+    row_starts.clear();
+    row_starts.push(0);
+    for row in activations.chunks_exact(count) {
+        let last = row_starts[row_starts.len() - 1];
+        row_starts.push(last + row.iter().filter(|a| **a != 0.0).count());
+    }
+    let (active, row_starts) = (&*active, &*row_starts);
+    threads.chunks_mut(call.output, hidden, &|token, output| {
+        add_scaled_rows_serial(down, &active[row_starts[token]..row_starts[token + 1]], output);
+    });
     Ok(())
 }
 

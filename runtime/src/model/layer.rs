@@ -1,7 +1,7 @@
 //! One transformer block, for a piece of one sequence.
 
 use flashlm_formats::model::{Block, ModelSpec, NormKind};
-use flashlm_kernels::{Threads, layer_norm, rms_norm};
+use flashlm_kernels::{Threads, layer_norm, matvec_beside, rms_norm};
 
 use super::attention::{AttentionCall, AttentionScratch, attend};
 use super::ffn::{FfnCall, FfnObserver, FfnScratch, FfnSource, product};
@@ -120,11 +120,11 @@ impl Pass<'_> {
 
     /// `attention_input` -> `delta`.
     fn attention(&mut self, weights: &LayerWeights, cache_layer: usize, tokens: usize) -> Result<()> {
-        let spec = self.spec;
+        let (spec, source) = (self.spec, &mut *self.ffn);
         let LayerScratch { attention_input, qkv, attended, delta, attention, ffn, .. } = &mut *self.scratch;
         let qkv = &mut qkv[..tokens * spec.attention.qkv_size()];
-        linear(self.threads, &weights.qkv, &attention_input[..tokens * spec.hidden_size], tokens, qkv, ffn);
-        self.ffn.poll()?;
+        let input = &attention_input[..tokens * spec.hidden_size];
+        linear(self.threads, &weights.qkv, input, tokens, qkv, ffn, source)?;
         let call = AttentionCall {
             spec,
             layer: cache_layer,
@@ -135,9 +135,8 @@ impl Pass<'_> {
         };
         let attended = &mut attended[..tokens * spec.attention.heads * spec.attention.head_dim];
         attend(&call, self.threads, qkv, self.cache, attention, attended);
-        self.ffn.poll()?;
-        linear(self.threads, &weights.out, attended, tokens, &mut delta[..tokens * spec.hidden_size], ffn);
-        self.ffn.poll()
+        let delta = &mut delta[..tokens * spec.hidden_size];
+        linear(self.threads, &weights.out, attended, tokens, delta, ffn, source)
     }
 
     /// `ffn_input` -> `ffn_output`.
@@ -172,11 +171,32 @@ fn ffn_norm(weights: &LayerWeights) -> &NormWeights {
     weights.ffn_norm.as_ref().expect("the block kind has an FFN norm, so it was loaded")
 }
 
-fn linear(threads: &Threads, w: &Linear, x: &[f32], tokens: usize, y: &mut [f32], scratch: &mut FfnScratch) {
-    product(threads, w.weight.matrix(), x, tokens, y, scratch.matmul());
+/// `y = W x + bias`, while reads go on.
+fn linear(
+    threads: &Threads,
+    w: &Linear,
+    x: &[f32],
+    tokens: usize,
+    y: &mut [f32],
+    scratch: &mut FfnScratch,
+    source: &mut dyn FfnSource,
+) -> Result<()> {
+    let mut polled = Ok(());
+    if tokens == 1 {
+        let mut poll = || {
+            if polled.is_ok() {
+                polled = source.poll();
+            }
+        };
+        matvec_beside(threads, w.weight.matrix(), x, y, &mut poll);
+    } else {
+        product(threads, w.weight.matrix(), x, tokens, y, scratch.matmul());
+        polled = source.poll();
+    }
     if let Some(bias) = &w.bias {
         y.chunks_exact_mut(bias.len()).for_each(|row| add(row, bias));
     }
+    polled
 }
 
 fn add(to: &mut [f32], from: &[f32]) {

@@ -114,6 +114,9 @@ impl Records {
 impl FlashFfn {
     /// Chooses the neurons of `layer` and starts reading those that are not in memory; `ahead`: those of the next layer, too.
     pub(super) fn start(&mut self, layer: usize, input: &[f32], threads: &Threads, ahead: bool) -> Result<()> {
+        if let Some(foreseen) = self.foreseen.take() {
+            self.read_ahead(foreseen)?;
+        }
         let scratch = &mut self.scratch;
         match &mut self.predictors {
             Some(predictors) => {
@@ -131,30 +134,35 @@ impl FlashFfn {
         self.begun_ahead = None;
         self.store.look_up(layer, &mut scratch.wanted)?;
         self.manage_ns += begin.elapsed().as_nanos() as u64;
-        let next = layer + 1;
-        if ahead && self.predictors.as_ref().is_some_and(|predictors| next < predictors.len()) {
-            let trained = self.predictors.as_ref().is_some_and(|predictors| predictors[layer].ahead.is_some());
-            if trained {
-                return self.read_ahead(next, Foresight::Trained, input, threads);
-            } else if self.parallel {
-                return self.read_ahead(next, Foresight::Own, input, threads);
-            }
-        }
-        Ok(())
+        let by = match &self.predictors {
+            Some(predictors) if ahead && layer + 1 < predictors.len() => match &predictors[layer].ahead {
+                Some(_) => Foresight::Trained,
+                None if self.parallel => Foresight::Own,
+                // Foreseen while attention runs.
+                None => return Ok(()),
+            },
+            _ => return Ok(()),
+        };
+        if self.foresight(layer + 1, by, input, threads) { self.read_ahead(layer + 1) } else { Ok(()) }
     }
 
-    /// Starts reading what `layer` will probably want, going by an input that is about its own.
-    pub(super) fn read_ahead(&mut self, layer: usize, by: Foresight, input: &[f32], threads: &Threads) -> Result<()> {
-        let (Some(predictors), true) = (&mut self.predictors, self.look_ahead) else { return Ok(()) };
+    /// Scores what `layer` will probably want, going by an input that is about its own. False where nothing can be said.
+    pub(super) fn foresight(&mut self, layer: usize, by: Foresight, input: &[f32], threads: &Threads) -> bool {
+        let (Some(predictors), true) = (&mut self.predictors, self.look_ahead) else { return false };
         let predictor = match by {
             Foresight::Own => predictors.get_mut(layer).map(|own| &mut own.own),
             Foresight::Trained => predictors[layer - 1].ahead.as_mut(),
         };
-        let Some(predictor) = predictor else { return Ok(()) };
-        let DecodeScratch { scores, ahead, .. } = &mut self.scratch;
-        predictor.scores(threads, input, scores);
+        let Some(predictor) = predictor else { return false };
+        predictor.scores(threads, input, &mut self.scratch.scores);
         self.touched_bytes += predictor.bytes();
+        true
+    }
+
+    /// Starts reading what `layer` will want by the scores of its foresight.
+    pub(super) fn read_ahead(&mut self, layer: usize) -> Result<()> {
         let begin = Instant::now();
+        let DecodeScratch { scores, ahead, .. } = &mut self.scratch;
         groups_of(scores, self.store.ahead_margin(layer), self.layout.records_per_group() as u32, ahead);
         if self.begun_ahead != Some(layer) {
             self.store.begin(layer);

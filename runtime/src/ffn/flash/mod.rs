@@ -76,6 +76,8 @@ pub struct FlashFfn {
     selection: Selection,
     /// Attention and FFN see the same input, so that the FFN's is known before attention.
     parallel: bool,
+    /// The layer that the scores in `scratch` speak of, until reads for it have begun.
+    foreseen: Option<usize>,
     /// The layer that was begun ahead of its turn.
     begun_ahead: Option<usize>,
     /// The layer whose neurons are chosen already.
@@ -105,6 +107,7 @@ impl FlashFfn {
             scratch: DecodeScratch::new(&bundle.spec().ffn, &layout),
             selection: Selection::default(),
             parallel: matches!(bundle.spec().block, Block::ParallelOneNorm | Block::ParallelTwoNorms),
+            foreseen: None,
             begun_ahead: None,
             started: None,
             manage_ns: 0,
@@ -148,12 +151,19 @@ impl FfnSource for FlashFfn {
     }
 
     fn foresee(&mut self, layer: usize, input: &[f32], threads: &Threads) -> Result<()> {
-        self.read_ahead(layer, Foresight::Own, input, threads)
+        if self.foresight(layer, Foresight::Own, input, threads) {
+            self.foreseen = Some(layer);
+        }
+        Ok(())
     }
 
     fn poll(&mut self) -> Result<()> {
+        let reads = match self.foreseen.take() {
+            Some(layer) => self.read_ahead(layer),
+            None => self.store.wait(0),
+        };
         // After an error the next token begins anew.
-        self.store.wait(0).inspect_err(|_| self.started = None)
+        reads.inspect_err(|_| self.started = None)
     }
 
     fn read_sizes(&self) -> Vec<(u64, u64)> {

@@ -7,8 +7,10 @@ use super::decode::{DecodeScratch, groups_of};
 use crate::error::Result;
 use crate::model::ffn::{FfnCall, FfnObserver, NeuronBlock, dense};
 
-/// A read of the ring is about this long: long enough for the disk's full bandwidth.
-const CHUNK_BYTES: usize = 1 << 20;
+/// The ring is read and computed in pieces of about this length: enough neurons for all threads.
+const CHUNK_BYTES: usize = 8 << 20;
+/// Pieces that the ring holds at least: one is computed while the others are read.
+const CHUNKS_MIN: u32 = 4;
 /// Tokens at the end of a prompt that leave their mark in the cache.
 const WARM_TOKENS: usize = 32;
 
@@ -17,6 +19,7 @@ impl FlashFfn {
     pub(super) fn prefill(&mut self, call: FfnCall<'_>) -> Result<()> {
         let layer = call.layer;
         // What was read ahead for a token that did not come.
+        self.foreseen = None;
         self.begun_ahead = None;
         self.started = None;
         self.store.settle()?;
@@ -25,9 +28,10 @@ impl FlashFfn {
         let groups = self.layout.groups() as u32;
         let whole = (ROW_BLOCK / records).max(1) as u32;
         let chunk = match self.store.slots_are_neighbours() {
-            true => {
-                ((CHUNK_BYTES / self.layout.group_bytes()) as u32 / whole * whole).max(whole).min(ring_slots / 2).max(1)
-            }
+            true => ((CHUNK_BYTES / self.layout.group_bytes()) as u32 / whole * whole)
+                .max(whole)
+                .min(ring_slots / CHUNKS_MIN)
+                .max(1),
             // A disk that is read in larger steps than groups: they come one by one.
             false => 1,
         };

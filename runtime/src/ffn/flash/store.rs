@@ -49,7 +49,7 @@ struct AheadRecord {
 }
 
 /// The share of what is read for a layer that reading ahead may waste: above it the margin rises, below it falls.
-const WASTED_AIM: f32 = 0.10;
+const WASTED_AIM: f32 = 0.12;
 /// How far the margin moves with a token, in units of a predictor's logit.
 const MARGIN_STEP: f32 = 0.1;
 const MARGIN_MAX: f32 = 16.0;
@@ -272,7 +272,7 @@ impl Store {
         let read = issued + counters.misses - before.misses;
         ahead.wasted += NEWEST * (wasted as f32 / read.max(1) as f32 - ahead.wasted);
         let step = if ahead.wasted > WASTED_AIM { MARGIN_STEP } else { -MARGIN_STEP };
-        ahead.margin = (ahead.margin + step).clamp(0.0, MARGIN_MAX);
+        ahead.margin = (ahead.margin + step).clamp(-MARGIN_MAX, MARGIN_MAX);
         self.reads.clear();
         for entry in wanted.iter_mut() {
             if entry.slot == NONE {
