@@ -95,8 +95,8 @@ fn sample(
             text += &format!("\n{SEPARATOR}\n");
         }
         let request = Request { prompt: &[first], tokens: context - 1, eos: &spec.eos };
-        let generation = generate(&mut forward, &mut sampler, &request, &mut |id| {
-            text += &stream.push(id);
+        let generation = generate(&mut forward, &mut sampler, &request, &mut |token| {
+            text += &stream.push(token.id);
             if begin.elapsed() < asked.limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
         text += &stream.finish();

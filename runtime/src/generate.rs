@@ -49,14 +49,25 @@ pub struct Generation {
     pub decode_reads: ReadCounters,
 }
 
-/// Feeds the prompt, then one token after another; `each` gets every new id and may stop.
+/// A new token, and what it took to get it from the one before, or from the prompt.
+#[derive(Clone, Copy, Debug)]
+pub struct NewToken {
+    /// Its id.
+    pub id: u32,
+    /// From id in to sampled id out.
+    pub time: Duration,
+    /// What was read from flash meanwhile.
+    pub reads: ReadCounters,
+}
+
+/// Feeds the prompt, then one token after another; `each` gets every new one and may stop.
 ///
 /// The id that `each` stops at, or the last of the asked-for ones, is not fed: the cache then holds everything before it.
 pub fn generate(
     forward: &mut Forward,
     sampler: &mut Sampler,
     request: &Request<'_>,
-    each: &mut dyn FnMut(u32) -> ControlFlow<()>,
+    each: &mut dyn FnMut(NewToken) -> ControlFlow<()>,
 ) -> Result<Generation> {
     let mut report = Generation {
         finish: Finish::Length,
@@ -67,6 +78,7 @@ pub fn generate(
         decode_reads: ReadCounters::default(),
     };
     request.prompt.iter().for_each(|id| sampler.saw(*id));
+    let mut before = forward.read_counters();
     let begin = Instant::now();
     let logits = forward.feed(request.prompt)?;
     if request.tokens == 0 {
@@ -75,25 +87,29 @@ pub fn generate(
     }
     let mut id = sampler.choose(logits);
     report.prefill = begin.elapsed();
-    let before = forward.read_counters();
+    let prefilled = forward.read_counters();
+    let mut time = report.prefill;
     loop {
         if request.eos.contains(&id) {
             report.finish = Finish::Eos;
             break;
         }
         report.tokens += 1;
-        if each(id).is_break() {
+        let now = forward.read_counters();
+        if each(NewToken { id, time, reads: now.since(before) }).is_break() {
             report.finish = Finish::Stopped;
             break;
         }
         if report.tokens == request.tokens {
             break;
         }
+        before = now;
         let begin = Instant::now();
         id = sampler.choose(forward.feed(&[id])?);
-        report.decode.push(begin.elapsed());
+        time = begin.elapsed();
+        report.decode.push(time);
     }
-    report.decode_reads = forward.read_counters().since(before);
+    report.decode_reads = forward.read_counters().since(prefilled);
     Ok(report)
 }
 

@@ -12,6 +12,8 @@ pub(crate) use model_args::{ModelArgs, load_with_progress};
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use flashlm_runtime::model::ffn::ReadFigures;
+
 /// Set by Ctrl-C or a polite request to end.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// Set while the user is being asked for input: then Ctrl-C ends the program.
@@ -56,4 +58,12 @@ pub(crate) fn parse_ids(text: &str) -> Result<Vec<u32>, String> {
         part.trim().parse().map_err(|_| format!("`{}` is not a token id; write ids like 2,713,16", part.trim()))
     };
     text.split(',').map(id).collect()
+}
+
+/// An object with the figures of reading and `more`.
+pub(crate) fn with_figures(figures: ReadFigures, mut more: serde_json::Value) -> serde_json::Value {
+    if let (Some(object), serde_json::Value::Object(figures)) = (more.as_object_mut(), serde_json::json!(figures)) {
+        object.extend(figures);
+    }
+    more
 }

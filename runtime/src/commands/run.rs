@@ -9,14 +9,16 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use flashlm_formats::bundle::Bundle;
 use flashlm_runtime::budget::human_bytes;
-use flashlm_runtime::generate::{Finish, Generation, Percentiles, Request, generate};
+use flashlm_runtime::generate::{Finish, Generation, NewToken, Percentiles, Request, generate};
 use flashlm_runtime::memory::{self, PeakMemory};
 use flashlm_runtime::model::forward::{Forward, check_ids};
 use flashlm_runtime::sampler::{Sampler, Sampling};
 use flashlm_runtime::text::{StopStrings, Tokenizer};
 use serde_json::json;
 
-use super::{EXIT_INTERRUPTED, ModelArgs, at_prompt, clear_interrupt, interrupted, load_with_progress, parse_ids};
+use super::{
+    EXIT_INTERRUPTED, ModelArgs, at_prompt, clear_interrupt, interrupted, load_with_progress, parse_ids, with_figures,
+};
 
 /// Arguments of `flashlm run`.
 #[derive(Args)]
@@ -194,9 +196,11 @@ impl Session<'_> {
         let mut stops = StopStrings::new(self.args.stop.clone());
         let mut failure = None;
         let json = self.args.json;
-        let mut show = |id: u32, text: &str| -> std::io::Result<()> {
+        let mut show = |token: &NewToken, text: &str| -> std::io::Result<()> {
             if json {
-                writeln!(out, "{}", json!({ "id": id, "text": text }))?;
+                let ms = token.time.as_secs_f64() * 1e3;
+                let more = json!({ "id": token.id, "text": text, "ms": ms });
+                writeln!(out, "{}", with_figures(token.reads.per_token(1), more))?;
             } else {
                 out.write_all(text.as_bytes())?;
             }
@@ -204,10 +208,10 @@ impl Session<'_> {
         };
         let request = Request { prompt, tokens, eos: self.eos };
         let mut last = None;
-        let generation = generate(&mut self.forward, &mut self.sampler, &request, &mut |id| {
-            last = Some(id);
-            let (text, stopped) = stops.push(&stream.push(id));
-            if let Err(error) = show(id, &text) {
+        let generation = generate(&mut self.forward, &mut self.sampler, &request, &mut |token| {
+            last = Some(token.id);
+            let (text, stopped) = stops.push(&stream.push(token.id));
+            if let Err(error) = show(&token, &text) {
                 failure = Some(error);
                 return ControlFlow::Break(());
             }
@@ -272,8 +276,7 @@ fn converse(session: &mut Session<'_>, bundle: &Bundle) -> Result<()> {
 
 fn report(args: &RunArgs, figures: &Generation, rest: &str) -> Result<()> {
     let ms = Percentiles::of(&figures.decode);
-    let decoded = figures.decode.len().max(1) as u64;
-    let bytes_read_per_token = figures.decode_reads.bytes / decoded;
+    let reads = figures.decode_reads.per_token(figures.decode.len());
     let prefill_ms = figures.prefill.as_secs_f64() * 1e3;
     let PeakMemory { bytes: peak, source } = memory::peak();
     if args.json {
@@ -284,11 +287,10 @@ fn report(args: &RunArgs, figures: &Generation, rest: &str) -> Result<()> {
             "finish": figures.finish,
             "prefill_ms": prefill_ms,
             "decode_ms_per_token": ms,
-            "bytes_read_per_token": bytes_read_per_token,
             "peak_memory_bytes": peak,
             "memory_source": source,
         });
-        writeln!(std::io::stdout(), "{object}")?;
+        writeln!(std::io::stdout(), "{}", with_figures(reads, object))?;
         return Ok(());
     }
     eprintln!(
@@ -302,6 +304,10 @@ fn report(args: &RunArgs, figures: &Generation, rest: &str) -> Result<()> {
         ms.p99,
         if ms.median > 0.0 { 1e3 / ms.median } else { 0.0 },
     );
-    eprintln!("read {} a token; peak memory {} ({source})", human_bytes(bytes_read_per_token), human_bytes(peak));
+    eprintln!(
+        "read {} a token; peak memory {} ({source})",
+        human_bytes(reads.bytes_read_per_token as u64),
+        human_bytes(peak)
+    );
     Ok(())
 }

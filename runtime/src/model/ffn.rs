@@ -11,6 +11,8 @@ use flashlm_kernels::{
     matmul_rows_add, matvec,
 };
 
+use serde::Serialize;
+
 use super::weights::element;
 use crate::error::Result;
 
@@ -79,6 +81,38 @@ impl ReadCounters {
             hits: self.hits - before.hits,
             wasted_bytes: self.wasted_bytes.saturating_sub(before.wasted_bytes),
             touched_bytes: self.touched_bytes - before.touched_bytes,
+        }
+    }
+}
+
+/// What a token, or the mean of several, read from flash and waited for, under the names that `--json` has everywhere.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct ReadFigures {
+    /// Bytes, as the device saw them.
+    pub bytes_read_per_token: f64,
+    /// Device requests.
+    pub reads_per_token: f64,
+    /// Bytes read ahead in vain.
+    pub wasted_bytes_per_token: f64,
+    /// Share of the wanted groups of neurons that were in memory already; 0 where none are looked up.
+    pub hit_rate: f64,
+    /// Waiting for reads.
+    pub io_wait_ms: f64,
+    /// Deciding what to read and where to.
+    pub memory_management_ms: f64,
+}
+
+impl ReadCounters {
+    /// Means over so many tokens.
+    pub fn per_token(self, tokens: usize) -> ReadFigures {
+        let mean = |count: u64| count as f64 / tokens.max(1) as f64;
+        ReadFigures {
+            bytes_read_per_token: mean(self.bytes),
+            reads_per_token: mean(self.reads),
+            wasted_bytes_per_token: mean(self.wasted_bytes),
+            hit_rate: self.hits as f64 / self.wanted.max(1) as f64,
+            io_wait_ms: mean(self.wait_ns) / 1e6,
+            memory_management_ms: mean(self.manage_ns) / 1e6,
         }
     }
 }

@@ -17,7 +17,7 @@ use flashlm_runtime::plan::resident_bytes_touched;
 use flashlm_runtime::sampler::{Sampler, Sampling};
 use serde_json::json;
 
-use super::super::parse_ids;
+use super::super::{parse_ids, with_figures};
 
 /// A step: each has all that the one before it has.
 pub(crate) struct Step {
@@ -113,7 +113,7 @@ pub(crate) fn run_step(args: &StepArgs) -> Result<ExitCode> {
     let reads = forward.read_counters().since(before);
     let tokens = times.len().max(1) as f64;
     let mean_ms = times.iter().map(|t| t.as_secs_f64() * 1e3).sum::<f64>() / tokens;
-    let (wait, manage) = (reads.wait_ns as f64 / 1e6 / tokens, reads.manage_ns as f64 / 1e6 / tokens);
+    let figures = reads.per_token(times.len());
     let sizes: Vec<(u64, u64)> = forward
         .read_sizes()
         .into_iter()
@@ -123,26 +123,19 @@ pub(crate) fn run_step(args: &StepArgs) -> Result<ExitCode> {
         })
         .collect();
     let peak = memory::peak();
-    println!(
-        "{}",
-        json!({
-            "decode_ms_per_token": Percentiles::of(&times),
-            "prefill_ms": prefill_ms,
-            "load_ms": load_ms,
-            "io_wait_ms": wait,
-            "memory_management_ms": manage,
-            "compute_ms": (mean_ms - wait - manage).max(0.0),
-            "bytes_read_per_token": reads.bytes as f64 / tokens,
-            "reads_per_token": reads.reads as f64 / tokens,
-            "wasted_bytes_per_token": reads.wasted_bytes as f64 / tokens,
-            "hit_rate": if reads.wanted == 0 { 0.0 } else { reads.hits as f64 / reads.wanted as f64 },
-            "touched_bytes_per_token": touched(&bundle, &forward, step.ffn) as f64 + reads.touched_bytes as f64 / tokens,
-            "read_sizes": sizes,
-            "peak_memory_bytes": peak.bytes,
-            "memory_source": peak.source,
-            "tokens": times.len(),
-        })
-    );
+    let touched = touched(&bundle, &forward, step.ffn) as f64 + reads.touched_bytes as f64 / tokens;
+    let report = json!({
+        "decode_ms_per_token": Percentiles::of(&times),
+        "prefill_ms": prefill_ms,
+        "load_ms": load_ms,
+        "compute_ms": (mean_ms - figures.io_wait_ms - figures.memory_management_ms).max(0.0),
+        "touched_bytes_per_token": touched,
+        "read_sizes": sizes,
+        "peak_memory_bytes": peak.bytes,
+        "memory_source": peak.source,
+        "tokens": times.len(),
+    });
+    println!("{}", with_figures(figures, report));
     Ok(ExitCode::SUCCESS)
 }
 
