@@ -57,7 +57,7 @@ pub struct LoadOptions {
     pub ffn: Option<FfnChoice>,
     /// Compute what the bundle's predictors choose, or, with `false`, every neuron. For `Flash` only.
     pub predict: bool,
-    /// Read ahead for the next layer. For `Flash` only.
+    /// Read ahead what a layer will probably want. For `Flash` only.
     pub look_ahead: bool,
     /// Which groups of neurons stay in memory. For `Flash` only.
     pub policy: PolicyKind,

@@ -19,12 +19,11 @@ pub fn benefit_curves(bundle: &Bundle, cost: &ReadCost) -> Vec<BenefitCurve> {
     let layer = |layer: usize| {
         let sparsity = bundle.manifest().sparsity.as_ref().and_then(|layers| layers.get(layer));
         match sparsity.map(|sparsity| sparsity.reuse.as_slice()) {
-            Some([first, .., last]) if last.slots == groups => {
+            Some(reuse @ [first, .., last]) if last.slots == groups => {
                 let spent = |missed: f32, runs: f32| {
                     cost.request_ns() * f64::from(runs) + cost.byte_ns() * group_bytes * f64::from(missed)
                 };
                 let nothing = spent(first.missed, first.runs);
-                let reuse = &sparsity.expect("it has a curve").reuse;
                 // The last slots save next to nothing, but more than none.
                 BenefitCurve::new(reuse.iter().map(|point| {
                     let saved = nothing - spent(point.missed, point.runs);

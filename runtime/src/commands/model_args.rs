@@ -28,7 +28,7 @@ pub(crate) struct ModelArgs {
     /// Which neurons are computed, with --ffn flash: those that the bundle's predictors choose, or all
     #[arg(long, value_enum, default_value = "trained")]
     predictor: PredictorArg,
-    /// Do not read ahead for the next layer
+    /// Do not read ahead what a layer will probably want
     #[arg(long)]
     no_look_ahead: bool,
     /// Which neurons stay in memory: window:TOKENS, lru, lfu:TOKENS, s3-fifo or w-tinylfu

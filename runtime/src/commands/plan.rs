@@ -10,13 +10,14 @@ use flashlm_kernels::{Threads, read_bandwidth};
 use flashlm_runtime::budget::human_bytes;
 use flashlm_runtime::error::RuntimeError;
 use flashlm_runtime::load::{FfnChoice, LoadOptions, Planned, plan, read_cost};
+use flashlm_runtime::memory;
 use flashlm_runtime::reuse::Expectation;
 use serde_json::json;
 
 use super::ModelArgs;
 
-/// Memory that is read to see how fast this machine does it: far more than its caches hold.
-const MEASURED_BYTES: usize = 512 << 20;
+/// Memory that is read, at most, to see how fast this machine does it: far more than its caches hold.
+const MEASURED_BYTES: u64 = 512 << 20;
 
 /// Arguments of `flashlm plan`.
 #[derive(Args)]
@@ -97,10 +98,11 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Bytes of memory that all threads read in a second.
+/// Bytes of memory that all threads read in a second. Takes a quarter of what is available at most.
 fn memory_rate(threads: NonZeroUsize) -> Result<f64> {
+    let bytes = memory::available().map_or(MEASURED_BYTES, |available| MEASURED_BYTES.min(available / 4));
     let threads = Threads::new(threads).context("cannot start threads")?;
-    Ok(read_bandwidth(&threads, MEASURED_BYTES))
+    Ok(read_bandwidth(&threads, bytes as usize))
 }
 
 fn name(choice: FfnChoice) -> &'static str {

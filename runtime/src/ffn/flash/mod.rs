@@ -44,7 +44,7 @@ pub struct FlashOptions {
     pub engine: EngineChoice,
     /// Hold every group that is read against its checksum.
     pub verify: bool,
-    /// Read ahead for the next layer.
+    /// Read ahead what a layer will probably want.
     pub look_ahead: bool,
     /// How reads are cut, for measuring what bundling and ordering are worth.
     pub cut: ReadCut,
