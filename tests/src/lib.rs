@@ -2,6 +2,8 @@
 //!
 //! Everything panics on failure: this crate is for tests only.
 
+pub mod hub_server;
+
 use std::collections::HashMap;
 use std::fs;
 use std::num::NonZeroUsize;

@@ -37,9 +37,11 @@ impl std::fmt::Display for Format {
 }
 
 impl Format {
-    const ALL: [Self; 4] = [Self::Safetensors, Self::ShardedSafetensors, Self::Torch, Self::ShardedTorch];
+    /// In the order in which they are looked for.
+    pub const ALL: [Self; 4] = [Self::Safetensors, Self::ShardedSafetensors, Self::Torch, Self::ShardedTorch];
 
-    const fn file_name(self) -> &'static str {
+    /// The file that holds the weights, or lists the shards that do.
+    pub const fn file_name(self) -> &'static str {
         match self {
             Self::Safetensors => "model.safetensors",
             Self::ShardedSafetensors => "model.safetensors.index.json",
@@ -48,7 +50,8 @@ impl Format {
         }
     }
 
-    const fn is_sharded(self) -> bool {
+    /// Whether the weights are in several files.
+    pub const fn is_sharded(self) -> bool {
         matches!(self, Self::ShardedSafetensors | Self::ShardedTorch)
     }
 
@@ -163,8 +166,23 @@ fn parse_index(json: &[u8]) -> Result<BTreeMap<String, String>, IndexError> {
     Ok(index.weight_map)
 }
 
+/// The shards that an index file lists, each a plain name, sorted; whether they exist is not looked at.
+///
+/// # Errors
+/// What is wrong with the index.
+pub fn index_shards(json: &[u8]) -> Result<Vec<String>, IndexError> {
+    plain_shards(&parse_index(json)?)
+}
+
 /// The shards of an index, each a plain name of a file that exists.
 fn shard_names(dir: &Path, map: &BTreeMap<String, String>) -> Result<Vec<String>, IndexError> {
+    let shards = plain_shards(map)?;
+    let is_missing = |shard: &&String| dir.join(shard).metadata().is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+    let missing: Vec<String> = shards.iter().filter(is_missing).cloned().collect();
+    if missing.is_empty() { Ok(shards) } else { Err(IndexError::MissingShards { shards: missing }) }
+}
+
+fn plain_shards(map: &BTreeMap<String, String>) -> Result<Vec<String>, IndexError> {
     let mut shards: Vec<String> = map.values().cloned().collect();
     shards.sort();
     shards.dedup();
@@ -178,9 +196,7 @@ fn shard_names(dir: &Path, map: &BTreeMap<String, String>) -> Result<Vec<String>
             return Err(IndexError::Path { shard: shard.chars().take(200).collect() });
         }
     }
-    let is_missing = |shard: &&String| dir.join(shard).metadata().is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
-    let missing: Vec<String> = shards.iter().filter(is_missing).cloned().collect();
-    if missing.is_empty() { Ok(shards) } else { Err(IndexError::MissingShards { shards: missing }) }
+    Ok(shards)
 }
 
 fn no_such(dir: &Path, name: &str) -> CheckpointError {

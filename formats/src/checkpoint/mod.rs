@@ -34,7 +34,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-pub use directory::Format;
+pub use directory::{Format, index_shards};
 pub use error::{CheckpointError, ConfigError, Foreign, IndexError, SafetensorsError, TensorProblem, TorchError};
 pub use published::{PublishedTensor, published_tensors};
 pub use tokenizer_files::{TokenizerFiles, TokenizerSource};

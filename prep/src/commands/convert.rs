@@ -6,21 +6,21 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use flashlm_formats::bundle::{DEFAULT_ALIGNMENT, DEFAULT_GROUP_BYTES, LayoutOptions};
-use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_prep::pack::{PackOptions, pack};
 use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_runtime::budget::human_bytes;
 use serde_json::json;
 
+use super::source::{self, CHECKPOINT_HELP};
 use super::{Stage, interrupt};
 
 /// Arguments of `flashlm-prep convert`.
 #[derive(Args)]
-#[command(after_help = "Example:\n  flashlm-prep convert /models/opt-1.3b -o opt-1.3b.flashlm\n\n\
+#[command(after_help = "Examples:\n  flashlm-prep convert /models/opt-1.3b -o opt-1.3b.flashlm\n  \
+    flashlm-prep convert facebook/opt-1.3b -o opt-1.3b.flashlm\n\n\
     The source is only read. The bundle appears under its name when it is complete; an interrupted run leaves nothing that opens.")]
 pub(crate) struct ConvertArgs {
-    /// Directory with a Hugging Face checkpoint
-    #[arg(value_name = "CHECKPOINT")]
+    #[arg(value_name = "CHECKPOINT", help = CHECKPOINT_HELP)]
     checkpoint: PathBuf,
     /// The bundle to write
     #[arg(short, long, value_name = "FILE")]
@@ -40,7 +40,7 @@ pub(crate) struct ConvertArgs {
 }
 
 pub(crate) fn run(args: &ConvertArgs) -> Result<ExitCode> {
-    let checkpoint = Checkpoint::open(&args.checkpoint)?;
+    let checkpoint = source::open(&args.checkpoint)?;
     for note in checkpoint.notes() {
         eprintln!("note: {note}");
     }

@@ -7,12 +7,11 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use flashlm_formats::bundle::Bundle;
-use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_prep::evaluate::{Evaluation, PredictorChoice, Windows, evaluate};
 use flashlm_prep::record::text::{first_id, read_documents};
 use flashlm_runtime::text::Tokenizer;
 
-use super::Stage;
+use super::{Stage, source};
 
 /// Arguments of `flashlm-prep evaluate`.
 #[derive(Args)]
@@ -24,7 +23,7 @@ pub(crate) struct EvaluateArgs {
     /// The bundle
     #[arg(value_name = "BUNDLE")]
     bundle: PathBuf,
-    /// The checkpoint that it was made from
+    /// The checkpoint that it was made from: a directory, or org/name[@revision] on the hub
     #[arg(long, value_name = "CHECKPOINT")]
     against: PathBuf,
     /// Text to score: files of documents
@@ -60,7 +59,7 @@ enum PredictorArg {
 
 pub(crate) fn run(args: &EvaluateArgs) -> Result<ExitCode> {
     let bundle = Bundle::open(&args.bundle)?;
-    let checkpoint = Checkpoint::open(&args.against)?;
+    let checkpoint = source::open(&args.against)?;
     let tokenizer = Tokenizer::from_json(bundle.tokenizer())?;
     let spec = bundle.spec();
     let mut stream = Vec::new();

@@ -6,18 +6,19 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use flashlm_formats::bundle::{Bundle, FlashLayout, LayoutOptions};
-use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::model::{DType, ModelSpec};
 use flashlm_runtime::budget::human_bytes;
 use serde_json::{Value, json};
 
+use super::source;
+
 /// Arguments of `flashlm-prep inspect`.
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  flashlm-prep inspect /models/opt-6.7b\n  flashlm-prep inspect model.flashlm --json"
+    after_help = "Examples:\n  flashlm-prep inspect /models/opt-6.7b\n  flashlm-prep inspect facebook/opt-125m\n  flashlm-prep inspect model.flashlm --json"
 )]
 pub(crate) struct InspectArgs {
-    /// A checkpoint's directory, or a bundle
+    /// A checkpoint's directory, a model of the hub (org/name[@revision], which is fetched), or a bundle
     #[arg(value_name = "PATH")]
     path: PathBuf,
     /// Print a JSON object
@@ -37,11 +38,13 @@ struct Facts<'a> {
 }
 
 pub(crate) fn run(args: &InspectArgs) -> Result<ExitCode> {
-    if args.path.is_dir() { checkpoint(&args.path, args.json) } else { bundle(&args.path, args.json) }
+    let is_bundle = args.path.is_file() || args.path.extension().is_some_and(|extension| extension == "flashlm");
+    let is_checkpoint = args.path.is_dir() || (!is_bundle && source::is_model_name(&args.path));
+    if is_checkpoint { checkpoint(&args.path, args.json) } else { bundle(&args.path, args.json) }
 }
 
 fn checkpoint(path: &Path, json: bool) -> Result<ExitCode> {
-    let checkpoint = Checkpoint::open(path)?;
+    let checkpoint = source::open(path)?;
     let spec = checkpoint.spec();
     let dtype = checkpoint.ffn_dtype();
     let resident = spec.resident_tensors().into_iter().map(|t| {

@@ -19,6 +19,7 @@ mod progress;
 pub(crate) mod record;
 mod recorded;
 pub(crate) mod report;
+pub(crate) mod source;
 pub(crate) mod synthesize;
 pub(crate) mod train;
 pub(crate) mod verify;

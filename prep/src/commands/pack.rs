@@ -17,6 +17,7 @@ use flashlm_prep::wanted::measure_reuse;
 use flashlm_runtime::budget::human_bytes;
 
 use super::recorded::{Division, HELD_OUT};
+use super::source::{self, CHECKPOINT_HELP};
 use super::{Stage, interrupt};
 
 /// Arguments of `flashlm-prep pack`.
@@ -25,8 +26,7 @@ use super::{Stage, interrupt};
     after_help = "Example:\n  flashlm-prep pack /models/opt-1.3b --predictors predictors --orders orders -o opt-1.3b.flashlm"
 )]
 pub(crate) struct PackArgs {
-    /// Directory with a Hugging Face checkpoint
-    #[arg(value_name = "CHECKPOINT")]
+    #[arg(value_name = "CHECKPOINT", help = CHECKPOINT_HELP)]
     checkpoint: PathBuf,
     /// Directory that `train` wrote
     #[arg(long, value_name = "DIR")]
@@ -100,7 +100,7 @@ pub(crate) fn layer_sparsity(
 }
 
 pub(crate) fn run(args: &PackArgs) -> Result<ExitCode> {
-    let checkpoint = Checkpoint::open(&args.checkpoint)?;
+    let checkpoint = source::open(&args.checkpoint)?;
     let spec = checkpoint.spec();
     let orders = args.orders.as_ref().map(|dir| read_orders(dir, spec)).transpose()?;
     let identity = || vec![(0..spec.ffn.size as u32).collect(); spec.layers];

@@ -30,6 +30,7 @@ use flashlm_runtime::text::Tokenizer;
 use super::Stage;
 use super::pack::read_orders;
 use super::record::verdict;
+use super::source::{self, CHECKPOINT_HELP};
 use layers::{Layers, Stages};
 use work::{Work, fingerprint, publish};
 
@@ -37,11 +38,12 @@ use work::{Work, fingerprint, publish};
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     flashlm-prep prepare /models/opt-1.3b --text calibration.txt -o opt-1.3b.flashlm\n  \
-    flashlm-prep prepare /models/opt-1.3b -o opt-1.3b.flashlm          (the model writes its own calibration text)\n\n\
-    Interrupted, the same command goes on. Text of the kind that the model will be used for makes the best predictors.")]
+    flashlm-prep prepare /models/opt-1.3b -o opt-1.3b.flashlm          (the model writes its own calibration text)\n  \
+    flashlm-prep prepare facebook/opt-1.3b@main -o opt-1.3b.flashlm    (fetched from the Hugging Face hub)\n\n\
+    Interrupted, the same command goes on. HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_ENDPOINT and HF_HUB_OFFLINE are honoured.\n\
+     Text of the kind that the model will be used for makes the best predictors.")]
 pub(crate) struct PrepareArgs {
-    /// Directory with a Hugging Face checkpoint
-    #[arg(value_name = "CHECKPOINT")]
+    #[arg(value_name = "CHECKPOINT", help = CHECKPOINT_HELP)]
     checkpoint: PathBuf,
     /// The bundle to write
     #[arg(short, long, value_name = "FILE")]
@@ -105,7 +107,7 @@ fn pilot_tokens(tokens: usize) -> usize {
 
 pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
     let begin = Instant::now();
-    let checkpoint = Checkpoint::open(&args.checkpoint)?;
+    let checkpoint = source::open(&args.checkpoint)?;
     for note in checkpoint.notes() {
         eprintln!("note: {note}");
     }

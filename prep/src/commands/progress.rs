@@ -35,6 +35,12 @@ impl Stage {
         self.bar.set_position(done);
     }
 
+    /// So many steps were done before; they say nothing of the rate.
+    pub(crate) fn begin_at(&self, done: u64, total: u64) {
+        self.set(done, total);
+        self.bar.reset_eta();
+    }
+
     /// So many more steps are done.
     pub(crate) fn advance(&self, steps: u64) {
         self.bar.inc(steps);

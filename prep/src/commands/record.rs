@@ -6,21 +6,20 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_prep::record::text::{Sampling, read_documents};
 use flashlm_prep::record::{Calibration, Recorder};
 use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_runtime::text::Tokenizer;
 
 use super::Stage;
+use super::source::{self, CHECKPOINT_HELP};
 
 /// Arguments of `flashlm-prep record`.
 #[derive(Args)]
 #[command(after_help = "Example:\n  flashlm-prep record /models/opt-1.3b --text calibration.txt -o recording\n\n\
     Documents in a text are separated by a line <|endoftext|>. Interrupted, the same command goes on after the last layer.")]
 pub(crate) struct RecordArgs {
-    /// Directory with a Hugging Face checkpoint
-    #[arg(value_name = "CHECKPOINT")]
+    #[arg(value_name = "CHECKPOINT", help = CHECKPOINT_HELP)]
     checkpoint: PathBuf,
     /// Calibration text: files of documents
     #[arg(long, value_name = "FILE", required_unless_present = "random_ids", num_args = 1..)]
@@ -46,7 +45,7 @@ pub(crate) struct RecordArgs {
 }
 
 pub(crate) fn run(args: &RecordArgs) -> Result<ExitCode> {
-    let checkpoint = Checkpoint::open(&args.checkpoint)?;
+    let checkpoint = source::open(&args.checkpoint)?;
     let sampling = Sampling { tokens: args.tokens, sequence_tokens: args.sequence_tokens, seed: args.seed };
     let calibration = if args.random_ids {
         Calibration::random(checkpoint.spec(), sampling)

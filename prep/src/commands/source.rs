@@ -1,0 +1,86 @@
+//! Where a checkpoint comes from: a directory, or the hub.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_prep::hub::{HubError, ModelName, Settings, Watch, fetch};
+use flashlm_runtime::budget::human_bytes;
+
+use super::Stage;
+
+/// For the help of every command that takes a checkpoint.
+pub(crate) const CHECKPOINT_HELP: &str =
+    "Directory with a Hugging Face checkpoint, or a model of the hub: org/name[@revision]";
+
+/// Opens the checkpoint that an argument names. A directory wins over a model of the same name.
+pub(crate) fn open(source: &Path) -> Result<Checkpoint> {
+    let name = source.to_str().and_then(ModelName::parse);
+    match name {
+        Some(name) if !source.exists() => Ok(Checkpoint::open(from_hub(&name)?)?),
+        // A directory of this name may be there by chance.
+        Some(name) if !source.join("config.json").exists() => Checkpoint::open(source).with_context(|| {
+            let explicit = format!("{}@{}", name.repo, name.revision);
+            format!(
+                "{} is taken for the directory of that name; for the model on the hub write {explicit}",
+                source.display()
+            )
+        }),
+        _ => Ok(Checkpoint::open(source)?),
+    }
+}
+
+/// Whether an argument that is no path may be a model of the hub.
+pub(crate) fn is_model_name(source: &Path) -> bool {
+    source.to_str().and_then(ModelName::parse).is_some()
+}
+
+fn from_hub(name: &ModelName) -> Result<PathBuf> {
+    let settings = Settings::from_environment()?;
+    let mut shown = Shown { name: name.to_string(), stage: None, begin: Instant::now(), here: 0, total: 0 };
+    let result = fetch(name, &settings, &mut shown);
+    drop(shown.stage.take());
+    if let Err(HubError::NoModel { .. } | HubError::Unreachable { .. } | HubError::Offline { .. }) = &result {
+        // It may have been meant as a path.
+        return result.with_context(|| format!("there is no directory {name} here, and as a model of the hub"));
+    }
+    let dir = result?;
+    if shown.total > shown.here {
+        let fetched = shown.total - shown.here;
+        let seconds = shown.begin.elapsed().as_secs_f64();
+        let rate = human_bytes((fetched as f64 / seconds.max(1e-3)) as u64);
+        eprintln!("fetched {} in {seconds:.0} s ({rate}/s) to {}", human_bytes(fetched), dir.display());
+    }
+    Ok(dir)
+}
+
+/// A bar on a terminal, and a line where it begins.
+struct Shown {
+    name: String,
+    stage: Option<Stage>,
+    begin: Instant,
+    here: u64,
+    total: u64,
+}
+
+impl Watch for Shown {
+    fn begin(&mut self, total: u64, here: u64) {
+        let resumed =
+            if here > 0 { format!(", of which {} are here already", human_bytes(here)) } else { String::new() };
+        eprintln!("fetching {}: {}{resumed}", self.name, human_bytes(total));
+        let stage = Stage::bytes(format!("fetching {}", self.name));
+        stage.begin_at(here, total);
+        (self.stage, self.begin, self.here, self.total) = (Some(stage), Instant::now(), here, total);
+    }
+
+    fn at(&mut self, bytes: u64) {
+        if let Some(stage) = &self.stage {
+            stage.set(bytes, self.total);
+        }
+    }
+
+    fn say(&mut self, line: &str) {
+        eprintln!("note: {line}");
+    }
+}

@@ -1,0 +1,138 @@
+//! Models from the Hugging Face hub: `org/name[@revision]` becomes a checkpoint directory in the hub's cache.
+//!
+//! The client crate hf-hub gives names, cache layout and token file. Its downloader is not used: it sends the token along to
+//! whatever host a file is redirected to, appends a whole file to a part when a server ignores `Range`, compares neither length
+//! nor hash, waits for ever, and knows neither `HF_TOKEN`, `HF_HUB_CACHE` nor offline mode. (Its next major version, 1.0,
+//! brings an asynchronous runtime and a storage protocol of its own; that is too much for a few files.) So files are fetched
+//! here, with ureq: blocking, TLS by rustls with the Mozilla roots, proxies as the environment names them. What lies in the cache
+//! afterwards is what Python's huggingface_hub would have put there, and is found by it.
+//!
+//! Only files that the checkpoint reader wants are fetched, all of one commit. Knows nothing of what is in them, but for the
+//! list of shards; never prints.
+
+mod client;
+mod download;
+mod error;
+mod name;
+mod settings;
+mod snapshot;
+
+use std::path::PathBuf;
+
+use flashlm_formats::checkpoint::{CheckpointError, Format, index_shards};
+
+pub use error::HubError;
+pub use name::ModelName;
+pub use settings::Settings;
+
+use client::Client;
+use download::{Remote, check_space, download};
+use snapshot::Snapshots;
+
+/// Small files that decide what a model is and how it reads, fetched where there are any.
+const SIDE_FILES: [&str; 5] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+];
+/// Fetched where there is no `tokenizer.json`.
+const OLD_TOKENIZER: [&str; 2] = ["vocab.json", "merges.txt"];
+
+/// Told as files arrive; the binary draws a bar with it.
+pub trait Watch {
+    /// So many bytes are wanted in all; so many of them lie here already.
+    fn begin(&mut self, total: u64, here: u64);
+    /// So many of them are here now.
+    fn at(&mut self, bytes: u64);
+    /// Something that the user should know.
+    fn say(&mut self, line: &str);
+}
+
+/// The directory with the model's files, fetched as far as they are not there yet.
+///
+/// # Errors
+/// Whatever stands in the way; what arrived until then is kept, and the next call goes on from it.
+pub fn fetch(name: &ModelName, settings: &Settings, watch: &mut dyn Watch) -> Result<PathBuf, HubError> {
+    let snapshots = Snapshots::new(settings, name);
+    if settings.offline {
+        return snapshots.complete(name, settings);
+    }
+    let client = Client::new(settings, name);
+    let info = match client.model_info() {
+        Ok(info) => info,
+        Err(error @ (HubError::Unreachable { .. } | HubError::Status { .. })) => {
+            let dir = snapshots.complete(name, settings).map_err(|_| &error);
+            let Ok(dir) = dir else { return Err(error) };
+            watch.say(&format!("{error}; taking {name} as it was fetched before"));
+            return Ok(dir);
+        }
+        Err(error) => return Err(error),
+    };
+    let has = |file: &str| info.files.iter().any(|f| f == file);
+    if !has("config.json") {
+        return Err(HubError::NotACheckpoint { model: name.to_string(), wanted: "config.json", found: info.files });
+    }
+    let Some(format) = Format::ALL.into_iter().find(|format| has(format.file_name())) else {
+        let wanted = "safetensors or PyTorch weights";
+        return Err(HubError::NotACheckpoint { model: name.to_string(), wanted, found: info.files });
+    };
+    let old = OLD_TOKENIZER.iter().filter(|_| !has("tokenizer.json"));
+    let small = SIDE_FILES.iter().chain(old).filter(|file| has(file)).map(|file| (*file).to_owned());
+    let mut files: Vec<String> = std::iter::once("config.json".to_owned()).chain(small).collect();
+    files.push(format.file_name().to_owned());
+    let commit = snapshots.of_commit(&info.commit)?;
+    if format.is_sharded() {
+        // The small ones first, to know the shards and to fail early.
+        fetch_files(&client, &commit, &files, &mut Quiet)?;
+        let path = commit.path(format.file_name());
+        let json = std::fs::read(&path).map_err(|e| HubError::io("read", &path, e))?;
+        let shards = index_shards(&json).map_err(|source| {
+            let source = CheckpointError::Index { path: path.clone(), source: Box::new(source) };
+            HubError::Index { source: Box::new(source) }
+        })?;
+        files.extend(shards);
+    }
+    fetch_files(&client, &commit, &files, watch)?;
+    // Said last: a revision that is known is complete.
+    snapshots.name_commit(&info.commit)?;
+    Ok(commit.dir())
+}
+
+/// Fetches what is missing of `files` of a commit.
+fn fetch_files(
+    client: &Client,
+    commit: &snapshot::Commit,
+    files: &[String],
+    watch: &mut dyn Watch,
+) -> Result<(), HubError> {
+    let missing: Vec<&String> = files.iter().filter(|file| !commit.path(file).exists()).collect();
+    let mut remotes: Vec<(&String, Remote)> = Vec::new();
+    for file in missing {
+        remotes.push((file, client.remote(commit.id(), file)?));
+    }
+    let here = remotes.iter().map(|(_, remote)| commit.part_bytes(remote)).sum::<u64>();
+    let total = remotes.iter().map(|(_, remote)| remote.bytes).sum::<u64>();
+    if total == 0 {
+        return Ok(());
+    }
+    check_space(commit.blobs(), total.saturating_sub(here))?;
+    watch.begin(total, here);
+    let mut done = 0;
+    for (file, remote) in &remotes {
+        download(client, remote, commit, &mut |bytes| watch.at(done + bytes))?;
+        commit.link(file, remote)?;
+        done += remote.bytes;
+    }
+    Ok(())
+}
+
+/// Nobody watches.
+struct Quiet;
+
+impl Watch for Quiet {
+    fn begin(&mut self, _: u64, _: u64) {}
+    fn at(&mut self, _: u64) {}
+    fn say(&mut self, _: &str) {}
+}

@@ -1,0 +1,241 @@
+//! Asking the hub: one request at a time, redirects followed here, the token for the endpoint alone.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use ureq::http::{Response, Uri};
+use ureq::{Agent, Body};
+
+use super::download::Remote;
+use super::{HubError, ModelName, Settings};
+
+/// Redirects in a row; the hub makes one or two.
+const REDIRECTS_MAX: usize = 8;
+/// Longest list of a repository's files.
+const INFO_BYTES_MAX: u64 = 64 << 20;
+
+/// A hub, and the model that is wanted from it.
+pub(super) struct Client {
+    agent: Agent,
+    endpoint: String,
+    token: Option<String>,
+    model: ModelName,
+}
+
+/// What a model's revision is.
+pub(super) struct ModelInfo {
+    pub(super) commit: String,
+    pub(super) files: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Method {
+    Head,
+    /// From this byte on.
+    Get(u64),
+}
+
+impl Client {
+    pub(super) fn new(settings: &Settings, model: &ModelName) -> Self {
+        let timeout = Some(settings.timeout);
+        let config = Agent::config_builder()
+            .max_redirects(0)
+            .http_status_as_error(false)
+            .timeout_resolve(timeout)
+            .timeout_connect(timeout)
+            .timeout_recv_response(timeout.map(|t| t.max(Duration::from_secs(1))))
+            .timeout_per_read(timeout)
+            .user_agent(concat!("flashlm-prep/", env!("CARGO_PKG_VERSION")))
+            .build();
+        let Settings { endpoint, token, .. } = settings.clone();
+        Self { agent: config.into(), endpoint, token, model: model.clone() }
+    }
+
+    /// Commit and files of the revision that is wanted.
+    pub(super) fn model_info(&self) -> Result<ModelInfo, HubError> {
+        #[derive(Deserialize)]
+        struct Info {
+            sha: String,
+            #[serde(default)]
+            siblings: Vec<Sibling>,
+        }
+        #[derive(Deserialize)]
+        struct Sibling {
+            rfilename: String,
+        }
+        let revision = self.model.revision.replace('/', "%2F");
+        let url = format!("{}/api/models/{}/revision/{revision}", self.endpoint, self.model.repo);
+        let mut response = self.follow(Method::Get(0), &url)?;
+        let status = response.status().as_u16();
+        if status != 200 {
+            return Err(self.refused(&url, &response));
+        }
+        let wrong = |what: String| HubError::Answer { url: url.clone(), what };
+        let body = response.body_mut().with_config().limit(INFO_BYTES_MAX).read_to_vec();
+        let body = body.map_err(|e| unreachable(&url, &e))?;
+        let info: Info = serde_json::from_slice(&body).map_err(|e| wrong(e.to_string()))?;
+        // It becomes the name of a directory.
+        if !(7..=64).contains(&info.sha.len()) || !info.sha.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(wrong(format!("the commit is {:?}", info.sha.chars().take(80).collect::<String>())));
+        }
+        Ok(ModelInfo { commit: info.sha, files: info.siblings.into_iter().map(|s| s.rfilename).collect() })
+    }
+
+    /// Length and identity of a file.
+    pub(super) fn remote(&self, commit: &str, file: &str) -> Result<Remote, HubError> {
+        let url = format!("{}/{}/resolve/{commit}/{file}", self.endpoint, self.model.repo);
+        let response = self.follow(Method::Head, &url)?;
+        let linked = header(&response, "x-linked-etag");
+        if !response.status().is_success() && linked.is_none() {
+            return Err(self.refused(&url, &response));
+        }
+        let wrong = |what: String| HubError::Answer { url: url.clone(), what };
+        let etag =
+            linked.clone().or_else(|| header(&response, "etag")).ok_or_else(|| wrong("it has no ETag".into()))?;
+        let etag = etag.trim_start_matches("W/").trim_matches('"').to_owned();
+        // It becomes the name of a file.
+        let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+        if etag.is_empty() || etag.len() > 128 || !etag.bytes().all(is_plain) {
+            return Err(wrong(format!("its ETag is {:?}", etag.chars().take(150).collect::<String>())));
+        }
+        let length = header(&response, "x-linked-size").or_else(|| header(&response, "content-length"));
+        let length = length.and_then(|text| text.parse().ok());
+        let bytes = length.ok_or_else(|| wrong("it does not say how long the file is".into()))?;
+        // Large files are named by their SHA-256, others by git's hash of them.
+        let is_sha256 = linked.is_some() && etag.len() == 64 && etag.bytes().all(|b| b.is_ascii_hexdigit());
+        Ok(Remote { file: file.to_owned(), url, sha256: is_sha256.then(|| etag.to_ascii_lowercase()), etag, bytes })
+    }
+
+    /// A file from byte `from` on; the status is the caller's to judge.
+    pub(super) fn get(&self, url: &str, from: u64) -> Result<Response<Body>, HubError> {
+        self.follow(Method::Get(from), url)
+    }
+
+    /// Sends a request and follows where it is sent. A HEAD ends where the hub says what the file is, which is before the last host.
+    fn follow(&self, method: Method, url: &str) -> Result<Response<Body>, HubError> {
+        let mut at = url.to_owned();
+        for _ in 0..REDIRECTS_MAX {
+            let response = self.send(method, &at)?;
+            if !response.status().is_redirection() || response.status().as_u16() == 304 {
+                return Ok(response);
+            }
+            if method == Method::Head && header(&response, "x-linked-etag").is_some() {
+                return Ok(response);
+            }
+            let wrong = |what: String| HubError::Answer { url: at.clone(), what };
+            let location = header(&response, "location").ok_or_else(|| wrong("a redirect to nowhere".into()))?;
+            let next = resolve(&at, &location).ok_or_else(|| wrong(format!("a redirect to {location:?}")))?;
+            if at.starts_with("https:") && !next.starts_with("https:") {
+                return Err(wrong(format!("a redirect from https to {next}")));
+            }
+            at = next;
+        }
+        Err(HubError::Answer { url: url.to_owned(), what: format!("more than {REDIRECTS_MAX} redirects") })
+    }
+
+    fn send(&self, method: Method, url: &str) -> Result<Response<Body>, HubError> {
+        let mut request = match method {
+            Method::Head => self.agent.head(url),
+            Method::Get(_) => self.agent.get(url),
+        };
+        // Lengths are of the file itself.
+        request = request.header("Accept-Encoding", "identity");
+        if let Method::Get(from @ 1..) = method {
+            request = request.header("Range", format!("bytes={from}-"));
+        }
+        if let Some(token) =
+            self.token.as_ref().filter(|_| origin(url).is_some() && origin(url) == origin(&self.endpoint))
+        {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        request.call().map_err(|error| unreachable(url, &error))
+    }
+
+    /// What a status means. The hub says more in a header of its own; its mirrors may not.
+    pub(super) fn refused(&self, url: &str, response: &Response<Body>) -> HubError {
+        let (model, with_token) = (self.model.repo.clone(), self.token.is_some());
+        let status = response.status().as_u16();
+        match (header(response, "x-error-code").as_deref(), status) {
+            (Some("RevisionNotFound"), _) => HubError::NoRevision { model, revision: self.model.revision.clone() },
+            (Some("RepoNotFound"), _) | (None, 404) => {
+                HubError::NoModel { endpoint: self.endpoint.clone(), model: self.model.to_string(), with_token }
+            }
+            (_, 401 | 403) => {
+                HubError::Refused { url: format!("{}/{model}", self.endpoint), model, status, with_token }
+            }
+            _ => HubError::Status { url: shown(url), status },
+        }
+    }
+}
+
+fn unreachable(url: &str, error: &ureq::Error) -> HubError {
+    HubError::Unreachable { url: shown(url), reason: error.to_string() }
+}
+
+/// An address without its query, which may hold a signature.
+fn shown(url: &str) -> String {
+    url.split('?').next().unwrap_or_default().to_owned()
+}
+
+fn header(response: &Response<Body>, name: &str) -> Option<String> {
+    Some(response.headers().get(name)?.to_str().ok()?.trim().to_owned())
+}
+
+/// Scheme, host and port.
+fn origin(url: &str) -> Option<(String, String, u16)> {
+    let uri: Uri = url.parse().ok()?;
+    let scheme = uri.scheme_str()?.to_ascii_lowercase();
+    let port = uri.port_u16().unwrap_or(if scheme == "https" { 443 } else { 80 });
+    Some((scheme, uri.host()?.to_ascii_lowercase(), port))
+}
+
+/// Where `location`, absolute or relative, leads from `at`.
+fn resolve(at: &str, location: &str) -> Option<String> {
+    let uri: Uri = at.parse().ok()?;
+    let (scheme, authority) = (uri.scheme_str()?, uri.authority()?);
+    let next = if location.starts_with("http://") || location.starts_with("https://") {
+        location.to_owned()
+    } else if location.starts_with("//") {
+        format!("{scheme}:{location}")
+    } else if location.starts_with('/') {
+        format!("{scheme}://{authority}{location}")
+    } else if location.split(['/', '?']).next().is_some_and(|first| first.contains(':')) {
+        // Another scheme.
+        return None;
+    } else {
+        let directory = uri.path().rsplit_once('/').map_or("", |(directory, _)| directory);
+        format!("{scheme}://{authority}{directory}/{location}")
+    };
+    let uri: Uri = next.parse().ok()?;
+    uri.host().is_some().then_some(next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_lead_where_they_say() {
+        let from = "https://hub.co/org/name/resolve/main/model.bin?x=1";
+        for (location, expected) in [
+            ("https://cdn.org/a?sig=1", Some("https://cdn.org/a?sig=1")),
+            ("//cdn.org/a", Some("https://cdn.org/a")),
+            ("/api/a", Some("https://hub.co/api/a")),
+            ("other.bin", Some("https://hub.co/org/name/resolve/main/other.bin")),
+            ("ftp://x/y", None),
+            ("file:///etc/passwd", None),
+            ("http://", None),
+        ] {
+            assert_eq!(resolve(from, location).as_deref(), expected, "{location}");
+        }
+    }
+
+    #[test]
+    fn the_same_host_is_the_same_scheme_name_and_port() {
+        let hub = origin("https://hub.co");
+        assert_eq!(hub, origin("https://HUB.co:443/a/b?c"));
+        for other in ["http://hub.co", "https://hub.co:444", "https://hub.co.evil.org", "https://evil@hub.com"] {
+            assert_ne!(hub, origin(other), "{other}");
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! One file from the hub into the cache: gone on with where it stopped, checked, and published whole.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use ring::digest::{Context, SHA256};
+
+use super::HubError;
+use super::client::Client;
+use super::snapshot::Commit;
+
+/// A file as the hub describes it.
+pub(super) struct Remote {
+    pub(super) file: String,
+    pub(super) url: String,
+    /// Its name in the cache.
+    pub(super) etag: String,
+    pub(super) bytes: u64,
+    pub(super) sha256: Option<String>,
+}
+
+/// Attempts in a row that bring nothing.
+const ATTEMPTS_MAX: u32 = 5;
+/// Wait before the second attempt; doubled before each further one.
+const WAIT: Duration = Duration::from_millis(250);
+/// Read at a time.
+const CHUNK: usize = 1 << 20;
+
+/// Fetches a file's blob unless it is there; `at` hears how many bytes are here.
+pub(super) fn download(
+    client: &Client,
+    remote: &Remote,
+    commit: &Commit,
+    at: &mut dyn FnMut(u64),
+) -> Result<(), HubError> {
+    let blob = commit.blob(remote);
+    if blob.metadata().is_ok_and(|m| m.len() == remote.bytes) {
+        return Ok(());
+    }
+    let _lock = lock(remote, commit)?;
+    let mut part = Part::open(remote, commit)?;
+    let mut without_gain = 0;
+    while part.have < remote.bytes {
+        let before = part.have;
+        let reason = match part.go_on(client, remote, at) {
+            Ok(()) => continue,
+            Err(Stop::Broken(reason)) => reason,
+            Err(Stop::Failed(error)) => return Err(error),
+        };
+        without_gain = if part.have > before { 1 } else { without_gain + 1 };
+        if without_gain >= ATTEMPTS_MAX {
+            let (file, have, bytes) = (remote.file.clone(), part.have, remote.bytes);
+            return Err(HubError::Cut { file, have, bytes, attempts: without_gain, reason });
+        }
+        std::thread::sleep(WAIT * 2u32.pow(without_gain - 1));
+    }
+    part.publish(remote, &blob)
+}
+
+/// What ends an attempt.
+enum Stop {
+    /// Worth another attempt.
+    Broken(String),
+    Failed(HubError),
+}
+
+/// What there is of a file, under another name.
+struct Part {
+    file: File,
+    path: std::path::PathBuf,
+    have: u64,
+    hash: Context,
+}
+
+impl Part {
+    /// Goes on with what an earlier run left.
+    fn open(remote: &Remote, commit: &Commit) -> Result<Self, HubError> {
+        let path = commit.part(remote);
+        let failed = |e| HubError::io("open", &path, e);
+        let mut file = OpenOptions::new().read(true).append(true).create(true).open(&path).map_err(failed)?;
+        let mut hash = Context::new(&SHA256);
+        let mut have = file.metadata().map_err(failed)?.len();
+        if have > remote.bytes {
+            file.set_len(0).map_err(failed)?;
+            have = 0;
+        }
+        let mut buffer = vec![0; CHUNK];
+        let mut left = have;
+        while left > 0 {
+            let n = left.min(CHUNK as u64) as usize;
+            file.read_exact(&mut buffer[..n]).map_err(|e| HubError::io("read", &path, e))?;
+            hash.update(&buffer[..n]);
+            left -= n as u64;
+        }
+        Ok(Self { file, path, have, hash })
+    }
+
+    fn start_again(&mut self) -> Result<(), Stop> {
+        self.file.set_len(0).map_err(|e| Stop::Failed(HubError::io("shorten", &self.path, e)))?;
+        self.have = 0;
+        self.hash = Context::new(&SHA256);
+        Ok(())
+    }
+
+    /// One request for what is missing.
+    fn go_on(&mut self, client: &Client, remote: &Remote, at: &mut dyn FnMut(u64)) -> Result<(), Stop> {
+        let mut response = client.get(&remote.url, self.have).map_err(|error| match error {
+            HubError::Unreachable { reason, .. } => Stop::Broken(reason),
+            other => Stop::Failed(other),
+        })?;
+        match response.status().as_u16() {
+            200 if self.have > 0 => self.start_again()?, // It does not do ranges.
+            200 => {}
+            206 if range_start(&response) == Some(self.have) => {}
+            206 => {
+                let what = format!("asked for bytes from {} on, it sends others", self.have);
+                return Err(Stop::Failed(HubError::Answer { url: remote.url.clone(), what }));
+            }
+            416 => {
+                self.start_again()?;
+                return Err(Stop::Broken("the server has no such range".into()));
+            }
+            status @ (408 | 429 | 500..) => return Err(Stop::Broken(format!("status {status}"))),
+            _ => return Err(Stop::Failed(client.refused(&remote.url, &response))),
+        }
+        let mut body = response.body_mut().as_reader();
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let n = match body.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n) => n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(Stop::Broken(e.to_string())),
+            };
+            if self.have + n as u64 > remote.bytes {
+                _ = std::fs::remove_file(&self.path);
+                let error = HubError::TooLong { file: remote.file.clone(), bytes: remote.bytes };
+                return Err(Stop::Failed(error));
+            }
+            self.write(&buffer[..n], remote).map_err(Stop::Failed)?;
+            at(self.have);
+        }
+        if self.have < remote.bytes { Err(Stop::Broken("the connection was closed early".into())) } else { Ok(()) }
+    }
+
+    fn write(&mut self, bytes: &[u8], remote: &Remote) -> Result<(), HubError> {
+        if let Err(error) = self.file.write_all(bytes) {
+            // Some of it may stand there: as many bytes as are known remain.
+            _ = self.file.set_len(self.have);
+            if error.kind() == io::ErrorKind::StorageFull || error.kind() == io::ErrorKind::QuotaExceeded {
+                let dir = self.path.parent().unwrap_or(Path::new("/")).to_owned();
+                let available = available(&dir).unwrap_or(0);
+                return Err(HubError::DiskFull { dir, needed: remote.bytes - self.have, available });
+            }
+            return Err(HubError::io("write to", &self.path, error));
+        }
+        self.hash.update(bytes);
+        self.have += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Gives a complete file its name, if it is what the hub has.
+    fn publish(self, remote: &Remote, blob: &Path) -> Result<(), HubError> {
+        if let Some(expected) = &remote.sha256 {
+            let found: String = self.hash.finish().as_ref().iter().map(|b| format!("{b:02x}")).collect();
+            if found != *expected {
+                _ = std::fs::remove_file(&self.path);
+                return Err(HubError::Hash { file: remote.file.clone(), expected: expected.clone(), found });
+            }
+        }
+        self.file.sync_all().map_err(|e| HubError::io("sync", &self.path, e))?;
+        std::fs::rename(&self.path, blob).map_err(|e| HubError::io("rename", &self.path, e))?;
+        let dir = blob.parent().unwrap_or(Path::new("/"));
+        File::open(dir).and_then(|d| d.sync_all()).map_err(|e| HubError::io("sync", dir, e))
+    }
+}
+
+/// First byte of the range that an answer holds.
+fn range_start(response: &ureq::http::Response<ureq::Body>) -> Option<u64> {
+    let text = response.headers().get("content-range")?.to_str().ok()?;
+    text.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
+}
+
+/// The lock that other clients of the hub take for this file too.
+fn lock(remote: &Remote, commit: &Commit) -> Result<File, HubError> {
+    let path = commit.lock(remote);
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    std::fs::create_dir_all(dir).map_err(|e| HubError::io("create", dir, e))?;
+    let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+    let file = file.map_err(|e| HubError::io("open", &path, e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(HubError::Busy { file: remote.file.clone(), lock: path }),
+        // A file system without locks.
+        Err(std::fs::TryLockError::Error(_)) => Ok(file),
+    }
+}
+
+fn available(dir: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(dir).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Refuses to begin what cannot be finished.
+pub(super) fn check_space(dir: &Path, needed: u64) -> Result<(), HubError> {
+    match available(dir) {
+        Some(available) if available < needed => Err(HubError::DiskFull { dir: dir.to_owned(), needed, available }),
+        _ => Ok(()),
+    }
+}

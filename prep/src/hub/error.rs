@@ -1,0 +1,217 @@
+//! Why a model cannot be had from the hub, and what to do about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use flashlm_formats::checkpoint::CheckpointError;
+
+/// Why a model cannot be had from the hub.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HubError {
+    /// A variable of the environment cannot be meant.
+    #[error("{name} is {value:?}; expected {expected}")]
+    Setting {
+        /// The variable.
+        name: &'static str,
+        /// Its value, unless that is a secret.
+        value: String,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// Nobody answers.
+    #[error(
+        "cannot reach {url}: {reason}. Check the network (HF_ENDPOINT names another hub, HTTPS_PROXY a proxy) and repeat the command; \
+         what was fetched is kept"
+    )]
+    Unreachable {
+        /// What was asked for.
+        url: String,
+        /// What happened.
+        reason: String,
+    },
+    /// The hub wants to know who asks, or knows and says no.
+    #[error("{} (status {status}): {}", refusal(model, *with_token), refusal_way_out(url, *with_token))]
+    Refused {
+        /// The model.
+        model: String,
+        /// HTTP status.
+        status: u16,
+        /// The model's page.
+        url: String,
+        /// Whether a token was sent.
+        with_token: bool,
+    },
+    /// No such model.
+    #[error("{endpoint} has no model {model}, or shows it only to those with access: check the name{}", if *with_token { "" } else { ", or set HF_TOKEN if it is private" })]
+    NoModel {
+        /// The hub.
+        endpoint: String,
+        /// The model.
+        model: String,
+        /// Whether a token was sent.
+        with_token: bool,
+    },
+    /// No such revision.
+    #[error(
+        "{model} has no revision {revision:?}: give a branch, a tag or a commit that its page lists, or none for main"
+    )]
+    NoRevision {
+        /// The model.
+        model: String,
+        /// The revision.
+        revision: String,
+    },
+    /// Another status than one can do something with.
+    #[error("{url} answers with status {status}; repeat the command later, what was fetched is kept")]
+    Status {
+        /// What was asked for.
+        url: String,
+        /// HTTP status.
+        status: u16,
+    },
+    /// An answer that no hub gives.
+    #[error("{url} answers unlike a hub: {what}. Check HF_ENDPOINT, or repeat the command")]
+    Answer {
+        /// What was asked for.
+        url: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// Nothing that can be prepared.
+    #[error("{model} has no {wanted}, only {}: choose a repository with a Hugging Face checkpoint", shortened(found))]
+    NotACheckpoint {
+        /// The model.
+        model: String,
+        /// What is looked for.
+        wanted: &'static str,
+        /// Files there are.
+        found: Vec<String>,
+    },
+    /// The list of shards cannot be used.
+    #[error("{source}")]
+    Index {
+        /// What is wrong.
+        source: Box<CheckpointError>,
+    },
+    /// The connection breaks again and again.
+    #[error(
+        "{file}: the connection broke {attempts} times in a row, the last time at byte {have} of {bytes} ({reason}). \
+         What was fetched is kept; repeat the command to go on from there"
+    )]
+    Cut {
+        /// The file.
+        file: String,
+        /// Bytes that are here.
+        have: u64,
+        /// Bytes it has.
+        bytes: u64,
+        /// Attempts without any progress.
+        attempts: u32,
+        /// What happened last.
+        reason: String,
+    },
+    /// More bytes came than the file has.
+    #[error(
+        "{file}: the server sent more than the {bytes} bytes that it announced; it was deleted. Repeat the command"
+    )]
+    TooLong {
+        /// The file.
+        file: String,
+        /// Bytes it should have.
+        bytes: u64,
+    },
+    /// What came is not what the hub has.
+    #[error(
+        "{file}: its SHA-256 is {found}, the hub says {expected}; it was deleted. Repeat the command to fetch it again"
+    )]
+    Hash {
+        /// The file.
+        file: String,
+        /// By the hub.
+        expected: String,
+        /// Of what came.
+        found: String,
+    },
+    /// No room.
+    #[error(
+        "{needed} more bytes are needed in {}, and {available} are free: make room, or set HF_HUB_CACHE to a directory on another disk. \
+         What was fetched is kept",
+        dir.display()
+    )]
+    DiskFull {
+        /// The cache.
+        dir: PathBuf,
+        /// Bytes still to come.
+        needed: u64,
+        /// Bytes free.
+        available: u64,
+    },
+    /// Another process fetches the same file.
+    #[error("another process is fetching {file} (lock {}): wait for it, then repeat the command", lock.display())]
+    Busy {
+        /// The file.
+        file: String,
+        /// What it holds.
+        lock: PathBuf,
+    },
+    /// The cache cannot be used.
+    #[error("cannot {action} {}: {source}. Set HF_HUB_CACHE to a directory that can be written to", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Offline, and not everything is here.
+    #[error(
+        "{model} is not complete in {}, missing: {}; unset HF_HUB_OFFLINE to fetch it, or copy the cache from a machine that did",
+        cache.display(), missing.join(", ")
+    )]
+    Offline {
+        /// The model.
+        model: String,
+        /// The cache.
+        cache: PathBuf,
+        /// What is not there.
+        missing: Vec<String>,
+    },
+}
+
+impl HubError {
+    pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io { action, path: path.to_owned(), source }
+    }
+}
+
+fn refusal(model: &str, with_token: bool) -> String {
+    if with_token {
+        format!("the token that was sent gives no access to {model}")
+    } else {
+        format!("{model} is only for those who say who they are")
+    }
+}
+
+fn refusal_way_out(url: &str, with_token: bool) -> String {
+    let repeat = "and repeat the command";
+    if with_token {
+        format!(
+            "accept the model's conditions at {url} with the token's account, or set HF_TOKEN to another token, {repeat}"
+        )
+    } else {
+        format!("accept the model's conditions at {url}, set HF_TOKEN to a token of your account, {repeat}")
+    }
+}
+
+fn shortened(names: &[String]) -> String {
+    const NAMES_MAX: usize = 12;
+    let mut text = names.iter().take(NAMES_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len() {
+        0 => text += "nothing",
+        n if n > NAMES_MAX => text += &format!(" and {} more", n - NAMES_MAX),
+        _ => {}
+    }
+    text
+}

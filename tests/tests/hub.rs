@@ -1,0 +1,287 @@
+//! Models from a hub, as a user fetches them: with the program, from a hub-like server on loopback.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use flashlm_tests::hub_server::{Behaviour, COMMIT, Hub, MODEL, Request};
+use flashlm_tests::{Said, copied, fixtures, program, root, scratch, tiny_opt};
+use tempfile::TempDir;
+
+const TOKEN: &str = "hf_secret";
+/// Variables that the machine may have and the tests must not see.
+const FOREIGN: [&str; 16] = [
+    "HTTP_PROXY",
+    "http_proxy",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+    "HF_TOKEN",
+    "HF_HOME",
+    "HF_ENDPOINT",
+    "HF_HUB_CACHE",
+    "HUGGINGFACE_HUB_CACHE",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HF_HUB_OFFLINE",
+    "TRANSFORMERS_OFFLINE",
+    "HF_TOKEN_PATH",
+    "XDG_CACHE_HOME",
+];
+
+/// Every file of a directory, and some that nobody needs.
+fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<(String, Vec<u8>)> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| {
+            let path = entry.unwrap().path();
+            (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(&path).unwrap())
+        })
+        .collect();
+    for name in
+        ["flax_model.msgpack", "tf_model.h5", "onnx/model.onnx", "pytorch_model.bin", "rust_model.ot", "README.md"]
+    {
+        if !files.iter().any(|(n, _)| n == name) {
+            files.push((name.into(), vec![7; 200_000]));
+        }
+    }
+    files
+}
+
+struct User {
+    home: TempDir,
+    endpoint: String,
+}
+
+impl User {
+    fn of(hub: &Hub) -> Self {
+        Self { home: scratch(), endpoint: hub.endpoint.clone() }
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(program("flashlm-prep"));
+        FOREIGN.iter().for_each(|name| _ = command.env_remove(name));
+        command.env("HF_HOME", self.home.path()).env("HF_ENDPOINT", &self.endpoint);
+        command.args(args).stdin(Stdio::null()).current_dir(self.home.path());
+        command
+    }
+
+    fn run_with(&self, args: &[&str], environment: &[(&str, &str)]) -> Said {
+        let mut command = self.command(args);
+        command.envs(environment.iter().copied());
+        let mut command = assert_cmd::Command::from_std(command);
+        command.timeout(Duration::from_secs(120)).output().unwrap().into()
+    }
+
+    fn run(&self, args: &[&str]) -> Said {
+        self.run_with(args, &[])
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.home.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// Length of what there is of a file that is not complete.
+    fn incomplete(&self) -> Option<u64> {
+        let blobs = self.home.path().join("hub/models--some-org--tiny/blobs");
+        let parts = fs::read_dir(blobs).ok()?.map(|entry| entry.unwrap().path());
+        parts
+            .filter(|path| path.extension().is_some_and(|e| e == "incomplete"))
+            .find_map(|p| Some(p.metadata().ok()?.len()))
+    }
+}
+
+fn convert_directory(dir: &Path) -> Vec<u8> {
+    let out = scratch();
+    let path = out.path().join("m.flashlm");
+    let args = ["convert", dir.to_str().unwrap(), "-o", path.to_str().unwrap()];
+    flashlm_tests::run("flashlm-prep", &args, "").succeeded();
+    fs::read(path).unwrap()
+}
+
+fn of_store(requests: &[Request]) -> Vec<&Request> {
+    requests.iter().filter(|r| r.of_store).collect()
+}
+
+#[test]
+fn an_interrupted_download_goes_on_where_it_stopped() {
+    let hub = Hub::start(files(&tiny_opt()));
+    let user = User::of(&hub);
+    let size = fs::metadata(tiny_opt().join("model.safetensors")).unwrap().len();
+    let output = user.path("m.flashlm");
+    let convert = ["convert", MODEL, "-o", &output];
+
+    // The server hangs up twice, then falls silent, and the process is killed.
+    let cuts = vec![(2_000_000, false), (1_000_000, false), (3_000_000, true)];
+    hub.behave(Behaviour { token: Some(TOKEN), cuts, ..Behaviour::default() });
+    let mut child = user.command(&convert).env("HF_TOKEN", TOKEN).stderr(Stdio::piped()).spawn().unwrap();
+    let begin = Instant::now();
+    while user.incomplete() != Some(6_000_000) {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{:?}", hub.requests());
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    hub.behave(Behaviour { token: Some(TOKEN), ..Behaviour::default() });
+    let have = user.incomplete().expect("what was fetched is kept");
+    assert!(have < size && !Path::new(&output).exists(), "{have}");
+    let before = hub.requests();
+    let ranges: Vec<_> = of_store(&before).iter().map(|r| r.range.clone()).collect();
+    assert_eq!(ranges, [None, Some("bytes=2000000-".into()), Some("bytes=3000000-".into())]);
+
+    let said = user.run_with(&convert, &[("HF_TOKEN", TOKEN)]);
+    assert!(said.stderr.contains("are here already"), "{said:?}");
+    said.succeeded();
+    let after = hub.requests();
+    let [rest] = of_store(&after)[..] else { panic!("{after:?}") };
+    assert_eq!(rest.range, Some(format!("bytes={have}-")));
+    assert_eq!(rest.sent as u64, size - have);
+    assert_eq!(fs::read(&output).unwrap(), convert_directory(&tiny_opt()));
+
+    // The token went to the hub, always, and never further; nobody asked for what is not needed.
+    for request in before.iter().chain(&after) {
+        let expected = (!request.of_store).then(|| format!("Bearer {TOKEN}"));
+        assert_eq!(request.authorization, expected, "{request:?}");
+        for name in ["flax", "tf_model", "onnx", "pytorch", ".ot", "README", "vocab", "merges"] {
+            assert!(!request.path.contains(name), "{request:?}");
+        }
+    }
+
+    // Complete: one question, and offline none.
+    let again = user.path("again.flashlm");
+    user.run_with(&["convert", MODEL, "-o", &again], &[("HF_TOKEN", TOKEN)]).succeeded();
+    assert_eq!(hub.requests().len(), 1);
+    let offline = user.path("offline.flashlm");
+    user.run_with(&["convert", MODEL, "-o", &offline], &[("HF_HUB_OFFLINE", "1")]).succeeded();
+    assert!(hub.requests().is_empty());
+    drop(hub);
+    let gone = user.run(&["convert", MODEL, "-o", &user.path("gone.flashlm")]);
+    assert!(gone.stderr.contains("as it was fetched before"), "{gone:?}");
+    gone.succeeded();
+    assert_eq!(fs::read(&output).unwrap(), fs::read(&offline).unwrap());
+}
+
+#[test]
+fn prepare_ends_in_the_same_bundle_as_from_the_directory() {
+    let hub = Hub::start(files(&tiny_opt()));
+    let user = User::of(&hub);
+    let [a, b, work] = ["a.flashlm", "b.flashlm", "work"].map(|name| user.path(name));
+    let text = root().join("examples/synthetic.txt");
+    let (directory, text) = (tiny_opt(), text.to_str().unwrap());
+    let prepare = |source: &str, output: &str| {
+        let sampling = ["--tokens", "2500", "--sequence-tokens", "128", "--work", &work];
+        let args = [&["prepare", source, "--text", text, "-o", output][..], &sampling].concat();
+        user.run(&args).succeeded()
+    };
+    hub.behave(Behaviour { cuts: vec![(5_000_000, false)], detour: true, ..Behaviour::default() });
+    prepare(MODEL, &a);
+    assert_eq!(of_store(&hub.requests()).len(), 2, "cut once");
+    // The recording and what follows from it are known to be the same model's.
+    prepare(directory.to_str().unwrap(), &b);
+    assert!(fs::read(&a).unwrap() == fs::read(&b).unwrap());
+}
+
+#[test]
+fn a_server_without_ranges_sends_everything_again() {
+    let hub = Hub::start(files(&tiny_opt()));
+    let user = User::of(&hub);
+    hub.behave(Behaviour { cuts: vec![(3_000_000, false)], no_ranges: true, ..Behaviour::default() });
+    let output = user.path("m.flashlm");
+    user.run(&["convert", MODEL, "-o", &output]).succeeded();
+    assert!(fs::read(&output).unwrap() == convert_directory(&tiny_opt()));
+}
+
+#[test]
+fn shards_and_older_formats_are_found() {
+    for (dir, wanted, not) in [
+        (fixtures().join("torch/sharded"), "pytorch_model-", "flax"),
+        (fixtures().join("torch/plain"), "pytorch_model.bin", "flax"),
+    ] {
+        let mut here = files(&dir);
+        here.retain(|(name, content)| !(name == "pytorch_model.bin" && content.iter().all(|&b| b == 7)));
+        if !here.iter().any(|(name, _)| name == "config.json") {
+            here.push(("config.json".into(), fs::read(fixtures().join("quirks/opt-125m/config.json")).unwrap()));
+        }
+        let hub = Hub::start(here);
+        let user = User::of(&hub);
+        let said = user.run(&["inspect", MODEL]);
+        let requests = hub.requests();
+        assert!(requests.iter().any(|r| r.path.contains(wanted)), "{said:?} {requests:?}");
+        assert!(!requests.iter().any(|r| r.path.contains(not)), "{requests:?}");
+        assert!(said.succeeded().contains("torch"));
+    }
+}
+
+#[test]
+fn what_goes_wrong_is_said_with_the_next_step() {
+    let hub = Hub::start(files(&tiny_opt()));
+    let user = User::of(&hub);
+    let inspect = |name: &str, environment: &[(&str, &str)]| user.run_with(&["inspect", name], environment);
+    let offline = [("HF_HUB_OFFLINE", "1")];
+    inspect(MODEL, &offline).failed(1, &["not complete", "unset HF_HUB_OFFLINE", "no directory some-org/tiny here"]);
+    assert!(hub.requests().is_empty());
+    inspect("some-org/other", &[]).failed(1, &["has no model some-org/other", "HF_TOKEN", "no directory"]);
+    inspect("some-org/tiny@v9", &[]).failed(1, &["no revision \"v9\"", "branch"]);
+    inspect(MODEL, &[("HF_ENDPOINT", "http://127.0.0.1:1")]).failed(1, &["cannot reach", "HF_ENDPOINT", "network"]);
+    inspect(MODEL, &[("HF_ENDPOINT", "nonsense")]).failed(1, &["HF_ENDPOINT", "https://"]);
+
+    hub.behave(Behaviour { token: Some(TOKEN), ..Behaviour::default() });
+    inspect(MODEL, &[]).failed(1, &["set HF_TOKEN", "conditions", MODEL]);
+    let wrong = inspect(MODEL, &[("HF_TOKEN", "hf_wrong")]).failed(1, &["the token that was sent gives no access"]);
+    assert!(!wrong.contains("hf_wrong"));
+
+    hub.behave(Behaviour { damaged: true, ..Behaviour::default() });
+    inspect(MODEL, &[]).failed(1, &["SHA-256", "deleted", "Repeat"]);
+    assert_eq!(user.incomplete(), None);
+    hub.behave(Behaviour { cuts: vec![(0, false); 20], ..Behaviour::default() });
+    inspect(MODEL, &[]).failed(1, &["broke 5 times in a row", "repeat the command to go on"]);
+    // Silence ends, too.
+    hub.behave(Behaviour { cuts: vec![(1000, true); 20], ..Behaviour::default() });
+    let begin = Instant::now();
+    let mut child = user.command(&["inspect", MODEL]).env("HF_HUB_DOWNLOAD_TIMEOUT", "1").spawn().unwrap();
+    while user.incomplete().is_none_or(|bytes| bytes < 2000) {
+        assert!(begin.elapsed() < Duration::from_secs(30) && child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    hub.behave(Behaviour::default());
+    let busy = lock_everything(&user);
+    inspect(MODEL, &[]).failed(1, &["another process is fetching model.safetensors"]);
+    drop(busy);
+    inspect(MODEL, &[]).succeeded();
+    inspect(&format!("{MODEL}@refs/pr/1"), &[]).succeeded();
+    inspect(&format!("{MODEL}@{COMMIT}"), &offline).succeeded();
+    let cache = user.path("hub");
+    inspect(MODEL, &[("HF_HUB_OFFLINE", "1"), ("HF_HOME", "/nowhere"), ("HF_HUB_CACHE", &cache)]).succeeded();
+}
+
+/// Takes the locks as another client would.
+fn lock_everything(user: &User) -> Vec<fs::File> {
+    let locks = PathBuf::from(user.path("hub/.locks/models--some-org--tiny"));
+    let files = fs::read_dir(locks).unwrap().map(|entry| fs::File::open(entry.unwrap().path()).unwrap());
+    let files: Vec<_> = files.collect();
+    files.iter().for_each(|file| file.lock().unwrap());
+    files
+}
+
+#[test]
+fn a_directory_of_the_same_name_wins() {
+    let hub = Hub::start(files(&tiny_opt()));
+    let user = User::of(&hub);
+    fs::create_dir(user.path("some-org")).unwrap();
+    fs::rename(copied(&fixtures().join("quirks/opt-125m")).keep(), user.path(MODEL)).unwrap();
+    user.run(&["inspect", MODEL]).succeeded();
+    assert!(hub.requests().is_empty());
+    fs::remove_file(user.path(&format!("{MODEL}/config.json"))).unwrap();
+    user.run(&["inspect", MODEL]).failed(1, &["config.json", "for the model on the hub write some-org/tiny@main"]);
+    assert!(hub.requests().is_empty());
+    user.run(&["inspect", &format!("{MODEL}@main")]).succeeded();
+
+    let empty = Hub::start([("config.json".to_owned(), b"{}".to_vec()), ("model.gguf".to_owned(), vec![0; 10])]);
+    let user = User::of(&empty);
+    user.run(&["inspect", MODEL]).failed(1, &["no safetensors or PyTorch weights", "model.gguf"]);
+}
