@@ -2,6 +2,7 @@
 
 pub mod coactivation;
 pub mod evaluate;
+pub mod foreign_predictors;
 pub mod hub;
 pub mod layers;
 pub mod ordering;

@@ -39,6 +39,8 @@ enum Command {
     Order(commands::order::OrderArgs),
     /// Train predictors of the active neurons on a recording
     Train(commands::train::TrainArgs),
+    /// Take over predictors that Deja Vu or PowerInfer trained
+    ImportPredictors(commands::import_predictors::ImportArgs),
     /// Write a random-weight checkpoint of a published geometry, for measuring
     Synthesize(commands::synthesize::SynthesizeArgs),
     /// Show a recording, its predictors and its orders on one HTML page
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
         Command::Analyze(args) => commands::analyze::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Order(args) => commands::order::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Train(args) => commands::train::run(&args),
+        Command::ImportPredictors(args) => commands::import_predictors::run(&args),
         Command::Synthesize(args) => commands::synthesize::run(&args),
         Command::Report(args) => commands::report::run(&args),
         Command::Completions { shell } => {

@@ -11,6 +11,8 @@ use flashlm_formats::model::ModelSpec;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
+use crate::train::relu_metadata;
+
 /// The predictors of a directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -56,6 +58,7 @@ pub fn assemble(
 ) -> Result<(PredictorInfo, Vec<u8>), PredictorsError> {
     let mut tensors = Vec::new();
     let mut layers = Vec::new();
+    let mut relu = Vec::new();
     for layer in 0..spec.layers {
         let path = predictor_path(dir, layer);
         let bytes = std::fs::read(&path).map_err(|source| PredictorsError::Read { path: path.clone(), source })?;
@@ -78,6 +81,9 @@ pub fn assemble(
             let name = format!("layers.{layer}.{name}");
             tensors.push(Owned { name, dtype: view.dtype(), shape: view.shape().to_vec(), bytes: data });
         }
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| invalid(e.to_string()))?;
+        let encoders = metadata.metadata().as_ref().and_then(|entries| entries.get("relu"));
+        relu.extend(encoders.iter().flat_map(|e| e.split(' ')).map(|encoder| format!("layers.{layer}.{encoder}")));
         let own = describe(&parsed, "", spec).map_err(&invalid)?;
         let own = own.ok_or_else(|| invalid("it has no tensor `encoder`".into()))?;
         let ahead = describe(&parsed, LOOK_AHEAD, spec).map_err(&invalid)?;
@@ -87,8 +93,9 @@ pub fn assemble(
         let view = TensorView::new(t.dtype, t.shape.clone(), &t.bytes).expect("taken from a valid file");
         (t.name.clone(), view)
     });
-    let blob = safetensors::serialize(views, None).expect("plain tensors serialise");
-    Ok((PredictorInfo { kind: PredictorKind::LowRank, layers }, blob))
+    let kind = if relu.is_empty() { PredictorKind::LowRank } else { PredictorKind::LowRankRelu };
+    let blob = safetensors::serialize(views, relu_metadata(&relu)).expect("plain tensors serialise");
+    Ok((PredictorInfo { kind, layers }, blob))
 }
 
 /// Rank and element type of the predictor under `prefix`, if it is there.

@@ -9,6 +9,7 @@
 //! Knows nothing of bundles and storage orders: neurons are numbered as in the checkpoint.
 
 mod activity;
+mod adopt;
 mod curve;
 mod fit;
 mod linear;
@@ -23,6 +24,7 @@ mod store;
 mod sweep;
 
 pub use activity::{Activity, Inputs, Split, TrainingSet, training_set};
+pub use adopt::adopt_layer;
 pub use curve::{Curve, OperatingPoint};
 pub use look_ahead::LookAheadReport;
 pub use params::{LowRankPredictorParams, LowRankPredictorValidParams, TrainError};
@@ -32,6 +34,7 @@ pub use pipeline::{
 };
 pub use predictor::{LowRankPredictor, PredictorDType};
 pub use rank::{RankCurve, allocate_ranks, predictor_bytes};
+pub(crate) use store::relu_metadata;
 pub use store::{StoredPredictor, write_predictor};
 pub use sweep::{SweepEntry, sweep};
 

@@ -79,6 +79,8 @@ pub struct PredictorInfo {
 pub enum PredictorKind {
     /// Two linear maps through a narrow middle.
     LowRank,
+    /// Likewise, and in some layers, which the section's metadata names, a ReLU in the middle.
+    LowRankRelu,
 }
 
 /// The predictor of one layer.

@@ -26,6 +26,7 @@ mod pickle;
 mod plan;
 mod published;
 mod safetensors;
+mod state_dict;
 mod tensor;
 mod tokenizer_files;
 mod torch;
@@ -38,6 +39,7 @@ pub use directory::{Format, index_shards};
 pub use error::{CheckpointError, ConfigError, Foreign, IndexError, SafetensorsError, TensorProblem, TorchError};
 pub use families::{FAMILY_INFOS, FamilyInfo};
 pub use published::{PublishedTensor, published_tensors};
+pub use state_dict::{NamedTensor, read_tensors};
 pub use tokenizer_files::{TokenizerFiles, TokenizerSource};
 
 use crate::model::{DType, ModelSpec};

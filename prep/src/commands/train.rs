@@ -10,8 +10,8 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use flashlm_formats::recording::Recording;
 use flashlm_prep::train::{
-    LayerReport, OperatingPoint, PredictorDType, Progress, RankChoice, RankCurve, SweepEntry, TrainOptions, sweep,
-    train_recording,
+    LayerReport, OperatingPoint, PredictorDType, Progress, RankChoice, RankCurve, SweepEntry, TrainOptions,
+    TrainReport, sweep, train_recording,
 };
 
 use super::Stage;
@@ -69,9 +69,18 @@ pub(crate) struct TrainArgs {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum DTypeArg {
+pub(crate) enum DTypeArg {
     F16,
     Int8,
+}
+
+impl From<DTypeArg> for PredictorDType {
+    fn from(dtype: DTypeArg) -> Self {
+        match dtype {
+            DTypeArg::F16 => Self::F16,
+            DTypeArg::Int8 => Self::Int8,
+        }
+    }
 }
 
 fn parse_layers(text: &str) -> Result<Range<usize>, String> {
@@ -112,10 +121,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<ExitCode> {
     let mut options = TrainOptions::new(recording.info().model.layers);
     options.layers = args.layers.clone().unwrap_or(options.layers);
     options.rank = args.rank.clone();
-    options.dtype = match args.dtype {
-        DTypeArg::F16 => PredictorDType::F16,
-        DTypeArg::Int8 => PredictorDType::Int8,
-    };
+    options.dtype = args.dtype.into();
     options.recall = args.recall;
     options.worth = args.worth;
     options.over_fetch = args.over_fetch;
@@ -133,6 +139,13 @@ pub(crate) fn run(args: &TrainArgs) -> Result<ExitCode> {
     drop(shown);
 
     let on = if validation.is_some() { "validation" } else { "held-out documents" };
+    print_layers(&report, on);
+    eprintln!("wrote {} predictors and predictors.json to {}", report.layers.len(), args.output.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A table of the layers' predictors, and their means; `on` says what they were measured on.
+pub(crate) fn print_layers(report: &TrainReport, on: &str) {
     println!("layer  rank   KB  misses  false alarms  over-fetch  energy lost  seconds   ({on})");
     let mut sums = [0.0; 4];
     for layer in &report.layers {
@@ -162,8 +175,6 @@ pub(crate) fn run(args: &TrainArgs) -> Result<ExitCode> {
         sums[3],
         100.0 * report.predictor_bytes as f64 / report.ffn_bytes as f64
     );
-    eprintln!("wrote {} predictors and predictors.json to {}", report.layers.len(), args.output.display());
-    Ok(ExitCode::SUCCESS)
 }
 
 /// Look-ahead of all layers: false alarms of the small predictor and of the next layer's, where the same share is missed.

@@ -254,6 +254,7 @@ impl Training {
             encoder: encoder_t.t().as_standard_layout().into_owned(),
             decoder: Array2::from_shape_vec((self.ffn, self.rank), decoder).expect("all neurons"),
             bias: Array1::from_vec(bias),
+            relu: false,
         }
     }
 }

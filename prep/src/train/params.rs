@@ -47,6 +47,14 @@ pub enum TrainError {
         /// Directions wanted.
         rank: usize,
     },
+    /// A predictor that was trained elsewhere, of another model.
+    #[error("the predictor of layer {layer} has {what}: it is of another model")]
+    Foreign {
+        /// The layer.
+        layer: usize,
+        /// What does not fit.
+        what: String,
+    },
     /// Training diverged.
     #[error("training diverged in epoch {epoch}: the weights are not finite")]
     Diverged {

@@ -28,7 +28,7 @@ const TRIAL_MISSES: f64 = 0.03;
 /// Misses at which the report's curves have their points.
 pub(super) const CURVE_MISSES: [f64; 9] = [0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.10, 0.15];
 /// Held-out tokens that thresholds are taken from, at most.
-const CALIBRATION_TOKENS: usize = 16_384;
+pub(super) const CALIBRATION_TOKENS: usize = 16_384;
 
 /// How ranks are chosen.
 #[derive(Clone, Debug, PartialEq)]
@@ -297,7 +297,7 @@ pub(super) fn held_out_tokens(set: &TrainingSet, options: &TrainOptions, most: u
 }
 
 /// The threshold: at least the recall asked for, and lower where misses still carry energy or more over-fetch is asked for.
-fn threshold(curve: &Curve, options: &TrainOptions) -> f32 {
+pub(super) fn threshold(curve: &Curve, options: &TrainOptions) -> f32 {
     let needed = curve.at_misses(1.0 - options.recall).threshold;
     let least = curve.at_over_fetch(options.over_fetch).threshold;
     needed.min(curve.at_worth(options.worth).threshold).min(least)

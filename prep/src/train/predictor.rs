@@ -9,6 +9,8 @@ use super::activity::Inputs;
 use super::params::LowRankPredictorParams;
 
 /// A fitted predictor: `logits = decoder (encoder x) + bias`, predicted where a logit is positive.
+///
+/// With `relu`, `decoder relu(encoder x) + bias`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LowRankPredictor {
     /// `[rank, hidden]`.
@@ -17,6 +19,8 @@ pub struct LowRankPredictor {
     pub decoder: Array2<f32>,
     /// `[ffn]`.
     pub bias: Array1<f32>,
+    /// Whether negative features count as zero: so in predictors that others trained.
+    pub relu: bool,
 }
 
 /// How a predictor's matrices are stored.
@@ -75,7 +79,7 @@ impl LowRankPredictor {
                 Array2::from_shape_fn(matrix.dim(), |(i, j)| bytes[i * width + j] as f32 * scales[i])
             }
         };
-        LowRankPredictor { encoder: round(&self.encoder), decoder: round(&self.decoder), bias: self.bias.clone() }
+        LowRankPredictor { encoder: round(&self.encoder), decoder: round(&self.decoder), ..self.clone() }
     }
 
     /// Gives the decoder's columns equal lengths and hands the factors to the encoder's rows, which have scales of their
@@ -109,6 +113,9 @@ impl LowRankPredictor {
             features.resize(count * rank, 0.0);
             let x = View::rows(&rows, count, hidden, hidden);
             product(&mut features, rank, false, x, View::rows(encoder, rank, hidden, hidden).t());
+            if self.relu {
+                features.iter_mut().for_each(|h| *h = h.max(0.0));
+            }
             let pieces: Vec<Vec<f32>> = decoder
                 .par_chunks(NEURONS * rank)
                 .zip(bias.par_chunks(NEURONS))
@@ -178,6 +185,7 @@ mod tests {
             encoder: Array2::from_shape_fn((2, 3), |(i, j)| (1 + i * 3 + j) as f32),
             decoder: Array2::from_shape_fn((4, 2), |(i, j)| if j == 0 { 100.0 } else { 0.01 * (i as f32 + 1.0) }),
             bias: Array1::zeros(4),
+            relu: false,
         };
         let before = predictor.decoder.dot(&predictor.encoder);
         predictor.balance_components();

@@ -1,5 +1,6 @@
 //! Predictor files: one safetensors file per layer; `docs/predictors.md` describes them.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -51,8 +52,15 @@ pub fn write_predictor(path: &Path, parts: &[StoredPredictor<'_>]) -> Result<(),
     let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
         (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).expect("shape and bytes are made together"))
     });
-    let bytes = safetensors::serialize(views, None).expect("plain tensors serialise");
+    let relu = parts.iter().filter(|part| part.predictor.relu).map(|part| format!("{}encoder", part.prefix));
+    let metadata = relu_metadata(&relu.collect::<Vec<_>>());
+    let bytes = safetensors::serialize(views, metadata).expect("plain tensors serialise");
     publish(path, &bytes)
+}
+
+/// Metadata that names the encoders behind which a ReLU stands. One entry: several would be written in any order.
+pub(crate) fn relu_metadata(encoders: &[String]) -> Option<HashMap<String, String>> {
+    (!encoders.is_empty()).then(|| HashMap::from([("relu".to_owned(), encoders.join(" "))]))
 }
 
 /// Writes a file under a temporary name, syncs it, gives it its name, syncs the directory.

@@ -1,0 +1,82 @@
+//! `flashlm-prep import-predictors`: predictors that Deja Vu or PowerInfer trained.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, ValueEnum};
+use flashlm_formats::recording::Recording;
+use flashlm_prep::foreign_predictors::{find_files, read};
+use flashlm_prep::train::{PredictorDType, TrainOptions, adopt_layer, write_report};
+
+use super::Stage;
+use super::train::{DTypeArg, print_layers};
+
+/// Arguments of `flashlm-prep import-predictors`.
+#[derive(Args)]
+#[command(after_help = "Example:\n  \
+    flashlm-prep record /models/relullama-7b --text my.txt -o recording\n  \
+    flashlm-prep import-predictors relullama-7b-predictors --recording recording -o predictors\n  \
+    flashlm-prep pack /models/relullama-7b --predictors predictors -o relullama-7b.flashlm\n\n\
+    The directory has one file for each layer: model_N.pt with fc1.weight and fc2.weight (PowerInfer, a ReLU between the two), or ..layerN...pt \
+    with 0.weight and 1.weight (Deja Vu). Thresholds are chosen on the recording.")]
+pub(crate) struct ImportArgs {
+    /// Directory with one file for each layer
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Directory for the predictors
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    /// Directory that `record` wrote, of the model that the predictors are for
+    #[arg(long, value_name = "RECORDING")]
+    recording: PathBuf,
+    /// How the matrices are stored
+    #[arg(long, value_enum, default_value = "int8")]
+    dtype: DTypeArg,
+    /// Share of the active neurons that must be found on the recording
+    #[arg(long, value_name = "SHARE", default_value_t = 0.96)]
+    recall: f64,
+    /// Predict more than that while a neuron read brings this share of an active one's mean energy
+    #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
+    worth: f64,
+    /// What stands between the two matrices [default: what the names of the tensors say]
+    #[arg(long, value_enum)]
+    between: Option<Between>,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Between {
+    None,
+    Relu,
+}
+
+pub(crate) fn run(args: &ImportArgs) -> Result<ExitCode> {
+    ensure!(args.recall > 0.0 && args.recall < 1.0, "--recall {}: give a share between 0 and 1", args.recall);
+    ensure!(args.worth >= 0.0, "--worth {}: give a share of at least 0", args.worth);
+    let recording = Recording::open(&args.recording).context("make a recording with `flashlm-prep record`")?;
+    let layers = recording.info().model.layers;
+    let files = find_files(&args.dir, layers)?;
+    let mut options = TrainOptions::new(layers);
+    options.dtype = PredictorDType::from(args.dtype);
+    (options.recall, options.worth) = (args.recall, args.worth);
+    let stage = Stage::new("choosing thresholds", "layers", layers as u64);
+    let mut reports = Vec::new();
+    for (layer, file) in files.iter().enumerate() {
+        let predictor = read(file, args.between.map(|b| b == Between::Relu))?;
+        let report = adopt_layer(&recording, &options, layer, predictor, &args.output);
+        reports.push(report.with_context(|| file.display().to_string())?);
+        stage.advance(1);
+    }
+    drop(stage);
+    let report = write_report(&recording.info().id, reports, &args.output)?;
+    print_layers(&report, "the recording");
+    let alarms = report.layers.iter().filter(|l| l.held_out.predicted_fraction > 0.9).count();
+    if alarms > 0 {
+        eprintln!(
+            "note: {alarms} of {layers} layers predict more than 90 % of the neurons: these predictors see something else than the FFN's \
+             input, or are of another model; `flashlm-prep train` makes better ones"
+        );
+    }
+    eprintln!("wrote {layers} predictors and predictors.json to {}", args.output.display());
+    Ok(ExitCode::SUCCESS)
+}

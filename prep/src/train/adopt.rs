@@ -1,0 +1,82 @@
+//! Predictors that somebody else trained, given a threshold on our recording and written as our own.
+
+use std::path::Path;
+
+use flashlm_formats::recording::Recording;
+
+use super::activity::training_set;
+use super::curve::Curve;
+use super::fit::thin;
+use super::params::TrainError;
+use super::pipeline::{
+    CALIBRATION_TOKENS, CURVE_MISSES, DTypeCurve, LayerReport, Shape, TrainOptions, everything, threshold,
+};
+use super::predictor::{LowRankPredictor, PredictorDType};
+use super::rank::predictor_bytes;
+use super::store::{StoredPredictor, write_predictor};
+
+/// Largest score after scaling: within the range that curves count in.
+const LARGEST: f32 = 16.0;
+
+/// Chooses a threshold for `layer`'s predictor on the recording, as the options ask, and writes it into `out`.
+///
+/// Only the sign behind the threshold counts, so scores are scaled to a common range first.
+///
+/// # Errors
+/// `Shape` if it is a predictor of another model.
+pub fn adopt_layer(
+    recording: &Recording,
+    options: &TrainOptions,
+    layer: usize,
+    mut predictor: LowRankPredictor,
+    out: &Path,
+) -> Result<LayerReport, TrainError> {
+    std::fs::create_dir_all(out).map_err(|source| TrainError::Io { path: out.to_path_buf(), source })?;
+    let shape = Shape::new(recording, options);
+    let found = (predictor.encoder.ncols(), predictor.ffn());
+    if found != (shape.hidden, shape.ffn) || predictor.decoder.dim() != (shape.ffn, predictor.rank()) {
+        return Err(TrainError::Foreign {
+            layer,
+            what: format!(
+                "{} inputs and {} neurons where the model has {} and {}",
+                found.0, found.1, shape.hidden, shape.ffn
+            ),
+        });
+    }
+    if !predictor.is_finite() {
+        return Err(TrainError::Foreign { layer, what: "numbers that are infinite or none".into() });
+    }
+    let set = training_set(recording, layer, layer)?;
+    let mut tokens = everything(&set);
+    thin(&mut tokens, CALIBRATION_TOKENS);
+    predictor.balance_components();
+    let mut largest = 0f32;
+    predictor.logits(set.records(), &tokens, |_, logits| largest = logits.iter().fold(largest, |m, z| m.max(z.abs())));
+    if largest > 0.0 {
+        let scale = LARGEST / largest;
+        predictor.decoder.mapv_inplace(|v| v * scale);
+        predictor.bias.mapv_inplace(|v| v * scale);
+    }
+    let curve_as = |dtype| Curve::measure(&predictor.rounded(dtype), &set, &tokens);
+    let curves = [PredictorDType::F16, PredictorDType::Int8].map(|dtype| (dtype, curve_as(dtype)));
+    let stored = &curves.iter().find(|(dtype, _)| *dtype == options.dtype).expect("both are there").1;
+    let threshold = threshold(stored, options);
+    let shifted = predictor.shifted(threshold);
+    let parts = [StoredPredictor { prefix: "", predictor: &shifted, dtype: options.dtype }];
+    write_predictor(&crate::predictors::predictor_path(out, layer), &parts)?;
+    let bytes = |dtype| predictor_bytes(predictor.rank(), shape.hidden, shape.ffn, dtype);
+    let points = |curve: &Curve| CURVE_MISSES.iter().map(|&m| curve.at_misses(m)).collect();
+    Ok(LayerReport {
+        layer,
+        rank: predictor.rank(),
+        dtype: options.dtype,
+        bytes: bytes(options.dtype),
+        ffn_bytes: shape.ffn_bytes,
+        held_out: stored.at_threshold(threshold),
+        validation: None,
+        curves: curves.iter().map(|(d, c)| DTypeCurve { dtype: *d, bytes: bytes(*d), points: points(c) }).collect(),
+        look_ahead: None,
+        trial: None,
+        seconds: 0.0,
+    })
+}
