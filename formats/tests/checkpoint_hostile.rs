@@ -82,6 +82,8 @@ fn other_formats_are_named_with_a_way_out() {
 fn files_are_not_what_their_names_say() {
     let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 13316063421\n";
     let legacy = fixture("torch/legacy/pytorch_model.bin");
+    // The format before that one.
+    let tar = [&b"sys_info"[..], &[0; 249], b"ustar\x0000", &[0; 248]].concat();
     for (content, expected) in [
         (&b""[..], Foreign::Empty),
         (pointer, Foreign::GitLfsPointer),
@@ -89,6 +91,7 @@ fn files_are_not_what_their_names_say() {
         (b"\n <HTML>Sign in</HTML>", Foreign::Html),
         (b"GGUF\x03\x00\x00\x00aaaaaaaaaaaaaaaaaaaaaaaaaaaa", Foreign::Gguf),
         (&legacy, Foreign::LegacyTorch),
+        (&tar, Foreign::LegacyTorch),
         (b"Access to model is restricted. Log in to your account to go on.", Foreign::Unknown),
     ] {
         for name in ["model.safetensors", "pytorch_model.bin"] {

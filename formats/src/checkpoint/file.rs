@@ -139,7 +139,7 @@ pub(crate) fn read_small(dir: &Path, name: &str, limit: u64) -> Result<Option<(S
 }
 
 /// As many bytes as [`sniff`] looks at.
-pub(crate) const SNIFF_BYTES: usize = 64;
+pub(crate) const SNIFF_BYTES: usize = 264;
 
 /// What a file is that is neither safetensors nor a PyTorch zip archive, by its first bytes.
 pub(crate) fn sniff(head: &[u8]) -> Option<Foreign> {
@@ -160,6 +160,8 @@ pub(crate) fn sniff(head: &[u8]) -> Option<Foreign> {
         [0x80, _, rest @ ..] if rest.starts_with(LEGACY_TORCH) => Foreign::LegacyTorch,
         // A bare pickle: the tar-based format was older still.
         [0x80, 2..=5, ..] => Foreign::LegacyTorch,
+        // And that is what it looks like: a tar archive.
+        _ if head.get(257..262) == Some(b"ustar") => Foreign::LegacyTorch,
         _ if head.starts_with(b"\x89HDF") => Foreign::TensorFlow,
         _ if head.starts_with(b"\x1f\x8b") => Foreign::Gzip,
         _ => return None,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use half::{bf16, f16};
 
-use super::error::{CheckpointError, TensorProblem};
+use super::error::CheckpointError;
 use super::file::SourceFile;
 use super::tensor::StoredDtype;
 use super::{safetensors, torch};
@@ -21,10 +21,10 @@ pub struct NamedTensor {
     pub values: Vec<f32>,
 }
 
-/// All tensors of a file that hold floating-point numbers, by name.
+/// The vectors and matrices of floating-point numbers in a file, by name; what else is there is passed over.
 ///
 /// # Errors
-/// What is wrong with the file; `Tensors` where one is of another type.
+/// What is wrong with the file.
 pub fn read_tensors(path: &Path) -> Result<Vec<NamedTensor>, CheckpointError> {
     let dir = path.parent().unwrap_or(Path::new(""));
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -34,10 +34,7 @@ pub fn read_tensors(path: &Path) -> Result<Vec<NamedTensor>, CheckpointError> {
     let files = [file];
     let mut tensors = Vec::new();
     for tensor in stored {
-        let StoredDtype::Weight(dtype) = tensor.dtype else {
-            let problem = TensorProblem::Dtype { tensor: tensor.name, found: tensor.dtype.name().into() };
-            return Err(CheckpointError::Tensors { dir: path.to_owned(), problems: vec![problem] });
-        };
+        let StoredDtype::Weight(dtype) = tensor.dtype else { continue };
         let mut bytes = Vec::new();
         match *tensor.shape.as_slice() {
             [] => continue,
