@@ -3,7 +3,7 @@
 mod bundle_support;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bundle_support::{Small, ramp};
 use flashlm_formats::bundle::{
@@ -75,11 +75,24 @@ fn the_same_inputs_give_the_same_bytes() {
     assert!(write("a.flashlm") == write("b.flashlm"));
 }
 
-/// Format version 1 has to open forever. `FLASHLM_BLESS=1` writes the file anew: only when the version was never published.
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("tests/fixtures").join(name)
+}
+
+/// Format version 1 has to open forever.
 #[test]
 fn version_1_opens() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("tests/fixtures/bundle-v1.flashlm");
-    let small = Small::opt();
+    let (path, small) = (fixture("bundle-v1.flashlm"), Small::opt());
+    let bundle = Bundle::open(&path).unwrap();
+    assert_eq!(bundle.spec(), &small.plan.model);
+    assert_eq!(bundle.read_predictors().unwrap().unwrap(), ramp(8, 5000));
+    assert!(verify(&path, &mut |_, _| ()).unwrap().damages.is_empty());
+}
+
+/// Format version 2 has to open forever. `FLASHLM_BLESS=1` writes the file anew: only when the version was never published.
+#[test]
+fn version_2_opens() {
+    let (path, small) = (fixture("bundle-v2.flashlm"), Small::gated_with_everything());
     let blob = ramp(8, 5000);
     if std::env::var_os("FLASHLM_BLESS").is_some() {
         let _ = fs::remove_file(&path);
@@ -89,8 +102,8 @@ fn version_1_opens() {
     assert_eq!(bundle.spec(), &small.plan.model);
     assert_eq!(bundle.read_predictors().unwrap().unwrap(), blob);
     assert!(verify(&path, &mut |_, _| ()).unwrap().damages.is_empty());
-    // As long as version 1 is what is written, it is written like this.
-    assert_eq!(FORMAT_VERSION, 1);
+    // As long as version 2 is what is written, it is written like this.
+    assert_eq!(FORMAT_VERSION, 2);
     let dir = tempfile::tempdir().unwrap();
     let again = dir.path().join("again.flashlm");
     small.write(&again, Some(blob));
@@ -110,7 +123,7 @@ fn a_reader_by_the_book_finds_every_row() {
         let u64_at = |at: usize| u64::from_le_bytes(file[at..at + 8].try_into().unwrap()) as usize;
         let xxh3 = xxhash_rust::xxh3::xxh3_64;
         assert_eq!(&file[..8], [0x89, 0x46, 0x4C, 0x4D, 0x0D, 0x0A, 0x1A, 0x0A]);
-        assert_eq!((u32_at(8), u32_at(12), u64_at(16)), (1, 6, file.len()));
+        assert_eq!((u32_at(8), u32_at(12), u64_at(16)), (2, 6, file.len()));
         assert_eq!(u64_at(504) as u64, xxh3(&file[..504]));
         let section = |at: usize| &file[u64_at(at)..u64_at(at) + u64_at(at + 8)];
         for at in [24, 48, 72, 120] {
