@@ -4,14 +4,15 @@
 //! scales and its bias stand in storage order, under `layers.N.`; a layer's look-ahead predictor, which sees the layer's input and
 //! speaks of the next layer's neurons, stands under `layers.N.lookahead.`, in the next layer's order.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use flashlm_formats::bundle::{LayerPredictor, PredictorDType, PredictorInfo, PredictorKind};
 use flashlm_formats::model::ModelSpec;
+use flashlm_formats::regular::open_regular;
+use flashlm_formats::seal;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
-
-use crate::train::relu_metadata;
 
 /// The predictors of a directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +44,19 @@ pub fn predictor_path(dir: &Path, layer: usize) -> PathBuf {
     dir.join(format!("predictor-{layer:03}.safetensors"))
 }
 
+/// The predictor file of `layer` in `dir`, held against its seal.
+///
+/// # Errors
+/// `Read`, and `Invalid` for a file that is not as it was written.
+pub fn read_predictor(dir: &Path, layer: usize) -> Result<Vec<u8>, PredictorsError> {
+    let path = predictor_path(dir, layer);
+    let mut bytes = Vec::new();
+    let read = open_regular(&path).and_then(|mut file| file.read_to_end(&mut bytes));
+    read.map_err(|source| PredictorsError::Read { path: path.clone(), source })?;
+    seal::check(&bytes).map_err(|broken| PredictorsError::Invalid { path, what: broken.to_string() })?;
+    Ok(bytes)
+}
+
 struct Owned {
     name: String,
     dtype: Dtype,
@@ -58,10 +72,9 @@ pub fn assemble(
 ) -> Result<(PredictorInfo, Vec<u8>), PredictorsError> {
     let mut tensors = Vec::new();
     let mut layers = Vec::new();
-    let mut relu = Vec::new();
     for layer in 0..spec.layers {
         let path = predictor_path(dir, layer);
-        let bytes = std::fs::read(&path).map_err(|source| PredictorsError::Read { path: path.clone(), source })?;
+        let bytes = read_predictor(dir, layer)?;
         let invalid = |what: String| PredictorsError::Invalid { path: path.clone(), what };
         let parsed = SafeTensors::deserialize(&bytes).map_err(|e| invalid(e.to_string()))?;
         for (name, view) in parsed.iter() {
@@ -81,9 +94,6 @@ pub fn assemble(
             let name = format!("layers.{layer}.{name}");
             tensors.push(Owned { name, dtype: view.dtype(), shape: view.shape().to_vec(), bytes: data });
         }
-        let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| invalid(e.to_string()))?;
-        let encoders = metadata.metadata().as_ref().and_then(|entries| entries.get("relu"));
-        relu.extend(encoders.iter().flat_map(|e| e.split(' ')).map(|encoder| format!("layers.{layer}.{encoder}")));
         let own = describe(&parsed, "", spec).map_err(&invalid)?;
         let own = own.ok_or_else(|| invalid("it has no tensor `encoder`".into()))?;
         let ahead = describe(&parsed, LOOK_AHEAD, spec).map_err(&invalid)?;
@@ -93,8 +103,9 @@ pub fn assemble(
         let view = TensorView::new(t.dtype, t.shape.clone(), &t.bytes).expect("taken from a valid file");
         (t.name.clone(), view)
     });
-    let kind = if relu.is_empty() { PredictorKind::LowRank } else { PredictorKind::LowRankRelu };
-    let blob = safetensors::serialize(views, relu_metadata(&relu)).expect("plain tensors serialise");
+    let has_relu = tensors.iter().any(|tensor| tensor.name.ends_with("encoder_relu"));
+    let kind = if has_relu { PredictorKind::LowRankRelu } else { PredictorKind::LowRank };
+    let blob = safetensors::serialize(views, None).expect("plain tensors serialise");
     Ok((PredictorInfo { kind, layers }, blob))
 }
 

@@ -34,7 +34,6 @@ pub use pipeline::{
 };
 pub use predictor::{LowRankPredictor, PredictorDType};
 pub use rank::{RankCurve, allocate_ranks, predictor_bytes};
-pub(crate) use store::relu_metadata;
 pub use store::{StoredPredictor, write_predictor};
 pub use sweep::{SweepEntry, sweep};
 

@@ -58,13 +58,6 @@ fn floats(parsed: &SafeTensors<'_>, name: &str, len: usize) -> Result<Vec<f32>> 
     Ok(view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
 }
 
-/// Whether the metadata of a safetensors blob names this encoder among those with a ReLU behind them.
-fn has_relu(blob: &[u8], encoder: &str) -> bool {
-    let metadata = SafeTensors::read_metadata(blob).ok();
-    let named = metadata.as_ref().and_then(|(_, metadata)| metadata.metadata().as_ref()?.get("relu"));
-    named.is_some_and(|names| names.split(' ').any(|name| name == encoder))
-}
-
 /// The predictors that see the FFN input of one layer.
 pub struct LayerPredictors {
     /// Speaks of the layer's own neurons, and alone decides what is computed.
@@ -97,7 +90,7 @@ pub struct Predictor {
 
 impl Predictor {
     /// Takes the tensors `{prefix}encoder`, `{prefix}decoder`, `{prefix}bias` (and scales) from a safetensors blob; `hidden` inputs
-    /// and `neurons` outputs are expected. The blob's metadata `relu` lists encoders with a ReLU behind them.
+    /// and `neurons` outputs are expected. A tensor `{prefix}encoder_relu` says that a ReLU stands behind the encoder.
     pub fn load(blob: &SharedBytes, prefix: &str, hidden: usize, neurons: usize) -> Result<Self> {
         let parsed = SafeTensors::deserialize((**blob).as_ref())
             .map_err(|e| RuntimeError::Predictor { tensor: format!("{prefix}*"), what: e.to_string() })?;
@@ -115,7 +108,7 @@ impl Predictor {
         }
         let bias = floats(&parsed, &format!("{prefix}bias"), neurons)?;
         let middle = vec![0.0; encoder.rows];
-        let relu = has_relu((**blob).as_ref(), &format!("{prefix}encoder"));
+        let relu = parsed.tensor(&format!("{prefix}encoder_relu")).is_ok();
         Ok(Self { encoder, decoder, bias, middle, relu })
     }
 

@@ -79,7 +79,7 @@ pub struct PredictorInfo {
 pub enum PredictorKind {
     /// Two linear maps through a narrow middle.
     LowRank,
-    /// Likewise, and in some layers, which the section's metadata names, a ReLU in the middle.
+    /// Likewise, with a ReLU in the middle of the layers that have a tensor `encoder_relu`.
     LowRankRelu,
 }
 

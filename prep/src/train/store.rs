@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
+use flashlm_formats::seal::{self, SEAL};
 use half::f16;
 use ndarray::Array2;
 use safetensors::Dtype;
@@ -23,6 +24,9 @@ pub struct StoredPredictor<'a> {
     /// How its matrices are stored.
     pub dtype: PredictorDType,
 }
+
+/// A tensor that is there where a ReLU stands behind the encoder.
+const RELU: &str = "encoder_relu";
 
 /// Writes predictors into one file, whole or not at all.
 pub fn write_predictor(path: &Path, parts: &[StoredPredictor<'_>]) -> Result<(), TrainError> {
@@ -46,21 +50,19 @@ pub fn write_predictor(path: &Path, parts: &[StoredPredictor<'_>]) -> Result<(),
         };
         matrix("encoder", &part.predictor.encoder);
         matrix("decoder", &part.predictor.decoder);
+        if part.predictor.relu {
+            tensors.push((format!("{}{RELU}", part.prefix), Dtype::U8, vec![1], vec![1]));
+        }
         let bias = part.predictor.bias.to_vec();
         tensors.push((format!("{}bias", part.prefix), Dtype::F32, vec![bias.len()], floats(&bias)));
     }
     let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
         (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).expect("shape and bytes are made together"))
     });
-    let relu = parts.iter().filter(|part| part.predictor.relu).map(|part| format!("{}encoder", part.prefix));
-    let metadata = relu_metadata(&relu.collect::<Vec<_>>());
-    let bytes = safetensors::serialize(views, metadata).expect("plain tensors serialise");
+    let metadata = HashMap::from([(SEAL.0.to_owned(), SEAL.1.to_owned())]);
+    let mut bytes = safetensors::serialize(views, Some(metadata)).expect("plain tensors serialise");
+    seal::seal(&mut bytes);
     publish(path, &bytes)
-}
-
-/// Metadata that names the encoders behind which a ReLU stands. One entry: several would be written in any order.
-pub(crate) fn relu_metadata(encoders: &[String]) -> Option<HashMap<String, String>> {
-    (!encoders.is_empty()).then(|| HashMap::from([("relu".to_owned(), encoders.join(" "))]))
 }
 
 /// Writes a file under a temporary name, syncs it, gives it its name, syncs the directory.
