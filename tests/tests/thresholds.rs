@@ -1,5 +1,5 @@
-//! A model whose neurons are never exactly zero, from the checkpoint to a run from flash: thresholds are measured, predictors learn what
-//! is above them, and what is computed is computed whole.
+//! Thresholds, from the checkpoint to a run from flash: they are measured, predictors learn what is above them, and what is
+//! computed is computed whole.
 
 use std::fs;
 
@@ -11,37 +11,25 @@ use flashlm_prep::thresholds::ThresholdFile;
 use flashlm_runtime::load::{FfnChoice, LoadOptions};
 use flashlm_tests::{copied, largest_difference, loaded, logits, options, root, run, tiny_falcon, tiny_opt};
 
-/// The trained ReLU Falcon under GELU: a worse model, but one in which no neuron is ever zero.
-fn gelu_falcon() -> tempfile::TempDir {
-    let dir = copied(&tiny_falcon());
-    let path = dir.path().join("config.json");
-    let config = fs::read_to_string(&path).unwrap().replace(r#""activation": "relu""#, r#""activation": "gelu""#);
-    fs::write(path, config).unwrap();
-    dir
+/// A model of its own for a test. One with ReLU: of trained models only such are shipped, and thresholds do the same to it.
+fn falcon() -> tempfile::TempDir {
+    copied(&tiny_falcon())
 }
 
 #[test]
-fn a_gelu_model_is_prepared_with_thresholds() {
-    let dir = gelu_falcon();
+fn a_model_is_prepared_with_thresholds() {
+    let dir = falcon();
     let (checkpoint, text) = (dir.path().to_str().unwrap(), root().join("examples/synthetic.txt"));
     let (text, path) = (text.to_str().unwrap(), dir.path().join("model.flashlm"));
-    let prepare = |loss: &str| {
-        let args = ["prepare", checkpoint, "--text", text, "-o", path.to_str().unwrap(), "--tokens", "1500"];
-        let said = run("flashlm-prep", &[&args[..], &["--quality-loss", loss]].concat(), "");
-        assert_eq!(said.code, Some(0), "{said:?}");
-        for word in ["energy cut", "At a loss of", "before caching"] {
-            assert!(said.stderr.contains(word), "no {word} in {}", said.stderr);
-        }
-        Bundle::open(&path).unwrap()
-    };
-    let active = |bundle: &Bundle| {
-        let layers = bundle.manifest().sparsity.clone().unwrap();
-        layers.iter().map(|l| l.active).sum::<f32>() / layers.len() as f32
-    };
-    let strict = active(&prepare("0.5%"));
-    let bundle = prepare("3%");
-    let loose = active(&bundle);
-    assert!(loose < strict && strict < 0.9, "{loose} and {strict} of the neurons are active");
+    let args = ["prepare", checkpoint, "--text", text, "-o", path.to_str().unwrap(), "--tokens", "800"];
+    let said = run("flashlm-prep", &[&args[..], &["--quality-loss", "5%"]].concat(), "");
+    assert_eq!(said.code, Some(0), "{said:?}");
+    for word in ["energy cut", "At a loss of 5.0 %", "before caching"] {
+        assert!(said.stderr.contains(word), "no {word} in {}", said.stderr);
+    }
+    let bundle = Bundle::open(&path).unwrap();
+    let active: f32 = bundle.manifest().sparsity.iter().flatten().map(|layer| layer.active).sum();
+    assert!(active < 0.26, "{active}: ReLU alone leaves 4.4 % of the neurons of each of six layers");
     let spec = bundle.spec();
     assert!(spec.thresholds.len() == spec.layers && spec.thresholds.iter().all(|t| *t > 0.0), "{:?}", spec.thresholds);
 
@@ -54,7 +42,7 @@ fn a_gelu_model_is_prepared_with_thresholds() {
         evaluate(&bundle, &checkpoint, &windows, choice, &threads, dir.path(), &mut |_, _| (), &mut |_, _| ()).unwrap()
     };
     let all = evaluated(PredictorChoice::All);
-    assert!(all.kl_mean < 1e-8 && all.layers.iter().all(|l| l.predicted_fraction == 1.0 && l.active_fraction < 0.9));
+    assert!(all.kl_mean < 1e-8 && all.layers.iter().all(|l| l.predicted_fraction == 1.0 && l.active_fraction < 0.3));
     let exact = evaluated(PredictorChoice::Active);
     for layer in &exact.layers {
         assert_eq!((layer.false_negative_rate, layer.false_positive_rate), (0.0, 0.0));
@@ -75,7 +63,7 @@ fn a_gelu_model_is_prepared_with_thresholds() {
 
 #[test]
 fn thresholds_belong_to_their_checkpoint() {
-    let dir = gelu_falcon();
+    let dir = falcon();
     let (text, file) = (root().join("examples/synthetic.txt"), dir.path().join("thresholds.json"));
     let (text, file_name) = (text.to_str().unwrap(), file.to_str().unwrap());
     let args =
