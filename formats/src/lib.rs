@@ -11,3 +11,6 @@ pub mod mapping;
 pub mod model;
 #[cfg(feature = "preparation")]
 pub mod recording;
+pub mod regular;
+#[cfg(feature = "preparation")]
+pub mod seal;
