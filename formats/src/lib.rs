@@ -11,3 +11,4 @@ pub mod mapping;
 pub mod model;
 #[cfg(feature = "preparation")]
 pub mod recording;
+pub mod weight_format;

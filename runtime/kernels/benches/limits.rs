@@ -7,8 +7,8 @@ use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use flashlm_kernels::{
-    Element, MatmulScratch, Matrix, ScaleGroup, Threads, add_scaled_rows, gathered_add, gathered_dots, instruction_set, matmul,
-    matmul_rows_add, matvec, read_bandwidth,
+    Element, MatmulScratch, Matrix, ScaleGroup, Threads, add_scaled_rows, gathered_add, gathered_dots, instruction_set,
+    matmul, matmul_rows_add, matvec, read_bandwidth,
 };
 
 const COLS: usize = 4096;

@@ -6,7 +6,8 @@ use std::num::NonZeroUsize;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use flashlm_kernels::{
-    Element, MatmulScratch, Matrix, ScaleGroup, Threads, add_scaled_rows, gathered_dots, matmul, matmul_rows_add, matvec, softmax,
+    Element, MatmulScratch, Matrix, ScaleGroup, Threads, add_scaled_rows, gathered_dots, matmul, matmul_rows_add,
+    matvec, softmax,
 };
 
 const COLS: usize = 4096;

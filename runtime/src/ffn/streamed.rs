@@ -7,14 +7,14 @@
 use std::sync::Arc;
 
 use flashlm_formats::bundle::{Bundle, FlashLayout};
-use flashlm_formats::model::{DType, Ffn};
+use flashlm_formats::model::Ffn;
 use flashlm_io::{DirectFile, EngineChoice, Extent, SequentialReader, StreamOptions};
 use flashlm_kernels::ROW_BLOCK;
 
 use super::checks::GroupChecks;
 use super::resident::ResidentFfn;
 use crate::error::Result;
-use crate::model::ffn::{FfnCall, FfnSource, NeuronBlock, ReadCounters, dense};
+use crate::model::ffn::{FfnCall, FfnSource, NeuronBlock, ReadCounters, Records, dense};
 
 /// Chunks read ahead, the one being computed included.
 const CHUNKS: usize = 8;
@@ -44,7 +44,7 @@ pub struct Pinned {
 /// Reads the flash section of a bundle again and again.
 pub struct StreamedFfn {
     ffn: Ffn,
-    dtype: DType,
+    records: Records,
     layout: FlashLayout,
     /// What is read, in order, and for each layer where its part begins and how many pieces of that are thrown away.
     pieces: Vec<Extent>,
@@ -95,8 +95,8 @@ impl StreamedFfn {
         }
         reader.restart(&pieces)?;
         let checks = verify.then(|| GroupChecks::new(bundle));
-        let (ffn, dtype) = (bundle.spec().ffn, bundle.manifest().ffn.dtype);
-        Ok(Self { ffn, dtype, layout, pieces, layers, pinned: parts.pinned, reader, checks, next_layer: 0 })
+        let (ffn, records) = (bundle.spec().ffn, Records::of(bundle));
+        Ok(Self { ffn, records, layout, pieces, layers, pinned: parts.pinned, reader, checks, next_layer: 0 })
     }
 
     /// Bytes of its buffers.
@@ -152,7 +152,7 @@ impl FfnSource for StreamedFfn {
             if let Some(checks) = &self.checks {
                 checks.neighbours(threads, layer, neuron / self.layout.records_per_group(), chunk.bytes)?;
             }
-            let block = NeuronBlock::new(&self.ffn, self.dtype, &self.layout, chunk.bytes, neuron, count);
+            let block = NeuronBlock::new(&self.records, chunk.bytes, call.scales, neuron..neuron + count);
             dense(&self.ffn, &mut call, block)?;
             neuron += count;
         }

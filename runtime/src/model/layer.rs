@@ -153,12 +153,14 @@ impl Pass<'_> {
         }
         let observer = self.observer.as_mut().map(|o| &mut **o as &mut dyn FfnObserver);
         let (up_bias, threads) = (weights.up_bias.as_deref(), self.threads);
+        let scales = weights.ffn_scales.as_ref().map_or(&[][..], |scales| scales.get());
         self.ffn.run(FfnCall {
             layer,
             tokens,
             input,
             output,
             up_bias,
+            scales,
             threads,
             scratch: ffn,
             observer,

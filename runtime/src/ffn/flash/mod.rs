@@ -18,14 +18,14 @@ mod store;
 use std::sync::Arc;
 
 use flashlm_formats::bundle::{Bundle, FlashLayout};
-use flashlm_formats::model::{Block, DType, Ffn};
+use flashlm_formats::model::{Block, Ffn};
 use flashlm_io::{DirectFile, EngineChoice};
 use flashlm_kernels::{MATMUL_TOKENS_MIN, Threads};
 
 use super::checks::GroupChecks;
 use crate::cache::PolicyKind;
 use crate::error::Result;
-use crate::model::ffn::{FfnCall, FfnSource, ReadCounters, Selection};
+use crate::model::ffn::{FfnCall, FfnSource, ReadCounters, Records, Selection};
 use crate::planner::ReadCost;
 use crate::predictor::LayerPredictors;
 pub use arena::ArenaPlan;
@@ -65,7 +65,7 @@ pub enum ReadCut {
 /// Reads predicted neurons, keeps the useful ones.
 pub struct FlashFfn {
     ffn: Ffn,
-    dtype: DType,
+    records: Records,
     layout: FlashLayout,
     /// One for each layer; `None` admits everything.
     predictors: Option<Vec<LayerPredictors>>,
@@ -98,7 +98,7 @@ impl FlashFfn {
         let FlashOptions { arena, policy, cost, engine, verify, look_ahead, cut } = options;
         Ok(Self {
             ffn: bundle.spec().ffn,
-            dtype: bundle.manifest().ffn.dtype,
+            records: Records::of(bundle),
             layout,
             look_ahead: *look_ahead && predictors.is_some(),
             predictors,
