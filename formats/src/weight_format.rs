@@ -52,7 +52,7 @@ impl WeightFormat {
     /// Bytes in groups of so many where nothing else is asked for.
     pub const INT8: Self = Self::Int8(GroupSize(128));
     /// Half bytes in groups of so many where nothing else is asked for.
-    pub const INT4: Self = Self::Int4(GroupSize(32));
+    pub const INT4: Self = Self::Int4(GroupSize(64));
 
     /// Bytes of a row of `cols` elements, without its scales.
     pub const fn row_bytes(self, cols: usize) -> usize {

@@ -444,8 +444,8 @@ fn lies_about_quantised_weights() {
 #[test]
 fn every_flipped_byte_is_reported() {
     let probe = Probe::new();
-    // Of the second one, which is mostly padding, every seventh byte.
-    for (small, step) in Small::all().into_iter().zip([1, 7, 5]) {
+    // Of the second one, which is mostly padding, every seventh byte, and fewer of the third, which is like the first.
+    for (small, step) in Small::all().into_iter().zip([1, 7, 29]) {
         let whole = Image::of(&small);
         fs::write(&probe.path, &whole.0).unwrap();
         assert!(!probe.reported());

@@ -82,35 +82,30 @@ pub fn quantise_rows(
 }
 
 /// The scale of a group whose weight of the largest magnitude is `largest`.
-fn int4_scale(weights: &[f32], largest: f32, numbers: &mut Vec<f32>) -> bf16 {
-    let mut best = (f32::INFINITY, bf16::ZERO);
-    let mut consider = |scale: bf16| {
-        let error = int4_error(weights, scale.to_f32());
-        if error < best.0 {
-            best = (error, scale);
-        }
-        best
-    };
-    if largest == 0.0 {
+fn int4_scale(weights: &[f32], largest: f32, shares: &mut Vec<f32>) -> bf16 {
+    let size = largest.abs();
+    if size == 0.0 {
         return bf16::ZERO;
     }
-    for becomes in INT4_TRIALS {
-        consider(bf16::from_f32(largest / becomes));
-    }
+    // As shares of the largest: squares of what is very large or small would be lost.
+    shares.clear();
+    shares.extend(weights.iter().map(|w| w / size));
+    let error = |scale: bf16| int4_error(shares, scale.to_f32() / size);
+    let tried = INT4_TRIALS.map(|becomes| bf16::from_f32(largest / becomes));
+    let better = |best: (f32, bf16), scale: bf16| {
+        let error = error(scale);
+        if error < best.0 { (error, scale) } else { best }
+    };
+    let best = tried.into_iter().fold((f32::INFINITY, bf16::ZERO), better);
     // The least squares for the numbers that the best one gives.
-    let by = inverse(best.1.to_f32());
-    numbers.clear();
-    numbers.extend(weights.iter().map(|w| int4(w * by)));
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-    let size = dot(numbers, numbers);
-    if size > 0.0 {
-        let fitted = bf16::from_f32((dot(weights, numbers) / size) as f32);
-        let error = int4_error(weights, fitted.to_f32());
-        if error < best.0 {
-            return fitted;
-        }
+    let by = inverse(best.1.to_f32() / size);
+    let (mut products, mut squares) = (0.0, 0.0);
+    for share in &*shares {
+        let number = int4(share * by);
+        products += f64::from(*share) * f64::from(number);
+        squares += f64::from(number) * f64::from(number);
     }
-    best.1
+    if squares > 0.0 { better(best, bf16::from_f32((products / squares) as f32 * size)).1 } else { best.1 }
 }
 
 /// The squared error of a group's whole numbers at this scale.
