@@ -50,7 +50,7 @@ impl std::fmt::Display for DType {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSpec {
-    /// Family name, for people: `opt`, `falcon`.
+    /// Family name, for people: `opt`, `falcon`, `llama`.
     pub family: String,
     /// Rows of the token embedding (and of the head).
     pub vocab_size: usize,
@@ -82,6 +82,10 @@ pub struct ModelSpec {
     pub bos: Option<u32>,
     /// Token ids that end a sequence.
     pub eos: Vec<u32>,
+    /// For each layer the magnitude (of what its down vectors are multiplied by) above which a neuron counts as active; empty:
+    /// above zero. It says what predictors learn and what is measured. Whatever is computed is added whole all the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub thresholds: Vec<f32>,
 }
 
 /// Normalisation of the residual stream.
@@ -203,7 +207,7 @@ impl Block {
     }
 }
 
-/// Feed-forward shape: `down(act(up(x)))`, or `down(act(gate(x)) * up(x))` when gated.
+/// Feed-forward shape: `down(act(up(x)))`, or `down(act(gate(x)) * up(x))` when gated, with `act(up(x))` where that is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ffn {
@@ -211,12 +215,23 @@ pub struct Ffn {
     pub size: usize,
     /// The activation function.
     pub activation: Activation,
-    /// Whether there is a gate projection, which then decides activity.
+    /// Whether there is a gate projection, whose activation multiplies the up projection.
     pub gated: bool,
+    /// Whether the activation function is applied to the up projection of a gated FFN as well (Bamboo, TurboSparse).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub up_activated: bool,
+    /// Whether the gate projection has a bias.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub gate_bias: bool,
     /// Whether the up projection has a bias.
     pub up_bias: bool,
     /// Whether the down projection has a bias.
     pub down_bias: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 impl Ffn {
@@ -261,10 +276,15 @@ pub struct ResidentTensor {
 }
 
 impl ModelSpec {
+    /// Magnitude above which a neuron of `layer` counts as active.
+    pub fn threshold(&self, layer: usize) -> f32 {
+        self.thresholds.get(layer).copied().unwrap_or(0.0)
+    }
+
     /// Every resident tensor of the model, in the order in which a bundle holds them.
     ///
-    /// FFN projections are not among them: they are the flash section's neuron records. The FFN's `up_bias` is, and stands
-    /// in storage order like everything in a bundle that has one entry per neuron.
+    /// FFN projections are not among them: they are the flash section's neuron records. The FFN's `gate_bias` and `up_bias`
+    /// are, and stand in storage order like everything in a bundle that has one entry per neuron.
     pub fn resident_tensors(&self) -> Vec<ResidentTensor> {
         let (hidden, attention) = (self.hidden_size, &self.attention);
         let mut list = Vec::new();
@@ -303,6 +323,9 @@ impl ModelSpec {
             }
             if self.block.has_ffn_norm() {
                 norm(&mut add, format!("{p}.ffn_norm"));
+            }
+            if self.ffn.gate_bias {
+                add(format!("{p}.ffn.gate_bias"), &[self.ffn.size]);
             }
             if self.ffn.up_bias {
                 add(format!("{p}.ffn.up_bias"), &[self.ffn.size]);

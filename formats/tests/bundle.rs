@@ -98,11 +98,16 @@ fn version_1_opens() {
     assert!(verify(&path, &mut |_, _| ()).unwrap().damages.is_empty());
 }
 
-/// Quantised bundles of format version 2 have to open forever. `FLASHLM_BLESS=1` writes the file anew: only when the version was
+/// Format version 2 has to open forever, with gates and quantised. `FLASHLM_BLESS=1` writes the files anew: only when the version was
 /// never published.
 #[test]
-fn quantised_bundles_open() {
-    let (path, small) = (fixture("bundle-v2-quantised.flashlm"), Small::quantised());
+fn version_2_opens() {
+    version_2("bundle-v2.flashlm", &Small::gated_with_everything());
+    version_2("bundle-v2-quantised.flashlm", &Small::quantised());
+}
+
+fn version_2(name: &str, small: &Small) {
+    let path = fixture(name);
     let blob = ramp(8, 5000);
     if std::env::var_os("FLASHLM_BLESS").is_some() {
         let _ = fs::remove_file(&path);

@@ -341,6 +341,64 @@ fn old_falcon_configurations_are_understood() {
     }
 }
 
+fn first_phi_names(tensors: &mut Tensors) {
+    let mut joined = Vec::new();
+    for layer in 0..2 {
+        for kind in ["weight", "bias"] {
+            let part = |which: &str| format!("model.layers.{layer}.self_attn.{which}_proj.{kind}");
+            let parts = ["q", "k", "v"].map(|which| {
+                let at = tensors.iter().position(|tensor| tensor.0 == part(which)).unwrap();
+                tensors.remove(at)
+            });
+            let [mut all, k, v] = parts;
+            all.2[0] *= 3;
+            all.3.extend(k.3.into_iter().chain(v.3));
+            all.0 = format!("transformer.h.{layer}.mixer.Wqkv.{kind}");
+            joined.push(all);
+        }
+    }
+    for (name, ..) in tensors.iter_mut() {
+        for (from, to) in [
+            ("model.embed_tokens", "transformer.embd.wte"),
+            ("model.final_layernorm", "lm_head.ln"),
+            ("model.layers", "transformer.h"),
+            ("self_attn.dense", "mixer.out_proj"),
+            ("input_layernorm", "ln"),
+            ("lm_head.weight", "lm_head.linear.weight"),
+            ("lm_head.bias", "lm_head.linear.bias"),
+        ] {
+            if name.contains(from) && !(from.starts_with("lm_head") && name.contains("ln")) {
+                *name = name.replace(from, to);
+            }
+        }
+    }
+    tensors.extend(joined);
+}
+
+/// Phi as it was called before transformers knew it: other names, and one projection for queries, keys and values.
+#[test]
+fn the_first_phi_files_are_understood() {
+    let new = Checkpoint::open(fixtures().join("quirks/phi-2-relu")).unwrap();
+    let dir = changed("phi-2-relu", first_phi_names);
+    set_config(&dir, |config| {
+        let names = [
+            ("hidden_size", "n_embd"),
+            ("num_hidden_layers", "n_layer"),
+            ("num_attention_heads", "n_head"),
+            ("intermediate_size", "n_inner"),
+            ("max_position_embeddings", "n_positions"),
+            ("hidden_act", "activation_function"),
+            ("layer_norm_eps", "layer_norm_epsilon"),
+        ];
+        rename(config, &names);
+        config.insert("model_type".into(), "phi-msft".into());
+        config.insert("rotary_dim".into(), 6.into());
+    });
+    let old = Checkpoint::open(dir.path()).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(old.spec(), new.spec());
+    assert_eq!(canonical(&old), canonical(&new));
+}
+
 #[test]
 fn missing_keys_take_the_defaults_of_transformers() {
     let dir = quirk("falcon-7b-gelu");

@@ -23,6 +23,8 @@ enum Command {
     Convert(commands::convert::ConvertArgs),
     /// Show what a checkpoint or a bundle is, and how large its parts are
     Inspect(commands::inspect::InspectArgs),
+    /// List the models that can be prepared, and how that was verified
+    Families(commands::families::FamiliesArgs),
     /// Check every checksum of a bundle
     Verify(commands::verify::VerifyArgs),
     /// Write a bundle with predictors and storage orders
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         Command::Prepare(args) => commands::prepare::run(&args),
         Command::Convert(args) => commands::convert::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Families(args) => commands::families::run(&args),
         Command::Verify(args) => commands::verify::run(&args),
         Command::Pack(args) => commands::pack::run(&args),
         Command::Evaluate(args) => commands::evaluate::run(&args),

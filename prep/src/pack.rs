@@ -148,7 +148,7 @@ pub fn pack(
         let dtype = checkpoint.resident(&tensor.name)?.dtype;
         checkpoint.read_resident(&tensor.name, &mut bytes)?;
         hash.update(&bytes);
-        if let Some(layer) = up_bias_layer(&tensor.name) {
+        if let Some(layer) = neuron_bias_layer(&tensor.name) {
             permute(&mut bytes, &order_of(layer));
         }
         let format = tensor.format(dtype, options.resident);
@@ -320,9 +320,10 @@ fn groups_at_once(layout: &FlashLayout) -> usize {
     ((4 << 20) / layout.group_bytes()).max(1) * layout.group_bytes()
 }
 
-/// The layer whose up bias a canonical name is: it stands in storage order, like the records.
-fn up_bias_layer(name: &str) -> Option<usize> {
-    name.strip_prefix("layers.")?.strip_suffix(".ffn.up_bias")?.parse().ok()
+/// The layer whose gate or up bias a canonical name is: they stand in storage order, like the records.
+fn neuron_bias_layer(name: &str) -> Option<usize> {
+    let (layer, which) = name.strip_prefix("layers.")?.split_once(".ffn.")?;
+    matches!(which, "gate_bias" | "up_bias").then(|| layer.parse().ok())?
 }
 
 /// Puts equally long elements into storage order.
@@ -396,8 +397,9 @@ mod tests {
     }
 
     #[test]
-    fn only_up_biases_are_permuted() {
-        assert_eq!(up_bias_layer("layers.12.ffn.up_bias"), Some(12));
-        assert_eq!(up_bias_layer("layers.12.ffn.down_bias"), None);
+    fn only_biases_of_neurons_are_permuted() {
+        assert_eq!(neuron_bias_layer("layers.12.ffn.up_bias"), Some(12));
+        assert_eq!(neuron_bias_layer("layers.3.ffn.gate_bias"), Some(3));
+        assert_eq!(neuron_bias_layer("layers.12.ffn.down_bias"), None);
     }
 }

@@ -1,19 +1,25 @@
 //! Neurons from flash: the same bits whatever is cached, read ahead or read together, and no damage unseen.
 
 use std::fs::{self, File};
+use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use flashlm_formats::bundle::{Bundle, LayerPredictor, LayoutOptions, PredictorDType, PredictorInfo, PredictorKind};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_io::{DirectIo, EngineChoice};
+use flashlm_kernels::Threads;
+use flashlm_prep::evaluate::{PredictorChoice, Windows, evaluate};
 use flashlm_prep::pack::{PackOptions, pack};
 use flashlm_runtime::cache::PolicyKind;
 use flashlm_runtime::error::RuntimeError;
 use flashlm_runtime::load::{FfnChoice, LoadOptions, load, plan};
 use flashlm_runtime::planner::ReadCost;
 use flashlm_runtime::sampler::Sampling;
-use flashlm_tests::{continuation, loaded, logits, options, pack_checkpoint, scratch, tiny_falcon, tiny_opt};
+use flashlm_tests::{
+    continuation, fixtures, largest_difference, loaded, logits, options, pack_checkpoint, scratch, tiny_falcon,
+    tiny_opt,
+};
 use half::f16;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -134,6 +140,57 @@ fn a_predictor_that_admits_everything_gives_the_resident_model() {
                 assert_eq!(text(&mut flash), text(&mut resident), "{budget} bytes");
             }
         }
+    }
+}
+
+/// Gated neurons, with biases and without, and one activation or two: decoded, streamed, and as `evaluate` computes them, with
+/// predictors that leave out most of what would fire.
+#[test]
+fn chosen_gated_neurons_are_the_same_however_they_are_computed() {
+    let ids: Vec<u32> = (0..37).map(|i| 12 + i * 97 % 180).collect();
+    let threads = Threads::new(NonZeroUsize::new(2).unwrap()).unwrap();
+    for name in ["llama-relu-gqa", "llama-biases-head-dim", "llama-bamboo", "llama-prosparse", "llama-silu"] {
+        let quirk = fixtures().join("quirks").join(name);
+        let dir = scratch();
+        let path = dir.path().join("model.flashlm");
+        let bundle = bundle_with_predictors(&quirk, &path, LayoutOptions::default(), false);
+        let (smallest, largest) = budgets(&bundle, &flash(64));
+        let found = [smallest, largest].map(|budget| {
+            let mut model = loaded(&bundle, &LoadOptions { budget: Some(budget), ..flash(64) });
+            let streamed = logits(&mut model, &ids);
+            model.truncate(0);
+            let decoded: Vec<f32> = ids.iter().flat_map(|id| model.feed(&[*id]).unwrap().to_vec()).collect();
+            (streamed, decoded)
+        });
+        assert!(found[0] == found[1], "{name}: the budget shows");
+        let (streamed, decoded) = &found[0];
+        let difference = largest_difference(streamed, decoded);
+        assert!(difference < 1e-4, "{name}: decoding and streaming differ by {difference}");
+        let dense = logits(&mut loaded(&bundle, &options(64, FfnChoice::Resident)), &ids);
+        assert!(largest_difference(streamed, &dense) > 0.01, "{name}: the predictors choose everything");
+
+        let checkpoint = Checkpoint::open(&quirk).unwrap();
+        let windows = Windows::new(&ids, 64, None);
+        let vocab = bundle.spec().vocab_size;
+        let mut compared = 0;
+        let mut seen = |position: usize, [_, ours]: [&[f32]; 2]| {
+            assert!(ours == &streamed[position * vocab..][..vocab], "{name}: position {position}");
+            compared += 1;
+        };
+        let evaluated = evaluate(
+            &bundle,
+            &checkpoint,
+            &windows,
+            PredictorChoice::Bundle,
+            &threads,
+            dir.path(),
+            &mut |_, _| (),
+            &mut seen,
+        );
+        let layers = evaluated.unwrap().layers;
+        assert_eq!(compared, ids.len() - 1);
+        let sparse = bundle.spec().ffn.activation.is_sparse();
+        assert!(layers.iter().all(|l| (l.active_fraction < 0.6) == sparse), "{name}: {layers:?}");
     }
 }
 

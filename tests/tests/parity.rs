@@ -1,10 +1,10 @@
-//! Logits, greedy ids and perplexity are those of transformers, for every shipped OPT and Falcon reference.
+//! Logits, greedy ids and perplexity are those of transformers, for every shipped reference of every family.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use flashlm_formats::bundle::Bundle;
-use flashlm_runtime::load::FfnChoice;
+use flashlm_runtime::load::{FfnChoice, LoadOptions};
 use flashlm_runtime::sampler::Sampling;
 use flashlm_runtime::text::Tokenizer;
 use flashlm_tests::{
@@ -58,6 +58,13 @@ fn compare(bundle: &Bundle, golden: &Golden) -> Vec<String> {
     if continuation(&mut streamed, &ids, greedy.len(), Sampling::default()) != ids_found {
         faults.push("streamed greedy ids are not the resident ones".into());
     }
+    let mut flash = loaded(bundle, &LoadOptions { predict: false, ..options(context, FfnChoice::Flash) });
+    if logits(&mut flash, &ids) != found {
+        faults.push("logits from flash are not the resident ones".into());
+    }
+    if continuation(&mut flash, &ids, greedy.len(), Sampling::default()) != ids_found {
+        faults.push("greedy ids from flash are not the resident ones".into());
+    }
     faults
 }
 
@@ -90,6 +97,26 @@ fn opt_in_every_configuration() {
 #[test]
 fn falcon_in_every_configuration() {
     check("falcon", 10, published_and_recent);
+}
+
+#[test]
+fn llama_and_its_kin_in_every_configuration() {
+    check("llama", 9, published_and_recent);
+}
+
+#[test]
+fn persimmon_in_every_configuration() {
+    check("persimmon", 2, published_and_recent);
+}
+
+#[test]
+fn phi_in_every_configuration() {
+    check("phi", 2, published_and_recent);
+}
+
+#[test]
+fn gpt_neox_in_every_configuration() {
+    check("gpt_neox", 2, published_and_recent);
 }
 
 /// Falcon's configuration as it was published before transformers knew the family.

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use flashlm_formats::checkpoint::FAMILY_INFOS;
 use flashlm_tests::root;
 
 /// Crates that `name` links on this machine, near and far, or those it names itself.
@@ -63,6 +64,20 @@ fn unsafe_code_stands_in_its_few_places() {
         let is_used =
             ["unsafe {", "unsafe fn", "unsafe impl", "allow(unsafe_code"].iter().any(|word| text.contains(word));
         assert!(!is_used || file.ends_with("formats/src/mapping.rs"), "unsafe in {}", file.display());
+    }
+}
+
+/// The README's table is what `flashlm-prep families` says.
+#[test]
+fn the_readme_lists_the_families() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    for info in FAMILY_INFOS {
+        let (types, count) = (info.model_types.join(", "), info.references);
+        let row = format!(
+            "| {} | {types} | {} | {} | {} ({count} configurations) |",
+            info.name, info.checkpoints, info.covers, info.verified
+        );
+        assert!(readme.contains(&row), "the README has no row:\n{row}");
     }
 }
 

@@ -57,6 +57,23 @@ pub(super) fn check_model(model: &ModelSpec) -> Result<(), Fault> {
     if let crate::model::Activation::FatRelu(threshold) = ffn.activation {
         holds("ffn.activation threshold", threshold.is_finite(), "a finite number", threshold)?;
     }
+    holds(
+        "ffn of two vectors",
+        ffn.gated || !ffn.up_activated && !ffn.gate_bias,
+        "no gate",
+        "one that is activated or biased",
+    )?;
+    if !model.thresholds.is_empty() {
+        within("number of thresholds", model.thresholds.len(), model.layers, model.layers)?;
+        for threshold in &model.thresholds {
+            holds(
+                "threshold of a layer",
+                threshold.is_finite() && *threshold >= 0.0,
+                "a number not below 0",
+                threshold,
+            )?;
+        }
+    }
     check_positions(model)?;
     for id in model.bos.iter().chain(&model.eos) {
         within("id of a special token", *id as usize, 0, model.vocab_size - 1)?;

@@ -213,6 +213,19 @@ pub enum ConfigError {
         /// What is supported.
         supported: String,
     },
+    /// No family that is known.
+    #[error(
+        "model_type {model_type:?}{} is not supported; supported: {supported}; `flashlm-prep families` says more",
+        among(architectures)
+    )]
+    Family {
+        /// What `model_type` says.
+        model_type: String,
+        /// The classes it names.
+        architectures: Vec<String>,
+        /// Every `model_type` that is supported.
+        supported: String,
+    },
     /// Two keys that cannot both be true.
     #[error("{first} does not go with {second}: {rule}")]
     Contradiction {
@@ -229,6 +242,11 @@ pub enum ConfigError {
         /// The method named in `quantization_config`.
         method: String,
     },
+}
+
+/// Class names in brackets, the first few.
+fn among(classes: &[String]) -> String {
+    if classes.is_empty() { String::new() } else { format!(" ({})", classes[..classes.len().min(3)].join(", ")) }
 }
 
 /// How a safetensors file can lie.

@@ -36,12 +36,13 @@ use std::path::{Path, PathBuf};
 
 pub use directory::Format;
 pub use error::{CheckpointError, ConfigError, Foreign, IndexError, SafetensorsError, TensorProblem, TorchError};
+pub use families::{FAMILY_INFOS, FamilyInfo};
 pub use published::{PublishedTensor, published_tensors};
 pub use tokenizer_files::{TokenizerFiles, TokenizerSource};
 
 use crate::model::{DType, ModelSpec};
 use directory::Weights;
-use families::{Config, Family, HEAD};
+use families::{Config, Family};
 use file::{SourceFile, read_small};
 use plan::{CanonicalTensor, Plan};
 use tensor::StoredTensor;
@@ -76,6 +77,24 @@ pub enum Note {
     /// The configuration ties the two and only the head is stored.
     #[error("the files hold lm_head.weight and no embedding: it serves as both, as config.json ties them")]
     HeadIsEmbedding,
+    /// The model sees only so far back, and flashlm does not slide.
+    #[error("attention slides over {taken} tokens here: that is the longest context, of {stated} in config.json")]
+    SlidingWindow {
+        /// Positions that the configuration names.
+        stated: usize,
+        /// The window.
+        taken: usize,
+    },
+    /// The model comes with code that is not known here.
+    #[error(
+        "config.json names code of its own, {class}: it is computed as a {family}; compare a text with the original's before you trust it"
+    )]
+    CustomCode {
+        /// The class.
+        class: String,
+        /// What it is taken for.
+        family: &'static str,
+    },
     /// Tensors outside the model's body, such as a classifier's head.
     #[error("{} stored tensor(s) outside the language model are ignored, the first is {}", .0.len(), .0.first().map_or("", String::as_str))]
     Ignored(Vec<String>),
@@ -142,6 +161,14 @@ impl Checkpoint {
 
         let weights = Weights::open(dir)?;
         let mut notes = Vec::new();
+        if let Some(stated) = config.optional_count("max_position_embeddings", usize::MAX >> 1).map_err(wrong)?
+            && stated > spec.max_positions
+        {
+            notes.push(Note::SlidingWindow { stated, taken: spec.max_positions });
+        }
+        if let Some(class) = families::unknown_code(&config, family) {
+            notes.push(Note::CustomCode { class, family: family.name });
+        }
         let (prefix, plan) = choose_plan(family, &config, &mut spec, &weights, &mut notes).map_err(|e| e.or(wrong))?;
         let mismatch = |problems| CheckpointError::Tensors { dir: dir.to_owned(), problems };
         let tensors = plan.resolve(&weights.tensors, &weights.by_name).map_err(mismatch)?;
@@ -161,6 +188,24 @@ impl Checkpoint {
     /// The architecture.
     pub fn spec(&self) -> &ModelSpec {
         &self.spec
+    }
+
+    /// Say above which magnitude neurons count as active, with a number for each layer: see [`ModelSpec::thresholds`].
+    ///
+    /// # Errors
+    /// `OutOfRange` for another number of layers, or a threshold that is none.
+    pub fn set_thresholds(&mut self, thresholds: Vec<f32>) -> Result<(), ConfigError> {
+        let wrong = |expected: String, found: String| {
+            Err(ConfigError::OutOfRange { key: "thresholds".into(), expected, found })
+        };
+        if thresholds.len() != self.spec.layers {
+            return wrong(format!("one for each of {} layers", self.spec.layers), thresholds.len().to_string());
+        }
+        if let Some(bad) = thresholds.iter().find(|t| !t.is_finite() || **t < 0.0) {
+            return wrong("a number not below 0".into(), bad.to_string());
+        }
+        self.spec.thresholds = thresholds;
+        Ok(())
     }
 
     /// The directory that was opened.
@@ -365,7 +410,7 @@ fn choose_plan(
     let stored = |name: &str| weights.by_name.get(name).map(|&index| &weights.tensors[index]);
     let mut head_is_embedding = false;
     if spec.tied_head {
-        match (stored(&embedding_name), stored(HEAD)) {
+        match (stored(&embedding_name), stored(family.head)) {
             (Some(embedding), Some(head))
                 if !have_equal_bytes(embedding, head, &weights.files).map_err(PlanError::Read)? =>
             {
@@ -381,7 +426,7 @@ fn choose_plan(
     }
     let mut plan = planned(spec, best)?;
     if head_is_embedding {
-        plan.rename_source(&embedding_name, HEAD);
+        plan.rename_source(&embedding_name, family.head);
     }
     Ok((best, plan))
 }
@@ -427,7 +472,7 @@ fn unused(
     let mut names: Vec<&String> = weights.by_name.keys().collect();
     names.sort();
     for name in names {
-        if used.contains(name.as_str()) || name == HEAD {
+        if used.contains(name.as_str()) || name == family.head {
             continue;
         }
         match name.strip_prefix(prefix) {

@@ -21,12 +21,21 @@ fn spec() -> ModelSpec {
         positions: Positions::Learned { offset: 2 },
         attention: Attention { heads: 2, kv_heads: 2, head_dim: 2, qkv_bias: true, out_bias: true, qk_norm: false },
         block: Block::PreNorm,
-        ffn: Ffn { size: FFN, activation: Activation::Relu, gated: false, up_bias: true, down_bias: true },
+        ffn: Ffn {
+            size: FFN,
+            activation: Activation::Relu,
+            gated: false,
+            up_activated: false,
+            gate_bias: false,
+            up_bias: true,
+            down_bias: true,
+        },
         final_norm: true,
         tied_head: true,
         head_bias: false,
         bos: Some(2),
         eos: vec![2],
+        thresholds: vec![],
     }
 }
 

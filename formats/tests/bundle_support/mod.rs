@@ -45,14 +45,33 @@ impl Small {
             positions: Positions::Learned { offset: 2 },
             attention: Attention { heads: 2, kv_heads: 2, head_dim: 4, qkv_bias: true, out_bias: true, qk_norm: false },
             block: Block::PreNorm,
-            ffn: Ffn { size: 37, activation: Activation::Relu, gated: false, up_bias: true, down_bias: true },
+            ffn: Ffn {
+                size: 37,
+                activation: Activation::Relu,
+                gated: false,
+                up_activated: false,
+                gate_bias: false,
+                up_bias: true,
+                down_bias: true,
+            },
             final_norm: true,
             tied_head: true,
             head_bias: false,
             bos: Some(2),
             eos: vec![2],
+            thresholds: vec![],
         };
         Self::new(model, DType::F16, LayoutOptions { alignment: 512, group_bytes: 300 })
+    }
+
+    /// The same with a second activation, a gate with bias, and a threshold: what format version 2 brought.
+    pub fn gated_with_everything() -> Self {
+        let gated = Self::gated();
+        let mut model = gated.plan.model;
+        model.ffn =
+            Ffn { activation: Activation::Relu, up_activated: true, gate_bias: true, up_bias: true, ..model.ffn };
+        model.thresholds = vec![0.25];
+        Self::new(model, gated.plan.ffn_dtype, gated.plan.layout)
     }
 
     /// One layer, gated, rotary, a group for each neuron, nothing tied.
@@ -84,12 +103,21 @@ impl Small {
                 qk_norm: true,
             },
             block: Block::ParallelTwoNorms,
-            ffn: Ffn { size: 5, activation: Activation::FatRelu(0.01), gated: true, up_bias: false, down_bias: false },
+            ffn: Ffn {
+                size: 5,
+                activation: Activation::FatRelu(0.01),
+                gated: true,
+                up_activated: false,
+                gate_bias: false,
+                up_bias: false,
+                down_bias: false,
+            },
             final_norm: true,
             tied_head: false,
             head_bias: true,
             bos: None,
             eos: vec![],
+            thresholds: vec![],
         };
         Self::new(model, DType::F32, LayoutOptions { alignment: 8192, group_bytes: 1 })
     }
@@ -104,8 +132,8 @@ impl Small {
         small
     }
 
-    pub fn all() -> [Self; 3] {
-        [Self::opt(), Self::gated(), Self::quantised()]
+    pub fn all() -> [Self; 4] {
+        [Self::opt(), Self::gated(), Self::gated_with_everything(), Self::quantised()]
     }
 
     fn new(model: ModelSpec, ffn_dtype: impl Into<WeightFormat>, layout: LayoutOptions) -> Self {

@@ -10,6 +10,7 @@ macro_rules! println {
 pub(crate) mod analyze;
 pub(crate) mod convert;
 pub(crate) mod evaluate;
+pub(crate) mod families;
 mod formats;
 pub(crate) mod inspect;
 mod interrupt;

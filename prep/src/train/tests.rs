@@ -141,12 +141,21 @@ fn recording(dir: &Path) -> Recording {
         positions: Positions::Learned { offset: 2 },
         attention: Attention { heads: 2, kv_heads: 2, head_dim: 12, qkv_bias: true, out_bias: true, qk_norm: false },
         block: Block::PreNorm,
-        ffn: Ffn { size: FFN, activation: Activation::Relu, gated: false, up_bias: true, down_bias: true },
+        ffn: Ffn {
+            size: FFN,
+            activation: Activation::Relu,
+            gated: false,
+            up_activated: false,
+            gate_bias: false,
+            up_bias: true,
+            down_bias: true,
+        },
         final_norm: true,
         tied_head: true,
         head_bias: false,
         bos: Some(2),
         eos: vec![2],
+        thresholds: vec![],
     };
     let info = RecordingInfo::new(spec, "made-up".into());
     let sequences = (0..=15).map(|s| s * 100).collect();

@@ -20,12 +20,13 @@ use flashlm_io::{
 };
 use flashlm_kernels::{Threads, read_bandwidth_of};
 use flashlm_runtime::budget::{Budget, human_bytes};
-use flashlm_runtime::load::{FfnChoice, LoadOptions, plan};
+use flashlm_runtime::load::{LoadOptions, plan};
 use flashlm_runtime::text::Tokenizer;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-pub(crate) use step::{STEPS, StepArgs, run_step};
+use step::{STEPS, Step};
+pub(crate) use step::{StepArgs, run_step};
 
 /// Arguments of `flashlm bench`.
 #[derive(Args)]
@@ -82,14 +83,14 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
         bail!("there is no step `{unknown}`; the steps are {}", STEPS.map(|step| step.name).join(","));
     }
     let ids = ids(args, &bundle)?;
-    // Said here, with the number needed: a step's process would be ended by its cgroup before it could say so.
-    for ffn in [FfnChoice::Naive, FfnChoice::Flash] {
-        plan(&bundle, &LoadOptions { budget: Some(budget), ffn: Some(ffn), ..LoadOptions::new(ids.len()) })?;
+    let steps = || STEPS.iter().filter(|step| names.contains(&step.name));
+    if !steps().any(|step| fits(step, &bundle, budget, ids.len()).is_ok()) {
+        steps().try_for_each(|step| fits(step, &bundle, budget, ids.len()))?;
     }
     let ids_file = std::env::temp_dir().join(format!("flashlm-bench-{}.ids", std::process::id()));
     let text: Vec<String> = ids.iter().map(u32::to_string).collect();
     std::fs::write(&ids_file, text.join(",")).with_context(|| format!("cannot write {}", ids_file.display()))?;
-    let result = ladder(args, &bundle, budget, &names, &ids_file);
+    let result = ladder(args, &bundle, budget, &names, (&ids_file, ids.len()));
     _ = std::fs::remove_file(&ids_file);
     if super::interrupted() {
         eprintln!("interrupted; nothing was left behind");
@@ -99,7 +100,13 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn ladder(args: &BenchArgs, bundle: &Bundle, budget: u64, names: &[&str], ids: &Path) -> Result<()> {
+/// Whether a step's process can live in the budget. Said here, with the number needed: its cgroup would end it before it could.
+fn fits(step: &Step, bundle: &Bundle, budget: u64, tokens: usize) -> flashlm_runtime::error::Result<()> {
+    let options = LoadOptions { budget: Some(budget), ffn: Some(step.ffn), ..LoadOptions::new(tokens) };
+    plan(bundle, &options).map(|_| ())
+}
+
+fn ladder(args: &BenchArgs, bundle: &Bundle, budget: u64, names: &[&str], ids: (&Path, usize)) -> Result<()> {
     let bar = ProgressBar::new(args.repeats * names.len() as u64 + 1);
     bar.set_style(
         ProgressStyle::with_template("{msg:16} [{bar:30}] {pos}/{len}, {elapsed} gone, {eta} left")?
@@ -113,7 +120,11 @@ fn ladder(args: &BenchArgs, bundle: &Bundle, budget: u64, names: &[&str], ids: &
     for _ in 0..args.repeats {
         for (at, name) in names.iter().enumerate() {
             bar.set_message((*name).to_owned());
-            rounds[at].push(child(args, budget, name, ids)?);
+            let step = STEPS.iter().find(|step| step.name == *name).expect("the names were looked at");
+            rounds[at].push(match fits(step, bundle, budget, ids.1) {
+                Ok(()) => child(args, budget, name, ids.0)?,
+                Err(reason) => json!({ "not_applicable": reason.to_string() }),
+            });
             bar.inc(1);
         }
     }

@@ -44,7 +44,7 @@ impl<S: FfnSource> PredictedFfn<S> {
 impl<S: FfnSource> FfnSource for PredictedFfn<S> {
     fn run(&mut self, call: FfnCall<'_>) -> Result<()> {
         self.select(call.threads, call.layer, call.tokens, call.input);
-        let FfnCall { layer, tokens, input, output, up_bias, scales, threads, scratch, observer, .. } = call;
+        let FfnCall { layer, tokens, input, output, biases, scales, threads, scratch, observer, cutoff, .. } = call;
         // Taken apart, so that the observer is lent for this call only.
         let observer = observer.map(|o| o as &mut dyn FfnObserver);
         let selection = Some(&self.selection);
@@ -53,12 +53,13 @@ impl<S: FfnSource> FfnSource for PredictedFfn<S> {
             tokens,
             input,
             output,
-            up_bias,
+            biases,
             scales,
             threads,
             scratch,
             observer,
             selection,
+            cutoff,
         })
     }
 

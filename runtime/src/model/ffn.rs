@@ -181,8 +181,8 @@ pub struct FfnCall<'a> {
     pub input: &'a [f32],
     /// `[tokens, hidden]`, added to.
     pub output: &'a mut [f32],
-    /// Bias of the up projection, in storage order.
-    pub up_bias: Option<&'a [f32]>,
+    /// Biases of the gate and up projections, in storage order.
+    pub biases: FfnBiases<'a>,
     /// The scales of the neuron records, in storage order; empty where these have none.
     pub scales: &'a [u8],
     /// The threads to use.
@@ -193,6 +193,17 @@ pub struct FfnCall<'a> {
     pub observer: Option<&'a mut (dyn FfnObserver + 'a)>,
     /// What is computed; all neurons without it.
     pub selection: Option<&'a Selection>,
+    /// Activations of this magnitude and below are taken for zero: for measuring what leaving them out costs. Dense sources only.
+    pub cutoff: f32,
+}
+
+/// What is added to a neuron's products before anything else, where the model has it; in storage order.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FfnBiases<'a> {
+    /// Of the gate projection.
+    pub gate: Option<&'a [f32]>,
+    /// Of the up projection.
+    pub up: Option<&'a [f32]>,
 }
 
 /// Activations of one piece of a block at a time.
@@ -350,14 +361,20 @@ fn dense_piece(ffn: &Ffn, call: &mut FfnCall<'_>, block: NeuronBlock<'_>, start:
     let rows = start..start + count;
 
     product(threads, block.up.rows_range(rows.clone()), call.input, tokens, activations, scratch);
-    if let Some(bias) = call.up_bias {
-        for row in activations.chunks_exact_mut(count) {
+    let add_bias = |bias: Option<&[f32]>, values: &mut [f32]| {
+        let Some(bias) = bias else { return };
+        for row in values.chunks_exact_mut(count) {
             row.iter_mut().zip(&bias[neurons.clone()]).for_each(|(a, b)| *a += b);
         }
-    }
+    };
+    add_bias(call.biases.up, activations);
     if let Some(gate) = block.gate {
+        if ffn.up_activated {
+            activate(ffn.activation, activations);
+        }
         let gates = &mut gates[..tokens * count];
         product(threads, gate.rows_range(rows.clone()), call.input, tokens, gates, scratch);
+        add_bias(call.biases.gate, gates);
         activate(ffn.activation, gates);
         activations.iter_mut().zip(gates.iter()).for_each(|(a, g)| *a *= g);
     } else {
@@ -373,6 +390,9 @@ fn dense_piece(ffn: &Ffn, call: &mut FfnCall<'_>, block: NeuronBlock<'_>, start:
                 *a = if selection.contains(token, neuron) { *a } else { 0.0 };
             }
         }
+    }
+    if call.cutoff > 0.0 {
+        activations.iter_mut().filter(|a| a.abs() <= call.cutoff).for_each(|a| *a = 0.0);
     }
     let down = block.down.rows_range(rows);
     // Adding rows that are zero changes no bit, so both ways give the same.

@@ -4,7 +4,7 @@ use flashlm_formats::model::{Block, ModelSpec, NormKind};
 use flashlm_kernels::{Threads, layer_norm, matvec_beside, rms_norm};
 
 use super::attention::{AttentionCall, AttentionScratch, attend};
-use super::ffn::{FfnCall, FfnObserver, FfnScratch, FfnSource, product};
+use super::ffn::{FfnBiases, FfnCall, FfnObserver, FfnScratch, FfnSource, product};
 use super::kv_cache::KvCache;
 use super::positions::PositionTables;
 use super::weights::{LayerWeights, Linear, NormWeights};
@@ -152,19 +152,22 @@ impl Pass<'_> {
             observer.input(layer, tokens, input)?;
         }
         let observer = self.observer.as_mut().map(|o| &mut **o as &mut dyn FfnObserver);
-        let (up_bias, threads) = (weights.up_bias.as_deref(), self.threads);
+        let biases = FfnBiases { gate: weights.gate_bias.as_deref(), up: weights.up_bias.as_deref() };
+        let threads = self.threads;
+        let (selection, cutoff) = (None, 0.0);
         let scales = weights.ffn_scales.as_ref().map_or(&[][..], |scales| scales.get());
         self.ffn.run(FfnCall {
             layer,
             tokens,
             input,
             output,
-            up_bias,
+            biases,
             scales,
             threads,
             scratch: ffn,
             observer,
-            selection: None,
+            selection,
+            cutoff,
         })
     }
 }

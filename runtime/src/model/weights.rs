@@ -209,6 +209,8 @@ pub struct LayerWeights {
     pub out: Linear,
     /// Norm of the FFN, if it has its own.
     pub ffn_norm: Option<NormWeights>,
+    /// Bias of the gate projection, in storage order.
+    pub gate_bias: Option<Vec<f32>>,
     /// Bias of the up projection, in storage order.
     pub up_bias: Option<Vec<f32>>,
     /// Bias of the down projection.
@@ -263,6 +265,7 @@ impl LayerWeights {
             qk_norm,
             out,
             ffn_norm,
+            gate_bias: optional_vector(source, spec.ffn.gate_bias, &format!("{p}.ffn.gate_bias"), spec.ffn.size)?,
             up_bias: optional_vector(source, spec.ffn.up_bias, &format!("{p}.ffn.up_bias"), spec.ffn.size)?,
             down_bias: optional_vector(source, spec.ffn.down_bias, &format!("{p}.ffn.down_bias"), hidden)?,
             ffn_scales: source.ffn_scales(layer)?,

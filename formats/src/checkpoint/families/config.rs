@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::super::error::ConfigError;
-use crate::model::{Activation, RopeScaling};
+use crate::model::Activation;
 
 /// Bounds far beyond any model, so that sizes derived from them cannot overflow 64 bits.
 pub(crate) const WIDTH_MAX: usize = 1 << 20;
@@ -11,6 +11,9 @@ pub(crate) const LAYERS_MAX: usize = 1 << 12;
 pub(crate) const HEADS_MAX: usize = 1 << 12;
 pub(crate) const VOCABULARY_MAX: usize = 1 << 24;
 pub(crate) const POSITIONS_MAX: usize = 1 << 24;
+
+/// Names of activation functions, as configurations have them: those that are exactly zero for many inputs first.
+pub(crate) const ACTIVATIONS: &str = "relu, relu2, fatrelu, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, silu";
 
 /// A parsed `config.json`.
 pub(crate) struct Config(Map<String, Value>);
@@ -28,6 +31,11 @@ impl Config {
     /// The value of `key`, if it is there and not null.
     pub(crate) fn get(&self, key: &str) -> Option<&Value> {
         self.0.get(key).filter(|value| !value.is_null())
+    }
+
+    /// Whether `key` is there, if only to say null.
+    pub(crate) fn says(&self, key: &str) -> bool {
+        self.0.contains_key(key)
     }
 
     /// A whole number in `1..=max`, if it is there.
@@ -102,13 +110,9 @@ impl Config {
                 Activation::GeluTanh
             }
             "silu" | "swish" => Activation::Silu,
-            other => {
-                return Err(ConfigError::Unsupported {
-                    key: key.into(),
-                    found: format!("{:?}", shorten(other)),
-                    supported: "relu, relu2, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, silu".into(),
-                });
-            }
+            // ProSparse.
+            "fatrelu" => Activation::FatRelu(self.positive("hidden_act_param", 0.01)?),
+            other => return Err(self.unsupported(key, other, ACTIVATIONS)),
         })
     }
 
@@ -131,48 +135,28 @@ impl Config {
         }
     }
 
-    /// Base and stretching of rotary frequencies, as transformers reads them: `rope_scaling` (before version 5) or
-    /// `rope_parameters`, the base in there before the base beside it.
-    pub(crate) fn rope(&self, max_positions: usize) -> Result<(f32, Option<RopeScaling>), ConfigError> {
-        let outer = self.positive("rope_theta", 10_000.0)?;
-        let object = |key: &'static str| match self.get(key) {
+    /// An object that is there and not empty.
+    pub(crate) fn object(&self, key: &str) -> Result<Option<Self>, ConfigError> {
+        match self.get(key) {
             None => Ok(None),
-            Some(Value::Object(map)) => Ok((!map.is_empty()).then(|| (key, Self(map.clone())))),
+            Some(Value::Object(map)) => Ok((!map.is_empty()).then(|| Self(map.clone()))),
             Some(other) => Err(wrong_type(key, "an object", other)),
-        };
-        let Some((key, rope)) =
-            object("rope_scaling")?.map_or_else(|| object("rope_parameters"), |found| Ok(Some(found)))?
-        else {
-            return Ok((outer, None));
-        };
-        let inside = |error: ConfigError| error.within(key);
-        let theta = rope.positive("rope_theta", outer).map_err(inside)?;
-        let kind =
-            rope.text(if rope.get("rope_type").is_some() { "rope_type" } else { "type" }, "default").map_err(inside)?;
-        let required = |name: &str| match rope.get(name) {
-            Some(value) => positive(name, value).map_err(inside),
-            None => Err(ConfigError::Missing { key: format!("{key}.{name}"), expected: "a positive number" }),
-        };
-        let scaling = match kind {
-            "default" => None,
-            "linear" => Some(RopeScaling::Linear { factor: required("factor")? }),
-            "llama3" => Some(RopeScaling::Llama3 {
-                factor: required("factor")?,
-                low_freq_factor: required("low_freq_factor")?,
-                high_freq_factor: required("high_freq_factor")?,
-                original_positions: rope
-                    .count(&["original_max_position_embeddings"], Some(max_positions), POSITIONS_MAX)
-                    .map_err(inside)?,
-            }),
-            other => {
-                return Err(ConfigError::Unsupported {
-                    key: format!("{key}.rope_type"),
-                    found: format!("{:?}", shorten(other)),
-                    supported: "default, linear, llama3".into(),
-                });
-            }
-        };
-        Ok((theta, scaling))
+        }
+    }
+
+    /// Names of the model's classes; what is no text is passed over.
+    pub(crate) fn architectures(&self) -> Vec<String> {
+        let list = self.get("architectures").and_then(Value::as_array);
+        list.into_iter().flatten().filter_map(Value::as_str).map(shorten).collect()
+    }
+
+    /// A value that is understood and not supported.
+    pub(crate) fn unsupported(&self, key: &str, found: &str, supported: &str) -> ConfigError {
+        ConfigError::Unsupported {
+            key: key.into(),
+            found: format!("{:?}", shorten(found)),
+            supported: supported.into(),
+        }
     }
 
     /// Refuse weights that another tool has quantised.
@@ -189,7 +173,7 @@ impl Config {
 
 impl ConfigError {
     /// The same error about a key inside the object `outer`.
-    fn within(self, outer: &str) -> Self {
+    pub(crate) fn within(self, outer: &str) -> Self {
         let nest = |key: String| format!("{outer}.{key}");
         match self {
             Self::Missing { key, expected } => Self::Missing { key: nest(key), expected },

@@ -4,7 +4,7 @@
 //! each architecture; here it becomes all queries, all keys, all values.
 
 use super::config::{HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, VOCABULARY_MAX, WIDTH_MAX, head_dim};
-use super::{Config, Family, HEAD};
+use super::{Config, Family, LM_HEAD, fused, rotary};
 use crate::checkpoint::error::ConfigError;
 use crate::checkpoint::plan::{Part, Plan};
 use crate::model::{Attention, Block, Ffn, ModelSpec, Norm, NormKind, Positions};
@@ -13,8 +13,10 @@ pub(super) static FAMILY: Family = Family {
     name: "falcon",
     // RefinedWebModel was the 7b and the rw models, RefinedWeb the 40b.
     model_types: &["falcon", "RefinedWebModel", "RefinedWeb"],
+    architectures: &["FalconForCausalLM", "RWForCausalLM"],
     prefixes: &["transformer.", ""],
     embedding: "word_embeddings.weight",
+    head: LM_HEAD,
     spec,
     plan,
     is_ignorable,
@@ -35,7 +37,7 @@ enum Fused {
     PerHead,
 }
 
-fn fused(config: &Config) -> Result<Fused, ConfigError> {
+fn row_order(config: &Config) -> Result<Fused, ConfigError> {
     let is_old_40b = config.text("model_type", "")? == "RefinedWeb";
     Ok(if config.flag("new_decoder_architecture", is_old_40b)? {
         Fused::Grouped
@@ -54,7 +56,7 @@ fn spec(config: &Config) -> Result<ModelSpec, ConfigError> {
             supported: "false".into(),
         });
     }
-    let fused = fused(config)?;
+    let fused = row_order(config)?;
     let vocab_size = config.count(&["vocab_size"], Some(65_024), VOCABULARY_MAX)?;
     let hidden_size = config.count(HIDDEN, Some(4544), WIDTH_MAX)?;
     let heads = config.count(HEADS, Some(71), HEADS_MAX)?;
@@ -76,15 +78,7 @@ fn spec(config: &Config) -> Result<ModelSpec, ConfigError> {
     let positions = if config.flag("alibi", false)? {
         Positions::Alibi
     } else {
-        let (theta, scaling) = config.rope(max_positions)?;
-        if head_dim % 2 != 0 {
-            return Err(ConfigError::Contradiction {
-                first: format!("hidden_size = {hidden_size}"),
-                second: format!("num_attention_heads = {heads}"),
-                rule: "rotary positions need heads of even width",
-            });
-        }
-        Positions::Rotary { dims: head_dim, theta, scaling }
+        rotary::rotary(config, &rotary::PLAIN, head_dim, max_positions)?
     };
     let bias = config.flag("bias", false)?;
     let ffn_size = match config.optional_count("ffn_hidden_size", WIDTH_MAX)? {
@@ -111,6 +105,8 @@ fn spec(config: &Config) -> Result<ModelSpec, ConfigError> {
             size: ffn_size,
             activation: config.activation("activation", "gelu")?,
             gated: false,
+            up_activated: false,
+            gate_bias: false,
             up_bias: bias,
             down_bias: bias,
         },
@@ -120,6 +116,7 @@ fn spec(config: &Config) -> Result<ModelSpec, ConfigError> {
         // The published models saw no token in front of a text.
         bos: None,
         eos: config.tokens("eos_token_id", &[11], vocab_size)?,
+        thresholds: Vec::new(),
     })
 }
 
@@ -141,7 +138,7 @@ fn block(config: &Config, fused: Fused) -> Result<Block, ConfigError> {
 
 fn plan(spec: &ModelSpec, config: &Config, prefix: &str, plan: &mut Plan) -> Result<(), ConfigError> {
     let (hidden, ffn, attention) = (spec.hidden_size, spec.ffn.size, &spec.attention);
-    let fused = fused(config)?;
+    let fused = row_order(config)?;
     let whole = |name: &str, shape: &[usize]| Part::whole(format!("{prefix}{name}"), shape);
     plan.add("embed.tokens", vec![whole("word_embeddings.weight", &[spec.vocab_size, hidden])]);
     for layer in 0..spec.layers {
@@ -178,27 +175,17 @@ fn plan(spec: &ModelSpec, config: &Config, prefix: &str, plan: &mut Plan) -> Res
         plan.add(format!("final_norm.{kind}"), vec![whole(&format!("ln_f.{kind}"), &[hidden])]);
     }
     if !spec.tied_head {
-        plan.add("head.weight", vec![Part::whole(HEAD, &[spec.vocab_size, hidden])]);
+        plan.add("head.weight", vec![Part::whole(LM_HEAD, &[spec.vocab_size, hidden])]);
     }
     Ok(())
 }
 
 /// The rows of a fused projection as all queries, all keys, all values.
-fn unfuse(projection: &Part, fused: Fused, spec: &ModelSpec) -> Vec<Part> {
-    if fused == Fused::MultiQuery {
-        return vec![projection.clone()];
+fn unfuse(projection: &Part, order: Fused, spec: &ModelSpec) -> Vec<Part> {
+    match order {
+        Fused::MultiQuery => vec![projection.clone()],
+        Fused::Grouped | Fused::PerHead => fused::by_head(projection, &spec.attention),
     }
-    let Attention { heads, kv_heads, head_dim, .. } = spec.attention;
-    let queries = heads / kv_heads;
-    // Per key head: its queries, its key, its value.
-    let group_rows = (queries + 2) * head_dim;
-    let part = |first_head: usize, heads: usize| {
-        (0..kv_heads).map(move |group| {
-            let start = group * group_rows + first_head * head_dim;
-            projection.rows(start..start + heads * head_dim)
-        })
-    };
-    part(0, queries).chain(part(queries, 1)).chain(part(queries + 1, 1)).collect()
 }
 
 /// Old files keep the rotary frequencies and attention masks.

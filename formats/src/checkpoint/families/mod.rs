@@ -1,13 +1,21 @@
 //! The model families that can be read: one small file each, and this closed table.
 //!
 //! A family turns `config.json` into a [`ModelSpec`] and says from which stored tensors each canonical one is made. It sees
-//! no files. To add one: write its file, add it to [`FAMILIES`], and add a fixture per quirk.
+//! no files. To add one: write its file, add it to [`FAMILIES`] and to [`FAMILY_INFOS`], and add a fixture per quirk.
 
 mod config;
 mod falcon;
+mod fused;
+mod gpt_neox;
+mod info;
+mod llama;
 mod opt;
+mod persimmon;
+mod phi;
+mod rotary;
 
 pub(crate) use config::Config;
+pub use info::{FAMILY_INFOS, FamilyInfo};
 
 use super::error::ConfigError;
 use super::plan::Plan;
@@ -19,10 +27,14 @@ pub(crate) struct Family {
     pub(crate) name: &'static str,
     /// Values of `model_type`, today's first.
     pub(crate) model_types: &'static [&'static str],
+    /// Names of the classes whose arithmetic this is known to be.
+    pub(crate) architectures: &'static [&'static str],
     /// What may stand before the names of the body's tensors, the usual one first.
     pub(crate) prefixes: &'static [&'static str],
     /// Name of the token embedding behind the prefix.
     pub(crate) embedding: &'static str,
+    /// Name of the head; no prefix stands before it.
+    pub(crate) head: &'static str,
     /// Read the configuration.
     pub(crate) spec: fn(&Config) -> Result<ModelSpec, ConfigError>,
     /// Say where each canonical tensor of such a model comes from, given a prefix.
@@ -31,23 +43,45 @@ pub(crate) struct Family {
     pub(crate) is_ignorable: fn(&ModelSpec, &str) -> bool,
 }
 
-/// Name of the head in every family; no prefix stands before it.
-pub(crate) const HEAD: &str = "lm_head.weight";
+/// Name of the head in most families.
+pub(crate) const LM_HEAD: &str = "lm_head.weight";
 
-static FAMILIES: &[&Family] = &[&opt::FAMILY, &falcon::FAMILY];
+static FAMILIES: &[&Family] =
+    &[&opt::FAMILY, &falcon::FAMILY, &llama::FAMILY, &persimmon::FAMILY, &phi::FAMILY, &phi::MSFT, &gpt_neox::FAMILY];
 
 /// The family of a configuration.
 pub(crate) fn find(config: &Config) -> Result<&'static Family, ConfigError> {
-    let supported = || FAMILIES.iter().map(|family| family.model_types[0]).collect::<Vec<_>>().join(", ");
     if config.get("model_type").is_none() {
         return Err(ConfigError::Missing { key: "model_type".into(), expected: "the name of a model family" });
     }
     let model_type = config.text("model_type", "")?;
     FAMILIES.iter().copied().find(|family| family.model_types.contains(&model_type)).ok_or_else(|| {
-        ConfigError::Unsupported {
-            key: "model_type".into(),
-            found: format!("{:?}", model_type.chars().take(60).collect::<String>()),
-            supported: supported(),
+        let supported: Vec<&str> = FAMILIES.iter().flat_map(|family| family.model_types.iter().copied()).collect();
+        ConfigError::Family {
+            model_type: model_type.chars().take(60).collect(),
+            architectures: config.architectures(),
+            supported: supported.join(", "),
         }
     })
+}
+
+/// The class of a model with code of its own that no family is known to compute, if the configuration names one.
+pub(crate) fn unknown_code(config: &Config, family: &Family) -> Option<String> {
+    config.get("auto_map")?;
+    config.architectures().into_iter().find(|class| !family.architectures.contains(&class.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_family_is_described_once_with_its_model_types() {
+        for info in FAMILY_INFOS {
+            let families = FAMILIES.iter().filter(|family| family.name == info.name);
+            let types: Vec<&str> = families.flat_map(|family| family.model_types.iter().copied()).collect();
+            assert_eq!(types, info.model_types, "{}", info.name);
+        }
+        assert!(FAMILIES.iter().all(|family| FAMILY_INFOS.iter().filter(|info| info.name == family.name).count() == 1));
+    }
 }

@@ -3,7 +3,7 @@
 //! Keys and defaults are those of transformers' `OPTConfig`.
 
 use super::config::{HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, VOCABULARY_MAX, WIDTH_MAX, head_dim};
-use super::{Config, Family, HEAD};
+use super::{Config, Family, LM_HEAD};
 use crate::checkpoint::error::ConfigError;
 use crate::checkpoint::plan::{Part, Plan};
 use crate::model::{Attention, Block, Ffn, ModelSpec, Norm, NormKind, Positions};
@@ -11,9 +11,11 @@ use crate::model::{Attention, Block, Ffn, ModelSpec, Norm, NormKind, Positions};
 pub(super) static FAMILY: Family = Family {
     name: "opt",
     model_types: &["opt"],
+    architectures: &["OPTForCausalLM"],
     // The files of 2022 were those of the bare decoder.
     prefixes: &["model.decoder.", "decoder.", ""],
     embedding: "embed_tokens.weight",
+    head: LM_HEAD,
     spec,
     plan,
     is_ignorable,
@@ -52,6 +54,8 @@ fn spec(config: &Config) -> Result<ModelSpec, ConfigError> {
             size: config.count(&["ffn_dim"], Some(3072), WIDTH_MAX)?,
             activation: config.activation("activation_function", "relu")?,
             gated: false,
+            up_activated: false,
+            gate_bias: false,
             up_bias: bias,
             down_bias: bias,
         },
@@ -60,6 +64,7 @@ fn spec(config: &Config) -> Result<ModelSpec, ConfigError> {
         head_bias: false,
         bos: config.token("bos_token_id", Some(2), vocab_size)?,
         eos: config.tokens("eos_token_id", &[2], vocab_size)?,
+        thresholds: Vec::new(),
     })
 }
 
@@ -105,7 +110,7 @@ fn plan(spec: &ModelSpec, _: &Config, prefix: &str, plan: &mut Plan) -> Result<(
         }
     }
     if !spec.tied_head {
-        plan.add("head.weight", vec![Part::whole(HEAD, &[spec.vocab_size, spec.embed_size])]);
+        plan.add("head.weight", vec![Part::whole(LM_HEAD, &[spec.vocab_size, spec.embed_size])]);
     }
     Ok(())
 }

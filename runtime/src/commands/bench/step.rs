@@ -23,7 +23,7 @@ use super::super::{parse_ids, with_figures};
 /// A step: each has all that the one before it has.
 pub(crate) struct Step {
     pub(crate) name: &'static str,
-    ffn: FfnChoice,
+    pub(crate) ffn: FfnChoice,
     policy: PolicyKind,
     cut: ReadCut,
     look_ahead: bool,

@@ -11,7 +11,7 @@ use super::FlashFfn;
 use super::store::{Store, Wanted};
 use crate::error::Result;
 use crate::ffn::checks::GroupChecks;
-use crate::model::ffn::{FfnCall, Records, activate};
+use crate::model::ffn::{FfnBiases, FfnCall, Records, activate};
 use crate::model::weights::element;
 
 /// Reads waited for at a time, at most: enough to make computing them worth while, few enough to begin soon.
@@ -173,7 +173,7 @@ impl FlashFfn {
             threads,
             layer,
             input,
-            up_bias: call.up_bias,
+            biases: call.biases,
             scales: call.scales,
             store: &mut self.store,
             checks: self.checks.as_ref(),
@@ -210,7 +210,7 @@ struct Token<'a> {
     threads: &'a Threads,
     layer: usize,
     input: &'a [f32],
-    up_bias: Option<&'a [f32]>,
+    biases: FfnBiases<'a>,
     scales: &'a [u8],
     store: &'a mut Store,
     checks: Option<&'a GroupChecks>,
@@ -282,23 +282,27 @@ impl Token<'_> {
             };
             gathered_dots(self.threads, self.element, &row, input, &mut results[..ready.len()]);
         };
-        let bias = |at: u32| self.up_bias.map_or(0.0, |bias| bias[neurons[at as usize] as usize]);
+        let add_bias = |bias: Option<&[f32]>, ready: &[u32], results: &mut [f32]| {
+            let Some(bias) = bias else { return };
+            let biases = ready.iter().map(|&at| bias[neurons[at as usize] as usize]);
+            results.iter_mut().zip(biases).for_each(|(result, bias)| *result += bias);
+        };
         if self.ffn.gated {
             dots(ready, 0, results);
+            add_bias(self.biases.gate, ready, results);
             activate(self.ffn.activation, &mut results[..ready.len()]);
             ready.iter().zip(results.iter()).for_each(|(&at, gate)| activations[at as usize] = *gate);
             // Where the gate is shut the other factor does not matter.
             ready.retain(|&at| activations[at as usize] != 0.0);
             dots(ready, 1, results);
-            for (&at, up) in ready.iter().zip(results.iter()) {
-                let up = if self.up_bias.is_some() { up + bias(at) } else { *up };
-                activations[at as usize] *= up;
+            add_bias(self.biases.up, ready, results);
+            if self.ffn.up_activated {
+                activate(self.ffn.activation, &mut results[..ready.len()]);
             }
+            ready.iter().zip(results.iter()).for_each(|(&at, up)| activations[at as usize] *= up);
         } else {
             dots(ready, 0, results);
-            if self.up_bias.is_some() {
-                ready.iter().zip(results.iter_mut()).for_each(|(&at, up)| *up += bias(at));
-            }
+            add_bias(self.biases.up, ready, results);
             activate(self.ffn.activation, &mut results[..ready.len()]);
             ready.iter().zip(results.iter()).for_each(|(&at, a)| activations[at as usize] = *a);
         }

@@ -47,10 +47,11 @@ impl FlashFfn {
         }
         // The disk works while the neurons are chosen.
         self.select(&call);
-        let FfnCall { layer, tokens, input, output, up_bias, scales, threads, scratch, observer, .. } = call;
+        let FfnCall { layer, tokens, input, output, biases, scales, threads, scratch, observer, cutoff, .. } = call;
         let observer = observer.map(|o| o as &mut dyn FfnObserver);
         let selection = self.predictors.is_some().then_some(&self.selection);
-        let mut call = FfnCall { layer, tokens, input, output, up_bias, scales, threads, scratch, observer, selection };
+        let mut call =
+            FfnCall { layer, tokens, input, output, biases, scales, threads, scratch, observer, selection, cutoff };
         for at in 0..chunks {
             let (slot, groups) = (place(at), range(at));
             while self.store.ring_bytes(slot, groups.len() as u32).is_none() {

@@ -1,0 +1,116 @@
+//! GPT-NeoX (Pythia and its kin): attention and FFN side by side with a norm each, a quarter of each head rotated.
+//!
+//! Keys and defaults are those of transformers' `GPTNeoXConfig`.
+
+use super::config::{HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, VOCABULARY_MAX, WIDTH_MAX, head_dim};
+use super::rotary::{self, RotaryKeys};
+use super::{Config, Family, fused};
+use crate::checkpoint::error::ConfigError;
+use crate::checkpoint::plan::{Part, Plan};
+use crate::model::{Attention, Block, Ffn, ModelSpec, Norm, NormKind};
+
+pub(super) static FAMILY: Family = Family {
+    name: "gpt_neox",
+    model_types: &["gpt_neox"],
+    architectures: &["GPTNeoXForCausalLM"],
+    prefixes: &["gpt_neox.", ""],
+    embedding: "embed_in.weight",
+    head: HEAD,
+    spec,
+    plan,
+    is_ignorable,
+};
+
+const HEAD: &str = "embed_out.weight";
+
+const ROTARY: RotaryKeys =
+    RotaryKeys { theta: "rotary_emb_base", default_theta: 10_000.0, share: Some(("rotary_pct", 0.25)) };
+
+fn spec(config: &Config) -> Result<ModelSpec, ConfigError> {
+    let vocab_size = config.count(&["vocab_size"], Some(50_432), VOCABULARY_MAX)?;
+    let hidden_size = config.count(&["hidden_size"], Some(6144), WIDTH_MAX)?;
+    let heads = config.count(&["num_attention_heads"], Some(64), HEADS_MAX)?;
+    let head_dim = head_dim(("hidden_size", hidden_size), ("num_attention_heads", heads))?;
+    let max_positions = config.count(&["max_position_embeddings"], Some(2048), POSITIONS_MAX)?;
+    let attention_bias = config.flag("attention_bias", true)?;
+    let parallel = config.flag("use_parallel_residual", true)?;
+    Ok(ModelSpec {
+        family: FAMILY.name.into(),
+        vocab_size,
+        hidden_size,
+        embed_size: hidden_size,
+        layers: config.count(&["num_hidden_layers"], Some(44), LAYERS_MAX)?,
+        max_positions,
+        norm: Norm {
+            kind: NormKind::LayerNorm,
+            eps: config.epsilon("layer_norm_eps", 1e-5)?,
+            weight: true,
+            bias: true,
+        },
+        positions: rotary::rotary(config, &ROTARY, head_dim, max_positions)?,
+        attention: Attention {
+            heads,
+            kv_heads: heads,
+            head_dim,
+            qkv_bias: attention_bias,
+            out_bias: attention_bias,
+            qk_norm: false,
+        },
+        block: if parallel { Block::ParallelTwoNorms } else { Block::PreNorm },
+        ffn: Ffn {
+            size: config.count(&["intermediate_size"], Some(24_576), WIDTH_MAX)?,
+            activation: config.activation("hidden_act", "gelu")?,
+            gated: false,
+            up_activated: false,
+            gate_bias: false,
+            up_bias: true,
+            down_bias: true,
+        },
+        final_norm: true,
+        tied_head: config.flag("tie_word_embeddings", false)?,
+        head_bias: false,
+        // The tokenizer puts nothing in front of a text.
+        bos: None,
+        eos: config.tokens("eos_token_id", &[2], vocab_size)?,
+        thresholds: Vec::new(),
+    })
+}
+
+fn plan(spec: &ModelSpec, _: &Config, prefix: &str, plan: &mut Plan) -> Result<(), ConfigError> {
+    let (hidden, ffn, attention) = (spec.hidden_size, spec.ffn.size, &spec.attention);
+    let qkv = attention.qkv_size();
+    let whole = |name: &str, shape: &[usize]| Part::whole(format!("{prefix}{name}"), shape);
+    plan.add("embed.tokens", vec![whole("embed_in.weight", &[spec.vocab_size, hidden])]);
+    for layer in 0..spec.layers {
+        let source = |name: &str, shape: &[usize]| whole(&format!("layers.{layer}.{name}"), shape);
+        let mut add = |name: &str, parts| plan.add(format!("layers.{layer}.{name}"), parts);
+        let projection = source("attention.query_key_value.weight", &[qkv, hidden]);
+        add("attention.qkv.weight", fused::by_head(&projection, attention));
+        add("attention.out.weight", vec![source("attention.dense.weight", &[hidden, hidden])]);
+        if attention.qkv_bias {
+            let bias = source("attention.query_key_value.bias", &[qkv]);
+            add("attention.qkv.bias", fused::by_head(&bias, attention));
+            add("attention.out.bias", vec![source("attention.dense.bias", &[hidden])]);
+        }
+        add("ffn.up.weight", vec![source("mlp.dense_h_to_4h.weight", &[ffn, hidden])]);
+        add("ffn.up_bias", vec![source("mlp.dense_h_to_4h.bias", &[ffn])]);
+        add("ffn.down.weight", vec![source("mlp.dense_4h_to_h.weight", &[hidden, ffn])]);
+        add("ffn.down_bias", vec![source("mlp.dense_4h_to_h.bias", &[hidden])]);
+        for kind in ["weight", "bias"] {
+            add(&format!("attention_norm.{kind}"), vec![source(&format!("input_layernorm.{kind}"), &[hidden])]);
+            add(&format!("ffn_norm.{kind}"), vec![source(&format!("post_attention_layernorm.{kind}"), &[hidden])]);
+        }
+    }
+    for kind in ["weight", "bias"] {
+        plan.add(format!("final_norm.{kind}"), vec![whole(&format!("final_layer_norm.{kind}"), &[hidden])]);
+    }
+    if !spec.tied_head {
+        plan.add("head.weight", vec![Part::whole(HEAD, &[spec.vocab_size, hidden])]);
+    }
+    Ok(())
+}
+
+/// Old files keep the rotary frequencies and attention masks.
+fn is_ignorable(_: &ModelSpec, name: &str) -> bool {
+    ["rotary_emb.inv_freq", "attention.bias", "attention.masked_bias"].iter().any(|buffer| name.ends_with(buffer))
+}
