@@ -11,4 +11,7 @@ pub mod mapping;
 pub mod model;
 #[cfg(feature = "preparation")]
 pub mod recording;
+pub mod regular;
+#[cfg(feature = "preparation")]
+pub mod seal;
 pub mod weight_format;

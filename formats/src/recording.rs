@@ -14,11 +14,15 @@ mod publish;
 mod tensor_file;
 
 use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::model::ModelSpec;
+use crate::regular::open_regular;
+use crate::seal::{self, SealBroken};
 pub use error::RecordingError;
 pub use layer_reader::{LayerRecording, NeuronSummary};
 pub use layer_writer::LayerWriter;
@@ -35,6 +39,8 @@ const FORMAT_TOKENS: &str = "flashlm-recording-tokens";
 const FORMAT_LAYER: &str = "flashlm-recording-layer";
 const INFO_FILE: &str = "recording.json";
 const TOKENS_FILE: &str = "tokens.safetensors";
+/// Metadata of the token file: XXH3-64 of `recording.json`.
+const INFO_HASH: &str = "info";
 /// Longest `recording.json` that is read; real ones are about 1.5 KB.
 const INFO_BYTES_MAX: u64 = 1 << 20;
 
@@ -124,15 +130,17 @@ impl Recording {
         let parts: [(&str, &[u32]); 3] =
             [("tokens", &recording.tokens), ("sequences", &recording.sequences), ("documents", &recording.documents)];
         let regions: Vec<_> = parts.iter().map(|(name, data)| Region::new(name, "U32", &[data.len() as u64])).collect();
-        let metadata =
-            [("format", FORMAT_TOKENS), ("version", &VERSION.to_string()), ("recording", &recording.info.id)];
+        let mut json = serde_json::to_vec_pretty(&recording.info).expect("plain data serialises");
+        json.push(b'\n');
+        let (version, info) = (VERSION.to_string(), format!("{:016x}", xxh3_64(&json)));
+        let id = recording.info.id.as_str();
+        let metadata = [("format", FORMAT_TOKENS), ("version", &version), ("recording", id), (INFO_HASH, &info)];
         let mut bytes = header_bytes(&regions, &metadata);
         for (_, data) in parts {
             bytes.extend(data.iter().flat_map(|v| v.to_le_bytes()));
         }
+        seal::seal(&mut bytes);
         publish_bytes(&dir.join(TOKENS_FILE), &bytes)?;
-        let mut json = serde_json::to_vec_pretty(&recording.info).expect("plain data serialises");
-        json.push(b'\n');
         publish_bytes(&dir.join(INFO_FILE), &json)?;
         Ok(recording)
     }
@@ -140,11 +148,14 @@ impl Recording {
     /// Opens the recording in `dir` and checks its info and tokens.
     pub fn open(dir: &Path) -> Result<Self, RecordingError> {
         let path = dir.join(INFO_FILE);
-        let length = std::fs::metadata(&path).map_err(|e| RecordingError::io(&path, e))?.len();
+        let io = |e| RecordingError::io(&path, e);
+        let mut file = open_regular(&path).map_err(io)?;
+        let length = file.metadata().map_err(io)?.len();
         if length > INFO_BYTES_MAX {
             return Err(RecordingError::InfoTooLong { path, bytes: length, limit: INFO_BYTES_MAX });
         }
-        let json = std::fs::read(&path).map_err(|e| RecordingError::io(&path, e))?;
+        let mut json = Vec::new();
+        file.read_to_end(&mut json).map_err(io)?;
         // The version is looked at first: a newer file may have fields that this build does not know.
         let value: serde_json::Value =
             serde_json::from_slice(&json).map_err(|source| RecordingError::Json { path: path.clone(), source })?;
@@ -153,11 +164,18 @@ impl Recording {
         let info: RecordingInfo =
             serde_json::from_value(value).map_err(|source| RecordingError::Json { path: path.clone(), source })?;
 
-        let path = dir.join(TOKENS_FILE);
+        let (info_path, path) = (path, dir.join(TOKENS_FILE));
         let mut file = TensorFile::open(&path)?;
         check_format(&path, file.metadata("format"), FORMAT_TOKENS)?;
         check_version(&path, file.metadata("version").and_then(|v| v.parse().ok()))?;
         check_id(&path, file.metadata("recording"), &info.id)?;
+        // Recordings from elsewhere need not say it.
+        if let Some(expected) = file.metadata(INFO_HASH).map(|hash| u64::from_str_radix(hash, 16).unwrap_or(0)) {
+            let found = xxh3_64(&json);
+            if found != expected {
+                return Err(RecordingError::Damaged { path: info_path, source: SealBroken { expected, found } });
+            }
+        }
         let tokens = file.read_u32("tokens", &[info.tokens])?;
         let sequences = file.read_u32("sequences", &[info.sequences.saturating_add(1)])?;
         let documents = file.read_u32("documents", &[info.tokens])?;

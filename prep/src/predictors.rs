@@ -4,10 +4,13 @@
 //! scales and its bias stand in storage order, under `layers.N.`; a layer's look-ahead predictor, which sees the layer's input and
 //! speaks of the next layer's neurons, stands under `layers.N.lookahead.`, in the next layer's order.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use flashlm_formats::bundle::{LayerPredictor, PredictorDType, PredictorInfo, PredictorKind};
 use flashlm_formats::model::ModelSpec;
+use flashlm_formats::regular::open_regular;
+use flashlm_formats::seal;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
@@ -41,6 +44,19 @@ pub fn predictor_path(dir: &Path, layer: usize) -> PathBuf {
     dir.join(format!("predictor-{layer:03}.safetensors"))
 }
 
+/// The predictor file of `layer` in `dir`, held against its seal.
+///
+/// # Errors
+/// `Read`, and `Invalid` for a file that is not as it was written.
+pub fn read_predictor(dir: &Path, layer: usize) -> Result<Vec<u8>, PredictorsError> {
+    let path = predictor_path(dir, layer);
+    let mut bytes = Vec::new();
+    let read = open_regular(&path).and_then(|mut file| file.read_to_end(&mut bytes));
+    read.map_err(|source| PredictorsError::Read { path: path.clone(), source })?;
+    seal::check(&bytes).map_err(|broken| PredictorsError::Invalid { path, what: broken.to_string() })?;
+    Ok(bytes)
+}
+
 struct Owned {
     name: String,
     dtype: Dtype,
@@ -58,7 +74,7 @@ pub fn assemble(
     let mut layers = Vec::new();
     for layer in 0..spec.layers {
         let path = predictor_path(dir, layer);
-        let bytes = std::fs::read(&path).map_err(|source| PredictorsError::Read { path: path.clone(), source })?;
+        let bytes = read_predictor(dir, layer)?;
         let invalid = |what: String| PredictorsError::Invalid { path: path.clone(), what };
         let parsed = SafeTensors::deserialize(&bytes).map_err(|e| invalid(e.to_string()))?;
         for (name, view) in parsed.iter() {

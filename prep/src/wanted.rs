@@ -19,7 +19,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
-use crate::predictors::{PredictorsError, predictor_path};
+use crate::predictors::{PredictorsError, read_predictor};
 
 /// Tokens whose inputs are in memory at once.
 const BLOCK: usize = 512;
@@ -62,9 +62,7 @@ pub fn wanted_sets(
         }
         return Ok(sets);
     };
-    let path = predictor_path(dir, layer);
-    let file = std::fs::read(&path).map_err(|source| PredictorsError::Read { path, source })?;
-    let file: SharedBytes = Arc::new(file);
+    let file: SharedBytes = Arc::new(read_predictor(dir, layer)?);
     let (hidden, neurons) = (recorded.hidden(), recorded.ffn());
     let mut inputs = Vec::new();
     let mut left = tokens_max;

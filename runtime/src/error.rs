@@ -17,6 +17,14 @@ pub enum RuntimeError {
     /// Reading the bundle's data failed.
     #[error(transparent)]
     Io(#[from] IoError),
+    /// Reading neurons failed for good.
+    #[error("layer {layer}: {source}")]
+    Read {
+        /// The layer.
+        layer: usize,
+        /// File, offset and reason.
+        source: IoError,
+    },
     /// A part of the bundle does not have the checksum that its header states.
     #[error(
         "{path}: {part} is damaged: checksum {found:016x}, expected {expected:016x}; copy the bundle again or rebuild it"
@@ -30,6 +38,12 @@ pub enum RuntimeError {
         expected: u64,
         /// Checksum of the bytes read.
         found: u64,
+    },
+    /// Another file has the bundle's name since the bundle was opened.
+    #[error("{path} was replaced while it was being loaded; run again")]
+    Replaced {
+        /// The bundle.
+        path: PathBuf,
     },
     /// The budget cannot hold what is needed.
     #[error(

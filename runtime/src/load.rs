@@ -2,11 +2,12 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Duration;
 
 use flashlm_formats::bundle::{Bundle, Extent as BundleExtent, Section, SectionInfo};
 use flashlm_io::{
-    AlignedMemory, DirectFile, DirectIo, DiskProfile, EngineChoice, Extent, Mode, SequentialReader, StreamOptions,
-    device_key, profile_dir,
+    AlignedMemory, DirectFile, DirectIo, DiskProfile, EngineChoice, EngineOptions, Extent, FaultPlan, Mode,
+    SequentialReader, StreamOptions, device_key, profile_dir,
 };
 use flashlm_kernels::Threads;
 
@@ -75,6 +76,10 @@ pub struct LoadOptions {
     pub engine: EngineChoice,
     /// Hold what is read while decoding against its checksums. What is read while loading always is.
     pub verify: bool,
+    /// How long a read may take before the run ends with an error.
+    pub deadline: Duration,
+    /// What shall go wrong with reads on purpose, for tests.
+    pub faults: Option<FaultPlan>,
 }
 
 impl LoadOptions {
@@ -94,6 +99,8 @@ impl LoadOptions {
             direct: DirectIo::Optional,
             engine: EngineChoice::Auto,
             verify: true,
+            deadline: EngineOptions::default().deadline,
+            faults: None,
         }
     }
 }
@@ -125,7 +132,11 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
     let file = Arc::new(DirectFile::open(bundle.path(), options.direct)?);
     let threads = Threads::new(options.threads)
         .map_err(|source| RuntimeError::Threads { threads: options.threads.get(), source })?;
-    let stream = StreamOptions { engine: options.engine, ..StreamOptions::default() };
+    if (file.identity().device, file.identity().inode, file.identity().size) != bundle.identity() {
+        return Err(RuntimeError::Replaced { path: bundle.path().to_path_buf() });
+    }
+    let LoadOptions { engine, deadline, faults, .. } = *options;
+    let stream = StreamOptions { engine, deadline, faults, ..StreamOptions::default() };
     let mut reader = SequentialReader::new(Arc::clone(&file), stream)?;
 
     let resident = bundle.resident();
@@ -152,7 +163,7 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
                 parts.pinned = Some(Pinned { layers: pinned, source: load_layers(&mut reader)? });
                 notices.push(Notice { important: false, text: format!("{pinned} layers pinned") });
             }
-            let source = StreamedFfn::new(bundle, Arc::clone(&file), options.engine, options.verify, parts)?;
+            let source = StreamedFfn::new(bundle, Arc::clone(&file), stream, options.verify, parts)?;
             notices.push(Notice { important: false, text: format!("FFN streamed from flash: {}", source.engine()) });
             Box::new(source)
         }
@@ -168,7 +179,9 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
                 arena: arena.expect("planned with this choice"),
                 policy: options.policy,
                 cost,
-                engine: options.engine,
+                engine,
+                deadline,
+                faults,
                 verify: options.verify,
                 look_ahead: options.look_ahead,
                 cut: options.cut,

@@ -11,17 +11,20 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use flashlm_formats::bundle::Bundle;
+use flashlm_formats::bundle::{Bundle, LayerPredictor, LayoutOptions, PredictorDType, PredictorInfo, PredictorKind};
 use flashlm_formats::checkpoint::Checkpoint;
 
 use flashlm_prep::pack::{PackOptions, pack};
 use flashlm_prep::tokenizer::tokenizer_json;
+use flashlm_runtime::error::RuntimeError;
 use flashlm_runtime::generate::{Request, generate};
-use flashlm_runtime::load::{FfnChoice, LoadOptions, load};
+use flashlm_runtime::load::{FfnChoice, LoadOptions, load, plan};
 use flashlm_runtime::model::forward::Forward;
 use flashlm_runtime::model::kv_cache::KvDtype;
 use flashlm_runtime::sampler::{Sampler, Sampling};
-use safetensors::SafeTensors;
+use half::f16;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
 
 /// The project's root directory.
@@ -67,17 +70,88 @@ pub fn copied(from: &Path) -> TempDir {
     dir
 }
 
+fn tokenizer(checkpoint: &Checkpoint) -> Vec<u8> {
+    if checkpoint.dir().join("tokenizer.json").exists() {
+        tokenizer_json(checkpoint).expect("the tokenizer is good")
+    } else {
+        b"{}".to_vec()
+    }
+}
+
 /// Packs a checkpoint as `convert` does; miniatures have no tokenizer, and get an empty one.
 pub fn pack_checkpoint(dir: &Path, bundle: &Path) -> Bundle {
     let checkpoint = Checkpoint::open(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
-    let tokenizer = if dir.join("tokenizer.json").exists() {
-        tokenizer_json(&checkpoint).expect("the tokenizer is good")
-    } else {
-        b"{}".to_vec()
-    };
-    pack(&checkpoint, bundle, PackOptions { tokenizer, ..PackOptions::default() }, &mut |_, _| {})
-        .unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+    pack(
+        &checkpoint,
+        bundle,
+        PackOptions { tokenizer: tokenizer(&checkpoint), ..PackOptions::default() },
+        &mut |_, _| {},
+    )
+    .unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
     Bundle::open(bundle).unwrap_or_else(|e| panic!("{}: {e}", dir.display()))
+}
+
+/// Rank of made-up predictors.
+const RANK: usize = 8;
+
+/// Seeded numbers.
+struct Random(u64);
+
+impl Random {
+    fn halves(&mut self, count: usize) -> Vec<u8> {
+        let next = || {
+            self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            f16::from_f32((self.0 >> 40) as f32 / (1u64 << 24) as f32 - 0.5).to_le_bytes()
+        };
+        std::iter::repeat_with(next).take(count).flatten().collect()
+    }
+}
+
+/// A bundle whose predictors choose about a quarter of the neurons, by no good reason: reading must obey them all the same.
+pub fn bundle_with_predictors(checkpoint: &Path, path: &Path, layout: LayoutOptions, look_ahead: bool) -> Bundle {
+    let checkpoint = Checkpoint::open(checkpoint).expect("the fixture is good");
+    let spec = checkpoint.spec();
+    let (hidden, neurons) = (spec.hidden_size, spec.ffn.size);
+    let mut random = Random(3);
+    let mut tensors = Vec::new();
+    for layer in 0..spec.layers {
+        let ahead = look_ahead && layer + 1 < spec.layers;
+        for prefix in ["", "lookahead."].into_iter().take(1 + usize::from(ahead)) {
+            let name = |tensor: &str| format!("layers.{layer}.{prefix}{tensor}");
+            tensors.push((name("encoder"), Dtype::F16, vec![RANK, hidden], random.halves(RANK * hidden)));
+            tensors.push((name("decoder"), Dtype::F16, vec![neurons, RANK], random.halves(neurons * RANK)));
+            let bias = (0..neurons).flat_map(|n| (-0.3f32 - (n % 7) as f32 * 0.1).to_le_bytes()).collect();
+            tensors.push((name("bias"), Dtype::F32, vec![neurons], bias));
+        }
+    }
+    let views =
+        tensors.iter().map(|(n, d, s, b)| (n.clone(), TensorView::new(*d, s.clone(), b).expect("the fixture is good")));
+    let blob = safetensors::serialize(views, None).expect("the fixture is good");
+    let layers = (0..spec.layers).map(|layer| LayerPredictor {
+        rank: RANK,
+        dtype: PredictorDType::F16,
+        look_ahead_rank: (look_ahead && layer + 1 < spec.layers).then_some(RANK),
+    });
+    let info = PredictorInfo { kind: PredictorKind::LowRank, layers: layers.collect() };
+    let tokenizer = tokenizer(&checkpoint);
+    let options = PackOptions { tokenizer, layout, predictors: Some((info, blob)), ..PackOptions::default() };
+    pack(&checkpoint, path, options, &mut |_, _| {}).expect("the fixture is good");
+    Bundle::open(path).expect("the fixture is good")
+}
+
+/// The smallest budget that the model runs in, and one that holds everything.
+pub fn budgets(bundle: &Bundle, options: &LoadOptions) -> (u64, u64) {
+    let smallest = match plan(bundle, &LoadOptions { budget: Some(1), ..options.clone() }) {
+        Err(RuntimeError::BudgetTooSmall { needed, .. }) => needed,
+        other => panic!("{:?}", other.map(|planned| planned.plan)),
+    };
+    let largest =
+        plan(bundle, &LoadOptions { budget: Some(u64::MAX), ..options.clone() }).expect("there is always a plan");
+    assert_eq!(
+        largest.arena.expect("there is always a plan").slots,
+        vec![bundle.layout().groups() as u32; bundle.spec().layers]
+    );
+    (smallest, largest.plan.total())
 }
 
 /// How references are compared: exact KV cache, two threads.

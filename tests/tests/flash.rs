@@ -3,85 +3,24 @@
 use std::fs::{self, File};
 use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
-use flashlm_formats::bundle::{Bundle, LayerPredictor, LayoutOptions, PredictorDType, PredictorInfo, PredictorKind};
+use flashlm_formats::bundle::LayoutOptions;
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_io::{DirectIo, EngineChoice};
 use flashlm_kernels::Threads;
 use flashlm_prep::evaluate::{PredictorChoice, Windows, evaluate};
-use flashlm_prep::pack::{PackOptions, pack};
 use flashlm_runtime::cache::PolicyKind;
 use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::load::{FfnChoice, LoadOptions, load, plan};
+use flashlm_runtime::load::{FfnChoice, LoadOptions, load};
 use flashlm_runtime::planner::ReadCost;
 use flashlm_runtime::sampler::Sampling;
 use flashlm_tests::{
-    continuation, fixtures, largest_difference, loaded, logits, options, pack_checkpoint, scratch, tiny_falcon,
-    tiny_opt,
+    budgets, bundle_with_predictors, continuation, fixtures, largest_difference, loaded, logits, options,
+    pack_checkpoint, scratch, tiny_falcon, tiny_opt,
 };
-use half::f16;
-use safetensors::Dtype;
-use safetensors::tensor::TensorView;
-
-const RANK: usize = 8;
-
-struct Random(u64);
-
-impl Random {
-    fn halves(&mut self, count: usize) -> Vec<u8> {
-        let next = || {
-            self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            f16::from_f32((self.0 >> 40) as f32 / (1u64 << 24) as f32 - 0.5).to_le_bytes()
-        };
-        std::iter::repeat_with(next).take(count).flatten().collect()
-    }
-}
-
-/// A bundle whose predictors choose about a quarter of the neurons, by no good reason: reading must obey them all the same.
-fn bundle_with_predictors(checkpoint: &Path, path: &Path, layout: LayoutOptions, look_ahead: bool) -> Bundle {
-    let checkpoint = Checkpoint::open(checkpoint).unwrap();
-    let spec = checkpoint.spec();
-    let (hidden, neurons) = (spec.hidden_size, spec.ffn.size);
-    let mut random = Random(3);
-    let mut tensors = Vec::new();
-    for layer in 0..spec.layers {
-        let ahead = look_ahead && layer + 1 < spec.layers;
-        for prefix in ["", "lookahead."].into_iter().take(1 + usize::from(ahead)) {
-            let name = |tensor: &str| format!("layers.{layer}.{prefix}{tensor}");
-            tensors.push((name("encoder"), Dtype::F16, vec![RANK, hidden], random.halves(RANK * hidden)));
-            tensors.push((name("decoder"), Dtype::F16, vec![neurons, RANK], random.halves(neurons * RANK)));
-            let bias = (0..neurons).flat_map(|n| (-0.3f32 - (n % 7) as f32 * 0.1).to_le_bytes()).collect();
-            tensors.push((name("bias"), Dtype::F32, vec![neurons], bias));
-        }
-    }
-    let views = tensors.iter().map(|(n, d, s, b)| (n.clone(), TensorView::new(*d, s.clone(), b).unwrap()));
-    let blob = safetensors::serialize(views, None).unwrap();
-    let layers = (0..spec.layers).map(|layer| LayerPredictor {
-        rank: RANK,
-        dtype: PredictorDType::F16,
-        look_ahead_rank: (look_ahead && layer + 1 < spec.layers).then_some(RANK),
-    });
-    let info = PredictorInfo { kind: PredictorKind::LowRank, layers: layers.collect() };
-    let options =
-        PackOptions { tokenizer: b"{}".to_vec(), layout, predictors: Some((info, blob)), ..PackOptions::default() };
-    pack(&checkpoint, path, options, &mut |_, _| {}).unwrap();
-    Bundle::open(path).unwrap()
-}
 
 fn flash(context: usize) -> LoadOptions {
     options(context, FfnChoice::Flash)
-}
-
-/// The smallest budget that the model runs in, and one that holds everything.
-fn budgets(bundle: &Bundle, options: &LoadOptions) -> (u64, u64) {
-    let smallest = match plan(bundle, &LoadOptions { budget: Some(1), ..options.clone() }) {
-        Err(RuntimeError::BudgetTooSmall { needed, .. }) => needed,
-        other => panic!("{:?}", other.map(|planned| planned.plan)),
-    };
-    let largest = plan(bundle, &LoadOptions { budget: Some(u64::MAX), ..options.clone() }).unwrap();
-    assert_eq!(largest.arena.unwrap().slots, vec![bundle.layout().groups() as u32; bundle.spec().layers]);
-    (smallest, largest.plan.total())
 }
 
 #[test]

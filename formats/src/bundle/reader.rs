@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,6 +19,7 @@ use super::limits;
 use super::manifest::{FfnStorage, Manifest};
 use super::resident::{self, LENGTH_BYTES, ResidentTable, TensorEntry};
 use crate::model::ModelSpec;
+use crate::regular::open_regular;
 
 /// An open bundle whose structure has been checked.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub struct Bundle {
     path: PathBuf,
     file: File,
     file_bytes: u64,
+    /// Device and inode.
+    place: (u64, u64),
     header: Header,
     manifest: Manifest,
     tokenizer: Vec<u8>,
@@ -47,11 +50,11 @@ impl Bundle {
     /// `NotABundle`, `TooNew`, `Truncated`, `Corrupt` with the section, or `Io`.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, BundleError> {
         let path = path.as_ref();
-        let file = File::open(path).map_err(BundleError::io("open", path))?;
+        let file = open_regular(path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::IsADirectory => BundleError::Directory { path: path.to_owned() },
+            _ => BundleError::io("open", path)(error),
+        })?;
         let metadata = file.metadata().map_err(BundleError::io("look at", path))?;
-        if metadata.is_dir() {
-            return Err(BundleError::Directory { path: path.to_owned() });
-        }
         let file_bytes = metadata.len();
         let header = read_header(&file, file_bytes, path)?;
         header.check().map_err(|fault| fault.at(path))?;
@@ -74,6 +77,7 @@ impl Bundle {
             path,
             file,
             file_bytes,
+            place: (metadata.dev(), metadata.ino()),
             header,
             manifest,
             tokenizer,
@@ -94,6 +98,11 @@ impl Bundle {
     /// Length of the file.
     pub fn file_bytes(&self) -> u64 {
         self.file_bytes
+    }
+
+    /// Device number, inode number and length of the file that was opened: another file may have its name by now.
+    pub fn identity(&self) -> (u64, u64, u64) {
+        (self.place.0, self.place.1, self.file_bytes)
     }
 
     /// What the bundle holds.

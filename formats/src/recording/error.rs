@@ -1,5 +1,7 @@
 use std::path::{Path, PathBuf};
 
+use crate::seal::SealBroken;
+
 /// What can be wrong with a recording.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -57,6 +59,14 @@ pub enum RecordingError {
         path: PathBuf,
         /// What stands there.
         found: Option<u64>,
+    },
+    /// The file is not as it was written.
+    #[error("{}: {source}; record again", path.display())]
+    Damaged {
+        /// File.
+        path: PathBuf,
+        /// The checksums.
+        source: SealBroken,
     },
     /// The file belongs to another recording.
     #[error("{}: belongs to recording {found}, not to {expected}", path.display())]

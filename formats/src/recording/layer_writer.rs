@@ -3,16 +3,17 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use half::f16;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::publish::{publish_file, temporary_path};
 use super::tensor_file::{DATA_OFFSET, Region, header_bytes};
 use super::{FORMAT_LAYER, RecordingError, RecordingInfo, VERSION};
+use crate::seal;
 
 /// Writes one layer of a recording, block of tokens by block of tokens.
 ///
 /// Only the block and a few numbers per neuron are in memory. The file appears under its name in
 /// [`LayerWriter::finish`]; a writer dropped before leaves nothing.
-#[derive(Debug)]
 pub struct LayerWriter {
     path: PathBuf,
     file: Option<File>,
@@ -28,6 +29,8 @@ pub struct LayerWriter {
     magnitude_max: Vec<f32>,
     buffer: Vec<u8>,
     strong: Vec<u8>,
+    /// Of the tensors that are written token by token.
+    hashes: [Xxh3; 3],
 }
 
 impl LayerWriter {
@@ -50,6 +53,7 @@ impl LayerWriter {
             magnitude_max: vec![0.0; ffn],
             buffer: Vec::new(),
             strong: Vec::new(),
+            hashes: [Xxh3::new(), Xxh3::new(), Xxh3::new()],
         })
     }
 
@@ -109,6 +113,7 @@ impl LayerWriter {
         self.buffer.clear();
         self.buffer.extend(inputs.iter().flat_map(|&v| saturated(v).to_le_bytes()));
         let offset = self.offset_of(4) + self.written * self.hidden as u64 * 2;
+        self.hashes[0].update(&self.buffer);
         self.put(offset)?;
 
         self.buffer.clear();
@@ -132,9 +137,11 @@ impl LayerWriter {
             }
         }
         let offset = self.offset_of(5) + self.written * width as u64;
+        self.hashes[1].update(&self.buffer);
         self.put(offset)?;
         let offset = self.offset_of(6) + self.magnitudes * 2;
         std::mem::swap(&mut self.buffer, &mut self.strong);
+        self.hashes[2].update(&self.buffer);
         self.put(offset)?;
         self.magnitudes += self.buffer.len() as u64 / 2;
         self.written = after;
@@ -162,11 +169,18 @@ impl LayerWriter {
         let (version, layer) = (VERSION.to_string(), self.layer.to_string());
         let metadata = [("format", FORMAT_LAYER), ("version", &version), ("recording", &self.id), ("layer", &layer)];
         let mut head = header_bytes(&self.regions(), &metadata);
-        head.extend(self.active_count.iter().flat_map(|v| v.to_le_bytes()));
         let means = self.magnitude_sum.iter().zip(&self.active_count).map(|(&sum, &n)| (sum / n.max(1) as f64) as f32);
-        head.extend(means.flat_map(f32::to_le_bytes));
-        head.extend(self.magnitude_max.iter().flat_map(|v| v.to_le_bytes()));
-        head.extend(down_norms.iter().flat_map(|v| v.to_le_bytes()));
+        let floats = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        let summaries = [
+            self.active_count.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            means.flat_map(f32::to_le_bytes).collect(),
+            floats(&self.magnitude_max),
+            floats(down_norms),
+        ];
+        let mut sums: Vec<u64> = summaries.iter().map(|bytes: &Vec<u8>| xxh3_64(bytes)).collect();
+        sums.extend(self.hashes.iter().map(Xxh3::digest));
+        seal::seal_head(&mut head, &sums);
+        summaries.iter().for_each(|bytes| head.extend(bytes));
         self.buffer = head;
         self.put(0)?;
         let file = self.file.take().expect("open until finished");
@@ -182,6 +196,12 @@ impl LayerWriter {
 
     fn token_count(&self, found: u64) -> RecordingError {
         RecordingError::TokenCount { path: self.path.clone(), expected: self.tokens, found }
+    }
+}
+
+impl std::fmt::Debug for LayerWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LayerWriter").field("path", &self.path).field("written", &self.written).finish_non_exhaustive()
     }
 }
 

@@ -8,7 +8,11 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
+use xxhash_rust::xxh3::Xxh3;
+
 use super::RecordingError;
+use crate::regular::open_regular;
+use crate::seal::{self, SEAL};
 
 /// Bytes of the length that stands before a safetensors header.
 const LENGTH_BYTES: u64 = 8;
@@ -17,6 +21,8 @@ const LENGTH_BYTES: u64 = 8;
 pub(super) const DATA_OFFSET: u64 = 4096;
 /// Longest header that is read; real ones are under 4 KiB.
 const HEADER_BYTES_MAX: u64 = 1 << 20;
+/// Bytes read at once to check a seal.
+const SEAL_PIECE_BYTES: usize = 1 << 18;
 
 /// Name, type and shape of a tensor to be written.
 pub(super) struct Region {
@@ -40,11 +46,11 @@ impl Region {
     }
 }
 
-/// The first [`DATA_OFFSET`] bytes of a file that holds `regions` one behind the other.
+/// The first [`DATA_OFFSET`] bytes of a file that holds `regions` one behind the other, not sealed yet.
 pub(super) fn header_bytes(regions: &[Region], metadata: &[(&str, &str)]) -> Vec<u8> {
     let mut header = serde_json::Map::new();
     let metadata: serde_json::Map<_, _> =
-        metadata.iter().map(|&(k, v)| (k.to_string(), v.to_string().into())).collect();
+        metadata.iter().chain(&[SEAL]).map(|&(k, v)| (k.to_string(), v.to_string().into())).collect();
     header.insert("__metadata__".into(), metadata.into());
     let mut at = 0;
     for region in regions {
@@ -75,7 +81,7 @@ impl TensorFile {
         let io = |e| RecordingError::io(path, e);
         let layout =
             |what, expected, found| Err(RecordingError::Layout { path: path.to_path_buf(), what, expected, found });
-        let mut file = File::open(path).map_err(io)?;
+        let mut file = open_regular(path).map_err(io)?;
         let length = file.metadata().map_err(io)?.len();
         if length < LENGTH_BYTES {
             return layout("file length, at least", LENGTH_BYTES, length);
@@ -97,7 +103,29 @@ impl TensorFile {
         if metadata.data_len() as u64 != found {
             return layout("bytes of tensor data", metadata.data_len() as u64, found);
         }
-        Ok(TensorFile { path: path.to_path_buf(), file, metadata, data_offset })
+        let mut file = TensorFile { path: path.to_path_buf(), file, metadata, data_offset };
+        file.check_seal(&[&prefix[..], &header].concat())?;
+        Ok(file)
+    }
+
+    /// Holds a sealed file against its seal, reading all of it once.
+    fn check_seal(&mut self, head: &[u8]) -> Result<(), RecordingError> {
+        if !seal::is_sealed(head) {
+            return Ok(());
+        }
+        let mut tensors = Vec::new();
+        let mut piece = vec![0; SEAL_PIECE_BYTES];
+        for (from, to) in seal::in_file_order(&self.metadata) {
+            let mut hash = Xxh3::new();
+            for at in (from..to).step_by(SEAL_PIECE_BYTES) {
+                let piece = &mut piece[..SEAL_PIECE_BYTES.min(to - at)];
+                self.read_at(self.data_offset + at as u64, piece)?;
+                hash.update(piece);
+            }
+            tensors.push(hash.digest());
+        }
+        let damaged = |source| RecordingError::Damaged { path: self.path.clone(), source };
+        seal::check_head(head, &tensors).map_err(damaged)
     }
 
     pub(super) fn metadata(&self, key: &str) -> Option<&str> {

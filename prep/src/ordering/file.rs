@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
+use flashlm_formats::regular::open_regular;
+use flashlm_formats::seal::{self, SEAL, SealBroken};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -116,6 +118,7 @@ impl OrderFile {
             ("strategy", self.strategy.clone()),
             ("recording", self.recording.clone()),
             ("xxh3", format!("{:016x}", xxh3_64(&data))),
+            (SEAL.0, SEAL.1.to_string()),
         ];
         let header = Header {
             metadata: metadata.into_iter().map(|(k, v)| (k.to_string(), v)).collect(),
@@ -135,9 +138,9 @@ impl OrderFile {
         };
         let temporary = path.with_extension("tmp");
         let mut file = File::create(&temporary).map_err(io(&temporary))?;
-        for part in [&(json.len() as u64).to_le_bytes()[..], &json, &data] {
-            file.write_all(part).map_err(io(&temporary))?;
-        }
+        let mut bytes = [&(json.len() as u64).to_le_bytes()[..], &json, &data].concat();
+        seal::seal(&mut bytes);
+        file.write_all(&bytes).map_err(io(&temporary))?;
         file.sync_all().map_err(io(&temporary))?;
         std::fs::rename(&temporary, &path).map_err(io(&path))?;
         File::open(dir).and_then(|d| d.sync_all()).map_err(io(dir))?;
@@ -153,7 +156,9 @@ impl OrderFile {
         if length > bytes_max {
             return Err(mismatch(&path, "length of the file", format!("at most {bytes_max}"), length));
         }
-        Self::parse(&std::fs::read(&path).map_err(io)?, &path, layer, neurons)
+        let mut bytes = Vec::new();
+        open_regular(&path).and_then(|mut file| file.read_to_end(&mut bytes)).map_err(io)?;
+        Self::parse(&bytes, &path, layer, neurons)
     }
 
     fn parse(bytes: &[u8], path: &Path, layer: usize, neurons: usize) -> Result<Self, OrderFileError> {
@@ -186,6 +191,9 @@ impl OrderFile {
         check("data_offsets", format!("{:?}", [0, 4 * neurons as u64]), &format!("{:?}", tensor.data_offsets))?;
         check("bytes of data", (4 * neurons).to_string(), &data.len().to_string())?;
         check("checksum", format!("{:016x}", xxh3_64(data)), said("xxh3"))?;
+        if let Err(SealBroken { expected, found }) = seal::check(bytes) {
+            return Err(mismatch(path, "seal", format!("{expected:016x}"), format_args!("{found:016x}")));
+        }
         let order: Vec<u32> = data.as_chunks().0.iter().map(|&b| u32::from_le_bytes(b)).collect();
         let mut there = vec![false; neurons];
         for (at, &neuron) in order.iter().enumerate() {

@@ -1,9 +1,11 @@
 //! Predictor files: one safetensors file per layer; `docs/predictors.md` describes them.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
+use flashlm_formats::seal::{self, SEAL};
 use half::f16;
 use ndarray::Array2;
 use safetensors::Dtype;
@@ -51,7 +53,9 @@ pub fn write_predictor(path: &Path, parts: &[StoredPredictor<'_>]) -> Result<(),
     let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
         (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).expect("shape and bytes are made together"))
     });
-    let bytes = safetensors::serialize(views, None).expect("plain tensors serialise");
+    let metadata = HashMap::from([(SEAL.0.to_owned(), SEAL.1.to_owned())]);
+    let mut bytes = safetensors::serialize(views, Some(metadata)).expect("plain tensors serialise");
+    seal::seal(&mut bytes);
     publish(path, &bytes)
 }
 

@@ -40,7 +40,7 @@ fn main() -> Outcome<()> {
     let stream = |engine, chunk_bytes, chunks| {
         let file = &file;
         let name = format!("SequentialReader, {engine}, {chunks} x {} MiB", chunk_bytes >> 20);
-        let options = StreamOptions { chunk_bytes, chunks, engine };
+        let options = StreamOptions { chunk_bytes, chunks, engine, ..StreamOptions::default() };
         let rate = move |seed| Ok(sequential_read_rate(file, options, span * 3, seed)?);
         Figure { name, bytes: 1.0, rate: Box::new(rate) }
     };

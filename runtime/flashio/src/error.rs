@@ -178,3 +178,16 @@ pub enum IoError {
         expected: &'static str,
     },
 }
+
+impl IoError {
+    /// Where in the file reading failed.
+    pub fn offset(&self) -> Option<u64> {
+        match self {
+            Self::Read { offset, .. }
+            | Self::UnexpectedEnd { offset, .. }
+            | Self::Stalled { offset, .. }
+            | Self::BeyondEnd { offset, .. } => Some(*offset),
+            _ => None,
+        }
+    }
+}

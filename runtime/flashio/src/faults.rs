@@ -15,6 +15,8 @@ use crate::transport::{Finished, IoVec, Operation, Transport};
 /// What shall go wrong. The default is nothing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FaultPlan {
+    /// So many reads go well before the others below begin to count.
+    pub after: u64,
     /// Every report of finished reads comes this much later.
     pub delay: Duration,
     /// Every so many-th read returns less than asked; 0 for never.
@@ -60,8 +62,12 @@ impl Transport for FaultyTransport {
     }
 
     unsafe fn start(&mut self, mut operation: Operation) {
-        let number = self.started;
+        let started = self.started;
         self.started += 1;
+        let Some(number) = started.checked_sub(self.plan.after) else {
+            // SAFETY: the operation is handed on as it came.
+            return unsafe { self.inner.start(operation) };
+        };
         if number < self.plan.stall_first {
             self.stalled.push(operation.id);
             return;

@@ -1,9 +1,11 @@
 //! Reads long extents in order as fast as the disk gives them: a ring of chunks, always full of reads ahead.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::{
-    Completion, DirectFile, EngineChoice, EngineOptions, IoError, ReadBatch, ReadEngine, Slots, open_engine_with,
+    Completion, DirectFile, EngineChoice, EngineOptions, FaultPlan, IoError, ReadBatch, ReadEngine, Slots,
+    open_engine_with,
 };
 
 /// A part of a file, in bytes.
@@ -24,11 +26,16 @@ pub struct StreamOptions {
     pub chunks: usize,
     /// Which engine reads.
     pub engine: EngineChoice,
+    /// How long a read may take before it counts as stalled.
+    pub deadline: Duration,
+    /// What shall go wrong on purpose, for tests.
+    pub faults: Option<FaultPlan>,
 }
 
 impl Default for StreamOptions {
     fn default() -> Self {
-        Self { chunk_bytes: 2 << 20, chunks: 8, engine: EngineChoice::Auto }
+        let EngineOptions { deadline, faults, .. } = EngineOptions::default();
+        Self { chunk_bytes: 2 << 20, chunks: 8, engine: EngineChoice::Auto, deadline, faults }
     }
 }
 
@@ -79,7 +86,8 @@ impl SequentialReader {
         let chunks = options.chunks.max(1);
         let chunk_bytes = options.chunk_bytes.max(1).next_multiple_of(unit);
         let slots = Slots::new(chunks, chunk_bytes, file.alignment())?;
-        let engine_options = EngineOptions { depth: chunks, ..EngineOptions::default() };
+        let StreamOptions { deadline, faults, .. } = options;
+        let engine_options = EngineOptions { depth: chunks, deadline, faults, ..EngineOptions::default() };
         Ok(Self {
             engine: open_engine_with(options.engine, Arc::clone(&file), slots, &engine_options)?,
             file,
@@ -218,6 +226,6 @@ impl SequentialReader {
 pub fn read_extent_into(file: &Arc<DirectFile>, offset: u64, out: &mut [u8]) -> Result<(), IoError> {
     let chunk_bytes = out.len().clamp(4096, 2 << 20);
     let chunks = out.len().div_ceil(chunk_bytes).clamp(1, 8);
-    let options = StreamOptions { chunk_bytes, chunks, engine: EngineChoice::Auto };
+    let options = StreamOptions { chunk_bytes, chunks, ..StreamOptions::default() };
     SequentialReader::new(Arc::clone(file), options)?.read_into(offset, out)
 }

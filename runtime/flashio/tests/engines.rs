@@ -372,7 +372,7 @@ fn streams_give_extents_in_order_and_can_restart() {
     let scratch = scratch();
     for file in open_all(&scratch) {
         for engine in engines() {
-            let options = StreamOptions { chunk_bytes: 65_536, chunks: 3, engine };
+            let options = StreamOptions { chunk_bytes: 65_536, chunks: 3, engine, ..StreamOptions::default() };
             let mut reader = SequentialReader::new(Arc::clone(&file), options).unwrap();
             assert!(reader.next().unwrap().is_none());
             let end = FILE_BYTES as u64;

@@ -2,6 +2,7 @@
 
 pub mod checks;
 pub mod flash;
+pub mod place;
 pub mod predicted;
 pub mod resident;
 pub mod streamed;

@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use flashlm_formats::bundle::{Bundle, FlashLayout};
 use flashlm_formats::model::Ffn;
-use flashlm_io::{DirectFile, EngineChoice, Extent, SequentialReader, StreamOptions};
+use flashlm_io::{DirectFile, Extent, SequentialReader, StreamOptions};
 use flashlm_kernels::ROW_BLOCK;
 
 use super::checks::GroupChecks;
+use super::place::LayerPlaces;
 use super::resident::ResidentFfn;
 use crate::error::Result;
 use crate::model::ffn::{FfnCall, FfnSource, NeuronBlock, ReadCounters, Records, dense};
@@ -52,6 +53,7 @@ pub struct StreamedFfn {
     pinned: Option<Pinned>,
     reader: SequentialReader,
     checks: Option<GroupChecks>,
+    places: LayerPlaces,
     next_layer: usize,
 }
 
@@ -66,12 +68,12 @@ impl StreamedFfn {
     pub fn new(
         bundle: &Bundle,
         file: Arc<DirectFile>,
-        engine: EngineChoice,
+        reads: StreamOptions,
         verify: bool,
         parts: StreamedParts,
     ) -> Result<Self> {
         let layout = *bundle.layout();
-        let options = StreamOptions { chunk_bytes: buffer_bytes(&layout), chunks: CHUNKS, engine };
+        let options = StreamOptions { chunk_bytes: buffer_bytes(&layout), chunks: CHUNKS, ..reads };
         let mut reader = SequentialReader::new(file, options)?;
         let cut = |pieces: &mut Vec<Extent>, offset: u64, bytes: usize| {
             let piece = piece_bytes(&layout);
@@ -96,7 +98,8 @@ impl StreamedFfn {
         reader.restart(&pieces)?;
         let checks = verify.then(|| GroupChecks::new(bundle));
         let (ffn, records) = (bundle.spec().ffn, Records::of(bundle));
-        Ok(Self { ffn, records, layout, pieces, layers, pinned: parts.pinned, reader, checks, next_layer: 0 })
+        let (pinned, places) = (parts.pinned, LayerPlaces::new(bundle));
+        Ok(Self { ffn, records, layout, pieces, layers, pinned, reader, checks, places, next_layer: 0 })
     }
 
     /// Bytes of its buffers.
@@ -131,8 +134,11 @@ fn lcm(a: usize, b: usize) -> usize {
     a / x * b
 }
 
-impl FfnSource for StreamedFfn {
-    fn run(&mut self, mut call: FfnCall<'_>) -> Result<()> {
+/// What `next_layer` is after an error: wherever the reader stands, it begins anew.
+const NOWHERE: usize = usize::MAX;
+
+impl StreamedFfn {
+    fn run_layer(&mut self, mut call: FfnCall<'_>) -> Result<()> {
         let (layer, threads) = (call.layer, call.threads);
         let LayerPieces { first, thrown_away } = self.layers[layer];
         let end = self.layers.get(layer + 1).map_or(self.pieces.len(), |next| next.first);
@@ -142,11 +148,12 @@ impl FfnSource for StreamedFfn {
         }
         self.next_layer = layer;
         for _ in 0..thrown_away {
-            self.reader.next()?;
+            self.reader.next().map_err(|e| self.places.name(e))?;
         }
         let mut neuron = 0;
         for _ in first + thrown_away..end {
-            let chunk = self.reader.next()?.expect("the list has every piece of every layer");
+            let chunk =
+                self.reader.next().map_err(|e| self.places.name(e))?.expect("the list has every piece of every layer");
             let groups = chunk.bytes.len() / self.layout.group_bytes();
             let count = (groups * self.layout.records_per_group()).min(self.ffn.size - neuron);
             if let Some(checks) = &self.checks {
@@ -168,10 +175,26 @@ impl FfnSource for StreamedFfn {
         }
         Ok(())
     }
+}
+
+impl FfnSource for StreamedFfn {
+    fn run(&mut self, call: FfnCall<'_>) -> Result<()> {
+        let result = self.run_layer(call);
+        if result.is_err() {
+            self.next_layer = NOWHERE;
+        }
+        result
+    }
 
     fn read_counters(&self) -> ReadCounters {
         let counters = self.reader.engine().counters();
-        ReadCounters { bytes: counters.bytes, reads: counters.reads, wait_ns: counters.wait_ns, ..Default::default() }
+        ReadCounters {
+            bytes: counters.bytes,
+            reads: counters.reads,
+            retries: counters.retries,
+            wait_ns: counters.wait_ns,
+            ..Default::default()
+        }
     }
 }
 

@@ -58,6 +58,8 @@ pub struct ReadCounters {
     pub bytes: u64,
     /// Device requests.
     pub reads: u64,
+    /// Those of them that repeat one that failed.
+    pub retries: u64,
     /// Nanoseconds spent waiting for them.
     pub wait_ns: u64,
     /// Nanoseconds spent on deciding what to read and where to.
@@ -78,6 +80,7 @@ impl ReadCounters {
         Self {
             bytes: self.bytes - before.bytes,
             reads: self.reads - before.reads,
+            retries: self.retries - before.retries,
             wait_ns: self.wait_ns - before.wait_ns,
             manage_ns: self.manage_ns - before.manage_ns,
             wanted: self.wanted - before.wanted,
@@ -103,6 +106,8 @@ pub struct ReadFigures {
     pub io_wait_ms: f64,
     /// Deciding what to read and where to.
     pub memory_management_ms: f64,
+    /// Reads that failed and were repeated, in all.
+    pub read_retries: u64,
 }
 
 impl ReadCounters {
@@ -116,6 +121,7 @@ impl ReadCounters {
             hit_rate: self.hits as f64 / self.wanted.max(1) as f64,
             io_wait_ms: mean(self.wait_ns) / 1e6,
             memory_management_ms: mean(self.manage_ns) / 1e6,
+            read_retries: self.retries,
         }
     }
 }

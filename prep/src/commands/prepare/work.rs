@@ -36,7 +36,9 @@ impl Work {
             return Ok(dir);
         }
         // The stamp first: half a directory must not be taken for a whole one.
-        _ = fs::remove_file(&stamp);
+        if fs::remove_file(&stamp).is_ok() {
+            sync_directory(&stamp).with_context(|| format!("cannot empty {}", dir.display()))?;
+        }
         self.clear(name)?;
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         publish(&stamp, made_from.as_bytes())?;
@@ -62,7 +64,8 @@ impl Work {
     pub(super) fn clear(&self, name: &str) -> Result<()> {
         let path = self.path(name);
         let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        match removed {
+        // Durably: a mark that came back after a loss of power would speak for what is written from now on.
+        match removed.and_then(|()| sync_directory(&path)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(error).with_context(|| format!("cannot remove {}", path.display()))
             }
@@ -78,9 +81,16 @@ pub(super) fn publish(path: &Path, bytes: &[u8]) -> Result<()> {
         let mut file = fs::File::create(&partial)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        fs::rename(&partial, path)
+        fs::rename(&partial, path)?;
+        sync_directory(path)
     };
     write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Makes durable what happened to the name `path`.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::File::open(dir)?.sync_all()
 }
 
 /// [`publish`] of JSON.

@@ -16,10 +16,11 @@ mod prefill;
 mod store;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use flashlm_formats::bundle::{Bundle, FlashLayout};
 use flashlm_formats::model::{Block, Ffn};
-use flashlm_io::{DirectFile, EngineChoice};
+use flashlm_io::{DirectFile, EngineChoice, EngineOptions, FaultPlan};
 use flashlm_kernels::{MATMUL_TOKENS_MIN, Threads};
 
 use super::checks::GroupChecks;
@@ -42,6 +43,10 @@ pub struct FlashOptions {
     pub cost: ReadCost,
     /// How reads are issued.
     pub engine: EngineChoice,
+    /// How long a read may take.
+    pub deadline: Duration,
+    /// What shall go wrong on purpose, for tests.
+    pub faults: Option<FaultPlan>,
     /// Hold every group that is read against its checksum.
     pub verify: bool,
     /// Read ahead what a layer will probably want.
@@ -95,14 +100,15 @@ impl FlashFfn {
         options: &FlashOptions,
     ) -> Result<Self> {
         let layout = *bundle.layout();
-        let FlashOptions { arena, policy, cost, engine, verify, look_ahead, cut } = options;
+        let FlashOptions { arena, policy, cost, engine, deadline, faults, verify, look_ahead, cut } = options;
+        let reads = EngineOptions { deadline: *deadline, faults: *faults, ..EngineOptions::default() };
         Ok(Self {
             ffn: bundle.spec().ffn,
             records: Records::of(bundle),
             layout,
             look_ahead: *look_ahead && predictors.is_some(),
             predictors,
-            store: Store::new(bundle, file, *engine, *policy, arena, cost, *cut)?,
+            store: Store::new(bundle, file, (*engine, reads), *policy, arena, cost, *cut)?,
             checks: verify.then(|| GroupChecks::new(bundle)),
             scratch: DecodeScratch::new(&bundle.spec().ffn, &layout),
             selection: Selection::default(),
@@ -176,6 +182,7 @@ impl FfnSource for FlashFfn {
         ReadCounters {
             bytes: io.bytes,
             reads: io.reads,
+            retries: io.retries,
             wait_ns: io.wait_ns,
             manage_ns: self.manage_ns,
             touched_bytes: self.touched_bytes,

@@ -7,12 +7,15 @@
 use std::sync::Arc;
 
 use flashlm_formats::bundle::Bundle;
-use flashlm_io::{Completion, DirectFile, EngineChoice, ReadBatch, ReadEngine, SlotState, Slots, open_engine};
+use flashlm_io::{
+    Completion, DirectFile, EngineChoice, EngineOptions, ReadBatch, ReadEngine, SlotState, Slots, open_engine_with,
+};
 
 use super::ReadCut;
 use super::arena::ArenaPlan;
 use crate::cache::{LayerCache, Placement, PolicyKind, Prefetch};
 use crate::error::Result;
+use crate::ffn::place::LayerPlaces;
 use crate::planner::{PlanLimits, Planner, ReadCost, ReadRequest};
 
 /// No slot, no group.
@@ -97,6 +100,7 @@ pub(super) struct Store {
     parts: u32,
     /// Requests of so many groups.
     sizes: Vec<u64>,
+    places: LayerPlaces,
 }
 
 /// Bytes of one of our slots, once all have arrived.
@@ -129,7 +133,7 @@ impl Store {
     pub(super) fn new(
         bundle: &Bundle,
         file: Arc<DirectFile>,
-        engine: EngineChoice,
+        (engine, reads): (EngineChoice, EngineOptions),
         policy: PolicyKind,
         plan: &ArenaPlan,
         cost: &ReadCost,
@@ -139,7 +143,7 @@ impl Store {
         let (groups, group_bytes) = (layout.groups(), layout.group_bytes());
         let parts = if cut == ReadCut::Halves { 2 } else { 1 };
         let slots = Slots::new(plan.total() * parts, group_bytes / parts, file.alignment())?;
-        let engine = open_engine(engine, file, slots, DEPTH)?;
+        let engine = open_engine_with(engine, file, slots, &EngineOptions { depth: DEPTH, ..reads })?;
         let mut first_slot = 0;
         let layers = plan.slots.iter().enumerate().map(|(layer, &slots)| {
             let first = first_slot;
@@ -174,6 +178,7 @@ impl Store {
             ring_first: first_slot,
             parts: parts as u32,
             sizes: vec![0; (REQUEST_BYTES_MAX as usize / group_bytes).max(1) + 1],
+            places: LayerPlaces::new(bundle),
             engine,
             layers,
         })
@@ -371,7 +376,7 @@ impl Store {
             Ok(()) => Ok(()),
             Err(error) => {
                 self.forget_all();
-                Err(error.into())
+                Err(self.places.name(error))
             }
         }
     }

@@ -1,0 +1,30 @@
+//! Opening files that must be files: no pipe, no device, no directory under their name.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// Opens a regular file for reading. A pipe or device under that name is neither waited for nor touched.
+///
+/// # Errors
+/// What the system says; `IsADirectory`, or `InvalidInput` for what is no file.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    // Opening a device may already do something, so the name is looked at first; what was opened is looked at as well, since
+    // only that cannot be exchanged. O_NONBLOCK keeps a pipe put there in between from blocking.
+    refuse(&path.metadata()?)?;
+    let flag = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let file = OpenOptions::new().read(true).custom_flags(flag).open(path)?;
+    refuse(&file.metadata()?)?;
+    Ok(file)
+}
+
+fn refuse(metadata: &std::fs::Metadata) -> io::Result<()> {
+    if metadata.is_file() {
+        Ok(())
+    } else if metadata.is_dir() {
+        Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a directory"))
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "it is a pipe or a device, not a file"))
+    }
+}

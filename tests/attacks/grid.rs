@@ -1,0 +1,59 @@
+//! Attack 30: every way to run the same bundle with the same seed.
+
+use std::num::NonZeroUsize;
+
+use flashlm_formats::bundle::LayoutOptions;
+use flashlm_io::{DirectIo, EngineChoice};
+use flashlm_runtime::cache::PolicyKind;
+use flashlm_runtime::ffn::flash::ReadCut;
+use flashlm_runtime::load::{FfnChoice, LoadOptions};
+use flashlm_runtime::sampler::Sampling;
+use flashlm_tests::{budgets, bundle_with_predictors, continuation, loaded, options, scratch, tiny_falcon, tiny_opt};
+
+#[test]
+fn a30_the_grid_of_engines_threads_budgets_and_policies() {
+    let whole = crate::whole();
+    let sampling = Sampling { temperature: 0.8, top_p: 0.95, seed: 11, ..Sampling::default() };
+    let prompt: Vec<u32> = (0..21).map(|i| 2 + i * 97 % 4000).collect();
+    let tokens = if whole { 40 } else { 8 };
+    let checkpoints = if whole { vec![tiny_opt(), tiny_falcon()] } else { vec![tiny_opt()] };
+    for checkpoint in checkpoints {
+        let dir = scratch();
+        let bundle = bundle_with_predictors(&checkpoint, &dir.path().join("m"), LayoutOptions::default(), true);
+        let base = options(80, FfnChoice::Flash);
+        let (smallest, largest) = budgets(&bundle, &base);
+        let mut reference = None;
+        let mut ways = 0;
+        for engine in [EngineChoice::Auto, EngineChoice::Threads] {
+            for threads in [1, 2, 5] {
+                for budget in [smallest, (smallest + largest) / 2, largest] {
+                    for policy in PolicyKind::ALL {
+                        ways += 1;
+                        let others = [
+                            (DirectIo::Optional, true, ReadCut::Planned),
+                            (DirectIo::Disabled, false, ReadCut::Groups),
+                        ];
+                        let others = if whole { &others[..] } else { &others[ways % 2..][..1] };
+                        for &(direct, look_ahead, cut) in others {
+                            let threads = NonZeroUsize::new(threads).unwrap();
+                            let budget = Some(budget);
+                            let way = LoadOptions {
+                                engine,
+                                threads,
+                                budget,
+                                policy,
+                                direct,
+                                look_ahead,
+                                cut,
+                                ..base.clone()
+                            };
+                            let ids = continuation(&mut loaded(&bundle, &way), &prompt, tokens, sampling);
+                            assert_eq!(*reference.get_or_insert_with(|| ids.clone()), ids, "{way:?}");
+                        }
+                    }
+                }
+            }
+        }
+        eprintln!("grid: {ways} ways, one text");
+    }
+}
