@@ -7,6 +7,7 @@ pub mod ordering;
 pub mod own_text;
 pub mod pack;
 pub mod predictors;
+pub mod quantise;
 pub mod record;
 pub mod records;
 pub mod report;

@@ -11,6 +11,7 @@ pub(crate) mod analyze;
 pub(crate) mod convert;
 pub(crate) mod evaluate;
 pub(crate) mod families;
+mod formats;
 pub(crate) mod inspect;
 mod interrupt;
 pub(crate) mod order;

@@ -17,6 +17,7 @@ use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_prep::wanted::measure_reuse;
 use flashlm_runtime::budget::human_bytes;
 
+use super::formats::FormatArgs;
 use super::recorded::{Division, HELD_OUT};
 use super::{Stage, interrupt};
 
@@ -44,6 +45,8 @@ pub(crate) struct PackArgs {
     /// The bundle to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+    #[command(flatten)]
+    formats: FormatArgs,
     /// Replace a bundle that is there
     #[arg(long)]
     force: bool,
@@ -76,7 +79,8 @@ fn sparsity(
         "{} is a recording of another model",
         dir.display()
     );
-    let layout = FlashLayout::new(spec, checkpoint.ffn_dtype(), LayoutOptions::default())?;
+    let format = args.formats.dtype.unwrap_or(checkpoint.ffn_dtype().into());
+    let layout = FlashLayout::new(spec, format, LayoutOptions::default())?;
     let division = Division::by_document(recording.documents(), HELD_OUT, 0);
     let stage = Stage::new("measuring reuse", "layers", spec.layers as u64);
     let layers = (0..spec.layers).map(|layer| {
@@ -119,6 +123,8 @@ pub(crate) fn run(args: &PackArgs) -> Result<ExitCode> {
         tokenizer: tokenizer_json(&checkpoint)?,
         orders,
         predictors: Some(predictors),
+        ffn: args.formats.dtype,
+        resident: args.formats.resident_dtype,
         overwrite: args.force,
         stop: Some(interrupt::watch()?),
         ..PackOptions::default()

@@ -29,6 +29,7 @@ use flashlm_runtime::budget::human_bytes;
 use flashlm_runtime::text::Tokenizer;
 
 use super::Stage;
+use super::formats::FormatArgs;
 use super::pack::read_orders;
 use super::record::verdict;
 use super::thresholds::{self, DEFAULT_LOSS};
@@ -74,6 +75,8 @@ pub(crate) struct PrepareArgs {
     /// Minutes that the model may write for, when it writes its own text
     #[arg(long, value_name = "N", default_value_t = 20)]
     minutes: u64,
+    #[command(flatten)]
+    formats: FormatArgs,
     /// Directory for intermediate files [default: the output's name with .work]
     #[arg(long, value_name = "DIR")]
     work: Option<PathBuf>,
@@ -150,9 +153,13 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
     let recorded = calibration.id(&checkpoint);
     let options = format!("{} {} {:?} {}", args.size_budget(&spec), args.recall, args.look_ahead, args.seed);
     let trained = fingerprint(&[version, &recorded, &options]);
-    let ordered = fingerprint(&[version, &recorded, "order", &args.seed.to_string()]);
-    let packed = fingerprint(&[&trained, &ordered]);
-    let flash = fingerprint(&[&source, &ordered]);
+    let format = args.formats.dtype.unwrap_or(checkpoint.ffn_dtype().into());
+    let layout = FlashLayout::new(&spec, format, LayoutOptions::default())?;
+    let groups = format!("{} {}", layout.records_per_group(), layout.group_bytes());
+    let ordered = fingerprint(&[version, &recorded, "order", &args.seed.to_string(), &groups]);
+    let formats = args.formats.describe();
+    let packed = fingerprint(&[&trained, &ordered, &formats]);
+    let flash = fingerprint(&[&source, &ordered, &formats]);
     if work.is_done("pack", &packed) && Bundle::open(&args.output).is_ok() {
         eprintln!("{} is up to date", args.output.display());
         return Ok(ExitCode::SUCCESS);
@@ -163,7 +170,6 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
         predictors: work.stage("predictors", &trained)?,
         orders: work.stage("orders", &ordered)?,
     };
-    let layout = FlashLayout::new(&spec, checkpoint.ffn_dtype(), LayoutOptions::default())?;
     let layers = Layers { args, checkpoint: &checkpoint, calibration: &calibration, layout: &layout, work: &work };
     let sparsity = layers.run(&stages)?;
 
@@ -187,6 +193,8 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
             orders: Some(orders),
             predictors: Some(predictors),
             sparsity: Some(sparsity),
+            ffn: args.formats.dtype,
+            resident: args.formats.resident_dtype,
             overwrite: true,
             ..PackOptions::default()
         };

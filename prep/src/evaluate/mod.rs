@@ -17,9 +17,9 @@ use flashlm_kernels::Threads;
 use flashlm_runtime::error::{Result as RuntimeResult, RuntimeError};
 use flashlm_runtime::ffn::predicted::PredictedFfn;
 use flashlm_runtime::ffn::resident::ResidentFfn;
-use flashlm_runtime::model::ffn::FfnSource;
+use flashlm_runtime::model::ffn::{FfnSource, Records};
 use flashlm_runtime::model::forward::{Head, HeadScratch};
-use flashlm_runtime::model::weights::{LayerWeights, OuterWeights, SharedBytes, TensorBytes, TensorSource};
+use flashlm_runtime::model::weights::{BytesRange, LayerWeights, OuterWeights, SharedBytes, TensorBytes, TensorSource};
 use flashlm_runtime::predictor::Predictor;
 
 use crate::layers::{LayerRunner, PassError};
@@ -168,7 +168,7 @@ pub fn evaluate(
     let result = run.layers(progress).and_then(|layers| {
         let comparison = run.heads(logits)?;
         let ffn_bytes =
-            (spec.ffn.vectors() * spec.ffn.size * spec.hidden_size * bundle.manifest().ffn.dtype.bytes()) as u64;
+            (spec.ffn.vectors() * spec.ffn.size * bundle.manifest().ffn.dtype.row_bytes(spec.hidden_size)) as u64;
         Ok(Evaluation::new(comparison, layers, run.predictor_bytes, ffn_bytes * spec.layers as u64))
     });
     states::remove_dir(&scratch.join("checkpoint"))?;
@@ -286,13 +286,17 @@ struct BundleTensors<'a>(&'a Bundle);
 impl TensorSource for BundleTensors<'_> {
     fn tensor(&mut self, name: &str) -> RuntimeResult<TensorBytes> {
         let entry = self.0.resident_tensor(name).ok_or_else(|| RuntimeError::MissingTensor(name.into()))?;
-        let bytes = self.0.read_tensor(entry)?;
+        let read = |extent| Ok::<_, RuntimeError>(BytesRange::whole(self.0.read_part(extent)?));
         Ok(TensorBytes {
-            dtype: entry.dtype,
+            format: entry.format,
             shape: entry.shape.clone(),
-            range: 0..bytes.len(),
-            bytes: Arc::new(bytes),
+            data: read(entry.extent)?,
+            scales: entry.scales.map(read).transpose()?,
         })
+    }
+
+    fn ffn_scales(&mut self, layer: usize) -> RuntimeResult<Option<BytesRange>> {
+        self.0.ffn_scales(layer).map(|scales| Ok(BytesRange::whole(self.0.read_part(scales)?))).transpose()
     }
 }
 
@@ -305,5 +309,5 @@ fn bundle_ffn(bundle: &Bundle, layer: usize) -> Result<ResidentFfn, EvaluateErro
     if let Some(group) = groups.into_iter().position(|(bytes, sum)| checksum(bytes) != *sum) {
         return Err(EvaluateError::Damaged { layer, group });
     }
-    Ok(ResidentFfn::new(bundle.spec().ffn, bundle.manifest().ffn.dtype, layout, records))
+    Ok(ResidentFfn::new(bundle.spec().ffn, Records::of(bundle), records))
 }
