@@ -11,6 +11,7 @@ pub(crate) mod analyze;
 pub(crate) mod convert;
 pub(crate) mod evaluate;
 pub(crate) mod families;
+mod formats;
 pub(crate) mod import_predictors;
 pub(crate) mod inspect;
 mod interrupt;
@@ -23,6 +24,7 @@ mod recorded;
 pub(crate) mod report;
 pub(crate) mod source;
 pub(crate) mod synthesize;
+pub(crate) mod thresholds;
 pub(crate) mod train;
 pub(crate) mod verify;
 
