@@ -13,6 +13,7 @@ pub mod records;
 pub mod report;
 pub mod states;
 pub mod synthesize;
+pub mod thresholds;
 pub mod tokenizer;
 pub mod train;
 pub mod wanted;

@@ -144,7 +144,10 @@ fn show(facts: &Facts<'_>, json: bool) {
         println!("  activation        {activation}: most neurons can be exactly zero; `record` measures how many are");
     } else {
         println!(
-            "  activation        {activation}: no neuron is exactly zero, so little can be left on flash without loss"
+            "  activation        {activation}: no neuron is exactly zero, so leaving any on flash costs quality; `prepare` begins"
+        );
+        println!(
+            "                    with measuring how much (or `thresholds` alone, some minutes) and says what to expect"
         );
     }
     for note in notes {

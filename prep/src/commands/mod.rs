@@ -22,6 +22,7 @@ pub(crate) mod record;
 mod recorded;
 pub(crate) mod report;
 pub(crate) mod synthesize;
+pub(crate) mod thresholds;
 pub(crate) mod train;
 pub(crate) mod verify;
 

@@ -12,6 +12,7 @@ use flashlm_formats::recording::Recording;
 use flashlm_prep::ordering::{OrderFile, positions};
 use flashlm_prep::pack::{PackOptions, pack};
 use flashlm_prep::predictors::assemble;
+use flashlm_prep::thresholds::ThresholdFile;
 use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_prep::wanted::measure_reuse;
 use flashlm_runtime::budget::human_bytes;
@@ -38,6 +39,9 @@ pub(crate) struct PackArgs {
     /// The recording, to note in the bundle how often neurons come again: the runtime divides its memory by that
     #[arg(long, value_name = "DIR")]
     recording: Option<PathBuf>,
+    /// What `thresholds` wrote, for models whose neurons are never exactly zero
+    #[arg(long, value_name = "FILE")]
+    thresholds: Option<PathBuf>,
     /// The bundle to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -104,7 +108,10 @@ pub(crate) fn layer_sparsity(
 }
 
 pub(crate) fn run(args: &PackArgs) -> Result<ExitCode> {
-    let checkpoint = Checkpoint::open(&args.checkpoint)?;
+    let mut checkpoint = Checkpoint::open(&args.checkpoint)?;
+    if let Some(file) = &args.thresholds {
+        ThresholdFile::apply(file, &mut checkpoint)?;
+    }
     let spec = checkpoint.spec();
     let orders = args.orders.as_ref().map(|dir| read_orders(dir, spec)).transpose()?;
     let identity = || vec![(0..spec.ffn.size as u32).collect(); spec.layers];

@@ -17,7 +17,7 @@ use flashlm_kernels::Threads;
 use flashlm_runtime::error::{Result as RuntimeResult, RuntimeError};
 use flashlm_runtime::ffn::predicted::PredictedFfn;
 use flashlm_runtime::ffn::resident::ResidentFfn;
-use flashlm_runtime::model::ffn::Records;
+use flashlm_runtime::model::ffn::{FfnSource, Records};
 use flashlm_runtime::model::forward::{Head, HeadScratch};
 use flashlm_runtime::model::weights::{BytesRange, LayerWeights, OuterWeights, SharedBytes, TensorBytes, TensorSource};
 use flashlm_runtime::predictor::Predictor;
@@ -25,7 +25,9 @@ use flashlm_runtime::predictor::Predictor;
 use crate::layers::{LayerRunner, PassError};
 use crate::record::{CheckpointTensors, RecordError, layer_ffn};
 use crate::states::{self, HiddenStates, StatesError};
+use crate::thresholds::WithCutoff;
 
+pub(crate) use measures::log_sum_exp;
 pub use measures::{Comparison, Evaluation, LayerErrors};
 use measures::{LayerObserver, compare};
 
@@ -83,6 +85,8 @@ pub enum PredictorChoice {
     Bundle,
     /// All of them.
     All,
+    /// Those above their layer's threshold, as if predictors never erred.
+    Active,
 }
 
 /// The text, cut into windows.
@@ -129,7 +133,8 @@ pub fn evaluate(
     logits: &mut dyn FnMut(usize, [&[f32]; 2]),
 ) -> Result<Evaluation, EvaluateError> {
     let spec = bundle.spec();
-    if spec != checkpoint.spec() {
+    let thresholds = checkpoint.spec().thresholds.clone();
+    if (ModelSpec { thresholds, ..spec.clone() }) != *checkpoint.spec() {
         return Err(EvaluateError::OtherModel(format!(
             "{} of {} layers and hidden size {} against {} of {} and {}",
             spec.family,
@@ -145,7 +150,7 @@ pub fn evaluate(
         return Err(EvaluateError::TooShort { found: scored, needed: 1 });
     }
     let predictors = match choice {
-        PredictorChoice::All => None,
+        PredictorChoice::All | PredictorChoice::Active => None,
         PredictorChoice::Bundle => Some(bundle.read_predictors()?.ok_or(EvaluateError::NoPredictors)?),
     };
     let predictors: Option<SharedBytes> = predictors.map(|bytes| Arc::new(bytes) as SharedBytes);
@@ -158,6 +163,7 @@ pub fn evaluate(
         dir: scratch,
         predictors,
         predictor_bytes: 0,
+        only_active: choice == PredictorChoice::Active,
     };
     let result = run.layers(progress).and_then(|layers| {
         let comparison = run.heads(logits)?;
@@ -179,6 +185,7 @@ struct Run<'a> {
     dir: &'a Path,
     predictors: Option<SharedBytes>,
     predictor_bytes: u64,
+    only_active: bool,
 }
 
 impl Run<'_> {
@@ -228,12 +235,17 @@ impl Run<'_> {
                 }
             };
             self.predictor_bytes += predictor.iter().flatten().map(Predictor::bytes).sum::<u64>();
-            let mut ffn = PredictedFfn::new(bundle_ffn(self.bundle, layer)?, predictor, self.spec().ffn.size);
+            let source = bundle_ffn(self.bundle, layer)?;
+            let threshold = self.spec().threshold(layer);
+            let mut ffn: Box<dyn FfnSource> = match self.only_active {
+                true => Box::new(WithCutoff { source, cutoff: threshold }),
+                false => Box::new(PredictedFfn::new(source, predictor, self.spec().ffn.size)),
+            };
             let (input, mut output) = (self.states("bundle", layer)?, self.new_states("bundle", layer + 1)?);
             let norms = self.bundle.storage_order(layer).iter().map(|n| down_norms[*n as usize]).collect();
-            let mut observer = LayerObserver::new(norms);
+            let mut observer = LayerObserver::new(norms, threshold, self.only_active);
             for range in self.windows.ranges() {
-                self.runner.run(&weights, &mut ffn, range, (&input, &mut output), Some(&mut observer))?;
+                self.runner.run(&weights, &mut *ffn, range, (&input, &mut output), Some(&mut observer))?;
             }
             output.publish()?;
             input.remove()?;
