@@ -14,3 +14,4 @@ pub mod recording;
 pub mod regular;
 #[cfg(feature = "preparation")]
 pub mod seal;
+pub mod weight_format;

@@ -5,7 +5,7 @@ mod bundle_support;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use bundle_support::{Small, ramp};
+use bundle_support::{Small, ramp, scales};
 use flashlm_formats::bundle::{
     Bundle, BundleError, BundlePlan, BundleWriter, Extras, FORMAT_VERSION, LayoutOptions, Section, verify,
 };
@@ -24,18 +24,27 @@ fn reads_what_was_written() {
         assert_eq!(bundle.tokenizer(), small.plan.tokenizer);
         assert!(bundle.predictors().is_none() && bundle.read_predictors().unwrap().is_none());
         assert_eq!(bundle.resident_tensors().len(), small.plan.resident_dtypes.len());
+        let mut stored = bundle.resident_tensors().len();
         for (seed, entry) in bundle.resident_tensors().iter().enumerate() {
-            assert_eq!(
-                bundle.read_tensor(entry).unwrap(),
-                ramp(seed as u64, entry.extent.bytes as usize),
-                "{}",
-                entry.name
-            );
+            let expected = ramp(seed as u64, entry.extent.bytes as usize);
+            assert_eq!(bundle.read_part(entry.extent).unwrap(), expected, "{}", entry.name);
+            assert_eq!(entry.scales.is_some(), entry.format.is_quantised(), "{}", entry.name);
+            if let Some(extent) = entry.scales {
+                assert_eq!(bundle.read_part(extent).unwrap(), scales(extent.bytes as usize / 2), "{}", entry.name);
+                stored += 1;
+            }
             assert_eq!(bundle.resident_tensor(&entry.name), Some(entry));
         }
         assert_eq!(bundle.resident_tensors()[0].extent.offset % 64, 0);
         let layout = *bundle.layout();
         for layer in 0..bundle.spec().layers {
+            assert_eq!(bundle.ffn_scales(layer).is_some(), small.plan.ffn_dtype.is_quantised());
+            if let Some(extent) = bundle.ffn_scales(layer) {
+                let groups = small.plan.ffn_dtype.scales(bundle.spec().hidden_size);
+                let expected = scales(bundle.layout().neurons() * bundle.layout().vectors() * groups);
+                assert_eq!(bundle.read_part(extent).unwrap(), expected);
+                stored += 1;
+            }
             let order = bundle.storage_order(layer);
             assert_eq!(order, small.order(layer));
             let mut data = vec![0; layout.layer_bytes()];
@@ -57,7 +66,7 @@ fn reads_what_was_written() {
         }
         let resident = bundle.section(Section::Resident).unwrap().extent;
         let blob = fs::read(&path).unwrap()[resident.offset as usize..resident.end() as usize].to_vec();
-        assert_eq!(safetensors::SafeTensors::deserialize(&blob).unwrap().len(), small.plan.resident_dtypes.len());
+        assert_eq!(safetensors::SafeTensors::deserialize(&blob).unwrap().len(), stored);
         let report = verify(&path, &mut |_, _| ()).unwrap();
         assert!(report.damages.is_empty(), "{report:?}");
         assert_eq!((report.unused_bytes, report.checked_bytes), (0, bundle.file_bytes()));
@@ -89,10 +98,16 @@ fn version_1_opens() {
     assert!(verify(&path, &mut |_, _| ()).unwrap().damages.is_empty());
 }
 
-/// Format version 2 has to open forever. `FLASHLM_BLESS=1` writes the file anew: only when the version was never published.
+/// Format version 2 has to open forever, with gates and quantised. `FLASHLM_BLESS=1` writes the files anew: only when the version was
+/// never published.
 #[test]
 fn version_2_opens() {
-    let (path, small) = (fixture("bundle-v2.flashlm"), Small::gated_with_everything());
+    version_2("bundle-v2.flashlm", &Small::gated_with_everything());
+    version_2("bundle-v2-quantised.flashlm", &Small::quantised());
+}
+
+fn version_2(name: &str, small: &Small) {
+    let path = fixture(name);
     let blob = ramp(8, 5000);
     if std::env::var_os("FLASHLM_BLESS").is_some() {
         let _ = fs::remove_file(&path);
@@ -131,10 +146,14 @@ fn a_reader_by_the_book_finds_every_row() {
         }
         let manifest: serde_json::Value = serde_json::from_slice(section(24)).unwrap();
         let number = |pointer: &str| manifest.pointer(pointer).unwrap().as_u64().unwrap() as usize;
-        let element = if manifest["ffn"]["dtype"] == "f32" { 4 } else { 2 };
         let vectors = if manifest["model"]["ffn"]["gated"] == true { 3 } else { 2 };
         let neurons = number("/model/ffn/size");
-        let row_bytes = number("/model/hidden_size") * element;
+        let hidden = number("/model/hidden_size");
+        let row_bytes = match manifest["ffn"]["dtype"].as_str().unwrap() {
+            "f32" => 4 * hidden,
+            "int4/32" => hidden.div_ceil(32) * 16,
+            _ => 2 * hidden,
+        };
         let (per_group, alignment) = (number("/ffn/records_per_group"), number("/ffn/alignment"));
         let record_bytes = row_bytes * vectors;
         let group_bytes = (per_group * record_bytes).next_multiple_of(alignment);
@@ -216,7 +235,7 @@ proptest! {
 
     #[test]
     fn any_shape_is_read_back(
-        layers in 1usize..4, neurons in 1usize..50, hidden in 1usize..20, gated: bool,
+        layers in 1usize..4, neurons in 1usize..50, hidden in 1usize..70, gated: bool, formats in 0usize..4,
         shift in 9u32..14, group_bytes in 0usize..3000, predictors in prop::option::of(1usize..9000),
     ) {
         let mut small = if gated { Small::gated() } else { Small::opt() };
@@ -225,6 +244,11 @@ proptest! {
         small.plan.model.ffn.size = neurons;
         small.plan.layout = LayoutOptions { alignment: 1 << shift, group_bytes };
         small.plan.resident_dtypes = vec![DType::F16; small.plan.model.resident_tensors().len()];
+        let quantised = ["int8/32", "int4/64"].map(|format| format.parse().unwrap());
+        if formats & 1 != 0 {
+            small.plan.ffn_dtype = quantised[formats / 2];
+        }
+        small.plan.resident = (formats & 2 != 0).then_some(quantised[formats % 2]);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m.flashlm");
         let blob = predictors.map(|bytes| ramp(1, bytes));

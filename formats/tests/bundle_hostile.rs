@@ -388,10 +388,65 @@ fn lies_of_the_resident_table() {
 }
 
 #[test]
+fn lies_about_quantised_weights() {
+    let probe = Probe::new();
+    let whole = Image::of(&Small::quantised());
+    for (pointer, lies) in [
+        ("/ffn/dtype", ["int4/33", "int4/16", "int4/64", "int4", "int8/32", "f16", "int4/32/1", "int4/1000000007"]),
+        ("/resident", ["int8/32", "int8/128", "int8", "int4/64", "f16", "bf16", "int8/0", "int8/-64"]),
+    ] {
+        for lie in lies {
+            let mut manifest = whole.manifest();
+            *manifest.pointer_mut(pointer).unwrap() = json!(lie);
+            let mut image = whole.clone();
+            image.set_manifest(&serde_json::to_vec(&manifest).unwrap());
+            // Both formats have one group in the narrow embedding: there a longer group changes nothing.
+            let found = probe.open(&image);
+            let same = pointer == "/resident" && (lie == "int8/128" || lie == "int8");
+            let refused = matches!(found, Err(BundleError::Corrupt { .. }));
+            assert!(refused || same, "{pointer} = {lie}: {found:?}");
+        }
+    }
+    let (at, _) = whole.extent(Section::Resident);
+    let json_len = whole.u64(at) as usize;
+    let text = String::from_utf8(whole.0[at + 8..at + 8 + json_len].to_vec()).unwrap();
+    for (from, to) in [
+        (r#""embed.tokens":{"dtype":"I8""#, r#""embed.tokens":{"dtype":"U8""#),
+        (r#""embed.tokens.scales":{"dtype":"BF16""#, r#""embed.tokens.scales":{"dtype":"F32" "#),
+        (
+            r#""layers.0.ffn.scales":{"dtype":"BF16","shape":[37,4]"#,
+            r#""layers.0.ffn.scales":{"dtype":"BF16","shape":[4,37]"#,
+        ),
+        (r#""layers.1.ffn.scales""#, r#""layers.1.ffn.scalez""#),
+    ] {
+        assert!(text.contains(from), "{from}");
+        let mut image = whole.clone();
+        image.0[at + 8..at + 8 + json_len].copy_from_slice(text.replacen(from, to, 1).as_bytes());
+        assert_eq!(probe.fault(&image, to).0, Some(Section::Resident), "{to}");
+    }
+    // Scales that are no numbers open, and `verify` names them.
+    fs::write(&probe.path, &whole.0).unwrap();
+    let bundle = Bundle::open(&probe.path).unwrap();
+    let tokens = bundle.resident_tensor("embed.tokens").unwrap().scales.unwrap();
+    for (place, name) in [(tokens, "scales of embed.tokens"), (bundle.ffn_scales(1).unwrap(), "FFN of layer 1")] {
+        for (lie, wrong) in [(0x7f80u16, true), (0xff80, true), (0x7fc1, true), (0x7f7f, false), (0xff7f, false)] {
+            let mut image = whole.clone();
+            let last = place.end() as usize - 2;
+            image.0[last..last + 2].copy_from_slice(&lie.to_le_bytes());
+            image.seal(Section::Resident);
+            fs::write(&probe.path, &image.0).unwrap();
+            let damages = verify(&probe.path, &mut |_, _| ()).unwrap().damages;
+            assert_eq!(damages.len(), usize::from(wrong), "{lie:04x} in {name}");
+            assert!(!wrong || damages[0].to_string().contains(name), "{damages:?}");
+        }
+    }
+}
+
+#[test]
 fn every_flipped_byte_is_reported() {
     let probe = Probe::new();
-    // Of the second one, which is mostly padding, every seventh byte.
-    for (small, step) in Small::all().into_iter().zip([1, 7]) {
+    // Of those that are mostly padding, every seventh byte, and fewer of the last.
+    for (small, step) in Small::all().into_iter().zip([1, 7, 7, 29]) {
         let whole = Image::of(&small);
         fs::write(&probe.path, &whole.0).unwrap();
         assert!(!probe.reported());

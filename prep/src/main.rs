@@ -31,6 +31,8 @@ enum Command {
     Pack(commands::pack::PackArgs),
     /// Compare a bundle with its checkpoint on a text
     Evaluate(commands::evaluate::EvaluateArgs),
+    /// Measure what can be left out of a model whose neurons are never exactly zero
+    Thresholds(commands::thresholds::ThresholdsArgs),
     /// Record which neurons fire on a text
     Record(commands::record::RecordArgs),
     /// Show which neurons fire, how often, and together with which
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         Command::Verify(args) => commands::verify::run(&args),
         Command::Pack(args) => commands::pack::run(&args),
         Command::Evaluate(args) => commands::evaluate::run(&args),
+        Command::Thresholds(args) => commands::thresholds::run(&args),
         Command::Record(args) => commands::record::run(&args),
         Command::Analyze(args) => commands::analyze::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Order(args) => commands::order::run(&args).map(|()| ExitCode::SUCCESS),

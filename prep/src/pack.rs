@@ -12,8 +12,14 @@ use flashlm_formats::bundle::{
     Provenance, SourceFile,
 };
 use flashlm_formats::checkpoint::{Checkpoint, CheckpointError};
+use flashlm_formats::model::DType;
+use flashlm_formats::weight_format::{SCALE_BYTES, WeightFormat};
+use flashlm_kernels::to_f32;
+use flashlm_runtime::model::weights::element;
+use rayon::prelude::*;
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::quantise::{NotFinite, quantise_rows};
 use crate::records::fill_layer;
 
 /// Why a bundle could not be made.
@@ -58,6 +64,14 @@ pub enum PackError {
         /// The file.
         path: PathBuf,
     },
+    /// Weights that have no scale.
+    #[error(
+        "{what} holds weights that are no finite numbers: they cannot be quantised; pack without --dtype and --resident-dtype"
+    )]
+    NotFinite {
+        /// Which tensor.
+        what: String,
+    },
     /// The caller wanted to stop.
     #[error("interrupted; no bundle was left behind")]
     Interrupted,
@@ -76,6 +90,10 @@ pub struct PackOptions {
     pub predictors: Option<(PredictorInfo, Vec<u8>)>,
     /// Measured sparsity of every layer.
     pub sparsity: Option<Vec<LayerSparsity>>,
+    /// How neuron records are stored, where they are to be quantised.
+    pub ffn: Option<WeightFormat>,
+    /// How resident matrices are stored, where they are to be quantised.
+    pub resident: Option<WeightFormat>,
     /// Replace a file that is there.
     pub overwrite: bool,
     /// Set by another thread, it makes [`pack`] end with `Interrupted`.
@@ -108,7 +126,8 @@ pub fn pack(
         model: spec.clone(),
         model_bytes: checkpoint.model_bytes(),
         resident_dtypes: dtypes.collect::<Result<_, _>>()?,
-        ffn_dtype: checkpoint.ffn_dtype(),
+        resident: options.resident,
+        ffn_dtype: options.ffn.unwrap_or(checkpoint.ffn_dtype().into()),
         layout: options.layout,
         order: order_name,
         tokenizer: options.tokenizer,
@@ -126,10 +145,23 @@ pub fn pack(
     let mut hash = Xxh3::new();
     let mut bytes = Vec::new();
     for tensor in &tensors {
+        let dtype = checkpoint.resident(&tensor.name)?.dtype;
         checkpoint.read_resident(&tensor.name, &mut bytes)?;
         hash.update(&bytes);
         if let Some(layer) = neuron_bias_layer(&tensor.name) {
             permute(&mut bytes, &order_of(layer));
+        }
+        let format = tensor.format(dtype, options.resident);
+        if format.is_quantised() {
+            let quantised = quantise_matrix(format, dtype, &bytes, tensor.shape[1]);
+            let (values, scales) = quantised.map_err(|_| PackError::NotFinite { what: tensor.name.clone() })?;
+            drop(std::mem::take(&mut bytes));
+            for part in values.chunks(4 << 20).chain([scales.as_slice()]) {
+                writer.resident(part)?;
+                done += part.len() as u64;
+                step(done)?;
+            }
+            continue;
         }
         writer.resident(&bytes)?;
         done += bytes.len() as u64;
@@ -138,22 +170,22 @@ pub fn pack(
     drop(bytes);
 
     let layout = *writer.layout();
+    let ffn_format = options.ffn;
     let hash = std::thread::scope(|scope| {
-        let (filled, to_write) = mpsc::sync_channel::<Result<Vec<u8>, CheckpointError>>(0);
-        let (emptied, to_fill) = mpsc::channel::<Vec<u8>>();
+        let (filled, to_write) = mpsc::sync_channel::<Result<Layer, PackError>>(0);
+        let (emptied, to_fill) = mpsc::channel::<Layer>();
         for _ in 0..2 {
-            _ = emptied.send(Vec::new());
+            _ = emptied.send(Layer::default());
         }
         let order_of = &order_of;
         let reader = scope.spawn(move || {
             let mut hash = hash;
+            let mut maker = LayerMaker { checkpoint, layout, format: ffn_format, plain: Vec::new() };
             for layer in 0..spec.layers {
-                let Ok(mut records) = to_fill.recv() else { break };
-                records.resize(layout.layer_bytes(), 0);
+                let Ok(mut made) = to_fill.recv() else { break };
                 let order = order_of(layer);
-                let result =
-                    fill_layer(checkpoint, layer, &layout, &order, &mut records, &mut |rows| hash.update(rows));
-                if filled.send(result.map(|()| records)).is_err() {
+                let result = maker.make(layer, &order, &mut made, &mut |rows| hash.update(rows));
+                if filled.send(result.map(|()| made)).is_err() {
                     break;
                 }
             }
@@ -161,15 +193,17 @@ pub fn pack(
         });
         let mut write = || -> Result<(), PackError> {
             for layer in 0..spec.layers {
-                let Ok(records) = to_write.recv() else { break };
-                let records = records?;
+                let Ok(made) = to_write.recv() else { break };
+                let made = made?;
                 writer.begin_layer(order_of(layer))?;
-                for groups in records.chunks(groups_at_once(&layout)) {
+                for groups in made.records.chunks(groups_at_once(&layout)) {
                     writer.groups(groups)?;
                     done += groups.len() as u64;
                     step(done)?;
                 }
-                _ = emptied.send(records);
+                writer.resident(&made.scales)?;
+                done += made.scales.len() as u64;
+                _ = emptied.send(made);
             }
             Ok(())
         };
@@ -198,6 +232,87 @@ fn refuse_source(checkpoint: &Checkpoint, path: &Path) -> Result<(), PackError> 
         return Err(PackError::OutputIsSource { path: path.to_path_buf() });
     }
     Ok(())
+}
+
+/// What a layer becomes: its groups, and the scales of its records.
+#[derive(Default)]
+struct Layer {
+    records: Vec<u8>,
+    scales: Vec<u8>,
+}
+
+/// Puts layers together.
+struct LayerMaker<'a> {
+    checkpoint: &'a Checkpoint,
+    layout: FlashLayout,
+    /// How records are quantised, if they are.
+    format: Option<WeightFormat>,
+    /// The records before that.
+    plain: Vec<u8>,
+}
+
+impl LayerMaker<'_> {
+    fn make(
+        &mut self,
+        layer: usize,
+        order: &[u32],
+        made: &mut Layer,
+        seen: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), PackError> {
+        let Self { checkpoint, layout, format, plain } = self;
+        made.records.resize(layout.layer_bytes(), 0);
+        let Some(format) = *format else {
+            return Ok(fill_layer(checkpoint, layer, layout, order, &mut made.records, seen)?);
+        };
+        let (spec, dtype) = (checkpoint.spec(), checkpoint.ffn_dtype());
+        let before = FlashLayout::new(spec, dtype, LayoutOptions::default()).map_err(BundleError::from)?;
+        plain.resize(before.layer_bytes(), 0);
+        fill_layer(checkpoint, layer, &before, order, plain, seen)?;
+        let row_scales = format.scales(spec.hidden_size) * SCALE_BYTES;
+        let record_scales = spec.ffn.vectors() * row_scales;
+        made.scales.resize(spec.ffn.size * record_scales, 0);
+        let groups = made.records.par_chunks_mut(layout.group_bytes());
+        let scales = made.scales.par_chunks_mut(layout.records_per_group() * record_scales);
+        let result = groups.zip(scales).enumerate().try_for_each_init(
+            || vec![0f32; spec.hidden_size],
+            |row, (group, (records, scales))| {
+                let positions = layout.positions_of(group);
+                records[layout.group_padding(group)].fill(0);
+                let rows = scales.chunks_exact_mut(row_scales);
+                let places = positions.flat_map(|p| (0..spec.ffn.vectors()).map(move |vector| (p, vector)));
+                for ((position, vector), scales) in places.zip(rows) {
+                    let from = before.vector_offset(position, vector);
+                    to_f32(element(dtype), &plain[from..from + before.row_bytes()], row);
+                    let to = layout.vector_offset(position, vector) - layout.group_offset(group);
+                    let values = &mut records[to..to + layout.row_bytes()];
+                    quantise_rows(format, row, row.len(), values, scales)?;
+                }
+                Ok(())
+            },
+        );
+        result.map_err(|NotFinite| PackError::NotFinite { what: format!("the FFN of layer {layer}") })
+    }
+}
+
+/// The values and the scales of a matrix whose rows have `cols` elements of `dtype`.
+fn quantise_matrix(
+    format: WeightFormat,
+    dtype: DType,
+    bytes: &[u8],
+    cols: usize,
+) -> Result<(Vec<u8>, Vec<u8>), NotFinite> {
+    /// Rows that a task takes.
+    const ROWS: usize = 64;
+    let (row_bytes, row_scales) = (format.row_bytes(cols), format.scales(cols) * SCALE_BYTES);
+    let rows = bytes.len() / (cols * dtype.bytes());
+    let (mut values, mut scales) = (vec![0; rows * row_bytes], vec![0; rows * row_scales]);
+    let places = values.par_chunks_mut(ROWS * row_bytes).zip(scales.par_chunks_mut(ROWS * row_scales));
+    bytes.par_chunks(ROWS * cols * dtype.bytes()).zip(places).try_for_each_init(Vec::new, |plain, (rows, to)| {
+        plain.resize(rows.len() / dtype.bytes(), 0f32);
+        to_f32(element(dtype), rows, plain);
+        quantise_rows(format, plain, cols, to.0, to.1)
+    })?;
+    Ok((values, scales))
 }
 
 /// Bytes of groups that are written at once: about 4 MiB.

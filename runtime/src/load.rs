@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flashlm_formats::bundle::{Bundle, Section, SectionInfo};
+use flashlm_formats::bundle::{Bundle, Extent as BundleExtent, Section, SectionInfo};
 use flashlm_io::{
     AlignedMemory, DirectFile, DirectIo, DiskProfile, EngineChoice, EngineOptions, Extent, FaultPlan, Mode,
     SequentialReader, StreamOptions, device_key, profile_dir,
@@ -20,10 +20,10 @@ use crate::ffn::flash::{ArenaPlan, FlashFfn, FlashOptions, ReadCut};
 use crate::ffn::resident::ResidentFfn;
 use crate::ffn::streamed::{Pinned, StreamedFfn, StreamedParts};
 use crate::memory;
-use crate::model::ffn::FfnSource;
+use crate::model::ffn::{FfnSource, Records};
 use crate::model::forward::Forward;
 use crate::model::kv_cache::KvDtype;
-use crate::model::weights::{ModelWeights, SharedBytes, TensorBytes, TensorSource};
+use crate::model::weights::{BytesRange, ModelWeights, SharedBytes, TensorBytes, TensorSource};
 use crate::plan::{MemoryPlan, PlanItem, SectionBytes};
 use crate::planner::ReadCost;
 use crate::predictor::LayerPredictors;
@@ -153,7 +153,7 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
     let mut load_layers = |reader: &mut SequentialReader| -> Result<ResidentFfn> {
         let progress = &mut |done| progress(done, total);
         let records = read_flash(bundle, layers_loaded, &threads, reader, progress)?;
-        Ok(ResidentFfn::new(spec.ffn, bundle.manifest().ffn.dtype, *bundle.layout(), records))
+        Ok(ResidentFfn::new(spec.ffn, Records::of(bundle), records))
     };
     let ffn: Box<dyn FfnSource> = match choice {
         FfnChoice::Resident => Box::new(load_layers(&mut reader)?),
@@ -401,12 +401,21 @@ struct BundleTensors<'a> {
     memory: Arc<AlignedMemory>,
 }
 
+impl BundleTensors<'_> {
+    fn part(&self, extent: BundleExtent) -> BytesRange {
+        let start = (extent.offset - self.bundle.resident().extent.offset) as usize;
+        BytesRange::new(self.memory.clone(), start..start + extent.bytes as usize)
+    }
+}
+
 impl TensorSource for BundleTensors<'_> {
     fn tensor(&mut self, name: &str) -> Result<TensorBytes> {
         let entry = self.bundle.resident_tensor(name).ok_or_else(|| RuntimeError::MissingTensor(name.into()))?;
-        let start = (entry.extent.offset - self.bundle.resident().extent.offset) as usize;
-        let range = start..start + entry.extent.bytes as usize;
-        let bytes: SharedBytes = self.memory.clone();
-        Ok(TensorBytes { dtype: entry.dtype, shape: entry.shape.clone(), bytes, range })
+        let (data, scales) = (self.part(entry.extent), entry.scales.map(|scales| self.part(scales)));
+        Ok(TensorBytes { format: entry.format, shape: entry.shape.clone(), data, scales })
+    }
+
+    fn ffn_scales(&mut self, layer: usize) -> Result<Option<BytesRange>> {
+        Ok(self.bundle.ffn_scales(layer).map(|scales| self.part(scales)))
     }
 }

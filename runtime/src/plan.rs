@@ -49,8 +49,12 @@ pub fn resident_bytes_touched(bundle: &Bundle, tokens: usize) -> u64 {
         let name = tensor.name.as_str();
         name.starts_with("layers.") && tensor.shape.len() == 2 || name == head || name.starts_with("embed.project")
     };
-    let matrices: u64 = bundle.resident_tensors().iter().filter(is_touched).map(|tensor| tensor.extent.bytes).sum();
+    let matrices: u64 = bundle.resident_tensors().iter().filter(is_touched).map(stored_bytes).sum();
     matrices + (spec.layers * KvCache::layer_bytes(spec, tokens, KvDtype::F16)) as u64
+}
+
+fn stored_bytes(tensor: &TensorEntry) -> u64 {
+    tensor.extent.bytes + tensor.scales.map_or(0, |scales| scales.bytes)
 }
 
 /// The program itself: code, allocator, stacks, and what the kernel keeps for it. Measured: docs/measurements/memory.md.

@@ -4,6 +4,7 @@ use flashlm_formats::bundle::{Bundle, LayerSparsity};
 
 use crate::cache::BenefitCurve;
 use crate::ffn::flash::ArenaPlan;
+use crate::model::ffn::Records;
 use crate::plan::resident_bytes_touched;
 use crate::planner::ReadCost;
 
@@ -78,7 +79,7 @@ impl Expectation {
             reads,
             io_ms: (cost.request_ns() * reads + cost.byte_ns() * bytes_read) / 1e6,
             bytes_touched: (resident_bytes_touched(bundle, context) + predictors) as f64
-                + rows * layout.row_bytes() as f64,
+                + rows * (layout.row_bytes() + Records::of(bundle).scale_bytes()) as f64,
         })
     }
 

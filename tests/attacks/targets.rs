@@ -59,7 +59,7 @@ pub fn bundle(bytes: &[u8]) {
         if let Ok(bundle) = Bundle::open(&path) {
             _ = verify(&path, &mut |_, _| ());
             _ = bundle.read_predictors();
-            bundle.resident_tensors().iter().for_each(|tensor| _ = bundle.read_tensor(tensor));
+            bundle.resident_tensors().iter().for_each(|tensor| _ = bundle.read_part(tensor.extent));
         }
     });
 }

@@ -8,7 +8,8 @@
 use std::ops::Range;
 
 use super::header::SECTION_ALIGNMENT;
-use crate::model::{DType, ModelSpec};
+use crate::model::ModelSpec;
+use crate::weight_format::WeightFormat;
 
 /// Groups are padded to a multiple of this unless told otherwise: the smallest step that direct reads of most disks accept.
 pub const DEFAULT_ALIGNMENT: usize = 512;
@@ -91,21 +92,20 @@ pub struct FlashLayout {
 }
 
 impl FlashLayout {
-    /// The layout of `model`'s FFN with elements of `dtype`.
+    /// The layout of `model`'s FFN with rows of `format`.
     ///
     /// # Errors
     /// See [`LayoutError`].
-    pub fn new(model: &ModelSpec, dtype: DType, options: LayoutOptions) -> Result<Self, LayoutError> {
+    pub fn new(
+        model: &ModelSpec,
+        format: impl Into<WeightFormat>,
+        options: LayoutOptions,
+    ) -> Result<Self, LayoutError> {
         let (neurons, vectors) = (model.ffn.size, model.ffn.vectors());
-        let record_bytes = model.hidden_size.saturating_mul(dtype.bytes()).saturating_mul(vectors);
+        let row_bytes = format.into().row_bytes(model.hidden_size);
+        let record_bytes = row_bytes.saturating_mul(vectors);
         let records = (options.group_bytes / record_bytes.max(1)).clamp(1, neurons.max(1));
-        Self::with_records(
-            neurons,
-            vectors,
-            model.hidden_size.saturating_mul(dtype.bytes()),
-            records,
-            options.alignment,
-        )
+        Self::with_records(neurons, vectors, row_bytes, records, options.alignment)
     }
 
     /// The layout of `neurons` records of `vectors` rows, with a given number of records in a group.
@@ -253,6 +253,9 @@ mod tests {
             ("tiny, 256 wide", 1000, 2, 512, 4096, 512, (4, 4096, 250)),
             ("tiny, 48 wide, gated", 100, 3, 96, 4096, 512, (14, 4096, 8)),
             ("falcon-7b", 18176, 2, 9088, 4096, 512, (1, 18432, 18176)),
+            ("opt-6.7b, int8", 16384, 2, 4096, 4096, 512, (1, 8192, 16384)),
+            ("opt-6.7b, int4", 16384, 2, 2048, 4096, 512, (1, 4096, 16384)),
+            ("opt-1.3b, int4", 8192, 2, 1024, 4096, 512, (2, 4096, 4096)),
         ];
         for (name, neurons, vectors, row, wanted, alignment, expected) in table {
             let records = (wanted / (row * vectors)).max(1);

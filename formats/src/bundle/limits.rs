@@ -106,6 +106,9 @@ fn check_positions(model: &ModelSpec) -> Result<(), Fault> {
 /// Checks what a manifest says beside the architecture and the layout of records.
 pub(super) fn check_facts(manifest: &Manifest) -> Result<(), Fault> {
     let layers = manifest.model.layers;
+    if let Some(format) = manifest.resident {
+        holds("resident", format.is_quantised(), "int8 or int4, or no such key", format)?;
+    }
     if let Some(predictors) = &manifest.predictors {
         within("number of predictors", predictors.layers.len(), layers, layers)?;
         for predictor in &predictors.layers {

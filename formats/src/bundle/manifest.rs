@@ -6,7 +6,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::layout::FlashLayout;
-use crate::model::{DType, ModelSpec};
+use crate::model::ModelSpec;
+use crate::weight_format::WeightFormat;
 
 /// What a bundle holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,6 +19,9 @@ pub struct Manifest {
     pub model_bytes: u64,
     /// How the FFN's weights are stored.
     pub ffn: FfnStorage,
+    /// How resident matrices are stored, if they are quantised; else they have the source's element types.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resident: Option<WeightFormat>,
     /// The predictors, if there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predictors: Option<PredictorInfo>,
@@ -32,8 +36,8 @@ pub struct Manifest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FfnStorage {
-    /// Element type of every row.
-    pub dtype: DType,
+    /// How every row is stored.
+    pub dtype: WeightFormat,
     /// Length of a record.
     pub record_bytes: u64,
     /// Records of a full group.
@@ -50,7 +54,7 @@ pub struct FfnStorage {
 
 impl FfnStorage {
     /// The description of `layers` layers of `layout`.
-    pub(super) fn new(layout: &FlashLayout, layers: usize, dtype: DType, order: String) -> Self {
+    pub(super) fn new(layout: &FlashLayout, layers: usize, dtype: WeightFormat, order: String) -> Self {
         Self {
             dtype,
             record_bytes: layout.record_bytes() as u64,

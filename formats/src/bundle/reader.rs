@@ -17,7 +17,7 @@ use super::index::{self, LayerTable};
 use super::layout::FlashLayout;
 use super::limits;
 use super::manifest::{FfnStorage, Manifest};
-use super::resident::{self, LENGTH_BYTES, TensorEntry};
+use super::resident::{self, LENGTH_BYTES, ResidentTable, TensorEntry};
 use crate::model::ModelSpec;
 use crate::regular::open_regular;
 
@@ -38,6 +38,8 @@ pub struct Bundle {
     /// The checksums of `layers`, shared with those who read groups.
     checksums: Vec<Arc<[u64]>>,
     resident: Vec<TensorEntry>,
+    /// The scales of each layer's records; empty if these have none.
+    ffn_scales: Vec<Extent>,
     resident_by_name: HashMap<String, usize>,
 }
 
@@ -63,7 +65,7 @@ impl Bundle {
         let tokenizer = source.small(Section::Tokenizer, limits::TOKENIZER_BYTES_MAX)?;
         let (layout, mut layers) = check_flash(&source, &manifest)?;
         let checksums = layers.iter_mut().map(|layer| std::mem::take(&mut layer.checksums).into()).collect();
-        let resident = source.resident_table(&manifest.model)?;
+        let ResidentTable { tensors: resident, ffn_scales } = source.resident_table(&manifest)?;
         let present = header.section(Section::Predictors) != SectionInfo::default();
         if present != manifest.predictors.is_some() {
             let (expected, found) = if present { ("none", "one") } else { ("one", "none") };
@@ -83,6 +85,7 @@ impl Bundle {
             layers,
             checksums,
             resident,
+            ffn_scales,
             resident_by_name,
         })
     }
@@ -134,7 +137,7 @@ impl Bundle {
         self.header.section(Section::Resident)
     }
 
-    /// The resident tensors, in the order of [`ModelSpec::resident_tensors`], one directly behind the other.
+    /// The resident tensors, in the order of [`ModelSpec::resident_tensors`].
     pub fn resident_tensors(&self) -> &[TensorEntry] {
         &self.resident
     }
@@ -142,6 +145,15 @@ impl Bundle {
     /// The resident tensor called `name`.
     pub fn resident_tensor(&self, name: &str) -> Option<&TensorEntry> {
         self.resident_by_name.get(name).map(|i| &self.resident[*i])
+    }
+
+    /// Place of the scales of a layer's records, `[neurons, vectors, groups of a row]` in storage order, if they have any.
+    ///
+    /// # Panics
+    /// If the model has no such layer.
+    pub fn ffn_scales(&self, layer: usize) -> Option<Extent> {
+        assert!(layer < self.layers.len(), "layer {layer} of {}", self.layers.len());
+        self.ffn_scales.get(layer).copied()
     }
 
     /// Place and checksum of the predictors, a safetensors blob.
@@ -198,13 +210,13 @@ impl Bundle {
         self.file.read_exact_at(buffer, offset).map_err(BundleError::io("read", &self.path))
     }
 
-    /// Reads the resident tensor `entry`. Not checked against a checksum: that covers the whole section.
+    /// Reads a part of the resident section, such as a tensor. Not checked against a checksum: that covers the whole section.
     ///
     /// # Errors
     /// `Io`.
-    pub fn read_tensor(&self, entry: &TensorEntry) -> Result<Vec<u8>, BundleError> {
-        let mut bytes = vec![0; entry.extent.bytes as usize];
-        self.read_at(entry.extent.offset, &mut bytes)?;
+    pub fn read_part(&self, extent: Extent) -> Result<Vec<u8>, BundleError> {
+        let mut bytes = vec![0; extent.bytes as usize];
+        self.read_at(extent.offset, &mut bytes)?;
         Ok(bytes)
     }
 
@@ -273,14 +285,14 @@ impl Source<'_> {
         Ok(bytes)
     }
 
-    fn resident_table(&self, model: &ModelSpec) -> Result<Vec<TensorEntry>, BundleError> {
+    fn resident_table(&self, manifest: &Manifest) -> Result<ResidentTable, BundleError> {
         let section = self.header.section(Section::Resident).extent;
         let mut first = [0; LENGTH_BYTES];
         let there = section.bytes.min(LENGTH_BYTES as u64) as usize;
         self.file.read_exact_at(&mut first[..there], section.offset).map_err(BundleError::io("read", self.path))?;
         let bytes = resident::json_bytes(first, section).map_err(|fault| fault.at(self.path))?;
         let json = self.read(Extent { offset: section.offset + LENGTH_BYTES as u64, bytes })?;
-        resident::decode_table(&json, model, section).map_err(|fault| fault.at(self.path))
+        resident::decode_table(&json, manifest, section).map_err(|fault| fault.at(self.path))
     }
 }
 
@@ -296,7 +308,7 @@ fn parse_manifest(json: &[u8]) -> Result<Manifest, Fault> {
 fn check_flash(source: &Source<'_>, manifest: &Manifest) -> Result<(FlashLayout, Vec<LayerTable>), BundleError> {
     let at = |fault: Fault| fault.at(source.path);
     let (model, ffn, header) = (&manifest.model, &manifest.ffn, source.header);
-    let row_bytes = model.hidden_size * ffn.dtype.bytes();
+    let row_bytes = ffn.dtype.row_bytes(model.hidden_size);
     let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     let records = size(ffn.records_per_group);
     let layout =

@@ -60,8 +60,9 @@ pub fn replace_predictors_on(
     manifest: &Manifest,
 ) -> Result<u64, BundleError> {
     let old = bundle.manifest();
-    if (&old.model, old.model_bytes, &old.ffn) != (&manifest.model, manifest.model_bytes, &manifest.ffn) {
-        return Err(BundleError::input("manifest", "the same model and FFN storage as in the bundle", "others"));
+    let fixed = |m: &Manifest| (m.model.clone(), m.model_bytes, m.ffn.clone(), m.resident);
+    if fixed(old) != fixed(manifest) {
+        return Err(BundleError::input("manifest", "the same model and storage as in the bundle", "others"));
     }
     let tail = place(bundle.header(), predictors, manifest)?;
     tail.write(storage, bundle.header().sections).map_err(BundleError::io("write", bundle.path()))?;

@@ -1,6 +1,8 @@
 //! The resident section: a plain safetensors blob with exactly the tensors of [`ModelSpec::resident_tensors`], in that order.
 //!
 //! The data begins at a multiple of 64 bytes of the section, tensor follows tensor without a gap, dtypes are the checkpoint's.
+//! Quantised, a matrix is `I8` (or `U8` of two half bytes each) and followed by its scales; behind all tensors stand the scales of
+//! quantised neuron records.
 
 use std::collections::HashMap;
 
@@ -8,7 +10,9 @@ use safetensors::tensor::{Dtype, TensorInfo};
 
 use super::error::Fault;
 use super::header::{Extent, Section};
-use crate::model::{DType, ModelSpec};
+use super::manifest::Manifest;
+use crate::model::{DType, ModelSpec, ResidentTensor};
+use crate::weight_format::WeightFormat;
 
 /// The data begins at a multiple of it, counted from the section's begin.
 pub(super) const DATA_ALIGNMENT: usize = 64;
@@ -22,27 +26,103 @@ const JSON_BYTES_MAX: u64 = 100_000_000;
 pub struct TensorEntry {
     /// Canonical name.
     pub name: String,
-    /// How its elements are stored.
-    pub dtype: DType,
+    /// How its rows are stored; those of a vector are its elements.
+    pub format: WeightFormat,
     /// Shape; matrices are `[outputs, inputs]`.
     pub shape: Vec<usize>,
     /// Its bytes, row-major and little-endian; the offset counts from the begin of the file.
     pub extent: Extent,
+    /// The scales of its rows, `[outputs, groups of a row]`, if it has any.
+    pub scales: Option<Extent>,
 }
 
-fn tensor_bytes(shape: &[usize], dtype: DType) -> Option<u64> {
-    shape.iter().try_fold(dtype.bytes() as u64, |bytes, dim| bytes.checked_mul(*dim as u64))
+/// Where everything in the resident section is.
+#[derive(Debug)]
+pub(super) struct ResidentTable {
+    /// In the order of [`ModelSpec::resident_tensors`].
+    pub(super) tensors: Vec<TensorEntry>,
+    /// The scales of each layer's records; empty if these have none.
+    pub(super) ffn_scales: Vec<Extent>,
+}
+
+/// A tensor as safetensors has it.
+struct Stored {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+impl Stored {
+    fn bytes(&self) -> Option<u64> {
+        let element: u64 = match self.dtype {
+            Dtype::F32 => 4,
+            Dtype::F16 | Dtype::BF16 => 2,
+            _ => 1,
+        };
+        self.shape.iter().try_fold(element, |bytes, dim| bytes.checked_mul(*dim as u64))
+    }
+
+    fn dtype_name(&self) -> &'static str {
+        match self.dtype {
+            Dtype::F32 => "F32",
+            Dtype::F16 => "F16",
+            Dtype::BF16 => "BF16",
+            Dtype::I8 => "I8",
+            _ => "U8",
+        }
+    }
+}
+
+/// How a tensor is stored: itself, and its scales if it has any.
+fn stored(tensor: &ResidentTensor, format: WeightFormat) -> (Stored, Option<Stored>) {
+    let (name, mut shape) = (tensor.name.clone(), tensor.shape.clone());
+    let dtype = match format {
+        WeightFormat::Plain(DType::F32) => Dtype::F32,
+        WeightFormat::Plain(DType::F16) => Dtype::F16,
+        WeightFormat::Plain(DType::Bf16) => Dtype::BF16,
+        WeightFormat::Int8(_) => Dtype::I8,
+        WeightFormat::Int4(_) => Dtype::U8,
+    };
+    if !format.is_quantised() {
+        return (Stored { name, dtype, shape }, None);
+    }
+    let scales =
+        Stored { name: format!("{name}.scales"), dtype: Dtype::BF16, shape: vec![shape[0], format.scales(shape[1])] };
+    shape[1] = format.row_bytes(shape[1]);
+    (Stored { name, dtype, shape }, Some(scales))
+}
+
+/// The scales of all layers' records, if they have any.
+fn stored_ffn_scales(model: &ModelSpec, ffn: WeightFormat) -> Vec<Stored> {
+    let layers = if ffn.is_quantised() { model.layers } else { 0 };
+    let scales = model.ffn.vectors() * ffn.scales(model.hidden_size);
+    let of_layer = |layer| Stored {
+        name: format!("layers.{layer}.ffn.scales"),
+        dtype: Dtype::BF16,
+        shape: vec![model.ffn.size, scales],
+    };
+    (0..layers).map(of_layer).collect()
 }
 
 /// The head of the section (length, JSON, spaces) and the length of the data behind it.
-pub(super) fn encode_head(model: &ModelSpec, dtypes: &[DType]) -> (Vec<u8>, u64) {
+pub(super) fn encode_head(
+    model: &ModelSpec,
+    dtypes: &[DType],
+    quantised: Option<WeightFormat>,
+    ffn: WeightFormat,
+) -> (Vec<u8>, u64) {
     let mut json = String::from("{");
     let mut end = 0;
-    for (tensor, dtype) in model.resident_tensors().iter().zip(dtypes) {
+    let tensors = model.resident_tensors();
+    let with_scales = tensors.iter().zip(dtypes).flat_map(|(tensor, dtype)| {
+        let (itself, scales) = stored(tensor, tensor.format(*dtype, quantised));
+        [Some(itself), scales].into_iter().flatten()
+    });
+    for tensor in with_scales.chain(stored_ffn_scales(model, ffn)) {
         let start = end;
-        end += tensor_bytes(&tensor.shape, *dtype).expect("the limits of a model keep tensors far below 64 bits");
+        end += tensor.bytes().expect("the limits of a model keep tensors far below 64 bits");
         let separator = if start == 0 { "" } else { "," };
-        let (name, dtype) = (&tensor.name, dtype.name().to_uppercase());
+        let (name, dtype) = (&tensor.name, tensor.dtype_name());
         let shape = tensor.shape.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
         json +=
             &format!(r#"{separator}"{name}":{{"dtype":"{dtype}","shape":[{shape}],"data_offsets":[{start},{end}]}}"#);
@@ -66,49 +146,89 @@ pub(super) fn json_bytes(first: [u8; LENGTH_BYTES], section: Extent) -> Result<u
 }
 
 /// The table of tensors, from the JSON. Each tensor begins where the one before ended, and the last ends with the section.
-pub(super) fn decode_table(json: &[u8], model: &ModelSpec, section: Extent) -> Result<Vec<TensorEntry>, Fault> {
-    let fault = |what: String, expected: String, found: String| Fault::new(Section::Resident, what, expected, found);
-    let stored: HashMap<String, TensorInfo> = serde_json::from_slice(json)
-        .map_err(|e| fault("safetensors header".into(), "JSON with one entry for each tensor".into(), e.to_string()))?;
+pub(super) fn decode_table(json: &[u8], manifest: &Manifest, section: Extent) -> Result<ResidentTable, Fault> {
+    let model = &manifest.model;
+    let found: HashMap<String, TensorInfo> = serde_json::from_slice(json)
+        .map_err(|e| fault("safetensors header", "JSON with one entry for each tensor", e))?;
     let data = section.offset + (LENGTH_BYTES + json.len()) as u64;
     if !(data - section.offset).is_multiple_of(DATA_ALIGNMENT as u64) {
-        let expected = format!("a multiple of {DATA_ALIGNMENT}");
-        return Err(fault("begin of the data".into(), expected, (data - section.offset).to_string()));
+        return Err(fault("begin of the data", format_args!("a multiple of {DATA_ALIGNMENT}"), data - section.offset));
     }
     let expected = model.resident_tensors();
-    if stored.len() != expected.len() {
-        return Err(fault("number of tensors".into(), expected.len().to_string(), stored.len().to_string()));
+    let ffn_scales = stored_ffn_scales(model, manifest.ffn.dtype);
+    let quantised = expected.iter().filter(|t| manifest.resident.is_some() && t.is_quantisable()).count();
+    let count = expected.len() + quantised + ffn_scales.len();
+    if found.len() != count {
+        return Err(fault("number of tensors", count, found.len()));
     }
-    let mut end = 0;
-    let mut table = Vec::with_capacity(expected.len());
-    for tensor in expected {
-        let name = tensor.name;
-        let info =
-            stored.get(&name).ok_or_else(|| fault(format!("tensor {name}"), "an entry".into(), "none".into()))?;
-        let dtype = match info.dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::Bf16,
-            other => return Err(fault(format!("dtype of {name}"), "F32, F16 or BF16".into(), format!("{other:?}"))),
+    let mut table = Table { found, data, end: data, section };
+    let tensors = expected.into_iter().map(|tensor| {
+        let format = match manifest.resident.filter(|_| tensor.is_quantisable()) {
+            Some(format) => format,
+            None => table.plain_dtype(&tensor.name)?.into(),
         };
-        if info.shape != tensor.shape {
-            let (expected, found) = (format!("{:?}", tensor.shape), format!("{:?}", info.shape));
-            return Err(fault(format!("shape of {name}"), expected, found));
+        let (itself, scales) = stored(&tensor, format);
+        let extent = table.take(&itself)?;
+        let scales = scales.map(|scales| table.take(&scales)).transpose()?;
+        Ok(TensorEntry { name: tensor.name, format, shape: tensor.shape, extent, scales })
+    });
+    let tensors = tensors.collect::<Result<_, Fault>>()?;
+    let ffn_scales = ffn_scales.iter().map(|scales| table.take(scales)).collect::<Result<_, Fault>>()?;
+    if table.end != section.end() {
+        return Err(fault("end of the last tensor", section.end(), table.end));
+    }
+    Ok(ResidentTable { tensors, ffn_scales })
+}
+
+fn fault(what: impl Into<String>, expected: impl std::fmt::Display, found: impl std::fmt::Display) -> Fault {
+    Fault::new(Section::Resident, what, expected, found)
+}
+
+/// What the JSON says, and how far it has been followed.
+struct Table {
+    found: HashMap<String, TensorInfo>,
+    /// Begin of the data, and end of the last tensor taken.
+    data: u64,
+    end: u64,
+    section: Extent,
+}
+
+impl Table {
+    fn info(&self, name: &str) -> Result<&TensorInfo, Fault> {
+        self.found.get(name).ok_or_else(|| fault(format!("tensor {name}"), "an entry", "none"))
+    }
+
+    fn plain_dtype(&self, name: &str) -> Result<DType, Fault> {
+        match self.info(name)?.dtype {
+            Dtype::F32 => Ok(DType::F32),
+            Dtype::F16 => Ok(DType::F16),
+            Dtype::BF16 => Ok(DType::Bf16),
+            other => Err(fault(format!("dtype of {name}"), "F32, F16 or BF16", format_args!("{other:?}"))),
         }
-        let bytes = tensor_bytes(&tensor.shape, dtype).filter(|bytes| *bytes <= section.end() - data - end);
-        let bytes = bytes.ok_or_else(|| {
-            let left = section.end() - data - end;
-            fault(format!("length of {name}"), format!("{left} bytes at most"), format!("{:?} of {dtype}", info.shape))
+    }
+
+    /// The place of `tensor`, which has to be the next one.
+    fn take(&mut self, tensor: &Stored) -> Result<Extent, Fault> {
+        let Stored { name, dtype, shape } = tensor;
+        let info = self.info(name)?;
+        if info.dtype != *dtype {
+            return Err(fault(format!("dtype of {name}"), tensor.dtype_name(), format_args!("{:?}", info.dtype)));
+        }
+        if info.shape != *shape {
+            return Err(fault(format!("shape of {name}"), format_args!("{shape:?}"), format_args!("{:?}", info.shape)));
+        }
+        let left = self.section.end() - self.end;
+        let bytes = tensor.bytes().filter(|bytes| *bytes <= left).ok_or_else(|| {
+            let found = format!("{shape:?} of {}", tensor.dtype_name());
+            fault(format!("length of {name}"), format_args!("{left} bytes at most"), found)
         })?;
-        if info.data_offsets != (end as usize, (end + bytes) as usize) {
+        let start = self.end - self.data;
+        if info.data_offsets != (start as usize, (start + bytes) as usize) {
             let found = format!("{:?}", info.data_offsets);
-            return Err(fault(format!("place of {name}"), format!("({end}, {})", end + bytes), found));
+            return Err(fault(format!("place of {name}"), format_args!("({start}, {})", start + bytes), found));
         }
-        table.push(TensorEntry { name, dtype, shape: tensor.shape, extent: Extent { offset: data + end, bytes } });
-        end += bytes;
+        let extent = Extent { offset: self.end, bytes };
+        self.end += bytes;
+        Ok(extent)
     }
-    if data + end != section.end() {
-        return Err(fault("end of the last tensor".into(), section.end().to_string(), (data + end).to_string()));
-    }
-    Ok(table)
 }

@@ -8,6 +8,7 @@ use super::checksum;
 use super::error::{BundleError, Fault};
 use super::header::{Extent, HEADER_BYTES, SECTION_ALIGNMENT, Section, SectionInfo};
 use super::reader::Bundle;
+use crate::weight_format::SCALE_BYTES;
 
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,7 +45,11 @@ pub fn verify(path: impl AsRef<Path>, progress: &mut dyn FnMut(u64, u64)) -> Res
             Section::Flash => check.flash()?,
             // Opening has checked these.
             Section::Manifest | Section::Tokenizer | Section::Index => check.advance(extent.bytes),
-            Section::Resident | Section::Predictors => check.section(section, bundle.header().section(section))?,
+            Section::Predictors => check.section(section, bundle.header().section(section))?,
+            Section::Resident => {
+                check.section(section, bundle.header().section(section))?;
+                check.scales()?;
+            }
         }
     }
     check.report.checked_bytes = bundle.file_bytes() - check.report.unused_bytes;
@@ -109,6 +114,37 @@ impl Check<'_> {
         }
         if hash.digest() != info.checksum {
             self.report.damages.push(Fault::checksum(section, "the section", info.checksum, hash.digest()));
+        }
+        Ok(())
+    }
+
+    /// Every scale has to be a finite number.
+    fn scales(&mut self) -> Result<(), BundleError> {
+        let bundle = self.bundle;
+        let of_tensors =
+            bundle.resident_tensors().iter().filter_map(|t| Some((format!("scales of {}", t.name), t.scales?)));
+        let of_layers = (0..bundle.spec().layers)
+            .filter_map(|layer| Some((format!("scales of the FFN of layer {layer}"), bundle.ffn_scales(layer)?)));
+        for (what, extent) in of_tensors.chain(of_layers) {
+            let mut at = extent.offset;
+            while at < extent.end() {
+                let bytes = PIECE_BYTES.min(extent.end() - at);
+                self.buffer.resize(bytes as usize, 0);
+                bundle.read_at(at, &mut self.buffer)?;
+                // Infinities and NaN have all bits of the exponent.
+                let finite = |scale: &[u8]| scale[1] & 0x7f != 0x7f || scale[0] & 0x80 == 0;
+                if let Some(wrong) = self.buffer.chunks_exact(SCALE_BYTES).position(|scale| !finite(scale)) {
+                    let place = at + (wrong * SCALE_BYTES) as u64;
+                    self.report.damages.push(Fault::new(
+                        Section::Resident,
+                        format!("{what}, byte {place}"),
+                        "a finite number",
+                        "another",
+                    ));
+                    break;
+                }
+                at += bytes;
+            }
         }
         Ok(())
     }

@@ -18,6 +18,7 @@ use super::manifest::{FfnStorage, LayerSparsity, Manifest, PredictorInfo, Proven
 use super::resident;
 use super::storage::{FileStorage, Storage};
 use crate::model::{DType, ModelSpec};
+use crate::weight_format::WeightFormat;
 
 /// What a bundle will hold: all that has to be known before the first byte is written.
 #[derive(Clone, Debug)]
@@ -26,10 +27,12 @@ pub struct BundlePlan {
     pub model: ModelSpec,
     /// Stored bytes of the source's tensors, tied ones once.
     pub model_bytes: u64,
-    /// Element type of each of [`ModelSpec::resident_tensors`], in that order.
+    /// The source's element type of each of [`ModelSpec::resident_tensors`], in that order.
     pub resident_dtypes: Vec<DType>,
-    /// Element type of the neuron records.
-    pub ffn_dtype: DType,
+    /// How resident matrices are stored, where they are to be quantised.
+    pub resident: Option<WeightFormat>,
+    /// How the neuron records are stored.
+    pub ffn_dtype: WeightFormat,
     /// How records are grouped.
     pub layout: LayoutOptions,
     /// Name of the strategy that chose the storage orders; `checkpoint` for the source's own.
@@ -51,8 +54,8 @@ pub struct Extras {
 
 /// Writes one bundle; see the [module](self).
 ///
-/// The order of calls: [`resident`](Self::resident) until all resident bytes are there, then for every layer
-/// [`begin_layer`](Self::begin_layer) and [`groups`](Self::groups), then [`finish`](Self::finish). Dropped before that, it
+/// The order of calls: [`resident`](Self::resident) until all resident tensors are there, then for every layer
+/// [`begin_layer`](Self::begin_layer) and [`groups`](Self::groups) (and the scales of its records, where it has them), then [`finish`](Self::finish). Dropped before that, it
 /// leaves nothing behind.
 pub struct BundleWriter<S: Storage = FileStorage> {
     storage: S,
@@ -60,6 +63,7 @@ pub struct BundleWriter<S: Storage = FileStorage> {
     model: ModelSpec,
     model_bytes: u64,
     ffn: FfnStorage,
+    resident_format: Option<WeightFormat>,
     layout: FlashLayout,
     tokenizer: SectionInfo,
     resident: Extent,
@@ -105,7 +109,11 @@ impl Places {
             return Err(BundleError::input("tokenizer", range, plan.tokenizer.len()));
         }
         let layout = FlashLayout::new(model, plan.ffn_dtype, plan.layout)?;
-        let (resident_head, data_bytes) = resident::encode_head(model, &plan.resident_dtypes);
+        if let Some(format) = plan.resident.filter(|format| !format.is_quantised()) {
+            return Err(BundleError::input("format of resident matrices", "int8 or int4", format));
+        }
+        let (resident_head, data_bytes) =
+            resident::encode_head(model, &plan.resident_dtypes, plan.resident, plan.ffn_dtype);
         let flash_alignment = SECTION_ALIGNMENT.max(layout.alignment() as u64);
         let mut end = SECTION_ALIGNMENT;
         let mut place = |bytes: u64, alignment: u64| {
@@ -144,6 +152,7 @@ impl<S: Storage> BundleWriter<S> {
             storage,
             path,
             ffn: FfnStorage::new(&layout, plan.model.layers, plan.ffn_dtype, plan.order),
+            resident_format: plan.resident,
             layers: Vec::with_capacity(plan.model.layers),
             model: plan.model,
             model_bytes: plan.model_bytes,
@@ -171,7 +180,9 @@ impl<S: Storage> BundleWriter<S> {
     }
 
     /// Takes the next bytes of the resident tensors: [`ModelSpec::resident_tensors`] in that order, one behind the other, in
-    /// pieces of any length. `up_bias` of a layer has to be in storage order.
+    /// pieces of any length. Behind a quantised matrix stand its scales; behind all tensors, where records are quantised, the
+    /// scales of theirs, layer after layer. Those may come whenever they are known, before [`finish`](Self::finish). What has one
+    /// entry for each neuron has to be in storage order.
     ///
     /// # Errors
     /// `WrongInput` for more bytes than the tensors have, `Io`.
@@ -256,6 +267,7 @@ impl<S: Storage> BundleWriter<S> {
             model: self.model.clone(),
             model_bytes: self.model_bytes,
             ffn: self.ffn.clone(),
+            resident: self.resident_format,
             predictors: predictor_info,
             sparsity: extras.sparsity,
             provenance: extras.provenance,

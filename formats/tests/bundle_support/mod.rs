@@ -14,10 +14,16 @@ use flashlm_formats::bundle::{
 use flashlm_formats::model::{
     Activation, Attention, Block, DType, Ffn, ModelSpec, Norm, NormKind, Positions, RopeScaling,
 };
+use flashlm_formats::weight_format::WeightFormat;
 
 /// Bytes that look like nothing else: a fixed sequence for each seed.
 pub fn ramp(seed: u64, len: usize) -> Vec<u8> {
     (0..len as u64).map(|i| ((seed * 131 + i * 7 + (i >> 8)) % 251) as u8 + 1).collect()
+}
+
+/// Scales that are like no other bytes: each is small and finite.
+pub fn scales(count: usize) -> Vec<u8> {
+    (0..count).flat_map(|i| [(i % 251) as u8, 0x3c]).collect()
 }
 
 /// A small model and how it is to be bundled.
@@ -116,18 +122,29 @@ impl Small {
         Self::new(model, DType::F32, LayoutOptions { alignment: 8192, group_bytes: 1 })
     }
 
-    pub fn all() -> [Self; 3] {
-        [Self::opt(), Self::gated(), Self::gated_with_everything()]
+    /// The first with half bytes for the FFN and bytes for attention and embeddings.
+    pub fn quantised() -> Self {
+        let mut small = Self::opt();
+        small.plan.model.hidden_size = 40;
+        small.plan.model.attention.head_dim = 20;
+        small.plan.ffn_dtype = "int4/32".parse().unwrap();
+        small.plan.resident = Some("int8/64".parse().unwrap());
+        small
     }
 
-    fn new(model: ModelSpec, ffn_dtype: DType, layout: LayoutOptions) -> Self {
+    pub fn all() -> [Self; 4] {
+        [Self::opt(), Self::gated(), Self::gated_with_everything(), Self::quantised()]
+    }
+
+    fn new(model: ModelSpec, ffn_dtype: impl Into<WeightFormat>, layout: LayoutOptions) -> Self {
         let dtypes = [DType::F16, DType::Bf16, DType::F32];
         let resident_dtypes = (0..model.resident_tensors().len()).map(|i| dtypes[i % 3]).collect();
         let plan = BundlePlan {
             model,
             model_bytes: 12345,
             resident_dtypes,
-            ffn_dtype,
+            resident: None,
+            ffn_dtype: ffn_dtype.into(),
             layout,
             order: "shuffled".into(),
             tokenizer: br#"{"version":"1.0","model":{}}"#.to_vec(),
@@ -146,7 +163,7 @@ impl Small {
     /// The weights of one row.
     pub fn row(&self, layer: usize, neuron: u32, vector: usize) -> Vec<u8> {
         let seed = (layer as u64 * 1000 + u64::from(neuron)) * 3 + vector as u64;
-        ramp(seed + 77, self.plan.model.hidden_size * self.plan.ffn_dtype.bytes())
+        ramp(seed + 77, self.plan.ffn_dtype.row_bytes(self.plan.model.hidden_size))
     }
 
     pub fn provenance(&self) -> Provenance {
@@ -186,14 +203,21 @@ impl Small {
     pub fn fill<S: Storage>(&self, mut writer: BundleWriter<S>, predictors: Option<Vec<u8>>) -> Manifest {
         let tensors = self.plan.model.resident_tensors();
         for (seed, (tensor, dtype)) in tensors.iter().zip(&self.plan.resident_dtypes).enumerate() {
-            let bytes = tensor.shape.iter().product::<usize>() * dtype.bytes();
-            writer.resident(&ramp(seed as u64, bytes)).unwrap();
+            let format = tensor.format(*dtype, self.plan.resident);
+            let (rows, cols) =
+                (tensor.shape[..tensor.shape.len() - 1].iter().product::<usize>(), tensor.shape.last().unwrap());
+            writer.resident(&ramp(seed as u64, rows * format.row_bytes(*cols))).unwrap();
+            writer.resident(&scales(rows * format.scales(*cols))).unwrap();
         }
         let layout = *writer.layout();
         for layer in 0..self.plan.model.layers {
             writer.begin_layer(self.order(layer)).unwrap();
             let groups = self.groups(&layout, layer);
             groups.chunks(3 * layout.group_bytes()).for_each(|groups| writer.groups(groups).unwrap());
+            let model = &self.plan.model;
+            writer
+                .resident(&scales(model.ffn.size * model.ffn.vectors() * self.plan.ffn_dtype.scales(model.hidden_size)))
+                .unwrap();
         }
         let predictors = predictors.map(|blob| (self.predictor_info(4), blob));
         writer.finish(Extras { predictors, sparsity: None, provenance: self.provenance() }).unwrap()

@@ -12,6 +12,7 @@ use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_runtime::budget::human_bytes;
 use serde_json::json;
 
+use super::formats::FormatArgs;
 use super::{Stage, interrupt};
 
 /// Arguments of `flashlm-prep convert`.
@@ -34,6 +35,8 @@ pub(crate) struct ConvertArgs {
     /// As many records make a group as fit into this
     #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_GROUP_BYTES)]
     group_bytes: usize,
+    #[command(flatten)]
+    formats: FormatArgs,
     /// Print what was written as a JSON object
     #[arg(long)]
     json: bool,
@@ -47,6 +50,8 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<ExitCode> {
     let options = PackOptions {
         layout: LayoutOptions { alignment: args.alignment, group_bytes: args.group_bytes },
         tokenizer: tokenizer_json(&checkpoint)?,
+        ffn: args.formats.dtype,
+        resident: args.formats.resident_dtype,
         overwrite: args.force,
         stop: Some(interrupt::watch()?),
         ..PackOptions::default()

@@ -56,6 +56,8 @@ enum PredictorArg {
     Bundle,
     /// All of them: as good as without predictors
     All,
+    /// Those above their layer's threshold, as if predictors never erred
+    Active,
 }
 
 pub(crate) fn run(args: &EvaluateArgs) -> Result<ExitCode> {
@@ -76,6 +78,7 @@ pub(crate) fn run(args: &EvaluateArgs) -> Result<ExitCode> {
     let choice = match args.predictor {
         PredictorArg::Bundle => PredictorChoice::Bundle,
         PredictorArg::All => PredictorChoice::All,
+        PredictorArg::Active => PredictorChoice::Active,
     };
     let scratch = args.scratch.clone().unwrap_or_else(std::env::temp_dir);
     let scratch = scratch.join(format!("flashlm-evaluate-{}", std::process::id()));

@@ -7,7 +7,8 @@ use anyhow::Result;
 use clap::Args;
 use flashlm_formats::bundle::{Bundle, FlashLayout, LayoutOptions};
 use flashlm_formats::checkpoint::Checkpoint;
-use flashlm_formats::model::{DType, ModelSpec};
+use flashlm_formats::model::ModelSpec;
+use flashlm_formats::weight_format::WeightFormat;
 use flashlm_runtime::budget::human_bytes;
 use serde_json::{Value, json};
 
@@ -30,7 +31,8 @@ struct Facts<'a> {
     spec: &'a ModelSpec,
     model_bytes: u64,
     resident_bytes: u64,
-    dtype: DType,
+    resident_format: Option<WeightFormat>,
+    dtype: WeightFormat,
     layout: FlashLayout,
     notes: Vec<String>,
     more: Value,
@@ -43,7 +45,7 @@ pub(crate) fn run(args: &InspectArgs) -> Result<ExitCode> {
 fn checkpoint(path: &Path, json: bool) -> Result<ExitCode> {
     let checkpoint = Checkpoint::open(path)?;
     let spec = checkpoint.spec();
-    let dtype = checkpoint.ffn_dtype();
+    let dtype = checkpoint.ffn_dtype().into();
     let resident = spec.resident_tensors().into_iter().map(|t| {
         let info = checkpoint.resident(&t.name)?;
         Ok(info.shape.iter().product::<usize>() as u64 * info.dtype.bytes() as u64)
@@ -54,6 +56,7 @@ fn checkpoint(path: &Path, json: bool) -> Result<ExitCode> {
         spec,
         model_bytes: checkpoint.model_bytes(),
         resident_bytes: resident.sum::<Result<u64>>()?,
+        resident_format: None,
         dtype,
         layout: FlashLayout::new(spec, dtype, LayoutOptions::default())?,
         notes: checkpoint.notes().iter().map(ToString::to_string).collect(),
@@ -70,7 +73,13 @@ fn bundle(path: &Path, json: bool) -> Result<ExitCode> {
         kind: "bundle".into(),
         spec: bundle.spec(),
         model_bytes: manifest.model_bytes,
-        resident_bytes: bundle.resident_tensors().iter().map(|t| t.extent.bytes).sum(),
+        resident_bytes: bundle
+            .resident_tensors()
+            .iter()
+            .map(|t| t.extent.bytes + t.scales.map_or(0, |s| s.bytes))
+            .sum::<u64>()
+            + (0..bundle.spec().layers).filter_map(|l| bundle.ffn_scales(l)).map(|s| s.bytes).sum::<u64>(),
+        resident_format: manifest.resident,
         dtype: manifest.ffn.dtype,
         layout: *bundle.layout(),
         notes: vec![],
@@ -82,13 +91,13 @@ fn bundle(path: &Path, json: bool) -> Result<ExitCode> {
 }
 
 fn show(facts: &Facts<'_>, json: bool) {
-    let Facts { kind, spec, model_bytes, resident_bytes, dtype, layout, notes, more } = facts;
+    let Facts { kind, spec, model_bytes, resident_bytes, resident_format, dtype, layout, notes, more } = facts;
     let flash_bytes = layout.layer_stride() as u64 * spec.layers as u64;
     let padding = layout.layer_padding_bytes() as f64 / layout.layer_stride() as f64;
     if json {
         let mut object = json!({
             "kind": kind, "model": spec, "model_bytes": model_bytes, "resident_bytes": resident_bytes,
-            "flash_bytes": flash_bytes, "ffn_dtype": dtype, "record_bytes": layout.record_bytes(),
+            "resident_dtype": resident_format, "flash_bytes": flash_bytes, "ffn_dtype": dtype, "record_bytes": layout.record_bytes(),
             "records_per_group": layout.records_per_group(), "group_bytes": layout.group_bytes(),
             "alignment": layout.alignment(), "padding_share": padding, "notes": notes,
         });
@@ -112,9 +121,10 @@ fn show(facts: &Facts<'_>, json: bool) {
     );
     println!("  model             {:>12}", human_bytes(*model_bytes));
     println!(
-        "  resident          {:>12}  ({:.0} %): embeddings, attention, norms",
+        "  resident          {:>12}  ({:.0} %): embeddings, attention, norms{}",
         human_bytes(*resident_bytes),
-        share(*resident_bytes)
+        share(*resident_bytes),
+        resident_format.map_or(String::new(), |format| format!(", {format}"))
     );
     println!(
         "  flash             {:>12}  ({:.0} %): feed-forward neurons, {dtype}, {:.1} % padding",
@@ -134,7 +144,10 @@ fn show(facts: &Facts<'_>, json: bool) {
         println!("  activation        {activation}: most neurons can be exactly zero; `record` measures how many are");
     } else {
         println!(
-            "  activation        {activation}: no neuron is exactly zero, so little can be left on flash without loss"
+            "  activation        {activation}: no neuron is exactly zero, so leaving any on flash costs quality; `prepare` begins"
+        );
+        println!(
+            "                    with measuring how much (or `thresholds` alone, some minutes) and says what to expect"
         );
     }
     for note in notes {

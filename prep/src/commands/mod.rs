@@ -11,6 +11,7 @@ pub(crate) mod analyze;
 pub(crate) mod convert;
 pub(crate) mod evaluate;
 pub(crate) mod families;
+mod formats;
 pub(crate) mod inspect;
 mod interrupt;
 pub(crate) mod order;
@@ -21,6 +22,7 @@ pub(crate) mod record;
 mod recorded;
 pub(crate) mod report;
 pub(crate) mod synthesize;
+pub(crate) mod thresholds;
 pub(crate) mod train;
 pub(crate) mod verify;
 

@@ -7,7 +7,6 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use flashlm_formats::bundle::FlashLayout;
-use flashlm_formats::model::DType;
 use flashlm_formats::recording::Recording;
 use flashlm_io::DiskProfile;
 use flashlm_prep::coactivation::PairOptions;
@@ -63,6 +62,9 @@ pub(crate) struct OrderArgs {
     /// Bytes of one weight: 2 for f16 and bf16, 4 for f32.
     #[arg(long, value_name = "BYTES", default_value_t = 2)]
     weight_bytes: u64,
+    /// Bytes of a record, where `weight_bytes` does not say.
+    #[arg(skip)]
+    record_bytes: Option<u64>,
     /// Groups are padded to a multiple of this.
     #[arg(long, value_name = "BYTES", default_value_t = 4096)]
     alignment: u64,
@@ -82,7 +84,7 @@ pub(crate) struct OrderArgs {
 
 impl OrderArgs {
     /// What `prepare` asks for: the best of all strategies, for groups as a bundle has them.
-    pub(crate) fn best_of(recording: PathBuf, output: PathBuf, layout: &FlashLayout, dtype: DType, seed: u64) -> Self {
+    pub(crate) fn best_of(recording: PathBuf, output: PathBuf, layout: &FlashLayout, seed: u64) -> Self {
         Self {
             recording,
             output,
@@ -95,7 +97,8 @@ impl OrderArgs {
             tokens: 100_000,
             policy: PolicyKind::Window(4),
             cache: 1.0,
-            weight_bytes: dtype.bytes() as u64,
+            weight_bytes: 2,
+            record_bytes: Some(layout.record_bytes() as u64),
             alignment: layout.alignment() as u64,
             records: Some(layout.records_per_group() as u32),
             request_max: 1 << 20,
@@ -215,7 +218,8 @@ impl Ordering {
         ensure!(args.alignment > 0 && args.weight_bytes > 0, "--alignment and --weight-bytes must be positive");
 
         let model = &recording.info().model;
-        let record_bytes = (model.ffn.vectors() * model.hidden_size) as u64 * args.weight_bytes;
+        let counted = (model.ffn.vectors() * model.hidden_size) as u64 * args.weight_bytes;
+        let record_bytes = args.record_bytes.unwrap_or(counted);
         let records = args.records.unwrap_or((args.alignment / record_bytes).max(1) as u32);
         ensure!(records > 0, "--records 0: a group holds one record at least");
         let cost = read_cost(args.disk.as_deref())?;

@@ -12,10 +12,12 @@ use flashlm_formats::recording::Recording;
 use flashlm_prep::ordering::{OrderFile, positions};
 use flashlm_prep::pack::{PackOptions, pack};
 use flashlm_prep::predictors::assemble;
+use flashlm_prep::thresholds::ThresholdFile;
 use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_prep::wanted::measure_reuse;
 use flashlm_runtime::budget::human_bytes;
 
+use super::formats::FormatArgs;
 use super::recorded::{Division, HELD_OUT};
 use super::{Stage, interrupt};
 
@@ -37,9 +39,14 @@ pub(crate) struct PackArgs {
     /// The recording, to note in the bundle how often neurons come again: the runtime divides its memory by that
     #[arg(long, value_name = "DIR")]
     recording: Option<PathBuf>,
+    /// What `thresholds` wrote, for models whose neurons are never exactly zero
+    #[arg(long, value_name = "FILE")]
+    thresholds: Option<PathBuf>,
     /// The bundle to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+    #[command(flatten)]
+    formats: FormatArgs,
     /// Replace a bundle that is there
     #[arg(long)]
     force: bool,
@@ -72,7 +79,8 @@ fn sparsity(
         "{} is a recording of another model",
         dir.display()
     );
-    let layout = FlashLayout::new(spec, checkpoint.ffn_dtype(), LayoutOptions::default())?;
+    let format = args.formats.dtype.unwrap_or(checkpoint.ffn_dtype().into());
+    let layout = FlashLayout::new(spec, format, LayoutOptions::default())?;
     let division = Division::by_document(recording.documents(), HELD_OUT, 0);
     let stage = Stage::new("measuring reuse", "layers", spec.layers as u64);
     let layers = (0..spec.layers).map(|layer| {
@@ -100,7 +108,10 @@ pub(crate) fn layer_sparsity(
 }
 
 pub(crate) fn run(args: &PackArgs) -> Result<ExitCode> {
-    let checkpoint = Checkpoint::open(&args.checkpoint)?;
+    let mut checkpoint = Checkpoint::open(&args.checkpoint)?;
+    if let Some(file) = &args.thresholds {
+        ThresholdFile::apply(file, &mut checkpoint)?;
+    }
     let spec = checkpoint.spec();
     let orders = args.orders.as_ref().map(|dir| read_orders(dir, spec)).transpose()?;
     let identity = || vec![(0..spec.ffn.size as u32).collect(); spec.layers];
@@ -112,6 +123,8 @@ pub(crate) fn run(args: &PackArgs) -> Result<ExitCode> {
         tokenizer: tokenizer_json(&checkpoint)?,
         orders,
         predictors: Some(predictors),
+        ffn: args.formats.dtype,
+        resident: args.formats.resident_dtype,
         overwrite: args.force,
         stop: Some(interrupt::watch()?),
         ..PackOptions::default()

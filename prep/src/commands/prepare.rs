@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
 use flashlm_formats::bundle::{Bundle, FlashLayout, LayoutOptions, replace_predictors};
 use flashlm_formats::checkpoint::Checkpoint;
@@ -22,16 +22,20 @@ use flashlm_prep::pack::{PackOptions, pack};
 use flashlm_prep::predictors::assemble;
 use flashlm_prep::record::Calibration;
 use flashlm_prep::record::text::{Sampling, checkpoint_fingerprint, read_documents};
+use flashlm_prep::thresholds::ThresholdFile;
 use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_prep::train::TRIAL_TOKENS;
 use flashlm_runtime::budget::human_bytes;
 use flashlm_runtime::text::Tokenizer;
 
 use super::Stage;
+use super::formats::FormatArgs;
 use super::pack::read_orders;
 use super::record::verdict;
+use super::thresholds::{self, DEFAULT_LOSS};
 use layers::{Layers, Stages};
-use work::{Work, fingerprint, publish};
+pub(crate) use work::publish;
+use work::{Work, fingerprint};
 
 /// Arguments of `flashlm-prep prepare`.
 #[derive(Args)]
@@ -61,12 +65,18 @@ pub(crate) struct PrepareArgs {
     /// Share of the active neurons that predictors must find
     #[arg(long, value_name = "SHARE", default_value_t = 0.968)]
     recall: f64,
+    /// Perplexity that may be lost by leaving out weak neurons [default: 1% where no neuron is ever exactly zero (gelu, silu), none
+    /// where most are]
+    #[arg(long, value_name = "PERCENT", value_parser = super::train::parse_percent)]
+    quality_loss: Option<f64>,
     /// Also train predictors of the next layer's neurons, of this rank
     #[arg(long, value_name = "N")]
     look_ahead: Option<NonZeroUsize>,
     /// Minutes that the model may write for, when it writes its own text
     #[arg(long, value_name = "N", default_value_t = 20)]
     minutes: u64,
+    #[command(flatten)]
+    formats: FormatArgs,
     /// Directory for intermediate files [default: the output's name with .work]
     #[arg(long, value_name = "DIR")]
     work: Option<PathBuf>,
@@ -81,6 +91,9 @@ pub(crate) struct PrepareArgs {
     threads: Option<NonZeroUsize>,
 }
 
+/// With more of the neurons needed nobody is served.
+const POINTLESS: f64 = 0.7;
+
 /// From this hidden size on a model counts as large.
 const LARGE: usize = 2048;
 
@@ -89,6 +102,11 @@ impl PrepareArgs {
     fn tokens(&self, spec: &ModelSpec) -> usize {
         let default = if spec.hidden_size >= LARGE { 20_000 } else { 40_000 };
         self.tokens.map_or(default, NonZeroUsize::get)
+    }
+
+    /// Perplexity that thresholds may cost; none where neurons are exactly zero by themselves.
+    fn quality_loss(&self, spec: &ModelSpec) -> Option<f64> {
+        self.quality_loss.or((!spec.ffn.activation.is_sparse()).then_some(DEFAULT_LOSS))
     }
 
     /// Largest size of the predictors. In a large model 9 % would be hundreds of megabytes, which do more as cached neurons.
@@ -105,7 +123,7 @@ fn pilot_tokens(tokens: usize) -> usize {
 
 pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
     let begin = Instant::now();
-    let checkpoint = Checkpoint::open(&args.checkpoint)?;
+    let mut checkpoint = Checkpoint::open(&args.checkpoint)?;
     for note in checkpoint.notes() {
         eprintln!("note: {note}");
     }
@@ -128,14 +146,20 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
     let sampling = Sampling { tokens, sequence_tokens: args.sequence_tokens, seed: args.seed };
     let calibration = Calibration::new(&read_documents(&texts)?, &tokenizer, &spec, sampling)?;
 
+    find_thresholds(args, &mut checkpoint, &calibration, &work)?;
+
     // What each stage is made from.
     let version = env!("CARGO_PKG_VERSION");
     let recorded = calibration.id(&checkpoint);
     let options = format!("{} {} {:?} {}", args.size_budget(&spec), args.recall, args.look_ahead, args.seed);
     let trained = fingerprint(&[version, &recorded, &options]);
-    let ordered = fingerprint(&[version, &recorded, "order", &args.seed.to_string()]);
-    let packed = fingerprint(&[&trained, &ordered]);
-    let flash = fingerprint(&[&source, &ordered]);
+    let format = args.formats.dtype.unwrap_or(checkpoint.ffn_dtype().into());
+    let layout = FlashLayout::new(&spec, format, LayoutOptions::default())?;
+    let groups = format!("{} {}", layout.records_per_group(), layout.group_bytes());
+    let ordered = fingerprint(&[version, &recorded, "order", &args.seed.to_string(), &groups]);
+    let formats = args.formats.describe();
+    let packed = fingerprint(&[&trained, &ordered, &formats]);
+    let flash = fingerprint(&[&source, &ordered, &formats]);
     if work.is_done("pack", &packed) && Bundle::open(&args.output).is_ok() {
         eprintln!("{} is up to date", args.output.display());
         return Ok(ExitCode::SUCCESS);
@@ -146,7 +170,6 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
         predictors: work.stage("predictors", &trained)?,
         orders: work.stage("orders", &ordered)?,
     };
-    let layout = FlashLayout::new(&spec, checkpoint.ffn_dtype(), LayoutOptions::default())?;
     let layers = Layers { args, checkpoint: &checkpoint, calibration: &calibration, layout: &layout, work: &work };
     let sparsity = layers.run(&stages)?;
 
@@ -170,6 +193,8 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
             orders: Some(orders),
             predictors: Some(predictors),
             sparsity: Some(sparsity),
+            ffn: args.formats.dtype,
+            resident: args.formats.resident_dtype,
             overwrite: true,
             ..PackOptions::default()
         };
@@ -191,6 +216,37 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
         work.dir.display()
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// Gives thresholds to a checkpoint that needs some, found now or earlier, and says what to expect before the long work begins.
+fn find_thresholds(
+    args: &PrepareArgs,
+    checkpoint: &mut Checkpoint,
+    calibration: &Calibration,
+    work: &Work,
+) -> Result<()> {
+    let Some(loss) = args.quality_loss(checkpoint.spec()) else { return Ok(()) };
+    let made_from = fingerprint(&[&calibration.id(checkpoint), "thresholds", &loss.to_string()]);
+    let path = work.stage("thresholds", &made_from)?.join("thresholds.json");
+    if !path.exists() {
+        let calibration = calibration.head(thresholds::default_tokens(checkpoint.spec()));
+        let scratch = work.path("thresholds.scratch");
+        let measured = thresholds::measure(checkpoint, &calibration, loss, args.threads, &scratch);
+        work.clear("thresholds.scratch")?;
+        publish(&path, &ThresholdFile::new(checkpoint, measured?).to_json())?;
+    }
+    let measured = ThresholdFile::apply(&path, checkpoint)?.measured;
+    for line in thresholds::table(&measured, checkpoint) {
+        eprintln!("{line}");
+    }
+    let mean = measured.mean_active();
+    eprintln!("{}", verdict(mean));
+    ensure!(
+        mean <= POINTLESS || args.quality_loss.is_some(),
+        "preparing this model gains next to nothing, so nothing was done: take a ReLU (relufied) version of it, say what may be \
+         lost (--quality-loss 5%), or --quality-loss 1% to go on all the same"
+    );
+    Ok(())
 }
 
 /// The text that the model wrote, now or earlier.

@@ -9,6 +9,7 @@ use clap::Args;
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_prep::record::text::{Sampling, read_documents};
 use flashlm_prep::record::{Calibration, Recorder};
+use flashlm_prep::thresholds::ThresholdFile;
 use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_runtime::text::Tokenizer;
 
@@ -31,6 +32,9 @@ pub(crate) struct RecordArgs {
     /// Directory for the recording
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
+    /// What `thresholds` wrote, for models whose neurons are never exactly zero
+    #[arg(long, value_name = "FILE")]
+    thresholds: Option<PathBuf>,
     /// Tokens to record at most
     #[arg(long, value_name = "N", default_value_t = 20_000)]
     tokens: usize,
@@ -46,7 +50,10 @@ pub(crate) struct RecordArgs {
 }
 
 pub(crate) fn run(args: &RecordArgs) -> Result<ExitCode> {
-    let checkpoint = Checkpoint::open(&args.checkpoint)?;
+    let mut checkpoint = Checkpoint::open(&args.checkpoint)?;
+    if let Some(file) = &args.thresholds {
+        ThresholdFile::apply(file, &mut checkpoint)?;
+    }
     let sampling = Sampling { tokens: args.tokens, sequence_tokens: args.sequence_tokens, seed: args.seed };
     let calibration = if args.random_ids {
         Calibration::random(checkpoint.spec(), sampling)
@@ -84,8 +91,8 @@ pub(crate) fn verdict(mean: f64) -> String {
         m if m <= 0.12 => "sparse: most of the feed-forward weights can stay on flash",
         m if m <= 0.35 => "moderately sparse: expect a gain, but several times the reads of a sparse model",
         _ => {
-            "not sparse: nearly every neuron is needed for every token, so reading only the needed ones gains little; \
-              use a ReLU (relufied) version of this model"
+            "not sparse: most neurons are needed for every token, so reading only the needed ones gains little; use a ReLU \
+              (relufied) version of this model, or allow a larger loss (`prepare --quality-loss`)"
         }
     };
     format!("{percent:.1} % of the neurons are active on average. This model is {meaning}.")

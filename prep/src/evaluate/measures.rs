@@ -12,7 +12,7 @@ pub struct LayerErrors {
     pub false_negative_rate: f64,
     /// False alarms among inactive ones.
     pub false_positive_rate: f64,
-    /// Active neurons among all.
+    /// Active neurons among all: above the layer's threshold, if it has one.
     pub active_fraction: f64,
     /// Predicted neurons among all.
     pub predicted_fraction: f64,
@@ -91,7 +91,8 @@ pub(super) fn compare(sums: &mut Comparison, dense: &[f32], bundle: &[f32], next
     }
 }
 
-fn log_sum_exp(logits: &[f32]) -> f64 {
+/// The logarithm of the sum of exponentials.
+pub(crate) fn log_sum_exp(logits: &[f32]) -> f64 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     f64::from(max) + logits.iter().map(|l| f64::from(l - max).exp()).sum::<f64>().ln()
 }
@@ -99,6 +100,10 @@ fn log_sum_exp(logits: &[f32]) -> f64 {
 /// Counts what a layer's predictor does.
 pub(super) struct LayerObserver {
     down_norms: Vec<f32>,
+    /// Magnitude above which a neuron is active.
+    threshold: f32,
+    /// The active ones are what is computed.
+    only_active: bool,
     tokens: usize,
     active: u64,
     predicted: u64,
@@ -108,9 +113,19 @@ pub(super) struct LayerObserver {
 }
 
 impl LayerObserver {
-    /// `down_norms` in storage order.
-    pub(super) fn new(down_norms: Vec<f32>) -> Self {
-        Self { down_norms, tokens: 0, active: 0, predicted: 0, hits: 0, energy: 0.0, energy_kept: 0.0 }
+    /// `down_norms` in storage order; `only_active`: nothing chooses neurons but the threshold.
+    pub(super) fn new(down_norms: Vec<f32>, threshold: f32, only_active: bool) -> Self {
+        Self {
+            down_norms,
+            threshold,
+            only_active,
+            tokens: 0,
+            active: 0,
+            predicted: 0,
+            hits: 0,
+            energy: 0.0,
+            energy_kept: 0.0,
+        }
     }
 
     pub(super) fn errors(&self) -> LayerErrors {
@@ -135,8 +150,9 @@ impl FfnObserver for LayerObserver {
     fn activations(&mut self, piece: &ObservedActivations<'_>) -> Result<(), RuntimeError> {
         for (token, row) in piece.values.chunks_exact(piece.count).enumerate() {
             for (neuron, &value) in (piece.first..).zip(row) {
-                let predicted = piece.selection.is_none_or(|s| s.contains(token, neuron));
-                let active = value != 0.0;
+                let active = value.abs() > self.threshold;
+                let chosen = piece.selection.is_none_or(|s| s.contains(token, neuron));
+                let predicted = chosen && (active || !self.only_active);
                 self.active += u64::from(active);
                 self.predicted += u64::from(predicted);
                 self.hits += u64::from(active && predicted);
@@ -167,7 +183,7 @@ mod tests {
     #[test]
     fn rates_are_pooled_over_tokens() {
         use flashlm_runtime::model::ffn::Selection;
-        let mut observer = LayerObserver::new(vec![1.0, 2.0, 1.0, 1.0]);
+        let mut observer = LayerObserver::new(vec![1.0, 2.0, 1.0, 1.0], 0.0, false);
         let mut selection = Selection::default();
         selection.reset(1, 4);
         selection.select_positive(0, &[1.0, -1.0, 1.0, -1.0]);
@@ -183,6 +199,14 @@ mod tests {
         let errors = observer.errors();
         assert_eq!((errors.false_negative_rate, errors.false_positive_rate), (0.5, 0.5));
         assert_eq!((errors.active_fraction, errors.predicted_fraction), (0.5, 0.5));
+        assert!((errors.energy_recall - 0.6).abs() < 1e-9);
+
+        // Above a threshold fewer are active, and all energy counts.
+        let mut observer = LayerObserver::new(vec![1.0, 2.0, 1.0, 1.0], 1.5, true);
+        observer.input(0, 1, &[]).unwrap();
+        observer.activations(&ObservedActivations { selection: None, ..piece }).unwrap();
+        let errors = observer.errors();
+        assert_eq!((errors.active_fraction, errors.predicted_fraction), (0.25, 0.25));
         assert!((errors.energy_recall - 0.6).abs() < 1e-9);
     }
 }

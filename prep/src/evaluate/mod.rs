@@ -17,14 +17,17 @@ use flashlm_kernels::Threads;
 use flashlm_runtime::error::{Result as RuntimeResult, RuntimeError};
 use flashlm_runtime::ffn::predicted::PredictedFfn;
 use flashlm_runtime::ffn::resident::ResidentFfn;
+use flashlm_runtime::model::ffn::{FfnSource, Records};
 use flashlm_runtime::model::forward::{Head, HeadScratch};
-use flashlm_runtime::model::weights::{LayerWeights, OuterWeights, SharedBytes, TensorBytes, TensorSource};
+use flashlm_runtime::model::weights::{BytesRange, LayerWeights, OuterWeights, SharedBytes, TensorBytes, TensorSource};
 use flashlm_runtime::predictor::Predictor;
 
 use crate::layers::{LayerRunner, PassError};
 use crate::record::{CheckpointTensors, RecordError, layer_ffn};
 use crate::states::{self, HiddenStates, StatesError};
+use crate::thresholds::WithCutoff;
 
+pub(crate) use measures::log_sum_exp;
 pub use measures::{Comparison, Evaluation, LayerErrors};
 use measures::{LayerObserver, compare};
 
@@ -82,6 +85,8 @@ pub enum PredictorChoice {
     Bundle,
     /// All of them.
     All,
+    /// Those above their layer's threshold, as if predictors never erred.
+    Active,
 }
 
 /// The text, cut into windows.
@@ -128,7 +133,8 @@ pub fn evaluate(
     logits: &mut dyn FnMut(usize, [&[f32]; 2]),
 ) -> Result<Evaluation, EvaluateError> {
     let spec = bundle.spec();
-    if spec != checkpoint.spec() {
+    let thresholds = checkpoint.spec().thresholds.clone();
+    if (ModelSpec { thresholds, ..spec.clone() }) != *checkpoint.spec() {
         return Err(EvaluateError::OtherModel(format!(
             "{} of {} layers and hidden size {} against {} of {} and {}",
             spec.family,
@@ -144,7 +150,7 @@ pub fn evaluate(
         return Err(EvaluateError::TooShort { found: scored, needed: 1 });
     }
     let predictors = match choice {
-        PredictorChoice::All => None,
+        PredictorChoice::All | PredictorChoice::Active => None,
         PredictorChoice::Bundle => Some(bundle.read_predictors()?.ok_or(EvaluateError::NoPredictors)?),
     };
     let predictors: Option<SharedBytes> = predictors.map(|bytes| Arc::new(bytes) as SharedBytes);
@@ -157,11 +163,12 @@ pub fn evaluate(
         dir: scratch,
         predictors,
         predictor_bytes: 0,
+        only_active: choice == PredictorChoice::Active,
     };
     let result = run.layers(progress).and_then(|layers| {
         let comparison = run.heads(logits)?;
         let ffn_bytes =
-            (spec.ffn.vectors() * spec.ffn.size * spec.hidden_size * bundle.manifest().ffn.dtype.bytes()) as u64;
+            (spec.ffn.vectors() * spec.ffn.size * bundle.manifest().ffn.dtype.row_bytes(spec.hidden_size)) as u64;
         Ok(Evaluation::new(comparison, layers, run.predictor_bytes, ffn_bytes * spec.layers as u64))
     });
     states::remove_dir(&scratch.join("checkpoint"))?;
@@ -178,6 +185,7 @@ struct Run<'a> {
     dir: &'a Path,
     predictors: Option<SharedBytes>,
     predictor_bytes: u64,
+    only_active: bool,
 }
 
 impl Run<'_> {
@@ -227,12 +235,17 @@ impl Run<'_> {
                 }
             };
             self.predictor_bytes += predictor.iter().flatten().map(Predictor::bytes).sum::<u64>();
-            let mut ffn = PredictedFfn::new(bundle_ffn(self.bundle, layer)?, predictor, self.spec().ffn.size);
+            let source = bundle_ffn(self.bundle, layer)?;
+            let threshold = self.spec().threshold(layer);
+            let mut ffn: Box<dyn FfnSource> = match self.only_active {
+                true => Box::new(WithCutoff { source, cutoff: threshold }),
+                false => Box::new(PredictedFfn::new(source, predictor, self.spec().ffn.size)),
+            };
             let (input, mut output) = (self.states("bundle", layer)?, self.new_states("bundle", layer + 1)?);
             let norms = self.bundle.storage_order(layer).iter().map(|n| down_norms[*n as usize]).collect();
-            let mut observer = LayerObserver::new(norms);
+            let mut observer = LayerObserver::new(norms, threshold, self.only_active);
             for range in self.windows.ranges() {
-                self.runner.run(&weights, &mut ffn, range, (&input, &mut output), Some(&mut observer))?;
+                self.runner.run(&weights, &mut *ffn, range, (&input, &mut output), Some(&mut observer))?;
             }
             output.publish()?;
             input.remove()?;
@@ -273,13 +286,17 @@ struct BundleTensors<'a>(&'a Bundle);
 impl TensorSource for BundleTensors<'_> {
     fn tensor(&mut self, name: &str) -> RuntimeResult<TensorBytes> {
         let entry = self.0.resident_tensor(name).ok_or_else(|| RuntimeError::MissingTensor(name.into()))?;
-        let bytes = self.0.read_tensor(entry)?;
+        let read = |extent| Ok::<_, RuntimeError>(BytesRange::whole(self.0.read_part(extent)?));
         Ok(TensorBytes {
-            dtype: entry.dtype,
+            format: entry.format,
             shape: entry.shape.clone(),
-            range: 0..bytes.len(),
-            bytes: Arc::new(bytes),
+            data: read(entry.extent)?,
+            scales: entry.scales.map(read).transpose()?,
         })
+    }
+
+    fn ffn_scales(&mut self, layer: usize) -> RuntimeResult<Option<BytesRange>> {
+        self.0.ffn_scales(layer).map(|scales| Ok(BytesRange::whole(self.0.read_part(scales)?))).transpose()
     }
 }
 
@@ -292,5 +309,5 @@ fn bundle_ffn(bundle: &Bundle, layer: usize) -> Result<ResidentFfn, EvaluateErro
     if let Some(group) = groups.into_iter().position(|(bytes, sum)| checksum(bytes) != *sum) {
         return Err(EvaluateError::Damaged { layer, group });
     }
-    Ok(ResidentFfn::new(bundle.spec().ffn, bundle.manifest().ffn.dtype, layout, records))
+    Ok(ResidentFfn::new(bundle.spec().ffn, Records::of(bundle), records))
 }

@@ -1,7 +1,5 @@
 //! One layer of a checkpoint as the runtime's forward pass wants it: resident tensors by name, FFN as neuron records.
 
-use std::sync::Arc;
-
 use flashlm_formats::bundle::{FlashLayout, LayoutOptions};
 use flashlm_formats::checkpoint::{Checkpoint, CheckpointError};
 use flashlm_formats::model::DType;
@@ -9,7 +7,8 @@ use flashlm_io::AlignedMemory;
 use flashlm_kernels::to_f32;
 use flashlm_runtime::error::{Result, RuntimeError};
 use flashlm_runtime::ffn::resident::ResidentFfn;
-use flashlm_runtime::model::weights::{TensorBytes, TensorSource, element};
+use flashlm_runtime::model::ffn::Records;
+use flashlm_runtime::model::weights::{BytesRange, TensorBytes, TensorSource, element};
 
 use super::RecordError;
 use crate::records::fill_layer;
@@ -27,10 +26,10 @@ impl<'a> CheckpointTensors<'a> {
 
     fn read(&self, name: &str) -> Result<TensorBytes, CheckpointError> {
         let info = self.checkpoint.resident(name)?;
-        let (dtype, shape) = (info.dtype, info.shape.to_vec());
+        let (format, shape) = (info.dtype.into(), info.shape.to_vec());
         let mut bytes = Vec::new();
         self.checkpoint.read_resident(name, &mut bytes)?;
-        Ok(TensorBytes { dtype, shape, range: 0..bytes.len(), bytes: Arc::new(bytes) })
+        Ok(TensorBytes { format, shape, data: BytesRange::whole(bytes), scales: None })
     }
 }
 
@@ -48,7 +47,8 @@ pub fn layer_ffn(checkpoint: &Checkpoint, layer: usize) -> Result<(ResidentFfn, 
     let order: Vec<u32> = (0..spec.ffn.size as u32).collect();
     fill_layer(checkpoint, layer, &layout, &order, records.as_mut_slice(), &mut |_| ())?;
     let norms = down_norms(&layout, dtype, records.as_slice());
-    Ok((ResidentFfn::new(spec.ffn, dtype, layout, records), norms))
+    let how = Records { layout, format: dtype.into(), cols: spec.hidden_size };
+    Ok((ResidentFfn::new(spec.ffn, how, records), norms))
 }
 
 fn down_norms(layout: &FlashLayout, dtype: DType, records: &[u8]) -> Vec<f32> {

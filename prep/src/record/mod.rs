@@ -143,6 +143,7 @@ impl<'a> Recorder<'a> {
             activations: vec![0.0; self.longest * spec.ffn.size],
             input: Vec::with_capacity(self.longest * spec.hidden_size),
             ffn: spec.ffn.size,
+            threshold: spec.threshold(layer),
             tokens: 0,
         };
         for sequence in self.recording.sequences() {
@@ -198,6 +199,8 @@ struct LayerObserver {
     input: Vec<f32>,
     activations: Vec<f32>,
     ffn: usize,
+    /// Magnitudes up to this are no activity.
+    threshold: f32,
     tokens: usize,
 }
 
@@ -222,7 +225,10 @@ impl FfnObserver for LayerObserver {
     fn activations(&mut self, piece: &ObservedActivations<'_>) -> Result<(), RuntimeError> {
         let ObservedActivations { first, count, values, .. } = *piece;
         for (token, row) in values.chunks_exact(count).enumerate() {
-            self.activations[token * self.ffn + first..][..count].copy_from_slice(row);
+            let kept = &mut self.activations[token * self.ffn + first..][..count];
+            for (kept, value) in kept.iter_mut().zip(row) {
+                *kept = if value.abs() <= self.threshold { 0.0 } else { *value };
+            }
         }
         Ok(())
     }

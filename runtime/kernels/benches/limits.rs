@@ -7,8 +7,8 @@ use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use flashlm_kernels::{
-    Element, MatmulScratch, Matrix, Threads, add_scaled_rows, gathered_add, gathered_dots, instruction_set, matmul,
-    matmul_rows_add, matvec, read_bandwidth,
+    Element, MatmulScratch, Matrix, ScaleGroup, Threads, add_scaled_rows, gathered_add, gathered_dots, instruction_set,
+    matmul, matmul_rows_add, matvec, read_bandwidth,
 };
 
 const COLS: usize = 4096;
@@ -60,12 +60,21 @@ fn memory(threads: &Threads, bytes: usize) {
         println!("{what:34} {:6.2} GB/s of {:6.2} read: {:5.1} %", rate / 1e9, limit / 1e9, 100.0 * rate / limit);
     };
     let x: Vec<f32> = (0..COLS).map(|i| (i % 17) as f32 - 8.0).collect();
-    for element in [Element::F16, Element::Bf16, Element::F32] {
-        let row_bytes = COLS * element.bytes();
+    let group = ScaleGroup::new(64).expect("a power of two");
+    for element in [Element::F16, Element::Bf16, Element::F32, Element::Q8, Element::Q4] {
+        let row_bytes = element.row_bytes(COLS);
         let rows = bytes / row_bytes;
-        let w = Matrix::new(element, &data[..rows * row_bytes], rows, COLS).expect("whole rows");
+        let mut w = Matrix::new(element, &data[..rows * row_bytes], rows, COLS).expect("whole rows");
+        let mut scale_bytes = 0;
+        let scales: Vec<u8>;
+        if element.is_quantised() {
+            scale_bytes = group.scale_bytes(COLS);
+            scales = (0..rows * scale_bytes).map(|i| [i as u8, 0x3c][i % 2]).collect();
+            w = w.with_scales(&scales, scale_bytes, group).expect("a scale for each group");
+        }
+        let row_bytes = row_bytes + scale_bytes;
         let mut y = vec![0.0; rows];
-        show(&format!("matvec {element:?}"), bytes, &mut || matvec(threads, w, &x, &mut y));
+        show(&format!("matvec {element:?}"), rows * row_bytes, &mut || matvec(threads, w, &x, &mut y));
         for percent in [10, 50] {
             let mut state = 1u64;
             let mut random = move || {

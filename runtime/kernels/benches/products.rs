@@ -6,7 +6,8 @@ use std::num::NonZeroUsize;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use flashlm_kernels::{
-    Element, MatmulScratch, Matrix, Threads, add_scaled_rows, gathered_dots, matmul, matmul_rows_add, matvec, softmax,
+    Element, MatmulScratch, Matrix, ScaleGroup, Threads, add_scaled_rows, gathered_dots, matmul, matmul_rows_add,
+    matvec, softmax,
 };
 
 const COLS: usize = 4096;
@@ -30,13 +31,20 @@ fn decode(c: &mut Criterion) {
     let (mut y, mut out) = (vec![0.0; rows], vec![0.0; COLS]);
     let mut group = c.benchmark_group("decode");
     group.sample_size(20);
-    for element in [Element::F16, Element::Bf16] {
-        let w = Matrix::new(element, &data, rows, COLS).expect("whole rows");
-        group.throughput(Throughput::Bytes(data.len() as u64));
+    let scale_group = ScaleGroup::new(64).expect("a power of two");
+    let scale_bytes = scale_group.scale_bytes(COLS);
+    let scales: Vec<u8> = (0..rows * scale_bytes).map(|i| [i as u8, 0x3c][i % 2]).collect();
+    for element in [Element::F16, Element::Bf16, Element::Q8, Element::Q4] {
+        let row_bytes = element.row_bytes(COLS);
+        let mut w = Matrix::new(element, &data[..rows * row_bytes], rows, COLS).expect("whole rows");
+        if element.is_quantised() {
+            w = w.with_scales(&scales, scale_bytes, scale_group).expect("a scale for each group");
+        }
+        group.throughput(Throughput::Bytes((rows * row_bytes) as u64));
         group.bench_function(BenchmarkId::new("matvec", format!("{element:?}")), |b| {
             b.iter(|| matvec(&threads, w, black_box(&x), &mut y));
         });
-        group.throughput(Throughput::Bytes((active.len() * COLS * 2) as u64));
+        group.throughput(Throughput::Bytes((active.len() * row_bytes) as u64));
         group.bench_function(BenchmarkId::new("add_scaled_rows", format!("{element:?}")), |b| {
             b.iter(|| add_scaled_rows(&threads, w, black_box(&active), &mut out));
         });

@@ -9,6 +9,7 @@ use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
 
 use crate::dispatch::Kernels;
+use crate::row::{Places, Q4_BLOCK, Row};
 use crate::simd::{Op, Simd, Weight, with_weight};
 
 /// A weight's number format.
@@ -22,19 +23,45 @@ pub enum Element {
     Bf16,
     /// A signed byte; the caller applies scales.
     I8,
+    /// A signed byte times the scale of its group; see [`crate::Row`].
+    Q8,
+    /// A whole number from -8 to 7 times the scale of its group, in blocks of 32; see [`crate::Row`].
+    Q4,
 }
 
 impl Element {
-    /// Every format.
+    /// Every format without scales.
     pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Bf16, Self::I8];
 
-    /// Bytes of one element.
+    /// Bytes of one element, rounded up.
     pub const fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
-            Self::I8 => 1,
+            Self::I8 | Self::Q8 | Self::Q4 => 1,
         }
+    }
+
+    /// Bytes of a row of `cols` elements without its scales; a row of four-bit numbers holds whole blocks. `None` if they
+    /// cannot be counted.
+    pub const fn checked_row_bytes(self, cols: usize) -> Option<usize> {
+        match self {
+            Self::Q4 => Some(cols.div_ceil(Q4_BLOCK) * (Q4_BLOCK / 2)),
+            _ => cols.checked_mul(self.bytes()),
+        }
+    }
+
+    /// The same of a row that exists.
+    pub const fn row_bytes(self, cols: usize) -> usize {
+        match self {
+            Self::Q4 => cols.div_ceil(Q4_BLOCK) * (Q4_BLOCK / 2),
+            _ => cols * self.bytes(),
+        }
+    }
+
+    /// Whether rows have scales.
+    pub const fn is_quantised(self) -> bool {
+        matches!(self, Self::Q8 | Self::Q4)
     }
 }
 
@@ -54,24 +81,25 @@ pub fn store_bf16(from: &[f32], to: &mut [u16]) {
     to.reinterpret_cast_mut::<bf16>().convert_from_f32_slice(from);
 }
 
-/// Widens `bytes` to f32, exactly.
+/// Widens a row to f32, exactly.
 ///
 /// # Panics
-/// If `bytes` does not hold exactly `to.len()` elements.
-pub fn to_f32(element: Element, bytes: &[u8], to: &mut [f32]) {
-    Kernels::get().to_f32(element, bytes, to);
+/// If `row` does not hold exactly `to.len()` elements.
+pub fn to_f32<'a>(element: Element, row: impl Into<Row<'a>>, to: &mut [f32]) {
+    Kernels::get().to_f32(element, row, to);
 }
 
 impl Kernels {
     /// [`to_f32`] on this instruction set.
-    pub fn to_f32(self, element: Element, bytes: &[u8], to: &mut [f32]) {
-        assert_eq!(bytes.len(), to.len() * element.bytes(), "to_f32: bytes of input against output elements");
-        with_weight!(element, W => self.run(Widen { bytes, to, weight: PhantomData::<W> }));
+    pub fn to_f32<'a>(self, element: Element, row: impl Into<Row<'a>>, to: &mut [f32]) {
+        let row = row.into();
+        row.check(element, to.len());
+        with_weight!(element, W => self.run(Widen { row, to, weight: PhantomData::<W> }));
     }
 }
 
 struct Widen<'a, W> {
-    bytes: &'a [u8],
+    row: Row<'a>,
     to: &'a mut [f32],
     weight: PhantomData<W>,
 }
@@ -81,26 +109,26 @@ impl<W: Weight> Op for Widen<'_, W> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { bytes, to, weight: _ } = self;
-        // SAFETY: `Kernels::to_f32` checked that `bytes` holds `to.len()` elements.
-        unsafe { widen::<S, W>(s, bytes.as_ptr(), to.as_mut_ptr(), to.len()) }
+        let Self { row, to, weight: _ } = self;
+        // SAFETY: `Kernels::to_f32` checked that `row` holds `to.len()` elements.
+        unsafe { widen::<S, W>(s, row.places(), 0, to.as_mut_ptr(), to.len()) }
     }
 }
 
-/// Widens `count` elements.
+/// Widens `count` elements from element `first` on, which is a multiple of `LANES`.
 ///
 /// # Safety
-/// `from` must hold and `to` must take `count` elements.
+/// `from` must hold `first + count` and `to` must take `count` elements.
 #[inline(always)]
-pub(crate) unsafe fn widen<S: Simd, W: Weight>(s: S, from: *const u8, to: *mut f32, count: usize) {
+pub(crate) unsafe fn widen<S: Simd, W: Weight>(s: S, from: Places, first: usize, to: *mut f32, count: usize) {
     let whole = count / S::LANES * S::LANES;
     // SAFETY: all indices are below `count`.
     unsafe {
         for i in (0..whole).step_by(S::LANES) {
-            s.store(to.add(i), W::load(s, from.add(i * W::BYTES)));
+            s.store(to.add(i), W::load(s, from, first + i));
         }
         if whole < count {
-            s.store_part(to.add(whole), W::load_part(s, from.add(whole * W::BYTES), count - whole), count - whole);
+            s.store_part(to.add(whole), W::load_part(s, from, first + whole, count - whole), count - whole);
         }
     }
 }
@@ -119,7 +147,7 @@ mod tests {
                 (Element::Bf16, |b| bf16::from_bits(b).to_f32()),
             ] {
                 let mut out = vec![0f32; bits.len()];
-                kernels.to_f32(element, &bytes, &mut out);
+                kernels.to_f32(element, &bytes[..], &mut out);
                 for (&b, &got) in bits.iter().zip(&out) {
                     let want = widen(b);
                     assert!(

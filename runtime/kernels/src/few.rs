@@ -5,8 +5,8 @@
 
 use crate::dispatch::Kernels;
 use crate::many::{Of, Shape};
-use crate::matrix::Matrix;
 use crate::matvec::{ROWS_AT_ONCE, dots, rows_per_task};
+use crate::row::Places;
 use crate::rows::{self, cols_per_task};
 use crate::simd::{Op, Simd, Weight, with_weight};
 use crate::threads::{SendPtr, Threads};
@@ -78,8 +78,8 @@ impl FewDots<'_> {
     fn tokens<S: Simd, W: Weight, const R: usize>(&self, s: S, r: usize) {
         let Shape { w, tokens, .. } = self.shape;
         let last = w.rows() - 1;
-        let here = std::array::from_fn(|j| w.row(r + j).as_ptr());
-        let next = std::array::from_fn(|j| w.row((r + R + j).min(last)).as_ptr());
+        let here = std::array::from_fn(|j| w.row(r + j).places());
+        let next = std::array::from_fn(|j| w.row((r + R + j).min(last)).places());
         let mut t = 0;
         if S::MANY_REGISTERS {
             while t + 2 <= tokens {
@@ -99,8 +99,8 @@ impl FewDots<'_> {
         s: S,
         r: usize,
         t: usize,
-        here: [*const u8; R],
-        next: [*const u8; R],
+        here: [Places; R],
+        next: [Places; R],
     ) {
         let Shape { w, input, stride, .. } = self.shape;
         let xs = std::array::from_fn(|i| input[(t + i) * stride..][..w.cols()].as_ptr());
@@ -147,9 +147,10 @@ impl FewSums<'_> {
     #[inline(always)]
     fn add_rows<S: Simd, W: Weight, const R: usize>(&self, s: S, r: usize) {
         let Shape { w, input, stride, tokens } = self.shape;
-        let place = |w: &Matrix<'_>, row: usize| w.row(row)[self.start * W::BYTES..][..self.cols * W::BYTES].as_ptr();
-        let here: [_; R] = std::array::from_fn(|j| place(&w, r + j));
-        let next: [_; R] = std::array::from_fn(|j| place(&w, (r + R + j).min(w.rows() - 1)));
+        assert!(self.start + self.cols <= w.cols(), "columns of a row");
+        let here: [_; R] = std::array::from_fn(|j| w.row(r + j).places());
+        let next: [_; R] = std::array::from_fn(|j| w.row((r + R + j).min(w.rows() - 1)).places());
+        next.iter().for_each(|row| W::ask_scales(s, *row, w.cols()));
         let factors = &input[r..];
         assert!(factors.len() >= (tokens - 1) * stride + R, "factors of every token");
         let factor = |t: usize, j: usize| {
@@ -160,9 +161,9 @@ impl FewSums<'_> {
         for at in (0..whole).step_by(S::LANES) {
             // SAFETY: columns `at..at + LANES` are in each row and in each token of `y`; this task alone writes them.
             unsafe {
-                let part: [S::V; R] = std::array::from_fn(|j| W::load(s, here[j].add(at * W::BYTES)));
-                for p in next {
-                    s.prefetch(p.wrapping_add(at * W::BYTES));
+                let part: [S::V; R] = std::array::from_fn(|j| W::load(s, here[j], self.start + at));
+                for row in next {
+                    s.prefetch(row.values.wrapping_add(W::bytes(self.start + at)));
                 }
                 for t in 0..tokens {
                     let y = self.y.add(t * w.cols() + at);
@@ -178,7 +179,7 @@ impl FewSums<'_> {
         if left > 0 {
             // SAFETY: as above, for the columns `whole..whole + left`, fewer than LANES.
             unsafe {
-                let part: [S::V; R] = std::array::from_fn(|j| W::load_part(s, here[j].add(whole * W::BYTES), left));
+                let part: [S::V; R] = std::array::from_fn(|j| W::load_part(s, here[j], self.start + whole, left));
                 for t in 0..tokens {
                     let y = self.y.add(t * w.cols() + whole);
                     let mut sum = s.load_part(y, left);

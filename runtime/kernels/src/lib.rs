@@ -1,4 +1,4 @@
-//! Compute kernels of a CPU language-model runtime: products straight from f16, bf16 and f32 weights, with f32
+//! Compute kernels of a CPU language-model runtime: products straight from f16, bf16, f32 and quantised weights, with f32
 //! activations and f32 accumulation, chosen at run time for the instruction set at hand.
 //!
 //! The crate knows slices, rows and threads. It knows nothing of models, layers, files or tokenizers.
@@ -31,6 +31,7 @@ mod matvec;
 #[cfg(feature = "product")]
 mod product;
 pub mod reference;
+mod row;
 mod rows;
 mod simd;
 mod threads;
@@ -46,5 +47,6 @@ pub use matrix::{Matrix, MatrixError, RowLayout};
 pub use matvec::{RowAt, dot, gathered_dots, matvec, matvec_beside, matvec_serial};
 #[cfg(feature = "product")]
 pub use product::{View, product};
+pub use row::{Q4_BLOCK, Row, SCALE_BYTES, ScaleGroup};
 pub use rows::{add_scaled, add_scaled_rows, add_scaled_rows_serial, add_weighted_rows_serial, gathered_add};
 pub use threads::Threads;

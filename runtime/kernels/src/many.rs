@@ -208,10 +208,10 @@ impl<W: Weight> Op for Of<RowsTask<'_>, W> {
         for at in (0..cols).step_by(BLOCK) {
             let k = BLOCK.min(cols - at);
             for r in 0..rows {
-                let here = w.row(r)[at * W::BYTES..][..k * W::BYTES].as_ptr();
-                ask(s, w.row((r + ROWS_AHEAD).min(rows - 1)).as_ptr().wrapping_add(at * W::BYTES), k * W::BYTES);
-                // SAFETY: `here` holds `k` elements, and row `r` of the panel has A_STRIDE >= k places.
-                unsafe { widen::<S, W>(s, here, panel.as_mut_ptr().add(r * A_STRIDE), k) };
+                let ahead = w.row((r + ROWS_AHEAD).min(rows - 1)).places();
+                ask(s, ahead.values.wrapping_add(W::bytes(at)), W::bytes(k));
+                // SAFETY: the row has columns `at..at + k`, and row `r` of the panel has A_STRIDE >= k places.
+                unsafe { widen::<S, W>(s, w.row(r).places(), at, panel.as_mut_ptr().add(r * A_STRIDE), k) };
             }
             for t in (0..tokens).step_by(lanes) {
                 let used = lanes.min(tokens - t);
@@ -249,18 +249,19 @@ impl<W: Weight> Op for Of<ColsTask<'_>, W> {
         let ColsTask { shape, first, tokens, start, cols, panel, factors, y } = self.op;
         let Shape { w, input, stride, .. } = shape;
         let lanes = strip::<S>();
+        assert!(start + cols <= w.cols(), "columns of a row");
         assert!(panel.len() >= BLOCK * cols.next_multiple_of(lanes) && factors.len() >= tokens * A_STRIDE);
         for at in (0..w.rows()).step_by(BLOCK) {
             let k = BLOCK.min(w.rows() - at);
             for r in 0..k {
-                let here = w.row(at + r)[start * W::BYTES..][..cols * W::BYTES].as_ptr();
-                let ahead = w.row((at + r + ROWS_AHEAD).min(w.rows() - 1)).as_ptr();
-                ask(s, ahead.wrapping_add(start * W::BYTES), cols * W::BYTES);
+                let here = w.row(at + r).places();
+                let ahead = w.row((at + r + ROWS_AHEAD).min(w.rows() - 1)).places();
+                ask(s, ahead.values.wrapping_add(W::bytes(start)), W::bytes(cols));
                 for (i, c) in (0..cols).step_by(lanes).enumerate() {
                     // SAFETY: columns `c..cols` are in the row; strip `i` of the panel has BLOCK rows of `lanes`.
                     unsafe {
                         let to = panel.as_mut_ptr().add((i * BLOCK + r) * lanes);
-                        widen::<S, W>(s, here.add(c * W::BYTES), to, lanes.min(cols - c));
+                        widen::<S, W>(s, here, start + c, to, lanes.min(cols - c));
                     }
                 }
             }

@@ -5,6 +5,7 @@
 use std::ops::Range;
 
 use crate::element::Element;
+use crate::row::{Row, ScaleGroup};
 
 /// Where the rows of a [`Matrix`] lie, in bytes from the start of its data.
 ///
@@ -63,9 +64,29 @@ pub enum MatrixError {
         /// Number format.
         element: Element,
     },
+    /// Too few scales.
+    #[error("the scales of {rows} x {cols} elements have {expected} bytes at least, not {found}")]
+    Scales {
+        /// Rows of the matrix.
+        rows: usize,
+        /// Columns of the matrix.
+        cols: usize,
+        /// Bytes that their scales reach over.
+        expected: usize,
+        /// Bytes given.
+        found: usize,
+    },
     /// A group of no rows.
     #[error("a group of rows must have at least one row")]
     EmptyGroup,
+}
+
+/// Where the scales of rows are.
+#[derive(Clone, Copy, Debug)]
+struct Scales<'a> {
+    data: &'a [u8],
+    stride: usize,
+    group: ScaleGroup,
 }
 
 /// A matrix `[rows, cols]` of weights: a copyable view.
@@ -76,6 +97,7 @@ pub struct Matrix<'a> {
     rows: usize,
     cols: usize,
     layout: RowLayout,
+    scales: Option<Scales<'a>>,
     /// Number of row 0 in the layout.
     first: usize,
 }
@@ -87,13 +109,13 @@ impl<'a> Matrix<'a> {
     /// If `data` has another length.
     pub fn new(element: Element, data: &'a [u8], rows: usize, cols: usize) -> Result<Self, MatrixError> {
         let overflow = MatrixError::Overflow { rows, cols, element };
-        let row_stride = cols.checked_mul(element.bytes()).ok_or(overflow.clone())?;
+        let row_stride = element.checked_row_bytes(cols).ok_or(overflow.clone())?;
         let expected = row_stride.checked_mul(rows).ok_or(overflow)?;
         if data.len() != expected {
             return Err(MatrixError::Length { rows, cols, element, expected, found: data.len() });
         }
         let layout = RowLayout { offset: 0, row_stride, rows_per_group: rows.max(1), group_stride: 0 };
-        Ok(Self { element, data, rows, cols, layout, first: 0 })
+        Ok(Self { element, data, rows, cols, layout, scales: None, first: 0 })
     }
 
     /// A matrix whose rows lie in `data` as `layout` says. Rows may overlap; `data` may be longer.
@@ -110,7 +132,7 @@ impl<'a> Matrix<'a> {
         if layout.rows_per_group == 0 {
             return Err(MatrixError::EmptyGroup);
         }
-        let matrix = Self { element, data, rows, cols, layout, first: 0 };
+        let matrix = Self { element, data, rows, cols, layout, scales: None, first: 0 };
         if rows > 0 {
             let overflow = MatrixError::Overflow { rows, cols, element };
             // The row that ends last: the last one, or the last of the last full group.
@@ -126,11 +148,27 @@ impl<'a> Matrix<'a> {
         Ok(matrix)
     }
 
+    /// The same matrix with the scales of its rows: those of row `i` begin at `i * stride` of `data`, bf16, one for each group of a
+    /// row's elements.
+    ///
+    /// # Errors
+    /// If the scales of a row would reach beyond `data`.
+    pub fn with_scales(self, data: &'a [u8], stride: usize, group: ScaleGroup) -> Result<Self, MatrixError> {
+        let bytes = group.scale_bytes(self.cols);
+        let last = (self.first + self.rows).saturating_sub(1);
+        let overflow = MatrixError::Overflow { rows: self.rows, cols: self.cols, element: self.element };
+        let expected = last.checked_mul(stride).and_then(|at| at.checked_add(bytes)).ok_or(overflow)?;
+        if self.rows > 0 && expected > data.len() {
+            return Err(MatrixError::Scales { rows: self.rows, cols: self.cols, expected, found: data.len() });
+        }
+        Ok(Self { scales: Some(Scales { data, stride, group }), ..self })
+    }
+
     fn end_of(&self, row: usize) -> Option<usize> {
         let RowLayout { offset, row_stride, rows_per_group, group_stride } = self.layout;
         let group = (row / rows_per_group).checked_mul(group_stride)?;
         let within = (row % rows_per_group).checked_mul(row_stride)?;
-        let width = self.cols.checked_mul(self.element.bytes())?;
+        let width = self.element.checked_row_bytes(self.cols)?;
         offset.checked_add(group)?.checked_add(within)?.checked_add(width)
     }
 
@@ -151,7 +189,7 @@ impl<'a> Matrix<'a> {
 
     /// Bytes of a row.
     pub fn row_bytes(&self) -> usize {
-        self.cols * self.element.bytes()
+        self.element.row_bytes(self.cols)
     }
 
     /// The rows of `range` as a matrix of their own.
@@ -163,12 +201,12 @@ impl<'a> Matrix<'a> {
         Self { rows: range.len(), first: self.first + range.start, ..self }
     }
 
-    /// The bytes of row `i`.
+    /// Row `i`.
     ///
     /// # Panics
     /// If there is no such row.
     #[inline]
-    pub fn row(&self, i: usize) -> &'a [u8] {
+    pub fn row(&self, i: usize) -> Row<'a> {
         assert!(i < self.rows, "row {i} of {}", self.rows);
         let RowLayout { offset, row_stride, rows_per_group, group_stride } = self.layout;
         let i = self.first + i;
@@ -178,7 +216,13 @@ impl<'a> Matrix<'a> {
         } else {
             offset + i / rows_per_group * group_stride + i % rows_per_group * row_stride
         };
-        &self.data[place..place + self.row_bytes()]
+        let values = &self.data[place..place + self.row_bytes()];
+        match self.scales {
+            None => values.into(),
+            Some(Scales { data, stride, group }) => {
+                Row::quantised(values, &data[i * stride..][..group.scale_bytes(self.cols)], group)
+            }
+        }
     }
 }
 
@@ -191,9 +235,9 @@ mod tests {
         let data: Vec<u8> = (0..24).collect();
         let m = Matrix::new(Element::F16, &data, 3, 4).unwrap();
         assert_eq!((m.rows(), m.cols(), m.row_bytes(), m.element()), (3, 4, 8, Element::F16));
-        assert_eq!(m.row(2), &data[16..24]);
-        assert_eq!(m.rows_range(1..3).row(0), &data[8..16]);
-        assert_eq!(m.rows_range(1..3).rows_range(1..2).row(0), &data[16..24]);
+        assert_eq!(m.row(2).values(), &data[16..24]);
+        assert_eq!(m.rows_range(1..3).row(0).values(), &data[8..16]);
+        assert_eq!(m.rows_range(1..3).rows_range(1..2).row(0).values(), &data[16..24]);
         assert_eq!(m.rows_range(3..3).rows(), 0);
         assert!(Matrix::new(Element::F32, &[], 0, 7).is_ok());
         assert!(Matrix::new(Element::F32, &[], 7, 0).is_ok());
@@ -215,11 +259,11 @@ mod tests {
         let m = Matrix::strided(Element::F16, &data, 8, 2, layout).unwrap();
         for i in 0..8 {
             let place = 3 + i / 3 * 50 + i % 3 * 10;
-            assert_eq!(m.row(i), &data[place..place + 4], "row {i}");
+            assert_eq!(m.row(i).values(), &data[place..place + 4], "row {i}");
         }
         let part = m.rows_range(2..7);
         for i in 0..5 {
-            assert_eq!(part.row(i), m.row(i + 2));
+            assert_eq!(part.row(i).values(), m.row(i + 2).values());
         }
     }
 

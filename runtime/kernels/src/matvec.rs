@@ -9,6 +9,7 @@ use std::marker::PhantomData;
 use crate::dispatch::Kernels;
 use crate::element::Element;
 use crate::matrix::Matrix;
+use crate::row::{Places, Row};
 use crate::simd::{Op, Simd, Weight, with_weight};
 use crate::threads::Threads;
 
@@ -47,12 +48,12 @@ pub fn matvec_serial(w: Matrix<'_>, x: &[f32], y: &mut [f32]) {
 ///
 /// # Panics
 /// If `row` does not hold exactly `x.len()` elements.
-pub fn dot(element: Element, row: &[u8], x: &[f32]) -> f32 {
+pub fn dot<'a>(element: Element, row: impl Into<Row<'a>>, x: &[f32]) -> f32 {
     Kernels::get().dot(element, row, x)
 }
 
-/// Rows that lie anywhere: the how-manieth row, to its bytes.
-pub type RowAt<'a> = dyn Fn(usize) -> &'a [u8] + Sync + 'a;
+/// Rows that lie anywhere: the how-manieth row, to what it holds.
+pub type RowAt<'a> = dyn Fn(usize) -> Row<'a> + Sync + 'a;
 
 /// `y[i]` = dot product of `x` with row `i` of `rows`, on all threads; the same bits as [`matvec`].
 ///
@@ -87,22 +88,22 @@ impl Kernels {
     }
 
     /// [`dot`] on this instruction set.
-    pub fn dot(self, element: Element, row: &[u8], x: &[f32]) -> f32 {
+    pub fn dot<'a>(self, element: Element, row: impl Into<Row<'a>>, x: &[f32]) -> f32 {
         let mut y = [0.0];
-        self.dots(element, &OneRow(row), x, &mut y);
+        self.dots(element, &OneRow(row.into()), x, &mut y);
         y[0]
     }
 
     /// [`gathered_dots`] on this instruction set.
     pub fn gathered_dots(self, threads: &Threads, element: Element, rows: &RowAt<'_>, x: &[f32], y: &mut [f32]) {
-        let chunk = rows_per_task(threads, y.len(), x.len() * element.bytes());
+        let chunk = rows_per_task(threads, y.len(), element.row_bytes(x.len()));
         threads.chunks_mut(y, chunk, &|index, y| {
             self.dots(element, &Gathered { rows, first: index * chunk }, x, y);
         });
     }
 
     fn dots(self, element: Element, rows: &dyn Rows, x: &[f32], y: &mut [f32]) {
-        with_weight!(element, W => self.run(Dots { rows, x, y, weight: PhantomData::<W> }));
+        with_weight!(element, W => self.run(Dots { rows, element, x, y, weight: PhantomData::<W> }));
     }
 }
 
@@ -116,19 +117,19 @@ pub(crate) fn rows_per_task(threads: &Threads, rows: usize, row_bytes: usize) ->
 
 /// A list of rows of equal length.
 trait Rows: Sync {
-    fn row(&self, i: usize) -> &[u8];
+    fn row(&self, i: usize) -> Row<'_>;
 }
 
 struct RowsOf<'a>(Matrix<'a>);
 impl Rows for RowsOf<'_> {
-    fn row(&self, i: usize) -> &[u8] {
+    fn row(&self, i: usize) -> Row<'_> {
         self.0.row(i)
     }
 }
 
-struct OneRow<'a>(&'a [u8]);
+struct OneRow<'a>(Row<'a>);
 impl Rows for OneRow<'_> {
-    fn row(&self, _: usize) -> &[u8] {
+    fn row(&self, _: usize) -> Row<'_> {
         self.0
     }
 }
@@ -138,7 +139,7 @@ struct Gathered<'a, 'r> {
     first: usize,
 }
 impl Rows for Gathered<'_, '_> {
-    fn row(&self, i: usize) -> &[u8] {
+    fn row(&self, i: usize) -> Row<'_> {
         (self.rows)(self.first + i)
     }
 }
@@ -146,6 +147,7 @@ impl Rows for Gathered<'_, '_> {
 struct Dots<'a, W> {
     /// Dynamic, as one call per row is nothing beside the row, and code for every kind of list would be much.
     rows: &'a dyn Rows,
+    element: Element,
     x: &'a [f32],
     y: &'a mut [f32],
     weight: PhantomData<W>,
@@ -156,17 +158,17 @@ impl<W: Weight> Op for Dots<'_, W> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { rows, x, y, weight: _ } = self;
+        let Self { rows, element, x, y, weight: _ } = self;
         let count = y.len();
         if count == 0 {
             return;
         }
         // Rows beyond the last stand for the last, and are only asked for.
-        let pointers = |i: usize| -> [*const u8; ROWS_AT_ONCE] {
+        let pointers = |i: usize| -> [Places; ROWS_AT_ONCE] {
             std::array::from_fn(|j| {
                 let row = rows.row((i + j).min(count - 1));
-                assert_eq!(row.len(), x.len() * W::BYTES, "bytes of a row against elements of x");
-                row.as_ptr()
+                row.check(element, x.len());
+                row.places()
             })
         };
         let mut here = pointers(0);
@@ -194,29 +196,30 @@ impl<W: Weight> Op for Dots<'_, W> {
 /// `next` are the rows wanted after these: their beginnings are asked for in time.
 ///
 /// # Safety
-/// Each of `rows` must hold, and each of `xs` point to, `cols` elements.
+/// Each of `rows` and `next` must hold, and each of `xs` point to, `cols` elements.
 #[inline(always)]
 pub(crate) unsafe fn dots<S: Simd, W: Weight, const R: usize, const T: usize>(
     s: S,
-    rows: [*const u8; R],
-    next: [*const u8; R],
+    rows: [Places; R],
+    next: [Places; R],
     xs: [*const f32; T],
     cols: usize,
 ) -> [[f32; T]; R] {
     let step = 2 * S::LANES;
     let steps = cols / step;
-    let steps_ahead = AHEAD / (step * W::BYTES);
+    let steps_ahead = AHEAD / W::bytes(step);
     let steps_here = steps.saturating_sub(steps_ahead);
-    let row_bytes = steps * step * W::BYTES;
+    let row_bytes = W::bytes(steps * step);
+    next.iter().for_each(|row| W::ask_scales(s, *row, cols));
     let mut even = [[s.splat(0.0); T]; R];
     let mut odd = even;
     let mut range = 0..steps_here;
-    let mut ask = rows.map(|p| p.wrapping_add(AHEAD));
+    let mut ask = rows.map(|row| row.values.wrapping_add(AHEAD));
     // First the part whose look-ahead stays within these rows, then the part that asks for the next ones.
     for part in 0..2 {
         if part == 1 {
             range = steps_here..steps;
-            ask = next.map(|p| p.wrapping_add(AHEAD).wrapping_sub(row_bytes.max(AHEAD)));
+            ask = next.map(|row| row.values.wrapping_add(AHEAD).wrapping_sub(row_bytes.max(AHEAD)));
         }
         for i in range.clone() {
             let at = i * step;
@@ -226,12 +229,11 @@ pub(crate) unsafe fn dots<S: Simd, W: Weight, const R: usize, const T: usize>(
                 let x1: [S::V; T] = std::array::from_fn(|t| s.load(xs[t].add(at + S::LANES)));
                 for r in 0..R {
                     let mut line = 0;
-                    while line < step * W::BYTES {
-                        s.prefetch(ask[r].wrapping_add(at * W::BYTES + line));
+                    while line < W::bytes(step) {
+                        s.prefetch(ask[r].wrapping_add(W::bytes(at) + line));
                         line += 64;
                     }
-                    let w0 = W::load(s, rows[r].add(at * W::BYTES));
-                    let w1 = W::load(s, rows[r].add((at + S::LANES) * W::BYTES));
+                    let [w0, w1] = W::load_two(s, rows[r], at);
                     for t in 0..T {
                         even[r][t] = s.fma(w0, x0[t], even[r][t]);
                         odd[r][t] = s.fma(w1, x1[t], odd[r][t]);
@@ -245,7 +247,7 @@ pub(crate) unsafe fn dots<S: Simd, W: Weight, const R: usize, const T: usize>(
     let mut at = steps * step;
     if cols - at >= S::LANES {
         // SAFETY: `at + LANES <= cols`.
-        let w: [S::V; R] = std::array::from_fn(|r| unsafe { W::load(s, rows[r].add(at * W::BYTES)) });
+        let w: [S::V; R] = std::array::from_fn(|r| unsafe { W::load(s, rows[r], at) });
         // SAFETY: as above.
         let x: [S::V; T] = std::array::from_fn(|t| unsafe { s.load(xs[t].add(at)) });
         for r in 0..R {
@@ -258,7 +260,7 @@ pub(crate) unsafe fn dots<S: Simd, W: Weight, const R: usize, const T: usize>(
     if at < cols {
         let left = cols - at;
         // SAFETY: `left` elements are left, fewer than LANES.
-        let w: [S::V; R] = std::array::from_fn(|r| unsafe { W::load_part(s, rows[r].add(at * W::BYTES), left) });
+        let w: [S::V; R] = std::array::from_fn(|r| unsafe { W::load_part(s, rows[r], at, left) });
         // SAFETY: as above.
         let x: [S::V; T] = std::array::from_fn(|t| unsafe { s.load_part(xs[t].add(at), left) });
         for r in 0..R {

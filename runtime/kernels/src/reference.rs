@@ -4,24 +4,32 @@ use half::{bf16, f16};
 
 use crate::element::Element;
 use crate::matrix::Matrix;
+use crate::row::{Q4_BLOCK, Row};
 
 /// Element `i` of a row.
-pub fn element_at(element: Element, row: &[u8], i: usize) -> f32 {
+pub fn element_at(element: Element, row: Row<'_>, i: usize) -> f32 {
+    let values = row.values();
     match element {
-        Element::F32 => f32::from_le_bytes(std::array::from_fn(|b| row[4 * i + b])),
-        Element::F16 => f16::from_le_bytes([row[2 * i], row[2 * i + 1]]).to_f32(),
-        Element::I8 => f32::from(row[i] as i8),
-        Element::Bf16 => bf16::from_le_bytes([row[2 * i], row[2 * i + 1]]).to_f32(),
+        Element::F32 => f32::from_le_bytes(std::array::from_fn(|b| values[4 * i + b])),
+        Element::F16 => f16::from_le_bytes([values[2 * i], values[2 * i + 1]]).to_f32(),
+        Element::Bf16 => bf16::from_le_bytes([values[2 * i], values[2 * i + 1]]).to_f32(),
+        Element::I8 => f32::from(values[i] as i8),
+        Element::Q8 => f32::from(values[i] as i8) * row.scale(i),
+        Element::Q4 => {
+            let byte = values[i / Q4_BLOCK * (Q4_BLOCK / 2) + i % (Q4_BLOCK / 2)];
+            let half = if i % Q4_BLOCK < Q4_BLOCK / 2 { byte & 15 } else { byte >> 4 };
+            (f32::from(half) - if half > 7 { 16.0 } else { 0.0 }) * row.scale(i)
+        }
     }
 }
 
-/// A row as f32.
-pub fn to_f32(element: Element, row: &[u8]) -> Vec<f32> {
-    (0..row.len() / element.bytes()).map(|i| element_at(element, row, i)).collect()
+/// The first `cols` elements of a row as f32.
+pub fn to_f32(element: Element, row: Row<'_>, cols: usize) -> Vec<f32> {
+    (0..cols).map(|i| element_at(element, row, i)).collect()
 }
 
 /// The dot product of a row with `x`, and the sum of the absolute values of its terms (what errors are measured by).
-pub fn dot(element: Element, row: &[u8], x: &[f32]) -> (f64, f64) {
+pub fn dot(element: Element, row: Row<'_>, x: &[f32]) -> (f64, f64) {
     let terms = x.iter().enumerate().map(|(i, &x)| f64::from(element_at(element, row, i)) * f64::from(x));
     terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()))
 }

@@ -5,11 +5,13 @@
 #![expect(unsafe_code, reason = "vector loads and stores through pointers")]
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use crate::dispatch::Kernels;
 use crate::element::Element;
 use crate::matrix::Matrix;
 use crate::matvec::RowAt;
+use crate::row::{Places, Row};
 use crate::simd::{Op, Simd, Weight, with_weight};
 use crate::threads::Threads;
 
@@ -49,7 +51,7 @@ pub fn add_weighted_rows_serial(w: Matrix<'_>, a: &[f32], y: &mut [f32]) {
 ///
 /// # Panics
 /// If `row` does not hold exactly `y.len()` elements.
-pub fn add_scaled(element: Element, row: &[u8], a: f32, y: &mut [f32]) {
+pub fn add_scaled<'a>(element: Element, row: impl Into<Row<'a>>, a: f32, y: &mut [f32]) {
     Kernels::get().add_scaled(element, row, a, y);
 }
 
@@ -71,20 +73,19 @@ impl Kernels {
     /// [`add_scaled_rows_serial`] on this instruction set.
     pub fn add_scaled_rows_serial(self, w: Matrix<'_>, active: &[(u32, f32)], y: &mut [f32]) {
         assert_eq!(y.len(), w.cols(), "add_scaled_rows: elements of y against columns");
-        self.add(w.element(), &Picked { w, active }, 0, y);
+        self.add(w.element(), w.cols(), &Picked { w, active }, 0, y);
     }
 
     /// [`add_weighted_rows_serial`] on this instruction set.
     pub fn add_weighted_rows_serial(self, w: Matrix<'_>, a: &[f32], y: &mut [f32]) {
         assert_eq!(a.len(), w.rows(), "add_weighted_rows: weights against rows");
         assert_eq!(y.len(), w.cols(), "add_weighted_rows: elements of y against columns");
-        self.add(w.element(), &Every { w, a }, 0, y);
+        self.add(w.element(), w.cols(), &Every { w, a }, 0, y);
     }
 
     /// [`add_scaled`] on this instruction set.
-    pub fn add_scaled(self, element: Element, row: &[u8], a: f32, y: &mut [f32]) {
-        assert_eq!(row.len(), y.len() * element.bytes(), "add_scaled: bytes of the row against elements of y");
-        self.add(element, &One { row, a }, 0, y);
+    pub fn add_scaled<'a>(self, element: Element, row: impl Into<Row<'a>>, a: f32, y: &mut [f32]) {
+        self.add(element, y.len(), &One { row: row.into(), a }, 0, y);
     }
 
     /// [`gathered_add`] on this instruction set.
@@ -96,24 +97,25 @@ impl Kernels {
         coefficients: &[f32],
         y: &mut [f32],
     ) {
-        let row_bytes = y.len() * element.bytes();
-        self.add_on_threads(threads, element, &Gathered { rows, row_bytes, coefficients }, y);
+        self.add_on_threads(threads, element, &Gathered { rows, coefficients }, y);
     }
 
     fn add_on_threads(self, threads: &Threads, element: Element, list: &dyn ScaledRows, y: &mut [f32]) {
         let chunk = cols_per_task(threads, list.count(), y.len(), element);
-        threads.chunks_mut(y, chunk, &|index, y| self.add(element, list, index * chunk, y));
+        let cols = y.len();
+        threads.chunks_mut(y, chunk, &|index, y| self.add(element, cols, list, index * chunk, y));
     }
 
-    /// Adds columns `first..first + y.len()` of the listed rows to `y`.
-    fn add(self, element: Element, list: &dyn ScaledRows, first: usize, y: &mut [f32]) {
-        with_weight!(element, W => self.run(Add { list, first, y, weight: PhantomData::<W> }));
+    /// Adds columns `first..first + y.len()` of the listed rows of `cols` elements to `y`.
+    fn add(self, element: Element, cols: usize, list: &dyn ScaledRows, first: usize, y: &mut [f32]) {
+        assert!(first + y.len() <= cols, "columns of a row");
+        with_weight!(element, W => self.run(Add { list, element, cols, first, y, weight: PhantomData::<W> }));
     }
 }
 
 /// Columns of a task: an equal share for each thread, unless the pieces of rows become too short.
 pub(crate) fn cols_per_task(threads: &Threads, rows: usize, cols: usize, element: Element) -> usize {
-    if rows * cols * element.bytes() < PARALLEL_BYTES_MIN {
+    if rows * element.row_bytes(cols) < PARALLEL_BYTES_MIN {
         return cols.max(1);
     }
     cols.div_ceil(threads.count()).max(PIECE_BYTES_MIN / element.bytes()).next_multiple_of(64)
@@ -122,7 +124,7 @@ pub(crate) fn cols_per_task(threads: &Threads, rows: usize, cols: usize, element
 /// A list of rows with their coefficients.
 trait ScaledRows: Sync {
     fn count(&self) -> usize;
-    fn row(&self, i: usize) -> &[u8];
+    fn row(&self, i: usize) -> Row<'_>;
     fn coefficient(&self, i: usize) -> f32;
 }
 
@@ -134,7 +136,7 @@ impl ScaledRows for Picked<'_> {
     fn count(&self) -> usize {
         self.active.len()
     }
-    fn row(&self, i: usize) -> &[u8] {
+    fn row(&self, i: usize) -> Row<'_> {
         self.w.row(self.active[i].0 as usize)
     }
     fn coefficient(&self, i: usize) -> f32 {
@@ -150,7 +152,7 @@ impl ScaledRows for Every<'_> {
     fn count(&self) -> usize {
         self.a.len()
     }
-    fn row(&self, i: usize) -> &[u8] {
+    fn row(&self, i: usize) -> Row<'_> {
         self.w.row(i)
     }
     fn coefficient(&self, i: usize) -> f32 {
@@ -159,14 +161,14 @@ impl ScaledRows for Every<'_> {
 }
 
 struct One<'a> {
-    row: &'a [u8],
+    row: Row<'a>,
     a: f32,
 }
 impl ScaledRows for One<'_> {
     fn count(&self) -> usize {
         1
     }
-    fn row(&self, _: usize) -> &[u8] {
+    fn row(&self, _: usize) -> Row<'_> {
         self.row
     }
     fn coefficient(&self, _: usize) -> f32 {
@@ -176,17 +178,14 @@ impl ScaledRows for One<'_> {
 
 struct Gathered<'a, 'r> {
     rows: &'a RowAt<'r>,
-    row_bytes: usize,
     coefficients: &'a [f32],
 }
 impl ScaledRows for Gathered<'_, '_> {
     fn count(&self) -> usize {
         self.coefficients.len()
     }
-    fn row(&self, i: usize) -> &[u8] {
-        let row = (self.rows)(i);
-        assert_eq!(row.len(), self.row_bytes, "gathered_add: bytes of a row against elements of y");
-        row
+    fn row(&self, i: usize) -> Row<'_> {
+        (self.rows)(i)
     }
     fn coefficient(&self, i: usize) -> f32 {
         self.coefficients[i]
@@ -196,6 +195,9 @@ impl ScaledRows for Gathered<'_, '_> {
 struct Add<'a, W> {
     /// Dynamic, as one call per row is nothing beside the row, and code for every kind of list would be much.
     list: &'a dyn ScaledRows,
+    element: Element,
+    /// Elements of a row.
+    cols: usize,
     first: usize,
     y: &'a mut [f32],
     weight: PhantomData<W>,
@@ -206,15 +208,20 @@ impl<W: Weight> Op for Add<'_, W> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { list, first, y, weight: _ } = self;
-        let (count, cols) = (list.count(), y.len());
-        let pointer = |i: usize| list.row(i)[first * W::BYTES..][..cols * W::BYTES].as_ptr();
+        let Self { list, element, cols, first, y, weight: _ } = self;
+        let count = list.count();
+        let pointer = |i: usize| {
+            let row = list.row(i);
+            row.check(element, cols);
+            row.places()
+        };
+        let columns = first..first + y.len();
         if count == 0 {
             return;
         }
         // Rows beyond the last stand for the last, and are only asked for.
         let pointers =
-            |i: usize| -> [*const u8; ROWS_AT_ONCE] { std::array::from_fn(|j| pointer((i + j).min(count - 1))) };
+            |i: usize| -> [Places; ROWS_AT_ONCE] { std::array::from_fn(|j| pointer((i + j).min(count - 1))) };
         let mut here = pointers(0);
         let mut i = 0;
         loop {
@@ -222,35 +229,38 @@ impl<W: Weight> Op for Add<'_, W> {
             if left < ROWS_AT_ONCE {
                 for j in 0..left {
                     let a = [list.coefficient(i + j)];
-                    // SAFETY: `pointer` checked that each row has `cols` elements from column `first`.
-                    unsafe { add_rows::<S, W, 1>(s, [here[j]], [here[j + 1]], a, y.as_mut_ptr(), cols) };
+                    // SAFETY: `pointer` checked that each row has `cols` elements, and `Kernels::add` that `columns` are among them.
+                    unsafe { add_rows::<S, W, 1>(s, [here[j]], [here[j + 1]], a, y.as_mut_ptr(), columns.clone()) };
                 }
                 return;
             }
             let next = pointers(i + ROWS_AT_ONCE);
             let a = std::array::from_fn(|j| list.coefficient(i + j));
             // SAFETY: as above.
-            unsafe { add_rows::<S, W, ROWS_AT_ONCE>(s, here, next, a, y.as_mut_ptr(), cols) };
+            unsafe { add_rows::<S, W, ROWS_AT_ONCE>(s, here, next, a, y.as_mut_ptr(), columns.clone()) };
             (here, i) = (next, i + ROWS_AT_ONCE);
         }
     }
 }
 
-/// `y[c] += a[0] * rows[0][c]`, then `a[1] * rows[1][c]`, and so on; asks for the `next` rows meanwhile.
+/// `y[c] += a[0] * rows[0][first + c]`, then `a[1] * rows[1][first + c]`, and so on; asks for the `next` rows meanwhile.
+/// `columns` begin at a multiple of two vectors.
 ///
 /// # Safety
-/// Each of `rows` must hold, and `y` point to, `cols` elements.
+/// Each of `rows` and `next` must hold `columns`, and `y` point to as many elements.
 #[inline(always)]
 unsafe fn add_rows<S: Simd, W: Weight, const R: usize>(
     s: S,
-    rows: [*const u8; R],
-    next: [*const u8; R],
+    rows: [Places; R],
+    next: [Places; R],
     a: [f32; R],
     y: *mut f32,
-    cols: usize,
+    columns: Range<usize>,
 ) {
     let step = 2 * S::LANES;
     let a = a.map(|a| s.splat(a));
+    let (first, cols) = (columns.start, columns.len());
+    next.iter().for_each(|row| W::ask_scales(s, *row, columns.end));
     let mut at = 0;
     // SAFETY: every access is to elements below `cols`, for which the caller vouches.
     unsafe {
@@ -259,12 +269,13 @@ unsafe fn add_rows<S: Simd, W: Weight, const R: usize>(
             let mut y1 = s.load(y.add(at + S::LANES));
             for r in 0..R {
                 let mut line = 0;
-                while line < step * W::BYTES {
-                    s.prefetch(next[r].wrapping_add(at * W::BYTES + line));
+                while line < W::bytes(step) {
+                    s.prefetch(next[r].values.wrapping_add(W::bytes(first + at) + line));
                     line += 64;
                 }
-                y0 = s.fma(a[r], W::load(s, rows[r].add(at * W::BYTES)), y0);
-                y1 = s.fma(a[r], W::load(s, rows[r].add((at + S::LANES) * W::BYTES)), y1);
+                let [w0, w1] = W::load_two(s, rows[r], first + at);
+                y0 = s.fma(a[r], w0, y0);
+                y1 = s.fma(a[r], w1, y1);
             }
             s.store(y.add(at), y0);
             s.store(y.add(at + S::LANES), y1);
@@ -273,7 +284,7 @@ unsafe fn add_rows<S: Simd, W: Weight, const R: usize>(
         if at + S::LANES <= cols {
             let mut y0 = s.load(y.add(at));
             for r in 0..R {
-                y0 = s.fma(a[r], W::load(s, rows[r].add(at * W::BYTES)), y0);
+                y0 = s.fma(a[r], W::load(s, rows[r], first + at), y0);
             }
             s.store(y.add(at), y0);
             at += S::LANES;
@@ -282,7 +293,7 @@ unsafe fn add_rows<S: Simd, W: Weight, const R: usize>(
             let left = cols - at;
             let mut y0 = s.load_part(y.add(at), left);
             for r in 0..R {
-                y0 = s.fma(a[r], W::load_part(s, rows[r].add(at * W::BYTES), left), y0);
+                y0 = s.fma(a[r], W::load_part(s, rows[r], first + at, left), y0);
             }
             s.store_part(y.add(at), y0, left);
         }

@@ -40,6 +40,7 @@ fn encode(element: Element, values: &[f32]) -> Vec<u8> {
         Element::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
         Element::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
         Element::I8 => values.iter().map(|&v| (v * 100.0) as i8 as u8).collect(),
+        Element::Q8 | Element::Q4 => unreachable!("see quantised.rs"),
     }
 }
 

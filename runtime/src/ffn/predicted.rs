@@ -44,11 +44,23 @@ impl<S: FfnSource> PredictedFfn<S> {
 impl<S: FfnSource> FfnSource for PredictedFfn<S> {
     fn run(&mut self, call: FfnCall<'_>) -> Result<()> {
         self.select(call.threads, call.layer, call.tokens, call.input);
-        let FfnCall { layer, tokens, input, output, biases, threads, scratch, observer, cutoff, .. } = call;
+        let FfnCall { layer, tokens, input, output, biases, scales, threads, scratch, observer, cutoff, .. } = call;
         // Taken apart, so that the observer is lent for this call only.
         let observer = observer.map(|o| o as &mut dyn FfnObserver);
         let selection = Some(&self.selection);
-        self.source.run(FfnCall { layer, tokens, input, output, biases, threads, scratch, observer, selection, cutoff })
+        self.source.run(FfnCall {
+            layer,
+            tokens,
+            input,
+            output,
+            biases,
+            scales,
+            threads,
+            scratch,
+            observer,
+            selection,
+            cutoff,
+        })
     }
 
     fn poll(&mut self) -> Result<()> {

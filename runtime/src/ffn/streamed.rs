@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use flashlm_formats::bundle::{Bundle, FlashLayout};
-use flashlm_formats::model::{DType, Ffn};
+use flashlm_formats::model::Ffn;
 use flashlm_io::{DirectFile, Extent, SequentialReader, StreamOptions};
 use flashlm_kernels::ROW_BLOCK;
 
@@ -15,7 +15,7 @@ use super::checks::GroupChecks;
 use super::place::LayerPlaces;
 use super::resident::ResidentFfn;
 use crate::error::Result;
-use crate::model::ffn::{FfnCall, FfnSource, NeuronBlock, ReadCounters, dense};
+use crate::model::ffn::{FfnCall, FfnSource, NeuronBlock, ReadCounters, Records, dense};
 
 /// Chunks read ahead, the one being computed included.
 const CHUNKS: usize = 8;
@@ -45,7 +45,7 @@ pub struct Pinned {
 /// Reads the flash section of a bundle again and again.
 pub struct StreamedFfn {
     ffn: Ffn,
-    dtype: DType,
+    records: Records,
     layout: FlashLayout,
     /// What is read, in order, and for each layer where its part begins and how many pieces of that are thrown away.
     pieces: Vec<Extent>,
@@ -97,9 +97,9 @@ impl StreamedFfn {
         }
         reader.restart(&pieces)?;
         let checks = verify.then(|| GroupChecks::new(bundle));
-        let (ffn, dtype) = (bundle.spec().ffn, bundle.manifest().ffn.dtype);
+        let (ffn, records) = (bundle.spec().ffn, Records::of(bundle));
         let (pinned, places) = (parts.pinned, LayerPlaces::new(bundle));
-        Ok(Self { ffn, dtype, layout, pieces, layers, pinned, reader, checks, places, next_layer: 0 })
+        Ok(Self { ffn, records, layout, pieces, layers, pinned, reader, checks, places, next_layer: 0 })
     }
 
     /// Bytes of its buffers.
@@ -159,7 +159,7 @@ impl StreamedFfn {
             if let Some(checks) = &self.checks {
                 checks.neighbours(threads, layer, neuron / self.layout.records_per_group(), chunk.bytes)?;
             }
-            let block = NeuronBlock::new(&self.ffn, self.dtype, &self.layout, chunk.bytes, neuron, count);
+            let block = NeuronBlock::new(&self.records, chunk.bytes, call.scales, neuron..neuron + count);
             dense(&self.ffn, &mut call, block)?;
             neuron += count;
         }

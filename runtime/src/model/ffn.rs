@@ -4,16 +4,19 @@
 //! the few that matter. All of them hand blocks of neuron records to the functions here, so the arithmetic is the same. The
 //! order of every sum is the storage order of the neurons, whatever the blocks: the sources agree to the bit.
 
-use flashlm_formats::bundle::FlashLayout;
-use flashlm_formats::model::{Activation, DType, Ffn, ModelSpec};
+use std::ops::Range;
+
+use flashlm_formats::bundle::{Bundle, FlashLayout};
+use flashlm_formats::model::{Activation, Ffn, ModelSpec};
+use flashlm_formats::weight_format::WeightFormat;
 use flashlm_kernels::{
-    MatmulScratch, Matrix, ROW_BLOCK, RowLayout, Threads, add_scaled_rows, add_scaled_rows_serial, matmul,
-    matmul_rows_add, matvec,
+    MatmulScratch, Matrix, ROW_BLOCK, Row, RowLayout, SCALE_BYTES, Threads, add_scaled_rows, add_scaled_rows_serial,
+    matmul, matmul_rows_add, matvec,
 };
 
 use serde::Serialize;
 
-use super::weights::element;
+use super::weights::{element, scale_group};
 use crate::error::Result;
 
 /// Computes the FFN of a block of the model.
@@ -186,6 +189,8 @@ pub struct FfnCall<'a> {
     pub output: &'a mut [f32],
     /// Biases of the gate and up projections, in storage order.
     pub biases: FfnBiases<'a>,
+    /// The scales of the neuron records, in storage order; empty where these have none.
+    pub scales: &'a [u8],
     /// The threads to use.
     pub threads: &'a Threads,
     /// Memory for activations.
@@ -268,6 +273,43 @@ fn neurons_at_once(tokens: usize) -> usize {
     (ACTIVATIONS / tokens.max(1) / ROW_BLOCK * ROW_BLOCK).max(ROW_BLOCK)
 }
 
+/// How neuron records lie in a layer, and how their rows are stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Records {
+    /// Where rows are.
+    pub layout: FlashLayout,
+    /// How they are stored.
+    pub format: WeightFormat,
+    /// Elements of a row.
+    pub cols: usize,
+}
+
+impl Records {
+    /// Those of a bundle.
+    pub fn of(bundle: &Bundle) -> Self {
+        Self { layout: *bundle.layout(), format: bundle.manifest().ffn.dtype, cols: bundle.spec().hidden_size }
+    }
+
+    /// Bytes of a row's scales.
+    pub fn scale_bytes(&self) -> usize {
+        self.format.scales(self.cols) * SCALE_BYTES
+    }
+
+    /// Row `vector` of the neuron at storage position `neuron`, whose group is `group`; `scales` are those of the layer.
+    pub fn row<'a>(&self, group: &'a [u8], scales: &'a [u8], neuron: usize, vector: usize) -> Row<'a> {
+        let (layout, row_bytes) = (&self.layout, self.layout.row_bytes());
+        let start = neuron % layout.records_per_group() * layout.record_bytes() + vector * row_bytes;
+        let values = &group[start..start + row_bytes];
+        match scale_group(self.format) {
+            None => values.into(),
+            Some(of) => {
+                let bytes = self.scale_bytes();
+                Row::quantised(values, &scales[(neuron * layout.vectors() + vector) * bytes..][..bytes], of)
+            }
+        }
+    }
+}
+
 /// Consecutive neurons of a block, as the bundle stores them.
 #[derive(Clone, Copy)]
 pub struct NeuronBlock<'a> {
@@ -279,9 +321,12 @@ pub struct NeuronBlock<'a> {
 }
 
 impl<'a> NeuronBlock<'a> {
-    /// The neurons from `first` on that lie in `data`, which begins with the group that holds `first`.
-    pub fn new(ffn: &Ffn, dtype: DType, layout: &FlashLayout, data: &'a [u8], first: usize, count: usize) -> Self {
-        let row_bytes = layout.row_bytes();
+    /// The `count` neurons from `first` on that lie in `data`, which begins with the group that holds `first`. `scales` are those of
+    /// the whole layer.
+    pub fn new(records: &Records, data: &'a [u8], scales: &'a [u8], Range { start: first, end }: Range<usize>) -> Self {
+        let Records { layout, format, cols } = records;
+        let (count, row_bytes) = (end - first, layout.row_bytes());
+        let scale_bytes = records.scale_bytes();
         let matrix = |vector: usize| {
             let rows = RowLayout {
                 offset: vector * row_bytes,
@@ -289,11 +334,16 @@ impl<'a> NeuronBlock<'a> {
                 rows_per_group: layout.records_per_group(),
                 group_stride: layout.group_bytes(),
             };
-            Matrix::strided(element(dtype), data, count, row_bytes / dtype.bytes(), rows)
-                .expect("a block of records holds whole groups")
+            let matrix = Matrix::strided(element(*format), data, count, *cols, rows);
+            let matrix = matrix.expect("a block of records holds whole groups");
+            let Some(group) = scale_group(*format) else { return matrix };
+            let scales = &scales[(first * layout.vectors() + vector) * scale_bytes..];
+            matrix
+                .with_scales(scales, layout.vectors() * scale_bytes, group)
+                .expect("every row of a layer has its scales")
         };
-        let up = usize::from(ffn.gated);
-        Self { first, count, gate: ffn.gated.then(|| matrix(0)), up: matrix(up), down: matrix(up + 1) }
+        let up = layout.vectors() - 2;
+        Self { first, count, gate: (up > 0).then(|| matrix(0)), up: matrix(up), down: matrix(up + 1) }
     }
 }
 

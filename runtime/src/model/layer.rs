@@ -155,12 +155,14 @@ impl Pass<'_> {
         let biases = FfnBiases { gate: weights.gate_bias.as_deref(), up: weights.up_bias.as_deref() };
         let threads = self.threads;
         let (selection, cutoff) = (None, 0.0);
+        let scales = weights.ffn_scales.as_ref().map_or(&[][..], |scales| scales.get());
         self.ffn.run(FfnCall {
             layer,
             tokens,
             input,
             output,
             biases,
+            scales,
             threads,
             scratch: ffn,
             observer,

@@ -1,4 +1,4 @@
-//! What stays in memory: matrices in the checkpoint's dtype, vectors widened to f32.
+//! What stays in memory: matrices as they are stored, vectors widened to f32.
 //!
 //! A [`TensorSource`] gives tensors by canonical name; the bundle's resident section is one, a checkpoint read layer by layer
 //! for recording is another.
@@ -7,7 +7,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use flashlm_formats::model::{DType, ModelSpec, Positions};
-use flashlm_kernels::{Element, Matrix};
+use flashlm_formats::weight_format::WeightFormat;
+use flashlm_kernels::{Element, Matrix, SCALE_BYTES, ScaleGroup};
 
 use crate::error::{Result, RuntimeError};
 
@@ -16,37 +17,88 @@ pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 /// Where tensors come from, by canonical name.
 pub trait TensorSource {
-    /// The tensor's dtype, shape and bytes (row-major, little-endian).
+    /// The tensor's format, shape and bytes (row-major, little-endian).
     fn tensor(&mut self, name: &str) -> Result<TensorBytes>;
+
+    /// The scales of a layer's neuron records, where they are quantised.
+    fn ffn_scales(&mut self, _layer: usize) -> Result<Option<BytesRange>> {
+        Ok(None)
+    }
 }
 
 /// One tensor: a range of shared bytes.
 #[derive(Clone)]
 pub struct TensorBytes {
-    /// How its elements are stored.
-    pub dtype: DType,
+    /// How its rows are stored.
+    pub format: WeightFormat,
     /// Its shape.
     pub shape: Vec<usize>,
-    /// The memory it lies in.
-    pub bytes: SharedBytes,
-    /// Where it lies there.
-    pub range: Range<usize>,
+    /// Its elements.
+    pub data: BytesRange,
+    /// The scales of its rows, if it has any.
+    pub scales: Option<BytesRange>,
 }
 
-/// The kernels' name of a storage dtype.
-pub fn element(dtype: DType) -> Element {
-    match dtype {
-        DType::F32 => Element::F32,
-        DType::F16 => Element::F16,
-        DType::Bf16 => Element::Bf16,
+/// A part of shared memory.
+#[derive(Clone)]
+pub struct BytesRange {
+    bytes: SharedBytes,
+    range: Range<usize>,
+}
+
+impl BytesRange {
+    /// The part `range` of `bytes`.
+    ///
+    /// # Panics
+    /// If there is no such part.
+    pub fn new(bytes: SharedBytes, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= (*bytes).as_ref().len(), "a range within the bytes");
+        Self { bytes, range }
     }
+
+    /// All of `bytes`.
+    pub fn whole(bytes: Vec<u8>) -> Self {
+        let range = 0..bytes.len();
+        Self { bytes: Arc::new(bytes), range }
+    }
+
+    /// The bytes.
+    pub fn get(&self) -> &[u8] {
+        &(*self.bytes).as_ref()[self.range.clone()]
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.range.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.range.is_empty()
+    }
+}
+
+/// The kernels' name of a storage format.
+pub fn element(format: impl Into<WeightFormat>) -> Element {
+    match format.into() {
+        WeightFormat::Plain(DType::F32) => Element::F32,
+        WeightFormat::Plain(DType::F16) => Element::F16,
+        WeightFormat::Plain(DType::Bf16) => Element::Bf16,
+        WeightFormat::Int8(_) => Element::Q8,
+        WeightFormat::Int4(_) => Element::Q4,
+    }
+}
+
+/// The kernels' name of the groups that share a scale.
+pub fn scale_group(format: WeightFormat) -> Option<ScaleGroup> {
+    format.group().map(|group| ScaleGroup::new(group.elements()).expect("both crates allow the same groups"))
 }
 
 /// A weight matrix `[outputs, inputs]` that keeps its memory alive.
 #[derive(Clone)]
 pub struct Weight {
-    bytes: SharedBytes,
-    range: Range<usize>,
+    data: BytesRange,
+    scales: Option<(BytesRange, ScaleGroup)>,
     element: Element,
     rows: usize,
     cols: usize,
@@ -54,17 +106,21 @@ pub struct Weight {
 
 impl Weight {
     fn load(source: &mut dyn TensorSource, name: &str, rows: usize, cols: usize) -> Result<Self> {
-        let TensorBytes { dtype, shape, bytes, range } = checked(source, name, &[rows, cols])?;
-        let element = element(dtype);
-        debug_assert_eq!(shape, [rows, cols]);
-        Ok(Self { bytes, range, element, rows, cols })
+        let TensorBytes { format, data, scales, .. } = checked(source, name, &[rows, cols])?;
+        Ok(Self { data, scales: scales.zip(scale_group(format)), element: element(format), rows, cols })
     }
 
     /// The matrix, for the kernels.
     pub fn matrix(&self) -> Matrix<'_> {
-        let data = &(*self.bytes).as_ref()[self.range.clone()];
-        Matrix::new(self.element, data, self.rows, self.cols)
-            .expect("the length was checked when the weight was loaded")
+        let matrix = Matrix::new(self.element, self.data.get(), self.rows, self.cols);
+        let matrix = matrix.expect("the length was checked when the weight was loaded");
+        match &self.scales {
+            None => matrix,
+            Some((scales, group)) => {
+                let scaled = matrix.with_scales(scales.get(), group.scale_bytes(self.cols), *group);
+                scaled.expect("their length was checked when the weight was loaded")
+            }
+        }
     }
 
     /// Outputs.
@@ -74,18 +130,21 @@ impl Weight {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.range.len()
+        self.data.len() + self.scales.as_ref().map_or(0, |(scales, _)| scales.len())
     }
 }
 
 fn checked(source: &mut dyn TensorSource, name: &str, shape: &[usize]) -> Result<TensorBytes> {
     let tensor = source.tensor(name)?;
-    let bytes = shape.iter().product::<usize>() * tensor.dtype.bytes();
-    if tensor.shape != shape || tensor.range.len() != bytes || tensor.range.end > (*tensor.bytes).as_ref().len() {
+    let (cols, outer) = shape.split_last().expect("a tensor has a dimension");
+    let rows: usize = outer.iter().product();
+    let bytes = rows * tensor.format.row_bytes(*cols);
+    let scales = rows * tensor.format.scales(*cols) * SCALE_BYTES;
+    let found = (tensor.data.len(), tensor.scales.as_ref().map_or(0, BytesRange::len));
+    if tensor.shape != shape || found != (bytes, scales) {
         return Err(RuntimeError::Unsupported(format!(
-            "tensor {name} has shape {:?} in {} bytes where the architecture needs {shape:?} in {bytes} bytes",
-            tensor.shape,
-            tensor.range.len()
+            "tensor {name} has shape {:?} in {} bytes and {} of scales where the architecture needs {shape:?} in {bytes} and {scales}",
+            tensor.shape, found.0, found.1
         )));
     }
     Ok(tensor)
@@ -94,7 +153,10 @@ fn checked(source: &mut dyn TensorSource, name: &str, shape: &[usize]) -> Result
 fn vector(source: &mut dyn TensorSource, name: &str, len: usize) -> Result<Vec<f32>> {
     let tensor = checked(source, name, &[len])?;
     let mut out = vec![0.0; len];
-    flashlm_kernels::to_f32(element(tensor.dtype), &(*tensor.bytes).as_ref()[tensor.range], &mut out);
+    if tensor.format.is_quantised() {
+        return Err(RuntimeError::Unsupported(format!("vector {name} is quantised")));
+    }
+    flashlm_kernels::to_f32(element(tensor.format), tensor.data.get(), &mut out);
     Ok(out)
 }
 
@@ -153,6 +215,8 @@ pub struct LayerWeights {
     pub up_bias: Option<Vec<f32>>,
     /// Bias of the down projection.
     pub down_bias: Option<Vec<f32>>,
+    /// The scales of the neuron records, `[neurons, vectors, groups of a row]` in storage order, where these are quantised.
+    pub ffn_scales: Option<BytesRange>,
 }
 
 impl LayerWeights {
@@ -204,6 +268,7 @@ impl LayerWeights {
             gate_bias: optional_vector(source, spec.ffn.gate_bias, &format!("{p}.ffn.gate_bias"), spec.ffn.size)?,
             up_bias: optional_vector(source, spec.ffn.up_bias, &format!("{p}.ffn.up_bias"), spec.ffn.size)?,
             down_bias: optional_vector(source, spec.ffn.down_bias, &format!("{p}.ffn.down_bias"), hidden)?,
+            ffn_scales: source.ffn_scales(layer)?,
         })
     }
 }

@@ -6,8 +6,10 @@ use anyhow::Result;
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_kernels::{MatmulScratch, Threads, matmul};
 use flashlm_prep::pack::check_space;
+use flashlm_prep::thresholds::CUTS;
 use flashlm_runtime::budget::human_bytes;
 
+use super::super::thresholds::default_tokens;
 use super::work::Work;
 use super::{PrepareArgs, pilot_tokens};
 
@@ -38,7 +40,11 @@ pub(super) fn announce(args: &PrepareArgs, tokens: usize, checkpoint: &Checkpoin
     let rate = product_rate(&super::super::threads(args.threads)?);
     let ffn_weights = spec.ffn.vectors() as u64 * ffn * hidden;
     let weights = layers * ((spec.attention.qkv_size() as u64 + hidden) * hidden + ffn_weights);
-    let recording = 2.0 * (tokens + pilot) as f64 * weights as f64;
+    let tried = match args.quality_loss(spec) {
+        Some(_) => default_tokens(spec) as u64 * (1 + CUTS.len() as u64),
+        None => 0,
+    };
+    let recording = 2.0 * (tokens + pilot + tried) as f64 * weights as f64;
     // Forward and backward, for a rank of one.
     let step = (6 * ffn + 4 * hidden) as f64;
     let rank =

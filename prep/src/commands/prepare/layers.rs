@@ -98,13 +98,7 @@ impl Layers<'_> {
             first = 0;
         }
 
-        let order_args = OrderArgs::best_of(
-            dir.clone(),
-            stages.orders.clone(),
-            self.layout,
-            self.checkpoint.ffn_dtype(),
-            self.args.seed,
-        );
+        let order_args = OrderArgs::best_of(dir.clone(), stages.orders.clone(), self.layout, self.args.seed);
         let ordering = Ordering::new(&order_args, recorder.recording(), None)?;
         let tokens = self.calibration.tokens.len() as u64;
         // Half of a layer's bar is recording.

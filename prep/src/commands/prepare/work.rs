@@ -75,7 +75,7 @@ impl Work {
 }
 
 /// Writes a small file whole: it is there complete, or not at all.
-pub(super) fn publish(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn publish(path: &Path, bytes: &[u8]) -> Result<()> {
     let partial = path.with_extension("partial");
     let write = || -> io::Result<()> {
         let mut file = fs::File::create(&partial)?;

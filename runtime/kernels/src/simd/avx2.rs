@@ -112,6 +112,19 @@ impl Simd for Avx2 {
         unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
     }
     #[inline(always)]
+    unsafe fn load_low_nibbles(self, p: *const u8) -> Self::V {
+        // SAFETY: the token proves the instructions, the caller vouches for LANES bytes at `p`.
+        unsafe {
+            let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
+            _mm256_cvtepi32_ps(_mm256_srai_epi32::<28>(_mm256_slli_epi32::<28>(bytes)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_high_nibbles(self, p: *const u8) -> Self::V {
+        // SAFETY: as above. Widened with its sign, a byte's high half keeps it.
+        unsafe { _mm256_cvtepi32_ps(_mm256_srai_epi32::<4>(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())))) }
+    }
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: Self::V) {
         // SAFETY: the token proves the instructions, the caller vouches for LANES places at `p`.
         unsafe { _mm256_storeu_ps(p, v) }

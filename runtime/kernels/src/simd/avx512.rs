@@ -24,6 +24,16 @@ fn enter<O: Op>(token: Avx512, op: O) -> O::Out {
     op.run(token)
 }
 
+/// What each half of a byte means.
+///
+/// # Safety
+/// AVX-512 F must be present.
+#[inline(always)]
+unsafe fn nibble_values() -> __m512 {
+    // SAFETY: as the caller vouches.
+    unsafe { _mm512_setr_ps(0., 1., 2., 3., 4., 5., 6., 7., -8., -7., -6., -5., -4., -3., -2., -1.) }
+}
+
 // In this block "the token" is `self`: `detect` alone makes it, after asking the processor.
 impl Simd for Avx512 {
     type V = __m512;
@@ -114,6 +124,20 @@ impl Simd for Avx512 {
     unsafe fn load_i8(self, p: *const u8) -> Self::V {
         // SAFETY: the token proves the instructions, the caller vouches for LANES bytes at `p`.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_low_nibbles(self, p: *const u8) -> Self::V {
+        // SAFETY: the token proves the instructions, the caller vouches for LANES bytes at `p`. A permutation looks at the low
+        // four bits of each index alone.
+        unsafe { _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast())), nibble_values()) }
+    }
+    #[inline(always)]
+    unsafe fn load_high_nibbles(self, p: *const u8) -> Self::V {
+        // SAFETY: as above.
+        unsafe {
+            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
+            _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(bytes), nibble_values())
+        }
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: Self::V) {

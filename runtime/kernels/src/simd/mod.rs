@@ -21,6 +21,8 @@ pub(crate) use avx512::Avx512;
 pub(crate) use neon::Neon;
 pub(crate) use plain::Plain;
 
+use crate::row::{Places, Q4_BLOCK, SCALE_BYTES};
+
 /// The widest vector of any instruction set, in lanes.
 pub(crate) const LANES_MAX: usize = 16;
 
@@ -68,6 +70,16 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// # Safety
     /// `LANES` signed bytes must be readable at `p`.
     unsafe fn load_i8(self, p: *const u8) -> Self::V;
+    /// The low halves of bytes, as whole numbers from -8 to 7.
+    ///
+    /// # Safety
+    /// `LANES` bytes must be readable at `p`.
+    unsafe fn load_low_nibbles(self, p: *const u8) -> Self::V;
+    /// The high halves likewise.
+    ///
+    /// # Safety
+    /// `LANES` bytes must be readable at `p`.
+    unsafe fn load_high_nibbles(self, p: *const u8) -> Self::V;
     /// # Safety
     /// `LANES` f32 must be writable at `p`.
     unsafe fn store(self, p: *mut f32, v: Self::V);
@@ -106,71 +118,200 @@ pub(crate) trait Simd: Copy + Send + Sync {
 }
 
 /// A weight format: how to widen it to f32 lanes.
+///
+/// Elements are addressed by their number in the row, always a multiple of `LANES`; so no vector reaches over two groups of a
+/// quantised row.
 pub(crate) trait Weight: Copy + Send + Sync {
-    const BYTES: usize;
+    /// Bytes that `count` elements take, a multiple of two.
+    fn bytes(count: usize) -> usize;
 
     /// # Safety
-    /// `S::LANES * BYTES` bytes must be readable at `p`.
-    unsafe fn load<S: Simd>(s: S, p: *const u8) -> S::V;
+    /// Elements `at..at + LANES` must be in the row.
+    unsafe fn load<S: Simd>(s: S, row: Places, at: usize) -> S::V;
+
+    /// Two vectors; `at` is a multiple of `2 * LANES`.
+    ///
+    /// # Safety
+    /// Elements `at..at + 2 * LANES` must be in the row.
+    #[inline(always)]
+    unsafe fn load_two<S: Simd>(s: S, row: Places, at: usize) -> [S::V; 2] {
+        // SAFETY: as the caller vouches.
+        unsafe { [Self::load(s, row, at), Self::load(s, row, at + S::LANES)] }
+    }
 
     /// Loads `n < LANES` values and zeros.
     ///
     /// # Safety
-    /// `n * BYTES` bytes must be readable at `p`.
+    /// Elements `at..at + n` must be in the row.
+    unsafe fn load_part<S: Simd>(s: S, row: Places, at: usize, n: usize) -> S::V;
+
+    /// Asks for the scales of a row of `cols` elements.
     #[inline(always)]
-    unsafe fn load_part<S: Simd>(s: S, p: *const u8, n: usize) -> S::V {
-        let mut buffer = [0u8; LANES_MAX * 4];
-        debug_assert!(n < S::LANES);
-        // SAFETY: the caller vouches for `n` values; the buffer holds LANES_MAX values of the widest format.
+    fn ask_scales<S: Simd>(_s: S, _row: Places, _cols: usize) {}
+}
+
+/// Loads `n < LANES` values of `BYTES` each through a buffer, and zeros.
+///
+/// # Safety
+/// `n * BYTES` bytes must be readable at `p`; `load` reads `LANES` values.
+#[inline(always)]
+unsafe fn load_part<S: Simd, const BYTES: usize>(p: *const u8, n: usize, load: impl Fn(*const u8) -> S::V) -> S::V {
+    let mut buffer = [0u8; LANES_MAX * 4];
+    debug_assert!(n < S::LANES);
+    // SAFETY: the caller vouches for `n` values; the buffer holds LANES_MAX values of the widest format.
+    unsafe { std::ptr::copy_nonoverlapping(p, buffer.as_mut_ptr(), n.min(LANES_MAX) * BYTES) };
+    load(buffer.as_ptr())
+}
+
+macro_rules! plain_weight {
+    ($(#[$doc:meta])* $name:ident, $bytes:literal, $load:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy)]
+        pub(crate) struct $name;
+        impl Weight for $name {
+            #[inline(always)]
+            fn bytes(count: usize) -> usize {
+                count * $bytes
+            }
+            #[inline(always)]
+            unsafe fn load<S: Simd>(s: S, row: Places, at: usize) -> S::V {
+                // SAFETY: as the caller vouches; loads need no alignment.
+                unsafe { s.$load(row.values.add(at * $bytes).cast()) }
+            }
+            #[inline(always)]
+            unsafe fn load_part<S: Simd>(s: S, row: Places, at: usize, n: usize) -> S::V {
+                // SAFETY: as the caller vouches; the buffer takes LANES values.
+                unsafe { load_part::<S, $bytes>(row.values.add(at * $bytes), n, |p| s.$load(p.cast())) }
+            }
+        }
+    };
+}
+plain_weight!(
+    /// Single precision.
+    F32, 4, load
+);
+plain_weight!(
+    /// Half precision.
+    F16, 2, load_f16
+);
+plain_weight!(
+    /// The upper half of single precision.
+    Bf16, 2, load_bf16
+);
+plain_weight!(
+    /// Signed bytes.
+    I8, 1, load_i8
+);
+
+/// The scale of the group of element `at`, in every lane.
+///
+/// # Safety
+/// Element `at` must be in the row, and the row quantised.
+#[inline(always)]
+unsafe fn scale<S: Simd>(s: S, row: Places, at: usize) -> S::V {
+    // SAFETY: as the caller vouches.
+    let bits = unsafe { row.scales.add((at >> row.shift) * SCALE_BYTES).cast::<u16>().read_unaligned() };
+    s.splat(f32::from_bits(u32::from(u16::from_le(bits)) << 16))
+}
+
+/// Asks for all scales of a row.
+#[inline(always)]
+fn ask_scales<S: Simd>(s: S, row: Places, cols: usize) {
+    let bytes = cols.div_ceil(1 << row.shift) * SCALE_BYTES;
+    let mut line = 0;
+    while line < bytes {
+        s.prefetch(row.scales.wrapping_add(line));
+        line += 64;
+    }
+}
+
+/// Signed bytes with scales.
+#[derive(Clone, Copy)]
+pub(crate) struct Q8;
+
+impl Weight for Q8 {
+    #[inline(always)]
+    fn bytes(count: usize) -> usize {
+        count
+    }
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, row: Places, at: usize) -> S::V {
+        // SAFETY: as the caller vouches.
+        unsafe { s.mul(I8::load(s, row, at), scale(s, row, at)) }
+    }
+    #[inline(always)]
+    unsafe fn load_two<S: Simd>(s: S, row: Places, at: usize) -> [S::V; 2] {
+        // SAFETY: as the caller vouches; both vectors are in one group, which is a multiple of 32 elements.
         unsafe {
-            std::ptr::copy_nonoverlapping(p, buffer.as_mut_ptr(), n.min(LANES_MAX) * Self::BYTES);
-            Self::load(s, buffer.as_ptr())
+            let scale = scale(s, row, at);
+            [s.mul(I8::load(s, row, at), scale), s.mul(I8::load(s, row, at + S::LANES), scale)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_part<S: Simd>(s: S, row: Places, at: usize, n: usize) -> S::V {
+        // SAFETY: as the caller vouches.
+        unsafe { s.mul(I8::load_part(s, row, at, n), scale(s, row, at)) }
+    }
+    #[inline(always)]
+    fn ask_scales<S: Simd>(s: S, row: Places, cols: usize) {
+        ask_scales(s, row, cols);
+    }
+}
+
+/// Four-bit numbers with scales, in blocks of 32.
+#[derive(Clone, Copy)]
+pub(crate) struct Q4;
+
+impl Q4 {
+    /// The whole numbers of elements `at..at + LANES`.
+    ///
+    /// # Safety
+    /// As [`Weight::load`].
+    #[inline(always)]
+    unsafe fn numbers<S: Simd>(s: S, row: Places, at: usize) -> S::V {
+        const HALF: usize = Q4_BLOCK / 2;
+        // SAFETY: a row holds whole blocks, and a vector lies within one half of one.
+        unsafe {
+            let p = row.values.add(at / Q4_BLOCK * HALF + at % HALF);
+            if at & HALF == 0 { s.load_low_nibbles(p) } else { s.load_high_nibbles(p) }
         }
     }
 }
 
-#[derive(Clone, Copy)]
-pub(crate) struct F32;
-#[derive(Clone, Copy)]
-pub(crate) struct F16;
-#[derive(Clone, Copy)]
-pub(crate) struct Bf16;
-#[derive(Clone, Copy)]
-pub(crate) struct I8;
-
-impl Weight for F32 {
-    const BYTES: usize = 4;
+impl Weight for Q4 {
     #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const u8) -> S::V {
-        // SAFETY: as the caller vouches; `Simd::load` needs no alignment.
-        unsafe { s.load(p.cast()) }
+    fn bytes(count: usize) -> usize {
+        count / 2
     }
-}
-
-impl Weight for F16 {
-    const BYTES: usize = 2;
     #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const u8) -> S::V {
+    unsafe fn load<S: Simd>(s: S, row: Places, at: usize) -> S::V {
         // SAFETY: as the caller vouches.
-        unsafe { s.load_f16(p) }
+        unsafe { s.mul(Self::numbers(s, row, at), scale(s, row, at)) }
     }
-}
-
-impl Weight for Bf16 {
-    const BYTES: usize = 2;
     #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const u8) -> S::V {
-        // SAFETY: as the caller vouches.
-        unsafe { s.load_bf16(p) }
+    unsafe fn load_two<S: Simd>(s: S, row: Places, at: usize) -> [S::V; 2] {
+        const HALF: usize = Q4_BLOCK / 2;
+        // SAFETY: as the caller vouches; both vectors are in one block, and so in one group.
+        unsafe {
+            let scale = scale(s, row, at);
+            let numbers = if S::LANES == HALF {
+                let p = row.values.add(at / 2);
+                [s.load_low_nibbles(p), s.load_high_nibbles(p)]
+            } else {
+                [Self::numbers(s, row, at), Self::numbers(s, row, at + S::LANES)]
+            };
+            numbers.map(|v| s.mul(v, scale))
+        }
     }
-}
-
-impl Weight for I8 {
-    const BYTES: usize = 1;
+    /// Behind the last element stand zeros, or whatever a damaged file has there: it meets zeros or is not kept.
     #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const u8) -> S::V {
-        // SAFETY: as the caller vouches.
-        unsafe { s.load_i8(p) }
+    unsafe fn load_part<S: Simd>(s: S, row: Places, at: usize, _n: usize) -> S::V {
+        // SAFETY: a row holds whole blocks.
+        unsafe { Self::load(s, row, at) }
+    }
+    #[inline(always)]
+    fn ask_scales<S: Simd>(s: S, row: Places, cols: usize) {
+        ask_scales(s, row, cols);
     }
 }
 
@@ -192,6 +333,14 @@ macro_rules! with_weight {
             }
             crate::element::Element::I8 => {
                 type $W = crate::simd::I8;
+                $body
+            }
+            crate::element::Element::Q8 => {
+                type $W = crate::simd::Q8;
+                $body
+            }
+            crate::element::Element::Q4 => {
+                type $W = crate::simd::Q4;
                 $body
             }
         }

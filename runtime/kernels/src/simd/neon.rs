@@ -119,6 +119,23 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
+    unsafe fn load_low_nibbles(self, p: *const u8) -> Self::V {
+        // SAFETY: the token proves the instructions, the caller vouches for the four bytes at `p`.
+        unsafe {
+            let bytes = vreinterpret_s8_u32(vdup_n_u32(p.cast::<u32>().read_unaligned()));
+            let low = vshr_n_s8::<4>(vshl_n_s8::<4>(bytes));
+            vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(low))))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_high_nibbles(self, p: *const u8) -> Self::V {
+        // SAFETY: as above.
+        unsafe {
+            let bytes = vreinterpret_s8_u32(vdup_n_u32(p.cast::<u32>().read_unaligned()));
+            vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vshr_n_s8::<4>(bytes)))))
+        }
+    }
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: Self::V) {
         // SAFETY: the token proves the instructions, the caller vouches for LANES places at `p`.
         unsafe { vst1q_f32(p, v) }

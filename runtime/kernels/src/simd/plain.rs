@@ -103,6 +103,18 @@ impl Simd for Plain {
         bytes.map(f32::from)
     }
     #[inline(always)]
+    unsafe fn load_low_nibbles(self, p: *const u8) -> Self::V {
+        // SAFETY: the caller vouches for LANES bytes at `p`.
+        let bytes = unsafe { p.cast::<[i8; LANES]>().read_unaligned() };
+        bytes.map(|b| f32::from((b << 4) >> 4))
+    }
+    #[inline(always)]
+    unsafe fn load_high_nibbles(self, p: *const u8) -> Self::V {
+        // SAFETY: the caller vouches for LANES bytes at `p`.
+        let bytes = unsafe { p.cast::<[i8; LANES]>().read_unaligned() };
+        bytes.map(|b| f32::from(b >> 4))
+    }
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: Self::V) {
         // SAFETY: the caller vouches for LANES places at `p`.
         unsafe { p.cast::<Self::V>().write_unaligned(v) }

@@ -12,6 +12,7 @@ use flashlm_runtime::ffn::flash::ReadCut;
 use flashlm_runtime::generate::Percentiles;
 use flashlm_runtime::load::{FfnChoice, LoadOptions, load};
 use flashlm_runtime::memory;
+use flashlm_runtime::model::ffn::Records;
 use flashlm_runtime::model::forward::Forward;
 use flashlm_runtime::plan::resident_bytes_touched;
 use flashlm_runtime::sampler::{Sampler, Sampling};
@@ -143,7 +144,10 @@ pub(crate) fn run_step(args: &StepArgs) -> Result<ExitCode> {
 fn touched(bundle: &Bundle, forward: &Forward, ffn: FfnChoice) -> u64 {
     let spec = bundle.spec();
     // Dense sources touch every up row, and few of the down rows.
-    let dense = spec.layers * spec.ffn.size * (spec.ffn.vectors() - 1) * bundle.layout().row_bytes();
+    let dense = spec.layers
+        * spec.ffn.size
+        * (spec.ffn.vectors() - 1)
+        * (bundle.layout().row_bytes() + Records::of(bundle).scale_bytes());
     let dense = if ffn == FfnChoice::Flash { 0 } else { dense as u64 };
     resident_bytes_touched(bundle, forward.len()) + dense
 }

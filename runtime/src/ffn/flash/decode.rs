@@ -11,7 +11,7 @@ use super::FlashFfn;
 use super::store::{Store, Wanted};
 use crate::error::Result;
 use crate::ffn::checks::GroupChecks;
-use crate::model::ffn::{FfnBiases, FfnCall, activate};
+use crate::model::ffn::{FfnBiases, FfnCall, Records, activate};
 use crate::model::weights::element;
 
 /// Reads waited for at a time, at most: enough to make computing them worth while, few enough to begin soon.
@@ -96,21 +96,6 @@ pub(super) fn groups_of(scores: &[f32], margin: f32, records_per_group: u32, gro
     }
 }
 
-/// Where a neuron's vectors are in its group.
-#[derive(Clone, Copy)]
-struct Records {
-    per_group: usize,
-    record_bytes: usize,
-    row_bytes: usize,
-}
-
-impl Records {
-    fn row(self, group: &[u8], neuron: u32, vector: usize) -> &[u8] {
-        let start = neuron as usize % self.per_group * self.record_bytes + vector * self.row_bytes;
-        &group[start..start + self.row_bytes]
-    }
-}
-
 impl FlashFfn {
     /// Chooses the neurons of `layer` and starts reading those that are not in memory; `ahead`: those of the next layer, too.
     pub(super) fn start(&mut self, layer: usize, input: &[f32], threads: &Threads, ahead: bool) -> Result<()> {
@@ -180,19 +165,16 @@ impl FlashFfn {
         if self.started.take() != Some(layer) {
             self.start(layer, input, threads, ahead)?;
         }
-        let records = Records {
-            per_group: self.layout.records_per_group(),
-            record_bytes: self.layout.record_bytes(),
-            row_bytes: self.layout.row_bytes(),
-        };
+        let records = self.records;
         let mut token = Token {
             ffn: &self.ffn,
-            element: element(self.dtype),
+            element: element(self.records.format),
             records,
             threads,
             layer,
             input,
             biases: call.biases,
+            scales: call.scales,
             store: &mut self.store,
             checks: self.checks.as_ref(),
             scratch: &mut self.scratch,
@@ -215,7 +197,7 @@ impl FlashFfn {
             first = end;
             token.store.read_more(layer, &mut token.scratch.wanted[first..])?;
         }
-        self.touched_bytes += touched * records.row_bytes as u64;
+        self.touched_bytes += touched * (records.layout.row_bytes() + records.scale_bytes()) as u64;
         Ok(())
     }
 }
@@ -229,6 +211,7 @@ struct Token<'a> {
     layer: usize,
     input: &'a [f32],
     biases: FfnBiases<'a>,
+    scales: &'a [u8],
     store: &'a mut Store,
     checks: Option<&'a GroupChecks>,
     scratch: &'a mut DecodeScratch,
@@ -290,12 +273,12 @@ impl Token<'_> {
         for &g in arrived.iter() {
             ready.extend(first_neuron[g as usize]..first_neuron[g as usize + 1]);
         }
-        let (records, store, input) = (self.records, self.store.arrived(), self.input);
+        let (records, scales, store, input) = (self.records, self.scales, self.store.arrived(), self.input);
         let dots = |ready: &[u32], vector: usize, results: &mut [f32]| {
             let row = |i: usize| {
                 let at = ready[i] as usize;
                 let group = store.bytes(wanted[group_of[at] as usize]).expect("it has arrived");
-                records.row(group, neurons[at], vector)
+                records.row(group, scales, neurons[at] as usize, vector)
             };
             gathered_dots(self.threads, self.element, &row, input, &mut results[..ready.len()]);
         };
@@ -335,11 +318,12 @@ impl Token<'_> {
         for (result, at) in results.iter_mut().zip(ready.iter()) {
             *result = activations[*at as usize];
         }
-        let (records, store, vector) = (self.records, self.store.arrived(), 1 + usize::from(self.ffn.gated));
+        let (records, scales, store) = (self.records, self.scales, self.store.arrived());
+        let vector = 1 + usize::from(self.ffn.gated);
         let row = |i: usize| {
             let at = ready[i] as usize;
             let group = store.bytes(wanted[group_of[at] as usize]).expect("it was computed");
-            records.row(group, neurons[at], vector)
+            records.row(group, scales, neurons[at] as usize, vector)
         };
         gathered_add(self.threads, self.element, &row, &results[..ready.len()], output);
         // Gated: of the shut ones the gate alone was looked at.

@@ -19,14 +19,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flashlm_formats::bundle::{Bundle, FlashLayout};
-use flashlm_formats::model::{Block, DType, Ffn};
+use flashlm_formats::model::{Block, Ffn};
 use flashlm_io::{DirectFile, EngineChoice, EngineOptions, FaultPlan};
 use flashlm_kernels::{MATMUL_TOKENS_MIN, Threads};
 
 use super::checks::GroupChecks;
 use crate::cache::PolicyKind;
 use crate::error::Result;
-use crate::model::ffn::{FfnCall, FfnSource, ReadCounters, Selection};
+use crate::model::ffn::{FfnCall, FfnSource, ReadCounters, Records, Selection};
 use crate::planner::ReadCost;
 use crate::predictor::LayerPredictors;
 pub use arena::ArenaPlan;
@@ -70,7 +70,7 @@ pub enum ReadCut {
 /// Reads predicted neurons, keeps the useful ones.
 pub struct FlashFfn {
     ffn: Ffn,
-    dtype: DType,
+    records: Records,
     layout: FlashLayout,
     /// One for each layer; `None` admits everything.
     predictors: Option<Vec<LayerPredictors>>,
@@ -104,7 +104,7 @@ impl FlashFfn {
         let reads = EngineOptions { deadline: *deadline, faults: *faults, ..EngineOptions::default() };
         Ok(Self {
             ffn: bundle.spec().ffn,
-            dtype: bundle.manifest().ffn.dtype,
+            records: Records::of(bundle),
             layout,
             look_ahead: *look_ahead && predictors.is_some(),
             predictors,

@@ -47,10 +47,11 @@ impl FlashFfn {
         }
         // The disk works while the neurons are chosen.
         self.select(&call);
-        let FfnCall { layer, tokens, input, output, biases, threads, scratch, observer, cutoff, .. } = call;
+        let FfnCall { layer, tokens, input, output, biases, scales, threads, scratch, observer, cutoff, .. } = call;
         let observer = observer.map(|o| o as &mut dyn FfnObserver);
         let selection = self.predictors.is_some().then_some(&self.selection);
-        let mut call = FfnCall { layer, tokens, input, output, biases, threads, scratch, observer, selection, cutoff };
+        let mut call =
+            FfnCall { layer, tokens, input, output, biases, scales, threads, scratch, observer, selection, cutoff };
         for at in 0..chunks {
             let (slot, groups) = (place(at), range(at));
             while self.store.ring_bytes(slot, groups.len() as u32).is_none() {
@@ -62,7 +63,7 @@ impl FlashFfn {
             }
             let first = groups.start as usize * records;
             let count = (groups.len() * records).min(self.ffn.size - first);
-            dense(&self.ffn, &mut call, NeuronBlock::new(&self.ffn, self.dtype, &self.layout, bytes, first, count))?;
+            dense(&self.ffn, &mut call, NeuronBlock::new(&self.records, bytes, scales, first..first + count))?;
             for (i, group) in groups.enumerate() {
                 self.store.keep(layer, group, slot + i as u32);
             }

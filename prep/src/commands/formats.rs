@@ -1,0 +1,48 @@
+//! How weights are to be stored: the options that every command that writes a bundle has.
+
+use clap::Args;
+use flashlm_formats::weight_format::WeightFormat;
+
+/// Formats of the weights.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub(crate) struct FormatArgs {
+    /// Store FFN neurons as int8 or int4, with /N in groups of N weights that share a scale [default: as the checkpoint has them]
+    #[arg(long, value_name = "FORMAT", value_parser = quantised)]
+    pub(crate) dtype: Option<WeightFormat>,
+    /// Store attention, embeddings and head as int8 or int4, likewise
+    #[arg(long, value_name = "FORMAT", value_parser = quantised)]
+    pub(crate) resident_dtype: Option<WeightFormat>,
+}
+
+fn quantised(text: &str) -> Result<WeightFormat, String> {
+    match text.parse::<WeightFormat>() {
+        Ok(format) if format.is_quantised() => Ok(format),
+        _ => {
+            Err("expected int8 or int4, or one of them with /N: groups of N weights, a power of two from 32 to 2^20; \
+                  without the option weights stay as the checkpoint has them"
+                .into())
+        }
+    }
+}
+
+impl FormatArgs {
+    /// In words, for fingerprints.
+    pub(crate) fn describe(&self) -> String {
+        let name = |format: Option<WeightFormat>| format.map_or("as it is".into(), |format| format.to_string());
+        format!("ffn {}, resident {}", name(self.dtype), name(self.resident_dtype))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whole_numbers_can_be_asked_for() {
+        assert_eq!(quantised("int8"), Ok(WeightFormat::INT8));
+        assert_eq!(quantised("int4/64").unwrap().to_string(), "int4/64");
+        for wrong in ["f16", "int2", "int8/33", ""] {
+            assert!(quantised(wrong).is_err(), "{wrong}");
+        }
+    }
+}

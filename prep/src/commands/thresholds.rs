@@ -1,0 +1,137 @@
+//! `flashlm-prep thresholds`: what can be left out of a model whose neurons are never exactly zero, and at what loss.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_formats::model::ModelSpec;
+use flashlm_prep::record::Calibration;
+use flashlm_prep::record::text::{Sampling, read_documents};
+use flashlm_prep::thresholds::{Measured, ThresholdFile, find_thresholds};
+use flashlm_prep::tokenizer::tokenizer_json;
+use flashlm_runtime::budget::human_bytes;
+use flashlm_runtime::text::Tokenizer;
+
+use super::Stage;
+
+/// Loss of perplexity that is allowed where nothing is said.
+pub(crate) const DEFAULT_LOSS: f64 = 0.01;
+
+/// Arguments of `flashlm-prep thresholds`.
+#[derive(Args)]
+#[command(
+    after_help = "Example:\n  flashlm-prep thresholds /models/mistral-7b --text calibration.txt --quality-loss 2% -o thresholds.json\n\n\
+    `prepare` does this by itself; `record` and `pack` take the file. See docs/thresholds.md."
+)]
+pub(crate) struct ThresholdsArgs {
+    /// Directory with a Hugging Face checkpoint
+    #[arg(value_name = "CHECKPOINT")]
+    checkpoint: PathBuf,
+    /// Calibration text: files of documents
+    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    text: Vec<PathBuf>,
+    /// Perplexity that may be lost by leaving out weak neurons
+    #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = super::train::parse_percent)]
+    quality_loss: f64,
+    /// The file to write; without it the table is only shown
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Tokens to measure on at most [default: 4096, for hidden sizes from 2048 on 2048]
+    #[arg(long, value_name = "N")]
+    tokens: Option<NonZeroUsize>,
+    /// Longest sequence
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    sequence_tokens: usize,
+    /// Order in which documents are taken; 0 keeps the files' order
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Threads that compute [default: all processors]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// Directory for scratch files [default: the system's]
+    #[arg(long, value_name = "DIR")]
+    scratch: Option<PathBuf>,
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Tokens to measure on. In a large model a token costs more.
+pub(crate) fn default_tokens(spec: &ModelSpec) -> usize {
+    if spec.hidden_size >= 2048 { 2048 } else { 4096 }
+}
+
+pub(crate) fn run(args: &ThresholdsArgs) -> Result<ExitCode> {
+    let checkpoint = Checkpoint::open(&args.checkpoint)?;
+    let spec = checkpoint.spec();
+    let tokenizer = Tokenizer::from_json(&tokenizer_json(&checkpoint)?)?;
+    let tokens = args.tokens.map_or(default_tokens(spec), NonZeroUsize::get);
+    let sampling = Sampling { tokens, sequence_tokens: args.sequence_tokens, seed: args.seed };
+    let calibration = Calibration::new(&read_documents(&args.text)?, &tokenizer, spec, sampling)?;
+    let scratch = args.scratch.clone().unwrap_or_else(std::env::temp_dir);
+    let scratch = scratch.join(format!("flashlm-thresholds-{}", std::process::id()));
+    let measured = measure(&checkpoint, &calibration, args.quality_loss, args.threads, &scratch);
+    _ = std::fs::remove_dir_all(&scratch);
+    let file = ThresholdFile::new(&checkpoint, measured?);
+    if let Some(path) = &args.output {
+        super::prepare::publish(path, &file.to_json())?;
+    }
+    if args.json {
+        println!("{}", String::from_utf8_lossy(&file.to_json()).trim_end());
+    } else {
+        for line in table(&file.measured, &checkpoint) {
+            println!("{line}");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Measures, with a bar.
+pub(crate) fn measure(
+    checkpoint: &Checkpoint,
+    calibration: &Calibration,
+    loss: f64,
+    threads: Option<NonZeroUsize>,
+    scratch: &Path,
+) -> Result<Measured> {
+    let stage = Stage::new("measuring thresholds", "layers", checkpoint.spec().layers as u64);
+    let progress = &mut |done, total| stage.set(done as u64, total as u64);
+    Ok(find_thresholds(checkpoint, calibration, loss, &super::threads(threads)?, scratch, progress)?)
+}
+
+/// Quality against sparsity, and what the choice means.
+pub(crate) fn table(measured: &Measured, checkpoint: &Checkpoint) -> Vec<String> {
+    let Measured { positions, perplexity, levels, loss_allowed, active, .. } = measured;
+    let spec = checkpoint.spec();
+    let mut lines = vec![
+        format!("{positions} positions, perplexity {perplexity:.3}; with the weakest neurons of every layer left out:"),
+        "  energy cut   neurons left   perplexity     loss   same likeliest token".into(),
+    ];
+    for level in levels {
+        lines.push(format!(
+            "  {:>9.2}%  {:>12.1}%  {:>11.3}  {:>+6.2}%  {:>20.1}%",
+            100.0 * level.cut,
+            100.0 * level.active,
+            level.perplexity,
+            100.0 * (level.perplexity / perplexity - 1.0),
+            100.0 * level.top1_agreement
+        ));
+    }
+    let ffn = spec.ffn.vectors() * spec.ffn.size * spec.hidden_size * spec.layers * checkpoint.ffn_dtype().bytes();
+    let mean = measured.mean_active();
+    let share = |of: Option<f64>| 100.0 * of.unwrap_or(0.0);
+    lines.push(format!(
+        "At a loss of {:.1} % a token needs {:.1} % of the neurons ({:.1} to {:.1} % by layer): {} of {} before caching, if \
+         predictors find just them.",
+        100.0 * loss_allowed,
+        100.0 * mean,
+        share(active.iter().copied().reduce(f64::min)),
+        share(active.iter().copied().reduce(f64::max)),
+        human_bytes((mean * ffn as f64) as u64),
+        human_bytes(ffn as u64)
+    ));
+    lines
+}

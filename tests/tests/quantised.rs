@@ -1,0 +1,134 @@
+//! Quantised bundles: close to the model that they were made of, and the same bits however they are run.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+use flashlm_formats::bundle::{Bundle, verify};
+use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_io::{DirectIo, EngineChoice};
+use flashlm_prep::pack::{PackOptions, pack};
+use flashlm_runtime::error::RuntimeError;
+use flashlm_runtime::load::{FfnChoice, LoadOptions, plan};
+use flashlm_runtime::sampler::Sampling;
+use flashlm_tests::{continuation, loaded, logits, options, pack_checkpoint, root, scratch, tiny_falcon, tiny_opt};
+
+fn quantised(checkpoint: &Path, bundle: &Path, (ffn, resident): (&str, &str), reversed: bool) -> Bundle {
+    let checkpoint = Checkpoint::open(checkpoint).unwrap();
+    let spec = checkpoint.spec();
+    let orders = reversed.then(|| ("reversed".into(), vec![(0..spec.ffn.size as u32).rev().collect(); spec.layers]));
+    let format = |name: &str| (!name.is_empty()).then(|| name.parse().unwrap());
+    let options = PackOptions {
+        tokenizer: b"{}".to_vec(),
+        orders,
+        ffn: format(ffn),
+        resident: format(resident),
+        overwrite: true,
+        ..PackOptions::default()
+    };
+    pack(&checkpoint, bundle, options, &mut |_, _| {}).unwrap();
+    let report = verify(bundle, &mut |_, _| {}).unwrap();
+    assert!(report.damages.is_empty() && report.unused_bytes == 0, "{report:?}");
+    Bundle::open(bundle).unwrap()
+}
+
+fn prompts() -> [Vec<u32>; 2] {
+    // One that goes through matrix products, and one that is decoded.
+    [37, 5].map(|n| (0..n).map(|i| 2 + i * 97 % 4000).collect())
+}
+
+/// Root of the mean squared difference, against the mean square of the centred reference.
+fn difference(found: &[f32], reference: &[f32]) -> f64 {
+    let mean = reference.iter().map(|v| f64::from(*v)).sum::<f64>() / reference.len() as f64;
+    let size: f64 = reference.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum();
+    let error: f64 = found.iter().zip(reference).map(|(f, r)| f64::from(f - r).powi(2)).sum();
+    (error / size).sqrt()
+}
+
+#[test]
+fn logits_are_close_to_the_models() {
+    let dir = scratch();
+    let path = dir.path().join("model.flashlm");
+    for checkpoint in [tiny_opt(), tiny_falcon()] {
+        let plain = pack_checkpoint(&checkpoint, &dir.path().join("plain.flashlm"));
+        let reference = logits(&mut loaded(&plain, &options(128, FfnChoice::Resident)), &prompts()[0]);
+        std::fs::remove_file(plain.path()).unwrap();
+        for (formats, most) in [
+            (("int8", ""), 0.01),
+            (("", "int8"), 0.02),
+            (("int8", "int8"), 0.02),
+            (("int4", ""), 0.12),
+            (("int4/32", "int4/32"), 0.25),
+        ] {
+            for reversed in [false, true] {
+                let bundle = quantised(&checkpoint, &path, formats, reversed);
+                let found = logits(&mut loaded(&bundle, &options(128, FfnChoice::Resident)), &prompts()[0]);
+                let difference = difference(&found, &reference);
+                assert!(difference < most, "{formats:?} of {}: {difference}", checkpoint.display());
+                assert!(difference > most / 100.0, "{formats:?} of {}: {difference}", checkpoint.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn every_way_to_run_a_quantised_bundle_gives_the_same_bits() {
+    let dir = scratch();
+    let path = dir.path().join("model.flashlm");
+    for (checkpoint, formats) in
+        [(tiny_opt(), ("int8", "int8")), (tiny_opt(), ("int4/32", "int4")), (tiny_falcon(), ("int4/128", "int8/32"))]
+    {
+        let bundle = quantised(&checkpoint, &path, formats, true);
+        let flash = LoadOptions { predict: false, ..options(128, FfnChoice::Flash) };
+        let smallest = match plan(&bundle, &LoadOptions { budget: Some(1), ..flash.clone() }) {
+            Err(RuntimeError::BudgetTooSmall { needed, .. }) => needed,
+            other => panic!("{:?}", other.map(|planned| planned.plan)),
+        };
+        let threads = |threads| NonZeroUsize::new(threads).unwrap();
+        let mut ways = vec![options(128, FfnChoice::Resident)];
+        ways.push(LoadOptions { threads: threads(1), ..ways[0].clone() });
+        ways.push(LoadOptions { threads: threads(3), ..options(128, FfnChoice::Streamed) });
+        for budget in [smallest, smallest + bundle.file_bytes() / 8, 4 * smallest] {
+            ways.push(LoadOptions { budget: Some(budget), ..flash.clone() });
+            let (engine, direct) = (EngineChoice::Threads, DirectIo::Disabled);
+            ways.push(LoadOptions { budget: Some(budget), threads: threads(1), engine, direct, ..flash.clone() });
+        }
+        let mut first = None;
+        for way in ways {
+            let mut model = loaded(&bundle, &way);
+            let text = |model: &mut _, prompt: &[u32]| continuation(model, prompt, 20, Sampling::default());
+            let found = prompts().map(|prompt| (logits(&mut model, &prompt), text(&mut model, &prompt)));
+            let expected = first.get_or_insert_with(|| found.clone());
+            for (found, expected) in found.iter().zip(expected.iter()) {
+                assert_eq!(found.1, expected.1, "ids of {formats:?} with {way:?}");
+                assert!(found.0 == expected.0, "logits of {formats:?} with {way:?}");
+            }
+        }
+    }
+}
+
+/// Every geometry: head sizes, tied and untied heads, projections of the embedding, rows that are no multiple of a block.
+#[test]
+fn miniatures_of_every_kind_are_quantised() {
+    let dir = scratch();
+    let path = dir.path().join("model.flashlm");
+    let mut count = 0;
+    for quirk in std::fs::read_dir(root().join("tests/fixtures/quirks")).unwrap() {
+        let checkpoint = quirk.unwrap().path();
+        if !checkpoint.join("model.safetensors").exists() {
+            continue;
+        }
+        count += 1;
+        let ids: Vec<u32> = (3..30).collect();
+        let mut found = Vec::new();
+        for formats in [("", ""), ("int8/32", "int8/32")] {
+            let bundle = quantised(&checkpoint, &path, formats, false);
+            let mut dense = loaded(&bundle, &options(32, FfnChoice::Resident));
+            let flash = LoadOptions { predict: false, ..options(32, FfnChoice::Flash) };
+            found.push(logits(&mut dense, &ids));
+            assert!(logits(&mut loaded(&bundle, &flash), &ids) == found[found.len() - 1], "{}", checkpoint.display());
+        }
+        let difference = difference(&found[1], &found[0]);
+        assert!(difference > 0.0 && difference < 0.05, "{}: {difference}", checkpoint.display());
+    }
+    assert!(count >= 8, "{count} miniatures");
+}
