@@ -41,7 +41,7 @@ fn text(bundle: &Bundle, ffn: FfnChoice) -> Result<Vec<u32>> {
 }
 
 /// What becomes of a damaged bundle: where it is reported, and that nothing else comes of it.
-fn bundle_outcome(path: &Path, reference: &[Vec<u32>], ways: &[usize]) -> &'static str {
+fn bundle_outcome(path: &Path, reference: &[Vec<u32>], way: usize) -> &'static str {
     let name = path.file_name().unwrap().to_str().unwrap();
     let bundle = match Bundle::open(path) {
         Ok(bundle) => bundle,
@@ -52,15 +52,13 @@ fn bundle_outcome(path: &Path, reference: &[Vec<u32>], ways: &[usize]) -> &'stat
     };
     let report = verify(path, &mut |_, _| ()).expect("it was opened a moment ago");
     let mut refused = false;
-    for &way in ways {
-        match text(&bundle, WAYS[way]) {
-            Ok(ids) => assert_eq!(ids, reference[way], "another text with {:?}", WAYS[way]),
-            Err(error) => {
-                let said = error.to_string();
-                let has_place = said.contains("layer") || said.contains("section") || said.contains("offset");
-                assert!(said.contains(name) && has_place, "{said}");
-                refused = true;
-            }
+    match text(&bundle, WAYS[way]) {
+        Ok(ids) => assert_eq!(ids, reference[way], "another text with {:?}", WAYS[way]),
+        Err(error) => {
+            let said = error.to_string();
+            let has_place = said.contains("layer") || said.contains("section") || said.contains("offset");
+            assert!(said.contains(name) && has_place, "{said}");
+            refused = true;
         }
     }
     match (report.damages.is_empty(), refused) {
@@ -85,8 +83,7 @@ fn a01_flipped_bytes_of_a_bundle() {
         let mut bytes = whole.clone();
         let at = dice.flip(&mut bytes);
         fs::write(&path, &bytes).unwrap();
-        let ways: &[usize] = if crate::whole() { &[0, 1, 2] } else { &[[0], [1], [2]][round % 3] };
-        let outcome = bundle_outcome(&path, &reference, ways);
+        let outcome = bundle_outcome(&path, &reference, round % WAYS.len());
         if outcome.starts_with("without") {
             // The bytes are really unused: with all of them changed it is the same bundle.
             assert!(bundle_is_unused_at(&bundle, at as u64), "byte {at} is not unused");
@@ -163,7 +160,9 @@ fn damage_files(name: &str, from: &Path, counts: (usize, usize), read: &dyn Fn(&
         match read(dir.path()) {
             Err(error) => {
                 let named = file.file_name().unwrap().to_str().unwrap();
-                assert!(error.contains(named) || error.contains("layer"), "{error} does not say {named}");
+                // Two files that contradict each other are both named.
+                let is_said = [named, "layer", "belongs to recording"].iter().any(|word| error.contains(word));
+                assert!(is_said, "{error} does not say {named}");
                 outcomes.add(if flipped { "flips reported" } else { "cuts reported" });
             }
             Ok(found) if found == reference => {
