@@ -54,7 +54,8 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        _ = Command::new("umount").arg(self.0.path()).stderr(Stdio::null()).status();
+        // Lazily: what a process had registered with io_uring may be held for a moment after its end.
+        _ = Command::new("umount").arg("--lazy").arg(self.0.path()).stderr(Stdio::null()).status();
     }
 }
 
