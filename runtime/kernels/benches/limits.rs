@@ -1,14 +1,15 @@
-//! What share of the machine's limits the kernels reach: DRAM bandwidth for products with one token, `gemm` for many.
+//! What share of the machine's limits the kernels reach: DRAM bandwidth for products with one token, `gemm` for many; and
+//! how fast one token's products are when weights come from the cache, which must be well above a core's share of DRAM.
 //!
-//! `cargo bench --bench limits -- [memory|compute] [--threads N] [--gigabytes N]`. Limits and kernels take turns and
+//! `cargo bench --bench limits -- [memory|cache|compute] [--threads N] [--gigabytes N] [--instructions avx2]`. Limits and kernels take turns and
 //! each counts its best pass, as other work on the machine disturbs both alike.
 
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use flashlm_kernels::{
-    Element, MatmulScratch, Matrix, ScaleGroup, Threads, add_scaled_rows, gathered_add, gathered_dots, instruction_set,
-    matmul, matmul_rows_add, matvec, read_bandwidth,
+    Element, MatmulScratch, Matrix, ScaleGroup, Threads, add_scaled_rows, force_instruction_set, gathered_add,
+    gathered_dots, instruction_set, matmul, matmul_rows_add, matvec, read_bandwidth,
 };
 
 const COLS: usize = 4096;
@@ -19,15 +20,22 @@ fn main() {
         let at = arguments.iter().position(|a| a == name);
         at.and_then(|at| arguments.get(at + 1)).map_or(or, |n| n.parse().expect("a number"))
     };
+    if let Some(at) = arguments.iter().position(|a| a == "--instructions") {
+        let set = arguments[at + 1].parse().expect("an instruction set");
+        force_instruction_set(set).expect("an instruction set of this processor");
+    }
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let threads = Threads::new(NonZeroUsize::new(number("--threads", cores)).expect("at least one")).expect("threads");
     let wanted = |name: &str| {
-        let named = |a: &String| a == "memory" || a == "compute";
+        let named = |a: &String| ["memory", "cache", "compute"].contains(&a.as_str());
         !arguments.iter().any(named) || arguments.iter().any(|a| a == name)
     };
     println!("{} with {} threads", instruction_set(), threads.count());
     if wanted("memory") {
         memory(&threads, number("--gigabytes", 1) << 30);
+    }
+    if wanted("cache") {
+        cache();
     }
     if wanted("compute") {
         compute(&threads);
@@ -101,6 +109,41 @@ fn memory(threads: &Threads, bytes: usize) {
                 gathered_dots(threads, element, &|i| w.row(shuffled[i]), &x, y);
             });
         }
+    }
+}
+
+/// One thread, weights that fit the second-level cache.
+fn cache() {
+    let threads = Threads::new(NonZeroUsize::MIN).expect("the calling thread");
+    let data: Vec<u8> = (0..1u32 << 20).map(|i| if i % 2 == 0 { (i * 37 % 251) as u8 } else { 0x2c }).collect();
+    let x: Vec<f32> = (0..COLS).map(|i| (i % 17) as f32 - 8.0).collect();
+    for (element, group) in [
+        (Element::F16, 0),
+        (Element::Bf16, 0),
+        (Element::I8, 0),
+        (Element::Q8, 128),
+        (Element::Q8, 32),
+        (Element::Q4, 128),
+        (Element::Q4, 64),
+        (Element::Q4, 32),
+    ] {
+        let rows = (512 << 10) / element.row_bytes(COLS);
+        let mut w = Matrix::new(element, &data[..rows * element.row_bytes(COLS)], rows, COLS).expect("whole rows");
+        let scales: Vec<u8>;
+        if let Some(group) = ScaleGroup::new(group) {
+            scales = (0..rows * group.scale_bytes(COLS)).map(|i| [i as u8, 0x3c][i % 2]).collect();
+            w = w.with_scales(&scales, group.scale_bytes(COLS), group).expect("a scale for each group");
+        }
+        let bytes = (rows * element.row_bytes(COLS)) as f64;
+        let (mut y, mut out) = (vec![0.0; rows], vec![0.0; COLS]);
+        let active: Vec<(u32, f32)> = (0..rows as u32).map(|r| (r, 0.5)).collect();
+        let dots = best(2000, || matvec(&threads, w, &x, &mut y));
+        let sums = best(2000, || add_scaled_rows(&threads, w, &active, &mut out));
+        println!(
+            "{element:?} by {group:3}, from cache, one thread: matvec {:6.2} GB/s, add_scaled_rows {:6.2} GB/s",
+            bytes / dots / 1e9,
+            bytes / sums / 1e9
+        );
     }
 }
 

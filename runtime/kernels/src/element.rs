@@ -59,6 +59,11 @@ impl Element {
         }
     }
 
+    /// Whether rows are whole numbers, with scales or without.
+    pub const fn is_whole(self) -> bool {
+        matches!(self, Self::I8 | Self::Q8 | Self::Q4)
+    }
+
     /// Whether rows have scales.
     pub const fn is_quantised(self) -> bool {
         matches!(self, Self::Q8 | Self::Q4)

@@ -5,11 +5,13 @@
 
 use crate::dispatch::Kernels;
 use crate::many::{Of, Shape};
+use crate::matrix::Matrix;
 use crate::matvec::{ROWS_AT_ONCE, dots, rows_per_task};
 use crate::row::Places;
 use crate::rows::{self, cols_per_task};
 use crate::simd::{Op, Simd, Weight, with_weight};
 use crate::threads::{SendPtr, Threads};
+use crate::whole::Inputs;
 
 impl Kernels {
     /// `y[t, r] = sum over c of x[t, c] W[r, c]`. `y` holds `tokens` rows every `y_stride >= w.rows()`.
@@ -20,13 +22,15 @@ impl Kernels {
         }
         let chunk = rows_per_task(threads, w.rows(), w.row_bytes());
         let y = SendPtr(y.as_mut_ptr());
-        threads.run(w.rows().div_ceil(chunk), &|task| {
-            let start = task * chunk;
-            let w = w.rows_range(start..w.rows().min(start + chunk));
-            // SAFETY: there is a token 0, and its row `start` is in `y`.
-            let y = unsafe { y.get().add(start) };
-            let op = FewDots { shape: Shape { w, ..shape }, y, y_stride };
-            with_weight!(w.element(), W => self.run(Of::<_, W>::new(op)));
+        self.with_inputs(w.element(), (shape.input, shape.tokens, w.cols(), shape.stride), |inputs| {
+            threads.run(w.rows().div_ceil(chunk), &|task| {
+                let start = task * chunk;
+                let w = w.rows_range(start..w.rows().min(start + chunk));
+                // SAFETY: there is a token 0, and its row `start` is in `y`.
+                let y = unsafe { y.get().add(start) };
+                let op = FewDots { w, tokens: shape.tokens, inputs, y, y_stride };
+                with_weight!(w.element(), W => self.run(Of::<_, W>::new(op)));
+            });
         });
     }
 
@@ -50,7 +54,9 @@ impl Kernels {
 
 /// All tokens with some rows of W.
 struct FewDots<'a> {
-    shape: Shape<'a>,
+    w: Matrix<'a>,
+    tokens: usize,
+    inputs: Inputs<'a>,
     /// Token 0, first row.
     y: *mut f32,
     y_stride: usize,
@@ -61,7 +67,7 @@ impl<W: Weight> Op for Of<FewDots<'_>, W> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let rows = self.op.shape.w.rows();
+        let rows = self.op.w.rows();
         let whole = rows / ROWS_AT_ONCE * ROWS_AT_ONCE;
         for r in (0..whole).step_by(ROWS_AT_ONCE) {
             self.op.tokens::<S, W, ROWS_AT_ONCE>(s, r);
@@ -76,7 +82,7 @@ impl FewDots<'_> {
     /// Rows `r..r + R` with all tokens, two tokens at a time where the registers suffice.
     #[inline(always)]
     fn tokens<S: Simd, W: Weight, const R: usize>(&self, s: S, r: usize) {
-        let Shape { w, tokens, .. } = self.shape;
+        let (w, tokens) = (self.w, self.tokens);
         let last = w.rows() - 1;
         let here = std::array::from_fn(|j| w.row(r + j).places());
         let next = std::array::from_fn(|j| w.row((r + R + j).min(last)).places());
@@ -102,10 +108,9 @@ impl FewDots<'_> {
         here: [Places; R],
         next: [Places; R],
     ) {
-        let Shape { w, input, stride, .. } = self.shape;
-        let xs = std::array::from_fn(|i| input[(t + i) * stride..][..w.cols()].as_ptr());
-        // SAFETY: rows and tokens have `cols` elements each.
-        let sums = unsafe { dots::<S, W, R, T>(s, here, next, xs, w.cols()) };
+        let xs = std::array::from_fn(|i| self.inputs.token(t + i));
+        // SAFETY: rows and tokens have `cols` elements each, and the rows of a matrix groups of one size.
+        let sums = unsafe { dots::<S, W, R, T>(s, here, next, xs) };
         for j in 0..R {
             for i in 0..T {
                 // SAFETY: `Kernels::matmul` checked that `y` holds every (token, row); this task alone writes its rows.

@@ -1,7 +1,8 @@
 //! Dot products of rows with one vector: `y = W x`, and the same for rows anywhere in an arena.
 //!
 //! A row's sum has a fixed order that depends on the number of columns alone: two vectors of partial sums, taken in
-//! turns along the row, then added up. So it does not matter which rows are computed together, nor on which thread.
+//! turns along the row, then added up. So it does not matter which rows are computed together, nor on which thread. Rows of
+//! whole numbers meet a rounded vector (`whole.rs`), their tails f32.
 #![expect(unsafe_code, reason = "vector loads through pointers")]
 
 use std::marker::PhantomData;
@@ -12,6 +13,7 @@ use crate::matrix::Matrix;
 use crate::row::{Places, Row};
 use crate::simd::{Op, Simd, Weight, with_weight};
 use crate::threads::Threads;
+use crate::whole::{INPUT_BLOCK, Input, add_dots};
 
 /// Rows whose sums are computed together.
 pub(crate) const ROWS_AT_ONCE: usize = 4;
@@ -74,9 +76,11 @@ impl Kernels {
         assert_eq!(x.len(), w.cols(), "matvec: elements of x against columns");
         assert_eq!(y.len(), w.rows(), "matvec: elements of y against rows");
         let chunk = rows_per_task(threads, w.rows(), w.row_bytes());
-        threads.chunks_mut_beside(y, chunk, beside, &|index, y| {
-            let start = index * chunk;
-            self.dots(w.element(), &RowsOf(w.rows_range(start..start + y.len())), x, y);
+        self.with_inputs(w.element(), one(x), |x| {
+            threads.chunks_mut_beside(y, chunk, beside, &|index, y| {
+                let start = index * chunk;
+                self.dots(w.element(), &RowsOf(w.rows_range(start..start + y.len())), x.token(0), y);
+            });
         });
     }
 
@@ -84,27 +88,34 @@ impl Kernels {
     pub fn matvec_serial(self, w: Matrix<'_>, x: &[f32], y: &mut [f32]) {
         assert_eq!(x.len(), w.cols(), "matvec: elements of x against columns");
         assert_eq!(y.len(), w.rows(), "matvec: elements of y against rows");
-        self.dots(w.element(), &RowsOf(w), x, y);
+        self.with_inputs(w.element(), one(x), |x| self.dots(w.element(), &RowsOf(w), x.token(0), y));
     }
 
     /// [`dot`] on this instruction set.
     pub fn dot<'a>(self, element: Element, row: impl Into<Row<'a>>, x: &[f32]) -> f32 {
         let mut y = [0.0];
-        self.dots(element, &OneRow(row.into()), x, &mut y);
+        self.with_inputs(element, one(x), |x| self.dots(element, &OneRow(row.into()), x.token(0), &mut y));
         y[0]
     }
 
     /// [`gathered_dots`] on this instruction set.
     pub fn gathered_dots(self, threads: &Threads, element: Element, rows: &RowAt<'_>, x: &[f32], y: &mut [f32]) {
         let chunk = rows_per_task(threads, y.len(), element.row_bytes(x.len()));
-        threads.chunks_mut(y, chunk, &|index, y| {
-            self.dots(element, &Gathered { rows, first: index * chunk }, x, y);
+        self.with_inputs(element, one(x), |x| {
+            threads.chunks_mut(y, chunk, &|index, y| {
+                self.dots(element, &Gathered { rows, first: index * chunk }, x.token(0), y);
+            });
         });
     }
 
-    fn dots(self, element: Element, rows: &dyn Rows, x: &[f32], y: &mut [f32]) {
+    fn dots(self, element: Element, rows: &dyn Rows, x: Input<'_>, y: &mut [f32]) {
         with_weight!(element, W => self.run(Dots { rows, element, x, y, weight: PhantomData::<W> }));
     }
+}
+
+/// One vector, for [`Kernels::with_inputs`].
+fn one(x: &[f32]) -> (&[f32], usize, usize, usize) {
+    (x, 1, x.len(), x.len())
 }
 
 /// Rows per task: enough bytes, a multiple of the rows taken together, and a few tasks for each thread.
@@ -148,7 +159,7 @@ struct Dots<'a, W> {
     /// Dynamic, as one call per row is nothing beside the row, and code for every kind of list would be much.
     rows: &'a dyn Rows,
     element: Element,
-    x: &'a [f32],
+    x: Input<'a>,
     y: &'a mut [f32],
     weight: PhantomData<W>,
 }
@@ -163,11 +174,13 @@ impl<W: Weight> Op for Dots<'_, W> {
         if count == 0 {
             return;
         }
+        let shift = rows.row(0).places().shift;
         // Rows beyond the last stand for the last, and are only asked for.
         let pointers = |i: usize| -> [Places; ROWS_AT_ONCE] {
             std::array::from_fn(|j| {
                 let row = rows.row((i + j).min(count - 1));
-                row.check(element, x.len());
+                row.check(element, x.floats.len());
+                assert_eq!(row.places().shift, shift, "rows with groups of other sizes");
                 row.places()
             })
         };
@@ -178,58 +191,102 @@ impl<W: Weight> Op for Dots<'_, W> {
             if left < ROWS_AT_ONCE {
                 for (j, y) in y[i..].iter_mut().enumerate() {
                     // SAFETY: `pointers` checked each row's length against `x`.
-                    *y = unsafe { dots::<S, W, 1, 1>(s, [here[j]], [here[j + 1]], [x.as_ptr()], x.len()) }[0][0];
+                    *y = unsafe { dots::<S, W, 1, 1>(s, [here[j]], [here[j + 1]], [x]) }[0][0];
                 }
                 return;
             }
             let next = pointers(i + ROWS_AT_ONCE);
             // SAFETY: as above.
-            let sums = unsafe { dots::<S, W, ROWS_AT_ONCE, 1>(s, here, next, [x.as_ptr()], x.len()) };
+            let sums = unsafe { dots::<S, W, ROWS_AT_ONCE, 1>(s, here, next, [x]) };
             y[i..i + ROWS_AT_ONCE].copy_from_slice(sums.as_flattened());
             (here, i) = (next, i + ROWS_AT_ONCE);
         }
     }
 }
 
-/// The dot products of `R` rows with `T` vectors. Every pair's sum has the same order, whatever `R` and `T`.
+/// The dot products of `R` rows with `T` vectors of equal length. Every pair's sum has the same order, whatever `R` and `T`.
 ///
 /// `next` are the rows wanted after these: their beginnings are asked for in time.
 ///
 /// # Safety
-/// Each of `rows` and `next` must hold, and each of `xs` point to, `cols` elements.
+/// Each of `rows` and `next` must hold as many elements as each of `xs`; all must have groups of the same size.
 #[inline(always)]
 pub(crate) unsafe fn dots<S: Simd, W: Weight, const R: usize, const T: usize>(
     s: S,
     rows: [Places; R],
     next: [Places; R],
-    xs: [*const f32; T],
-    cols: usize,
+    xs: [Input<'_>; T],
 ) -> [[f32; T]; R] {
+    next.iter().for_each(|row| W::ask_scales(s, *row, xs[0].floats.len()));
+    if !W::WHOLE {
+        // SAFETY: as the caller vouches.
+        return unsafe { float_dots::<S, W, R, T>(s, rows, next, xs, 0, [[s.splat(0.0); T]; R]) };
+    }
+    let cols = xs[0].floats.len();
+    let whole = cols / INPUT_BLOCK * INPUT_BLOCK;
+    let row_bytes = W::bytes(whole);
+    let ask = |r: usize, at: usize| {
+        let mut line = 0;
+        while line < W::bytes(INPUT_BLOCK) {
+            let ahead = W::bytes(at) + line + AHEAD;
+            let place = if ahead < row_bytes { rows[r].values } else { next[r].values.wrapping_sub(row_bytes) };
+            s.prefetch(place.wrapping_add(ahead));
+            line += 64;
+        }
+    };
+    let mut sums = [[0.0; T]; R];
+    for t in 0..T {
+        let mut lanes = [s.splat(0.0); R];
+        // SAFETY: as the caller vouches.
+        unsafe { add_dots::<S, W, R>(s, rows, xs[t], &mut lanes, ask) };
+        let lanes = lanes.map(|v| [v; 1]);
+        // SAFETY: as the caller vouches.
+        let done = unsafe { float_dots::<S, W, R, 1>(s, rows, next, [xs[t]], whole, lanes) };
+        for r in 0..R {
+            sums[r][t] = done[r][0];
+        }
+    }
+    sums
+}
+
+/// What [`dots`] says, in f32, from element `first` on, a multiple of two vectors, on top of `even`.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn float_dots<S: Simd, W: Weight, const R: usize, const T: usize>(
+    s: S,
+    rows: [Places; R],
+    next: [Places; R],
+    xs: [Input<'_>; T],
+    first: usize,
+    mut even: [[S::V; T]; R],
+) -> [[f32; T]; R] {
+    let cols = xs[0].floats.len();
+    let xs = xs.map(|x| x.floats.as_ptr());
     let step = 2 * S::LANES;
     let steps = cols / step;
     let steps_ahead = AHEAD / W::bytes(step);
     let steps_here = steps.saturating_sub(steps_ahead);
     let row_bytes = W::bytes(steps * step);
-    next.iter().for_each(|row| W::ask_scales(s, *row, cols));
-    let mut even = [[s.splat(0.0); T]; R];
-    let mut odd = even;
-    let mut range = 0..steps_here;
+    let mut odd = [[s.splat(0.0); T]; R];
+    let mut range = first / step..steps_here;
     let mut ask = rows.map(|row| row.values.wrapping_add(AHEAD));
     // First the part whose look-ahead stays within these rows, then the part that asks for the next ones.
     for part in 0..2 {
         if part == 1 {
-            range = steps_here..steps;
+            range = steps_here.max(first / step)..steps;
             ask = next.map(|row| row.values.wrapping_add(AHEAD).wrapping_sub(row_bytes.max(AHEAD)));
         }
         for i in range.clone() {
             let at = i * step;
-            // SAFETY: `at + step <= cols`, and the caller vouches for `cols` elements.
+            // SAFETY: `at + step <= cols`, and the caller vouches for as many elements.
             unsafe {
                 let x0: [S::V; T] = std::array::from_fn(|t| s.load(xs[t].add(at)));
                 let x1: [S::V; T] = std::array::from_fn(|t| s.load(xs[t].add(at + S::LANES)));
                 for r in 0..R {
                     let mut line = 0;
-                    while line < W::bytes(step) {
+                    while !W::WHOLE && line < W::bytes(step) {
                         s.prefetch(ask[r].wrapping_add(W::bytes(at) + line));
                         line += 64;
                     }

@@ -3,8 +3,10 @@
 use half::{bf16, f16};
 
 use crate::element::Element;
+use crate::matmul::MATMUL_TOKENS_MIN;
 use crate::matrix::Matrix;
 use crate::row::{Q4_BLOCK, Row};
+use crate::whole::{INPUT_BLOCK, round_block};
 
 /// Element `i` of a row.
 pub fn element_at(element: Element, row: Row<'_>, i: usize) -> f32 {
@@ -34,8 +36,26 @@ pub fn dot(element: Element, row: Row<'_>, x: &[f32]) -> (f64, f64) {
     terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()))
 }
 
+/// `x` as dot products with rows of `element` see it: rounded, block by block, where these are whole numbers.
+pub fn input_of(element: Element, x: &[f32]) -> Vec<f32> {
+    let mut x = x.to_vec();
+    if element.is_whole() {
+        for block in x.as_chunks_mut::<INPUT_BLOCK>().0 {
+            let mut numbers = [0; INPUT_BLOCK];
+            let scale = round_block(block, &mut numbers);
+            *block = numbers.map(|number| f32::from(number) * scale);
+        }
+    }
+    x
+}
+
 /// `y = W x`, each with the size of its terms.
 pub fn matvec(w: Matrix<'_>, x: &[f32]) -> Vec<(f64, f64)> {
+    products(w, &input_of(w.element(), x))
+}
+
+/// `y = W x` without rounding `x`.
+fn products(w: Matrix<'_>, x: &[f32]) -> Vec<(f64, f64)> {
     (0..w.rows()).map(|r| dot(w.element(), w.row(r), x)).collect()
 }
 
@@ -55,7 +75,8 @@ pub fn add_scaled_rows(w: Matrix<'_>, active: &[(u32, f32)], y: &[f32]) -> Vec<(
 
 /// `y[t, r] = sum over c of x[t, c] W[r, c]`, tightly packed, each with the size of its terms.
 pub fn matmul(w: Matrix<'_>, x: &[f32], tokens: usize) -> Vec<(f64, f64)> {
-    (0..tokens).flat_map(|t| matvec(w, &x[t * w.cols()..(t + 1) * w.cols()])).collect()
+    let one = if tokens < MATMUL_TOKENS_MIN { matvec } else { products };
+    (0..tokens).flat_map(|t| one(w, &x[t * w.cols()..(t + 1) * w.cols()])).collect()
 }
 
 /// `y[t, c] + sum over r of a[t, r] W[r, c]`, each with the size of its terms.

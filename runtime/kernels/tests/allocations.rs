@@ -39,7 +39,12 @@ fn main() {
     let (rows, cols) = (512, 1000);
     let data = vec![0u8; rows * cols * 2];
     let w = Matrix::new(Element::F16, &data, rows, cols).unwrap();
+    let group = ScaleGroup::new(64).unwrap();
+    let scales = vec![0u8; rows * group.scale_bytes(cols)];
+    let quantised = Matrix::new(Element::Q8, &data[..rows * cols], rows, cols).unwrap();
+    let quantised = quantised.with_scales(&scales, group.scale_bytes(cols), group).unwrap();
     let (mut x, mut y, mut halves) = (vec![1.0f32; cols], vec![0.0f32; rows], vec![0u16; cols]);
+    let (ones, mut beside) = (vec![1.0f32; cols], vec![0.0f32; rows]);
     let mut out = vec![0.0f32; cols];
     let active: Vec<(u32, f32)> = (0..rows as u32).step_by(3).map(|r| (r, 0.5)).collect();
     let coefficients = vec![0.5f32; active.len()];
@@ -54,6 +59,9 @@ fn main() {
         });
         threads.chunks_mut(&mut y, 7, &|i, part| part.fill(i as f32));
         matvec(&threads, w, &x, &mut y);
+        matvec(&threads, quantised, &x, &mut y);
+        // The vector of the outer product is in use while the inner one needs room for another.
+        matvec_beside(&threads, quantised, &x, &mut y, &mut || matvec_serial(quantised, &ones, &mut beside));
         add_scaled_rows(&threads, w, &active, &mut out);
         gathered_dots(&threads, Element::F16, &|i| w.row(active[i].0 as usize), &x, &mut dots);
         gathered_add(&threads, Element::F16, &|i| w.row(active[i].0 as usize), &coefficients, &mut out);

@@ -24,6 +24,7 @@ fn enter<O: Op>(token: Avx2, op: O) -> O::Out {
 // In this block "the token" is `self`: `detect` alone makes it, after asking the processor.
 impl Simd for Avx2 {
     type V = __m256;
+    type Sums = __m256i;
     const LANES: usize = 8;
     const MANY_REGISTERS: bool = false;
 
@@ -123,6 +124,66 @@ impl Simd for Avx2 {
     unsafe fn load_high_nibbles(self, p: *const u8) -> Self::V {
         // SAFETY: as above. Widened with its sign, a byte's high half keeps it.
         unsafe { _mm256_cvtepi32_ps(_mm256_srai_epi32::<4>(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())))) }
+    }
+    #[inline(always)]
+    fn no_sums(self) -> Self::Sums {
+        // SAFETY: the token proves the instructions.
+        unsafe { _mm256_setzero_si256() }
+    }
+    #[inline(always)]
+    fn add_sums(self, a: Self::Sums, b: Self::Sums) -> Self::Sums {
+        // SAFETY: the token proves the instructions.
+        unsafe { _mm256_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn floats(self, sums: Self::Sums) -> Self::V {
+        // SAFETY: the token proves the instructions.
+        unsafe { _mm256_cvtepi32_ps(sums) }
+    }
+    #[inline(always)]
+    unsafe fn add_bytes(self, sums: Self::Sums, bytes: *const u8, numbers: *const i16) -> Self::Sums {
+        // SAFETY: the token proves the instructions, the caller vouches for 32 bytes and 32 numbers.
+        unsafe {
+            let (first, second) = (_mm_loadu_si128(bytes.cast()), _mm_loadu_si128(bytes.add(16).cast()));
+            let first = _mm256_madd_epi16(_mm256_cvtepi8_epi16(first), _mm256_loadu_si256(numbers.cast()));
+            let second = _mm256_madd_epi16(_mm256_cvtepi8_epi16(second), _mm256_loadu_si256(numbers.add(16).cast()));
+            _mm256_add_epi32(sums, _mm256_add_epi32(first, second))
+        }
+    }
+    #[inline(always)]
+    unsafe fn nibbles_start<const BLOCKS: usize>(self, numbers: *const i16) -> Self::Sums {
+        // SAFETY: the token proves the instructions, the caller vouches for the numbers.
+        unsafe {
+            let mut sums = _mm256_setzero_si256();
+            for i in 0..2 * BLOCKS {
+                let numbers = _mm256_loadu_si256(numbers.add(16 * i).cast());
+                sums = _mm256_add_epi32(sums, _mm256_madd_epi16(numbers, _mm256_set1_epi16(-8)));
+            }
+            sums
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_nibbles<const BLOCKS: usize>(
+        self,
+        mut sums: Self::Sums,
+        blocks: *const u8,
+        numbers: *const i16,
+    ) -> Self::Sums {
+        // SAFETY: the token proves the instructions, the caller vouches for the blocks and the numbers. Flipping its highest
+        // bit adds 8 to a four-bit number, which is from 0 to 15 then.
+        unsafe {
+            for block in 0..BLOCKS {
+                let bytes = _mm_loadu_si128(blocks.add(16 * block).cast());
+                let words = _mm256_cvtepu8_epi16(_mm_xor_si128(bytes, _mm_set1_epi8(0x88_u8 as i8)));
+                let low = _mm256_and_si256(words, _mm256_set1_epi16(15));
+                let high = _mm256_srli_epi16::<4>(words);
+                let numbers = numbers.add(32 * block);
+                let low = _mm256_madd_epi16(low, _mm256_loadu_si256(numbers.cast()));
+                let high = _mm256_madd_epi16(high, _mm256_loadu_si256(numbers.add(16).cast()));
+                sums = _mm256_add_epi32(sums, _mm256_add_epi32(low, high));
+            }
+            sums
+        }
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: Self::V) {

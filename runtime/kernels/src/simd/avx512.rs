@@ -1,10 +1,10 @@
-//! Sixteen lanes: AVX-512 F, BW, VL and DQ (every AVX-512 processor since Skylake-X).
+//! Sixteen lanes: AVX-512 F, BW, VL, DQ and VNNI (Intel since Cascade Lake and Ice Lake, AMD since Zen 4).
 
 use std::arch::x86_64::*;
 
 use super::{Op, Simd};
 
-/// Proves AVX-512 F, BW, VL, DQ, and AVX2, FMA and F16C.
+/// Proves AVX-512 F, BW, VL, DQ, VNNI, and AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx512(());
 
@@ -14,12 +14,13 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512dq");
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vnni");
         present.then_some(Self(()))
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 fn enter<O: Op>(token: Avx512, op: O) -> O::Out {
     op.run(token)
 }
@@ -34,9 +35,24 @@ unsafe fn nibble_values() -> __m512 {
     unsafe { _mm512_setr_ps(0., 1., 2., 3., 4., 5., 6., 7., -8., -7., -6., -5., -4., -3., -2., -1.) }
 }
 
+/// The first and second halves of two blocks of numbers, in the order in which two blocks of four-bit numbers have them.
+///
+/// # Safety
+/// AVX-512 F must be present, and 64 numbers readable.
+#[inline(always)]
+unsafe fn halves_of_two_blocks(numbers: *const i16) -> [__m512i; 2] {
+    // SAFETY: as the caller vouches.
+    unsafe {
+        let sixteen = |i: usize| _mm256_loadu_si256(numbers.add(16 * i).cast());
+        let pair = |a, b| _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b);
+        [pair(sixteen(0), sixteen(2)), pair(sixteen(1), sixteen(3))]
+    }
+}
+
 // In this block "the token" is `self`: `detect` alone makes it, after asking the processor.
 impl Simd for Avx512 {
     type V = __m512;
+    type Sums = __m512i;
     const LANES: usize = 16;
     const MANY_REGISTERS: bool = true;
 
@@ -137,6 +153,66 @@ impl Simd for Avx512 {
         unsafe {
             let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
             _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(bytes), nibble_values())
+        }
+    }
+    #[inline(always)]
+    fn no_sums(self) -> Self::Sums {
+        // SAFETY: the token proves the instructions.
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    fn add_sums(self, a: Self::Sums, b: Self::Sums) -> Self::Sums {
+        // SAFETY: the token proves the instructions.
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn floats(self, sums: Self::Sums) -> Self::V {
+        // SAFETY: the token proves the instructions.
+        unsafe { _mm512_cvtepi32_ps(sums) }
+    }
+    #[inline(always)]
+    unsafe fn add_bytes(self, sums: Self::Sums, bytes: *const u8, numbers: *const i16) -> Self::Sums {
+        // SAFETY: the token proves the instructions, the caller vouches for 32 bytes and 32 numbers.
+        unsafe {
+            let words = _mm512_cvtepi8_epi16(_mm256_loadu_si256(bytes.cast()));
+            _mm512_dpwssd_epi32(sums, words, _mm512_loadu_si512(numbers.cast()))
+        }
+    }
+    #[inline(always)]
+    unsafe fn nibbles_start<const BLOCKS: usize>(self, numbers: *const i16) -> Self::Sums {
+        // SAFETY: the token proves the instructions, the caller vouches for the numbers.
+        unsafe {
+            let mut sums = _mm512_setzero_si512();
+            for i in 0..BLOCKS {
+                let numbers = _mm512_loadu_si512(numbers.add(32 * i).cast());
+                sums = _mm512_dpwssd_epi32(sums, numbers, _mm512_set1_epi16(-8));
+            }
+            sums
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_nibbles<const BLOCKS: usize>(
+        self,
+        sums: Self::Sums,
+        blocks: *const u8,
+        numbers: *const i16,
+    ) -> Self::Sums {
+        // SAFETY: the token proves the instructions, the caller vouches for the blocks and the numbers. Flipping its highest
+        // bit adds 8 to a four-bit number, which is from 0 to 15 then.
+        unsafe {
+            if BLOCKS == 1 {
+                let bytes = _mm_xor_si128(_mm_loadu_si128(blocks.cast()), _mm_set1_epi8(0x88_u8 as i8));
+                let words = _mm256_cvtepu8_epi16(bytes);
+                let (low, high) = (_mm256_and_si256(words, _mm256_set1_epi16(15)), _mm256_srli_epi16::<4>(words));
+                let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high);
+                return _mm512_dpwssd_epi32(sums, both, _mm512_loadu_si512(numbers.cast()));
+            }
+            let bytes = _mm256_xor_si256(_mm256_loadu_si256(blocks.cast()), _mm256_set1_epi8(0x88_u8 as i8));
+            let words = _mm512_cvtepu8_epi16(bytes);
+            let low = _mm512_and_si512(words, _mm512_set1_epi16(15));
+            let high = _mm512_srli_epi16::<4>(words);
+            let [first, second] = halves_of_two_blocks(numbers);
+            _mm512_dpwssd_epi32(_mm512_dpwssd_epi32(sums, low, first), high, second)
         }
     }
     #[inline(always)]

@@ -35,6 +35,8 @@ pub(crate) trait Op {
 /// One instruction set's vector of f32. Pointers need no alignment.
 pub(crate) trait Simd: Copy + Send + Sync {
     type V: Copy;
+    /// Sums of products of whole numbers, 32 bits each, as many as `V` has lanes.
+    type Sums: Copy;
     const LANES: usize;
     /// Whether there are 32 vector registers, and not 16.
     const MANY_REGISTERS: bool;
@@ -80,6 +82,33 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// # Safety
     /// `LANES` bytes must be readable at `p`.
     unsafe fn load_high_nibbles(self, p: *const u8) -> Self::V;
+    /// Sums of nothing.
+    fn no_sums(self) -> Self::Sums;
+    fn add_sums(self, a: Self::Sums, b: Self::Sums) -> Self::Sums;
+    /// The sums as f32, rounded.
+    fn floats(self, sums: Self::Sums) -> Self::V;
+    /// Adds the products of `Q4_BLOCK` signed bytes with as many numbers.
+    ///
+    /// # Safety
+    /// Both must be readable.
+    unsafe fn add_bytes(self, sums: Self::Sums, bytes: *const u8, numbers: *const i16) -> Self::Sums;
+    /// What sums for [`Self::add_nibbles`] over these numbers start from. (Where nibbles are taken for 0 to 15 instead of -8
+    /// to 7, that is -8 times the numbers, once for many rows.)
+    ///
+    /// # Safety
+    /// `BLOCKS * Q4_BLOCK` numbers must be readable.
+    unsafe fn nibbles_start<const BLOCKS: usize>(self, numbers: *const i16) -> Self::Sums;
+    /// Adds the products of one or two blocks of four-bit numbers with as many numbers.
+    ///
+    /// # Safety
+    /// `BLOCKS` blocks and `BLOCKS * Q4_BLOCK` numbers must be readable.
+    unsafe fn add_nibbles<const BLOCKS: usize>(
+        self,
+        sums: Self::Sums,
+        blocks: *const u8,
+        numbers: *const i16,
+    ) -> Self::Sums;
+
     /// # Safety
     /// `LANES` f32 must be writable at `p`.
     unsafe fn store(self, p: *mut f32, v: Self::V);
@@ -122,6 +151,9 @@ pub(crate) trait Simd: Copy + Send + Sync {
 /// Elements are addressed by their number in the row, always a multiple of `LANES`; so no vector reaches over two groups of a
 /// quantised row.
 pub(crate) trait Weight: Copy + Send + Sync {
+    /// Whether rows are whole numbers, whose dot products are taken in whole numbers (`whole.rs`).
+    const WHOLE: bool = false;
+
     /// Bytes that `count` elements take, a multiple of two.
     fn bytes(count: usize) -> usize;
 
@@ -148,6 +180,41 @@ pub(crate) trait Weight: Copy + Send + Sync {
     /// Asks for the scales of a row of `cols` elements.
     #[inline(always)]
     fn ask_scales<S: Simd>(_s: S, _row: Places, _cols: usize) {}
+
+    /// What [`Self::add_whole`] starts from with these numbers, for every row.
+    ///
+    /// # Safety
+    /// `PIECE` numbers must be readable.
+    #[inline(always)]
+    unsafe fn whole_start<S: Simd, const PIECE: usize>(s: S, _numbers: *const i16) -> S::Sums {
+        s.no_sums()
+    }
+
+    /// Adds the products of elements `at..at + PIECE`, without their scale, with as many numbers. `PIECE` is 32, 64 or 128, and `at`
+    /// a multiple of it.
+    ///
+    /// # Safety
+    /// These elements must be in the row and the numbers readable; rows must be `WHOLE`.
+    #[inline(always)]
+    unsafe fn add_whole<S: Simd, const PIECE: usize>(
+        _s: S,
+        sums: S::Sums,
+        _row: Places,
+        _at: usize,
+        _numbers: *const i16,
+    ) -> S::Sums {
+        debug_assert!(Self::WHOLE);
+        sums
+    }
+
+    /// The scale of the group of element `at`, in every lane; one where rows have none.
+    ///
+    /// # Safety
+    /// Element `at` must be in the row.
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(s: S, _row: Places, _at: usize) -> S::V {
+        s.splat(1.0)
+    }
 }
 
 /// Loads `n < LANES` values of `BYTES` each through a buffer, and zeros.
@@ -164,7 +231,7 @@ unsafe fn load_part<S: Simd, const BYTES: usize>(p: *const u8, n: usize, load: i
 }
 
 macro_rules! plain_weight {
-    ($(#[$doc:meta])* $name:ident, $bytes:literal, $load:ident) => {
+    ($(#[$doc:meta])* $name:ident, $bytes:literal, $load:ident $(, $($more:tt)*)?) => {
         $(#[$doc])*
         #[derive(Clone, Copy)]
         pub(crate) struct $name;
@@ -183,6 +250,7 @@ macro_rules! plain_weight {
                 // SAFETY: as the caller vouches; the buffer takes LANES values.
                 unsafe { load_part::<S, $bytes>(row.values.add(at * $bytes), n, |p| s.$load(p.cast())) }
             }
+            $($($more)*)?
         }
     };
 }
@@ -200,7 +268,22 @@ plain_weight!(
 );
 plain_weight!(
     /// Signed bytes.
-    I8, 1, load_i8
+    I8, 1, load_i8,
+    const WHOLE: bool = true;
+    #[inline(always)]
+    unsafe fn add_whole<S: Simd, const PIECE: usize>(
+        s: S,
+        mut sums: S::Sums,
+        row: Places,
+        at: usize,
+        numbers: *const i16,
+    ) -> S::Sums {
+        for i in (0..PIECE).step_by(Q4_BLOCK) {
+            // SAFETY: as the caller vouches.
+            sums = unsafe { s.add_bytes(sums, row.values.add(at + i), numbers.add(i)) };
+        }
+        sums
+    }
 );
 
 /// The scale of the group of element `at`, in every lane.
@@ -230,6 +313,8 @@ fn ask_scales<S: Simd>(s: S, row: Places, cols: usize) {
 pub(crate) struct Q8;
 
 impl Weight for Q8 {
+    const WHOLE: bool = true;
+
     #[inline(always)]
     fn bytes(count: usize) -> usize {
         count
@@ -256,7 +341,26 @@ impl Weight for Q8 {
     fn ask_scales<S: Simd>(s: S, row: Places, cols: usize) {
         ask_scales(s, row, cols);
     }
+    #[inline(always)]
+    unsafe fn add_whole<S: Simd, const PIECE: usize>(
+        s: S,
+        sums: S::Sums,
+        row: Places,
+        at: usize,
+        numbers: *const i16,
+    ) -> S::Sums {
+        // SAFETY: as the caller vouches; the values are bytes.
+        unsafe { I8::add_whole::<S, PIECE>(s, sums, row, at, numbers) }
+    }
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(s: S, row: Places, at: usize) -> S::V {
+        // SAFETY: as the caller vouches.
+        unsafe { scale(s, row, at) }
+    }
 }
+
+/// Elements that [`Simd::add_nibbles`] takes at once.
+const TWO_BLOCKS: usize = 2 * Q4_BLOCK;
 
 /// Four-bit numbers with scales, in blocks of 32.
 #[derive(Clone, Copy)]
@@ -279,6 +383,8 @@ impl Q4 {
 }
 
 impl Weight for Q4 {
+    const WHOLE: bool = true;
+
     #[inline(always)]
     fn bytes(count: usize) -> usize {
         count / 2
@@ -312,6 +418,43 @@ impl Weight for Q4 {
     #[inline(always)]
     fn ask_scales<S: Simd>(s: S, row: Places, cols: usize) {
         ask_scales(s, row, cols);
+    }
+    #[inline(always)]
+    unsafe fn whole_start<S: Simd, const PIECE: usize>(s: S, numbers: *const i16) -> S::Sums {
+        // SAFETY: as the caller vouches.
+        unsafe {
+            match PIECE {
+                Q4_BLOCK => s.nibbles_start::<1>(numbers),
+                TWO_BLOCKS => s.nibbles_start::<2>(numbers),
+                _ => s.add_sums(s.nibbles_start::<2>(numbers), s.nibbles_start::<2>(numbers.add(TWO_BLOCKS))),
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_whole<S: Simd, const PIECE: usize>(
+        s: S,
+        sums: S::Sums,
+        row: Places,
+        at: usize,
+        numbers: *const i16,
+    ) -> S::Sums {
+        // SAFETY: as the caller vouches; a byte holds two elements.
+        unsafe {
+            let p = row.values.add(at / 2);
+            match PIECE {
+                Q4_BLOCK => s.add_nibbles::<1>(sums, p, numbers),
+                TWO_BLOCKS => s.add_nibbles::<2>(sums, p, numbers),
+                _ => {
+                    let sums = s.add_nibbles::<2>(sums, p, numbers);
+                    s.add_nibbles::<2>(sums, p.add(Q4_BLOCK), numbers.add(TWO_BLOCKS))
+                }
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(s: S, row: Places, at: usize) -> S::V {
+        // SAFETY: as the caller vouches.
+        unsafe { scale(s, row, at) }
     }
 }
 

@@ -20,9 +20,25 @@ fn enter<O: Op>(token: Neon, op: O) -> O::Out {
     op.run(token)
 }
 
+/// Adds the products of 16 signed bytes with 16 numbers.
+///
+/// # Safety
+/// NEON must be present, and the numbers readable.
+#[inline(always)]
+unsafe fn add_sixteen(sums: int32x4_t, bytes: int8x16_t, numbers: *const i16) -> int32x4_t {
+    // SAFETY: as the caller vouches.
+    unsafe {
+        let (low, high) = (vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes));
+        let (x0, x1) = (vld1q_s16(numbers), vld1q_s16(numbers.add(8)));
+        let sums = vmlal_high_s16(vmlal_s16(sums, vget_low_s16(low), vget_low_s16(x0)), low, x0);
+        vmlal_high_s16(vmlal_s16(sums, vget_low_s16(high), vget_low_s16(x1)), high, x1)
+    }
+}
+
 // In this block "the token" is `self`: `detect` alone makes it, after asking the processor.
 impl Simd for Neon {
     type V = float32x4_t;
+    type Sums = int32x4_t;
     const LANES: usize = 4;
     const MANY_REGISTERS: bool = true;
 
@@ -133,6 +149,51 @@ impl Simd for Neon {
         unsafe {
             let bytes = vreinterpret_s8_u32(vdup_n_u32(p.cast::<u32>().read_unaligned()));
             vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vshr_n_s8::<4>(bytes)))))
+        }
+    }
+    #[inline(always)]
+    fn no_sums(self) -> Self::Sums {
+        // SAFETY: the token proves the instructions.
+        unsafe { vdupq_n_s32(0) }
+    }
+    #[inline(always)]
+    fn add_sums(self, a: Self::Sums, b: Self::Sums) -> Self::Sums {
+        // SAFETY: the token proves the instructions.
+        unsafe { vaddq_s32(a, b) }
+    }
+    #[inline(always)]
+    fn floats(self, sums: Self::Sums) -> Self::V {
+        // SAFETY: the token proves the instructions.
+        unsafe { vcvtq_f32_s32(sums) }
+    }
+    #[inline(always)]
+    unsafe fn add_bytes(self, sums: Self::Sums, bytes: *const u8, numbers: *const i16) -> Self::Sums {
+        // SAFETY: the token proves the instructions, the caller vouches for 32 bytes and 32 numbers.
+        unsafe {
+            let sums = add_sixteen(sums, vld1q_s8(bytes.cast()), numbers);
+            add_sixteen(sums, vld1q_s8(bytes.add(16).cast()), numbers.add(16))
+        }
+    }
+    #[inline(always)]
+    unsafe fn nibbles_start<const BLOCKS: usize>(self, _numbers: *const i16) -> Self::Sums {
+        self.no_sums()
+    }
+    #[inline(always)]
+    unsafe fn add_nibbles<const BLOCKS: usize>(
+        self,
+        mut sums: Self::Sums,
+        blocks: *const u8,
+        numbers: *const i16,
+    ) -> Self::Sums {
+        // SAFETY: the token proves the instructions, the caller vouches for the blocks and the numbers.
+        unsafe {
+            for block in 0..BLOCKS {
+                let bytes = vld1q_s8(blocks.add(16 * block).cast());
+                let numbers = numbers.add(32 * block);
+                sums = add_sixteen(sums, vshrq_n_s8::<4>(vshlq_n_s8::<4>(bytes)), numbers);
+                sums = add_sixteen(sums, vshrq_n_s8::<4>(bytes), numbers.add(16));
+            }
+            sums
         }
     }
     #[inline(always)]

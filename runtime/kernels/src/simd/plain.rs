@@ -1,6 +1,7 @@
 //! Eight lanes in plain Rust: what runs where no other instruction set is known, and what the others are checked against.
 
 use super::{Op, Simd};
+use crate::row::Q4_BLOCK;
 
 /// Proves nothing, as it needs nothing.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +30,7 @@ pub(crate) fn bf16_to_f32(bits: u16) -> f32 {
 
 impl Simd for Plain {
     type V = [f32; LANES];
+    type Sums = [i32; LANES];
     const LANES: usize = LANES;
     const MANY_REGISTERS: bool = false;
 
@@ -113,6 +115,53 @@ impl Simd for Plain {
         // SAFETY: the caller vouches for LANES bytes at `p`.
         let bytes = unsafe { p.cast::<[i8; LANES]>().read_unaligned() };
         bytes.map(|b| f32::from(b >> 4))
+    }
+    #[inline(always)]
+    fn no_sums(self) -> Self::Sums {
+        [0; LANES]
+    }
+    #[inline(always)]
+    fn add_sums(self, a: Self::Sums, b: Self::Sums) -> Self::Sums {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    fn floats(self, sums: Self::Sums) -> Self::V {
+        sums.map(|sum| sum as f32)
+    }
+    #[inline(always)]
+    unsafe fn add_bytes(self, mut sums: Self::Sums, bytes: *const u8, numbers: *const i16) -> Self::Sums {
+        // SAFETY: the caller vouches for both.
+        let (bytes, numbers) = unsafe { (*bytes.cast::<[i8; Q4_BLOCK]>(), *numbers.cast::<[i16; Q4_BLOCK]>()) };
+        for i in 0..Q4_BLOCK {
+            sums[i % LANES] += i32::from(bytes[i]) * i32::from(numbers[i]);
+        }
+        sums
+    }
+    #[inline(always)]
+    unsafe fn nibbles_start<const BLOCKS: usize>(self, _numbers: *const i16) -> Self::Sums {
+        self.no_sums()
+    }
+    #[inline(always)]
+    unsafe fn add_nibbles<const BLOCKS: usize>(
+        self,
+        mut sums: Self::Sums,
+        blocks: *const u8,
+        numbers: *const i16,
+    ) -> Self::Sums {
+        const HALF: usize = Q4_BLOCK / 2;
+        for block in 0..BLOCKS {
+            // SAFETY: the caller vouches for both; bytes and numbers of a block are aligned as they come.
+            let (bytes, numbers) = unsafe {
+                let bytes = *blocks.add(block * HALF).cast::<[i8; HALF]>();
+                (bytes, numbers.add(block * Q4_BLOCK).cast::<[i16; Q4_BLOCK]>().read())
+            };
+            for i in 0..HALF {
+                let (low, high) = ((bytes[i] << 4) >> 4, bytes[i] >> 4);
+                sums[i % LANES] +=
+                    i32::from(low) * i32::from(numbers[i]) + i32::from(high) * i32::from(numbers[i + HALF]);
+            }
+        }
+        sums
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: Self::V) {

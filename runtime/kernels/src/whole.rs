@@ -1,0 +1,221 @@
+//! Dot products in whole numbers: rows of bytes or half bytes with a vector rounded to 16 bits.
+//!
+//! Widening every weight to f32 costs more than reading it from memory. So where rows are whole numbers, the vector is
+//! rounded to whole numbers as well, once for all rows: blocks of [`INPUT_BLOCK`] elements, each with a scale, so that the
+//! largest of a block becomes 32767. An element is off by at most 2^-16 of its block's largest, less than f16 would take from
+//! most. Products and sums within a group of weights are exact. Elements behind the last whole block stay f32.
+#![expect(unsafe_code, reason = "vector loads through pointers")]
+
+use std::cell::RefCell;
+
+use crate::dispatch::Kernels;
+use crate::element::Element;
+use crate::row::Places;
+use crate::simd::{Op, Simd, Weight};
+
+/// Elements of a vector that are rounded with one scale; their sums fit 32 bits many times over.
+pub(crate) const INPUT_BLOCK: usize = 128;
+/// The largest rounded element.
+const LARGEST: f32 = 32767.0;
+
+/// Vectors of equal length, rounded.
+#[derive(Default)]
+struct Rounded {
+    numbers: Vec<i16>,
+    scales: Vec<f32>,
+}
+
+/// A vector as dot products see it.
+#[derive(Clone, Copy)]
+pub(crate) struct Input<'a> {
+    pub(crate) floats: &'a [f32],
+    /// Of all whole blocks; empty for rows that are not whole numbers.
+    numbers: &'a [i16],
+    /// One for each whole block.
+    scales: &'a [f32],
+}
+
+thread_local! {
+    /// Rounded vectors that are not in use: room for them is allocated once.
+    static ROOM: RefCell<Vec<Rounded>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Several vectors: token `t` is the `t`-th of them.
+#[derive(Clone, Copy)]
+pub(crate) struct Inputs<'a> {
+    floats: &'a [f32],
+    cols: usize,
+    stride: usize,
+    rounded: Option<&'a Rounded>,
+}
+
+impl<'a> Inputs<'a> {
+    pub(crate) fn token(&self, t: usize) -> Input<'a> {
+        let floats = &self.floats[t * self.stride..][..self.cols];
+        let blocks = self.cols / INPUT_BLOCK;
+        let Some(rounded) = self.rounded else { return Input { floats, numbers: &[], scales: &[] } };
+        Input {
+            floats,
+            numbers: &rounded.numbers[t * blocks * INPUT_BLOCK..][..blocks * INPUT_BLOCK],
+            scales: &rounded.scales[t * blocks..][..blocks],
+        }
+    }
+}
+
+impl Kernels {
+    /// Calls `work` with `tokens` vectors of `cols` elements, which begin every `stride`, prepared for rows of `element`.
+    pub(crate) fn with_inputs<T>(
+        self,
+        element: Element,
+        (floats, tokens, cols, stride): (&[f32], usize, usize, usize),
+        work: impl FnOnce(Inputs<'_>) -> T,
+    ) -> T {
+        if !element.is_whole() {
+            return work(Inputs { floats, cols, stride, rounded: None });
+        }
+        let mut rounded = ROOM.with_borrow_mut(Vec::pop).unwrap_or_default();
+        let blocks = cols / INPUT_BLOCK;
+        rounded.numbers.resize(tokens * blocks * INPUT_BLOCK, 0);
+        rounded.scales.resize(tokens * blocks, 0.0);
+        for t in 0..tokens {
+            self.run(Round {
+                floats: &floats[t * stride..][..blocks * INPUT_BLOCK],
+                numbers: &mut rounded.numbers[t * blocks * INPUT_BLOCK..][..blocks * INPUT_BLOCK],
+                scales: &mut rounded.scales[t * blocks..][..blocks],
+            });
+        }
+        let result = work(Inputs { floats, cols, stride, rounded: Some(&rounded) });
+        ROOM.with_borrow_mut(|room| room.push(rounded));
+        result
+    }
+}
+
+/// Rounds whole blocks.
+struct Round<'a> {
+    floats: &'a [f32],
+    numbers: &'a mut [i16],
+    scales: &'a mut [f32],
+}
+
+impl Op for Round<'_> {
+    type Out = ();
+
+    /// Plain Rust, compiled for each instruction set; the same numbers on every one.
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let blocks = self.floats.as_chunks::<INPUT_BLOCK>().0.iter().zip(self.numbers.as_chunks_mut::<INPUT_BLOCK>().0);
+        for ((floats, numbers), scale) in blocks.zip(self.scales) {
+            *scale = round_block(floats, numbers);
+        }
+    }
+}
+
+/// Rounds one block and returns its scale: not a number if an element is infinite or none, as the sums are to be then.
+#[inline(always)]
+pub(crate) fn round_block(floats: &[f32; INPUT_BLOCK], numbers: &mut [i16; INPUT_BLOCK]) -> f32 {
+    /// Added to a number of less than 2^22, leaves it rounded to the nearest whole one in the lowest bits.
+    const ROUNDING: f32 = 12_582_912.0;
+    // Bits of magnitudes are ordered as the magnitudes, and those that are no numbers come last.
+    let largest = floats.iter().fold(0, |most, v| u32::max(most, v.to_bits() & 0x7fff_ffff));
+    let largest = f32::from_bits(largest);
+    let factor = LARGEST / largest;
+    if !(largest.is_finite() && factor.is_finite()) {
+        numbers.fill(0);
+        return if largest.is_finite() { 0.0 } else { f32::NAN };
+    }
+    for (number, float) in numbers.iter_mut().zip(floats) {
+        *number = (float * factor + ROUNDING).to_bits() as i16;
+    }
+    largest / LARGEST
+}
+
+/// Adds the dot products of `R` rows with the whole blocks of a vector to `sums`, lane by lane. `ask` is called for each block
+/// of each row, to ask for what is wanted later.
+///
+/// # Safety
+/// Each of `rows` must hold as many elements as `input`, and all must have groups of the same size.
+#[inline(always)]
+pub(crate) unsafe fn add_dots<S: Simd, W: Weight, const R: usize>(
+    s: S,
+    rows: [Places; R],
+    input: Input<'_>,
+    sums: &mut [S::V; R],
+    ask: impl Fn(usize, usize),
+) {
+    // SAFETY: as the caller vouches.
+    unsafe {
+        match rows[0].shift {
+            5 => add_pieces::<S, W, R, 32>(s, rows, input, sums, ask),
+            6 => add_pieces::<S, W, R, 64>(s, rows, input, sums, ask),
+            _ => add_pieces::<S, W, R, INPUT_BLOCK>(s, rows, input, sums, ask),
+        }
+    }
+}
+
+/// [`add_dots`] for groups of `PIECE` elements, or of a multiple of [`INPUT_BLOCK`].
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn add_pieces<S: Simd, W: Weight, const R: usize, const PIECE: usize>(
+    s: S,
+    rows: [Places; R],
+    input: Input<'_>,
+    sums: &mut [S::V; R],
+    ask: impl Fn(usize, usize),
+) {
+    for (block, &scale) in input.scales.iter().enumerate() {
+        let mut parts = [s.splat(0.0); R];
+        for start in (0..INPUT_BLOCK).step_by(PIECE) {
+            let at = block * INPUT_BLOCK + start;
+            // SAFETY: `at + PIECE` elements are in every row and in the numbers: there is one block for each scale.
+            unsafe {
+                let numbers = input.numbers.as_ptr().add(at);
+                let begin = W::whole_start::<S, PIECE>(s, numbers);
+                for r in 0..R {
+                    let whole = W::add_whole::<S, PIECE>(s, begin, rows[r], at, numbers);
+                    parts[r] = s.fma(s.floats(whole), W::scale(s, rows[r], at), parts[r]);
+                }
+            }
+        }
+        let scale = s.splat(scale);
+        for r in 0..R {
+            ask(r, block * INPUT_BLOCK);
+            sums[r] = s.fma(parts[r], scale, sums[r]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rounded(floats: &[f32; INPUT_BLOCK]) -> (f32, [i16; INPUT_BLOCK]) {
+        let mut numbers = [7; INPUT_BLOCK];
+        (round_block(floats, &mut numbers), numbers)
+    }
+
+    #[test]
+    fn blocks_are_rounded_to_the_nearest() {
+        let floats = std::array::from_fn(|i| (i as f32 - 64.0) * 0.37);
+        let (scale, numbers) = rounded(&floats);
+        assert_eq!(numbers[0], -32767);
+        for (float, number) in floats.iter().zip(numbers) {
+            assert!((f32::from(number) * scale - float).abs() <= 0.501 * scale, "{float}: {number} x {scale}");
+        }
+    }
+
+    #[test]
+    fn zeros_tiny_and_infinite_numbers() {
+        let with = |v| std::array::from_fn(|i| if i == 3 { v } else { 0.0 });
+        for nothing in [0.0, -0.0, 1e-45, 1e-37] {
+            assert_eq!(rounded(&with(nothing)), (0.0, [0; INPUT_BLOCK]), "{nothing}");
+        }
+        for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert!(rounded(&with(wrong)).0.is_nan(), "{wrong}");
+        }
+        let (scale, numbers) = rounded(&with(1e38));
+        assert_eq!(numbers[3], 32767);
+        assert!((scale * 32767.0 - 1e38).abs() < 1e32);
+    }
+}
