@@ -41,6 +41,8 @@ struct Shared {
     next: AtomicUsize,
     /// Workers that sleep, or are about to.
     sleepers: AtomicUsize,
+    /// Workers that have begun: what a thread allocates as it begins is allocated by then.
+    started: AtomicUsize,
     stop: AtomicBool,
     lock: Mutex<Option<Box<dyn Any + Send>>>,
     work: Condvar,
@@ -68,7 +70,7 @@ impl std::fmt::Debug for Threads {
 }
 
 impl Threads {
-    /// Starts `threads - 1` workers.
+    /// Starts `threads - 1` workers and waits until they run.
     ///
     /// # Errors
     /// If the system refuses a thread.
@@ -78,6 +80,7 @@ impl Threads {
             job: UnsafeCell::new(Job { task: &(|_: usize, _: usize| {}) as *const Task<'static>, tasks: 0 }),
             next: AtomicUsize::new(0),
             sleepers: AtomicUsize::new(0),
+            started: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             lock: Mutex::new(None),
             work: Condvar::new(),
@@ -90,6 +93,11 @@ impl Threads {
             // On failure `pool` is dropped, which ends the workers started so far.
             pool.workers.push(std::thread::Builder::new().name(name).spawn(move || shared.work(worker))?);
         }
+        let mut guard = pool.shared.lock();
+        while pool.shared.started.load(Ordering::SeqCst) < pool.workers.len() {
+            guard = pool.shared.done.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(guard);
         Ok(pool)
     }
 
@@ -231,6 +239,10 @@ impl Shared {
 
     /// A worker's life.
     fn work(&self, worker: usize) {
+        let guard = self.lock();
+        self.started.fetch_add(1, Ordering::SeqCst);
+        self.done.notify_one();
+        drop(guard);
         let mut last = 0;
         loop {
             let is_new = |state: u64| state & OPEN > 0 && state >> JOB_SHIFT != last;

@@ -3,7 +3,6 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::num::NonZeroUsize;
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use flashlm_kernels::*;
@@ -74,11 +73,7 @@ fn main() {
         matmul_rows_add(&threads, w, &ys, rows, tokens, &mut outs, &mut scratch);
         matmul(&threads, w, &xs[..3 * cols], 3, &mut ys, rows, &mut scratch);
     };
-    // Tasks that wait for each other, so that every worker has started; then a round that grows the scratch.
-    let all_here = Barrier::new(3);
-    threads.run(3, &|_| {
-        all_here.wait();
-    });
+    // A round that grows the scratch.
     step();
     let before = ALLOCATIONS.load(Ordering::SeqCst);
     for _ in 0..20 {
