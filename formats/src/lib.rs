@@ -9,6 +9,7 @@ pub mod checkpoint;
 #[cfg(feature = "preparation")]
 pub mod mapping;
 pub mod model;
+pub mod publish;
 #[cfg(feature = "preparation")]
 pub mod recording;
 pub mod regular;

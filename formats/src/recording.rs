@@ -10,10 +10,8 @@
 mod error;
 mod layer_reader;
 mod layer_writer;
-mod publish;
 mod tensor_file;
 
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -21,12 +19,12 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::model::ModelSpec;
+use crate::publish::{create_directory, publish_bytes};
 use crate::regular::open_regular;
 use crate::seal::{self, SealBroken};
 pub use error::RecordingError;
 pub use layer_reader::{LayerRecording, NeuronSummary};
 pub use layer_writer::LayerWriter;
-use publish::publish_bytes;
 use tensor_file::{Region, TensorFile, header_bytes};
 
 /// The version this build writes.
@@ -125,7 +123,7 @@ impl Recording {
         info.sequence_tokens = info.sequence_tokens.max(longest);
         let recording = Recording { dir: dir.to_path_buf(), info, tokens, sequences, documents };
         recording.validate()?;
-        std::fs::create_dir_all(dir).map_err(|e| RecordingError::io(dir, e))?;
+        create_directory(dir).map_err(|e| RecordingError::io(dir, e))?;
 
         let parts: [(&str, &[u32]); 3] =
             [("tokens", &recording.tokens), ("sequences", &recording.sequences), ("documents", &recording.documents)];
@@ -140,8 +138,11 @@ impl Recording {
             bytes.extend(data.iter().flat_map(|v| v.to_le_bytes()));
         }
         seal::seal(&mut bytes);
-        publish_bytes(&dir.join(TOKENS_FILE), &bytes)?;
-        publish_bytes(&dir.join(INFO_FILE), &json)?;
+        // The info last: without it nothing opens.
+        for (name, bytes) in [(TOKENS_FILE, &bytes), (INFO_FILE, &json)] {
+            let path = dir.join(name);
+            publish_bytes(&path, bytes).map_err(|e| RecordingError::io(&path, e))?;
+        }
         Ok(recording)
     }
 
@@ -323,11 +324,6 @@ fn check_id(path: &Path, found: Option<&str>, expected: &str) -> Result<(), Reco
     }
     let found = found.unwrap_or("none").chars().take(60).collect();
     Err(RecordingError::Mixed { path: path.to_path_buf(), expected: expected.into(), found })
-}
-
-fn sync_dir(path: &Path) -> Result<(), RecordingError> {
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(dir).and_then(|d| d.sync_all()).map_err(|e| RecordingError::io(dir, e))
 }
 
 #[cfg(test)]

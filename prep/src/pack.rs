@@ -33,7 +33,7 @@ pub enum PackError {
     #[error(transparent)]
     Bundle(#[from] BundleError),
     /// The disk is too small.
-    #[error("{} has {available} bytes free and the bundle needs {needed}; free some space or give another output path", dir.display())]
+    #[error("{} has {available} bytes free and what is to be written needs {needed}; free some space or give another output path", dir.display())]
     DiskFull {
         /// Where the bundle should go.
         dir: PathBuf,

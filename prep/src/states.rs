@@ -6,6 +6,8 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use flashlm_formats::publish::{NewFile, create_directory};
+
 /// The file of hidden states could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StatesError {
@@ -35,10 +37,14 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> StatesError + '_ {
 
 /// The states that enter a layer.
 pub struct HiddenStates {
-    file: File,
+    file: Kept,
     path: PathBuf,
-    published: bool,
     hidden: usize,
+}
+
+enum Kept {
+    New(NewFile),
+    Old(File),
 }
 
 impl HiddenStates {
@@ -46,8 +52,11 @@ impl HiddenStates {
         dir.join(format!("layer-{layer:03}.f32"))
     }
 
-    fn partial(path: &Path) -> PathBuf {
-        path.with_extension("partial")
+    fn file(&self) -> &File {
+        match &self.file {
+            Kept::New(new) => new.file(),
+            Kept::Old(file) => file,
+        }
     }
 
     /// Whether the states that enter `layer` are there.
@@ -57,13 +66,11 @@ impl HiddenStates {
 
     /// Begins the states that enter `layer`.
     pub fn create(dir: &Path, layer: usize, tokens: usize, hidden: usize) -> Result<Self, StatesError> {
-        fs::create_dir_all(dir).map_err(io(dir))?;
+        create_directory(dir).map_err(io(dir))?;
         let path = Self::path(dir, layer);
-        let partial = Self::partial(&path);
-        let file =
-            File::options().read(true).write(true).create(true).truncate(true).open(&partial).map_err(io(&partial))?;
-        file.set_len((tokens * hidden * 4) as u64).map_err(io(&partial))?;
-        Ok(Self { file, path, published: false, hidden })
+        let new = NewFile::create(&path).map_err(io(&path))?;
+        new.file().set_len((tokens * hidden * 4) as u64).map_err(io(&path))?;
+        Ok(Self { file: Kept::New(new), path, hidden })
     }
 
     /// Opens the states that enter `layer`.
@@ -74,40 +81,32 @@ impl HiddenStates {
         if expected != found {
             return Err(StatesError::Length { path, expected, found });
         }
-        Ok(Self { file, path, published: true, hidden })
+        Ok(Self { file: Kept::Old(file), path, hidden })
     }
 
     /// Reads states from `token` on.
     pub fn read(&self, token: usize, states: &mut [f32]) -> Result<(), StatesError> {
         let offset = (token * self.hidden * 4) as u64;
-        self.file.read_exact_at(bytemuck::cast_slice_mut(states), offset).map_err(io(&self.path))
+        self.file().read_exact_at(bytemuck::cast_slice_mut(states), offset).map_err(io(&self.path))
     }
 
     /// Writes states from `token` on.
     pub fn write(&mut self, token: usize, states: &[f32]) -> Result<(), StatesError> {
         let offset = (token * self.hidden * 4) as u64;
-        self.file.write_all_at(bytemuck::cast_slice(states), offset).map_err(io(&self.path))
+        self.file().write_all_at(bytemuck::cast_slice(states), offset).map_err(io(&self.path))
     }
 
     /// Makes complete states visible.
-    pub fn publish(mut self) -> Result<(), StatesError> {
-        self.file.sync_data().map_err(io(&self.path))?;
-        fs::rename(Self::partial(&self.path), &self.path).map_err(io(&self.path))?;
-        self.published = true;
-        Ok(())
+    pub fn publish(self) -> Result<(), StatesError> {
+        match self.file {
+            Kept::New(mut new) => new.publish().map_err(io(&self.path)),
+            Kept::Old(_) => Ok(()),
+        }
     }
 
     /// Deletes them.
     pub fn remove(self) -> Result<(), StatesError> {
         fs::remove_file(&self.path).map_err(io(&self.path))
-    }
-}
-
-impl Drop for HiddenStates {
-    fn drop(&mut self) {
-        if !self.published {
-            _ = fs::remove_file(Self::partial(&self.path));
-        }
     }
 }
 

@@ -11,8 +11,7 @@ use flashlm_prep::pack::{PackOptions, pack};
 use flashlm_prep::predictors::assemble;
 use flashlm_runtime::error::Result;
 use flashlm_runtime::load::{FfnChoice, LoadOptions, load};
-use flashlm_runtime::sampler::Sampling;
-use flashlm_tests::{continuation, copied, fixtures, options, scratch};
+use flashlm_tests::{copied, fixtures, options, run, scratch};
 use half::f16;
 
 use crate::mini::{Mini, contents, write_checkpoint};
@@ -269,11 +268,28 @@ fn a06_damaged_checkpoints() {
     }
 }
 
-/// What the program says of its default: the checks are on, and the flag is the only way to be without them.
+/// The checks of what is read are on, in the library and in the program, and the flag is the only way to be without them.
 #[test]
 fn a07_checks_are_on_unless_told() {
     assert!(LoadOptions::new(8).verify);
-    let bundle = Bundle::open(Mini::get().bundle()).unwrap();
-    let mut model = flashlm_tests::loaded(&bundle, &options(64, FfnChoice::Flash));
-    assert_eq!(continuation(&mut model, &[5, 6], 4, Sampling::default()).len(), 4);
+    let dir = scratch();
+    let path = dir.path().join("damaged.flashlm");
+    fs::copy(Mini::get().bundle(), &path).unwrap();
+    // The lowest bits of all neurons: numbers that nothing but a checksum tells from the right ones.
+    let flash = Bundle::open(&path).unwrap().flash();
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[flash.offset as usize..][..flash.bytes as usize].iter_mut().step_by(2).for_each(|low| *low ^= 1);
+    fs::write(&path, bytes).unwrap();
+    for ffn in ["flash", "streamed", "resident"] {
+        let run = |more: &[&str]| {
+            let args = ["run", path.to_str().unwrap(), "--ids", "5,6,7", "-n", "9", "--ignore-eos", "--ffn", ffn];
+            run("flashlm", &[&args[..], more].concat(), "")
+        };
+        run(&[]).failed(1, &["damaged", "layer"]);
+        // What is read while loading is checked without being asked, too.
+        match ffn {
+            "resident" => run(&["--no-verify"]).failed(1, &["damaged", "layer"]),
+            _ => run(&["--no-verify"]).succeeded(),
+        };
+    }
 }

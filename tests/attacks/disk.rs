@@ -21,7 +21,7 @@ use flashlm_runtime::sampler::Sampling;
 use flashlm_tests::{Said, continuation, loaded, options, program, scratch};
 use tempfile::TempDir;
 
-use crate::mini::{Mini, Stage, contents};
+use crate::mini::{Mini, Stage, contents, convert_from_hub, hub};
 use crate::{rounds, skip};
 
 /// A small file system in memory, unmounted when dropped.
@@ -32,6 +32,19 @@ impl SmallDisk {
         let dir = scratch();
         let disk = Self(dir);
         disk.mount("tmpfs", &format!("size={bytes},mode=755")).map(|()| disk)
+    }
+
+    /// One that has room, and so many names.
+    fn with_names(count: u64) -> Result<Self, String> {
+        let disk = Self(scratch());
+        disk.mount("tmpfs", &format!("size=64m,nr_inodes={count},mode=755")).map(|()| disk)
+    }
+
+    /// Gives it room and names.
+    fn grow(&self) {
+        let mut mount = Command::new("mount");
+        let grown = mount.args(["-o", "remount,size=64m,nr_inodes=100000"]).arg(self.path()).status();
+        assert!(grown.unwrap().success());
     }
 
     /// One that has no direct reads, and no bound.
@@ -72,11 +85,13 @@ fn a20_a_disk_that_is_full_at_any_moment() {
         let steps = rounds(3, 40) as u64;
         let mut failed = 0;
         for step in 0..steps {
-            let bytes = (needed * (step + 1) / (steps + 1)).next_multiple_of(4096).max(8192);
-            let disk = match SmallDisk::new(bytes) {
+            // From no room at all; small outputs fit into a page, so one page is taken.
+            let bytes = needed * step / steps / 4096 * 4096;
+            let disk = match SmallDisk::new(bytes + 4096) {
                 Ok(disk) => disk,
                 Err(why) => return skip(&why),
             };
+            fs::write(disk.path().join("taken"), [0; 4096]).unwrap();
             let output = disk.path().join(stage.output());
             let said = Said::from(stage.run(mini, &output));
             if said.code != Some(0) {
@@ -94,8 +109,7 @@ fn a20_a_disk_that_is_full_at_any_moment() {
                 }
             }
             // With room it goes on and ends as if nothing had been.
-            let grown = Command::new("mount").args(["-o", "remount,size=64m"]).arg(disk.path()).status();
-            assert!(grown.unwrap().success());
+            disk.grow();
             assert!(stage.run(mini, &output).status.success(), "{stage:?} does not go on");
             if whole.is_dir() {
                 assert!(contents(&output) == contents(&whole), "{stage:?}: other bytes after a full disk");
@@ -106,6 +120,79 @@ fn a20_a_disk_that_is_full_at_any_moment() {
         }
         assert!(failed > 0, "{stage:?} never met a full disk");
     }
+}
+
+/// Models of the hub: from no room, and from no room for another name, to enough.
+#[test]
+fn a20_a_disk_that_is_full_while_a_model_is_fetched() {
+    let hub = hub();
+    let out = scratch();
+    let output = out.path().join("m.flashlm");
+    let (mut failed, mut names) = (0, 5);
+    for pages in 0..60 {
+        // By turns too little room and too few names.
+        let is_room = pages % 2 == 0;
+        let disk = if is_room { SmallDisk::new(4096 * (1 + pages)) } else { SmallDisk::with_names(names) };
+        names += u64::from(!is_room);
+        let disk = match disk {
+            Ok(disk) => disk,
+            Err(why) => return skip(&why),
+        };
+        let said = Said::from(convert_from_hub(&hub, disk.path(), &output).output().unwrap());
+        if said.code == Some(0) {
+            continue;
+        }
+        failed += 1;
+        let said = said.stderr.clone();
+        assert!(said.contains("No space") || said.contains("room") || said.contains("free"), "{said}");
+        assert!(said.contains(disk.path().to_str().unwrap()), "no path in: {said}");
+        disk.grow();
+        Said::from(convert_from_hub(&hub, disk.path(), &output).output().unwrap()).succeeded();
+        assert_eq!(fs::read(&output).unwrap(), fs::read(Mini::get().path("converted.flashlm")).unwrap());
+    }
+    assert!(failed > 20, "the disk was full {failed} times");
+}
+
+/// A profile that cannot be kept is an error, and the one that was kept stays.
+#[test]
+fn a20_a_disk_that_is_full_for_its_profile() {
+    let disk = match SmallDisk::new(8192) {
+        Ok(disk) => disk,
+        Err(why) => return skip(&why),
+    };
+    let measured = scratch();
+    let flashlm_disk = || {
+        let mut command = Command::new(program("flashlm"));
+        command.arg("disk").arg(measured.path()).args(["--seconds", "1", "--scratch", "64"]);
+        command.env("FLASHLM_CACHE_DIR", disk.path()).stdin(Stdio::null());
+        Said::from(command.output().unwrap())
+    };
+    flashlm_disk().succeeded();
+    let kept = contents(disk.path());
+    assert_eq!(kept.len(), 1);
+    while fs::write(disk.path().join(format!("taken-{}", contents(disk.path()).len())), [0; 4096]).is_ok() {}
+    flashlm_disk().failed(1, &["disk-", "No space left"]);
+    let (name, bytes) = &kept[0];
+    assert_eq!(fs::read(disk.path().join(name)).unwrap(), *bytes);
+    // And where the scratch file for measuring does not fit.
+    let mut command = Command::new(program("flashlm"));
+    command.arg("disk").arg(disk.path()).args(["--seconds", "1", "--scratch", "64"]);
+    command.env("FLASHLM_CACHE_DIR", measured.path()).stdin(Stdio::null());
+    Said::from(command.output().unwrap()).failed(1, &["No space left"]);
+    assert!(fs::read_dir(measured.path()).unwrap().next().is_none());
+}
+
+/// Checkpoints are refused up front where they do not fit; nothing is left.
+#[test]
+fn a20_a_disk_that_is_full_for_a_synthesized_model() {
+    let disk = match SmallDisk::new(40 << 20) {
+        Ok(disk) => disk,
+        Err(why) => return skip(&why),
+    };
+    let mut command = Command::new(program("flashlm-prep"));
+    command.args(["synthesize", "--geometry", "opt-125m", "--layers", "1", "-o"]).arg(disk.path().join("new"));
+    Said::from(command.stdin(Stdio::null()).output().unwrap()).failed(1, &["bytes free", "needs"]);
+    assert!(contents(disk.path()).is_empty());
 }
 
 /// A bundle of its own, for changing.

@@ -10,7 +10,8 @@ use flashlm_runtime::load::{FfnChoice, LoadOptions};
 use flashlm_runtime::sampler::Sampling;
 use flashlm_tests::{Said, budgets, bundle_with_predictors, continuation, loaded, options, program, scratch, tiny_opt};
 
-use crate::mini::Mini;
+use crate::crash::result;
+use crate::mini::{Mini, Stage};
 use crate::rounds;
 
 /// Resident bytes, and open files.
@@ -87,6 +88,26 @@ fn a51_two_and_eight_processes_on_one_bundle() {
     }
 }
 
+/// Two recordings or preparations into one directory: any of them may fail, but none is wrong, and one more ends in the same bytes.
+#[test]
+fn a52_two_writers_of_one_directory() {
+    let mini = Mini::get();
+    for stage in [Stage::Record, Stage::Train, Stage::Order, Stage::Prepare] {
+        for _ in 0..rounds(1, 20) {
+            let dir = scratch();
+            let output = dir.path().join(stage.output());
+            let running: Vec<_> = (0..3).map(|_| stage.command(mini, &output).spawn().unwrap()).collect();
+            let said: Vec<_> = running.into_iter().map(|child| Said::from(child.wait_with_output().unwrap())).collect();
+            assert!(
+                said.iter().all(|said| matches!(said.code, Some(0 | 1)) && !said.stderr.contains("panicked")),
+                "{said:?}"
+            );
+            Said::from(stage.run(mini, &output)).succeeded();
+            assert!(result(stage, &output) == result(stage, &mini.path(stage.output())), "{stage:?}: {said:?}");
+        }
+    }
+}
+
 /// Two writers of one file: one of them is told so, and what is there in the end is whole.
 #[test]
 fn a52_two_writers_of_one_bundle() {
@@ -94,7 +115,7 @@ fn a52_two_writers_of_one_bundle() {
     let dir = scratch();
     let out = dir.path().join("out.flashlm");
     for _ in 0..rounds(2, 50) {
-        let stage = crate::mini::Stage::Convert;
+        let stage = Stage::Convert;
         let running: Vec<_> = (0..3).map(|_| stage.command(mini, &out).spawn().unwrap()).collect();
         let mut done = 0;
         for child in running {

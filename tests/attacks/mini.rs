@@ -6,6 +6,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
 use flashlm_formats::bundle::{Bundle, replace_predictors};
+use flashlm_tests::hub_server::{Hub, MODEL};
 use flashlm_tests::{fixtures, program, scratch};
 use tempfile::TempDir;
 
@@ -34,6 +35,7 @@ impl Mini {
     fn make(&self) {
         write_checkpoint(&self.path("checkpoint"));
         write_text(&self.path("text.txt"));
+        write_foreign_predictors(&self.path("foreign"));
         for stage in Stage::ALL {
             let output = stage.run(self, &self.path(stage.output()));
             assert!(output.status.success(), "{stage:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -60,6 +62,23 @@ pub(crate) fn write_checkpoint(dir: &Path) {
     fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
 }
 
+/// Predictors as somebody else may have trained them, of random numbers.
+fn write_foreign_predictors(dir: &Path) {
+    let mut dice = crate::Dice(6);
+    fs::create_dir(dir).unwrap();
+    for layer in 0..2 {
+        let mut matrix = |rows: usize, columns: usize| -> Vec<u8> {
+            (0..rows * columns).flat_map(|_| (dice.below(1000) as f32 / 500.0 - 1.0).to_le_bytes()).collect()
+        };
+        let matrices = [("0.weight", [4, 48], matrix(4, 48)), ("1.weight", [192, 4], matrix(192, 4))];
+        let views = matrices.iter().map(|(name, shape, bytes)| {
+            (*name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.to_vec(), bytes).unwrap())
+        });
+        fs::write(dir.join(format!("c4_layer{layer}_-0.9.safetensors")), safetensors::serialize(views, None).unwrap())
+            .unwrap();
+    }
+}
+
 fn write_text(path: &Path) {
     let mut dice = crate::Dice(5);
     let mut text = String::new();
@@ -79,11 +98,25 @@ pub(crate) enum Stage {
     Order,
     Pack,
     Prepare,
+    Thresholds,
+    Import,
+    Report,
+    Logits,
 }
 
 impl Stage {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Convert, Self::Record, Self::Train, Self::Order, Self::Pack, Self::Prepare];
+    pub(crate) const ALL: [Self; 10] = [
+        Self::Convert,
+        Self::Record,
+        Self::Train,
+        Self::Order,
+        Self::Pack,
+        Self::Prepare,
+        Self::Thresholds,
+        Self::Import,
+        Self::Report,
+        Self::Logits,
+    ];
 
     pub(crate) fn output(self) -> &'static str {
         match self {
@@ -93,13 +126,22 @@ impl Stage {
             Self::Order => "orders",
             Self::Pack => "mini.flashlm",
             Self::Prepare => "prepared.flashlm",
+            Self::Thresholds => "thresholds.json",
+            Self::Import => "imported",
+            Self::Report => "report.html",
+            Self::Logits => "logits.safetensors",
         }
+    }
+
+    /// Whether the output is one file, and no directory.
+    pub(crate) fn is_file(self) -> bool {
+        self.output().contains('.')
     }
 
     /// The command, from the mini model's files to `output`. Given again, it goes on.
     pub(crate) fn command(self, mini: &Mini, output: &Path) -> Command {
         let path = |name: &str| mini.path(name).into_os_string();
-        let mut command = Command::new(program("flashlm-prep"));
+        let mut command = Command::new(program(if self == Self::Logits { "flashlm" } else { "flashlm-prep" }));
         match self {
             Self::Convert => command.arg("convert").arg(path("checkpoint")).arg("--force"),
             Self::Record => {
@@ -116,6 +158,18 @@ impl Stage {
                 command.arg("prepare").arg(path("checkpoint")).arg("--text").arg(path("text.txt"));
                 command.args(["--tokens", "1400", "--sequence-tokens", "40", "--size-budget", "15%"])
             }
+            Self::Thresholds => {
+                command.arg("thresholds").arg(path("checkpoint")).arg("--text").arg(path("text.txt"));
+                command.args(["--tokens", "400", "--sequence-tokens", "40"])
+            }
+            Self::Import => {
+                command.arg("import-predictors").arg(path("foreign")).arg("--recording").arg(path("recording"))
+            }
+            Self::Report => {
+                command.arg("report").arg(path("recording")).arg("--predictors").arg(path("predictors"));
+                command.arg("--orders").arg(path("orders"))
+            }
+            Self::Logits => command.arg("logits").arg(path("mini.flashlm")).args(["--ids", "5,6,7,8,9,10"]),
         };
         command.arg("-o").arg(output).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         command
@@ -126,6 +180,30 @@ impl Stage {
     }
 }
 
+/// A hub that has the mini model's checkpoint.
+pub(crate) fn hub() -> Hub {
+    let files = contents(&Mini::get().path("checkpoint"));
+    Hub::start(files.into_iter().map(|(name, bytes)| (name.to_str().unwrap().to_owned(), bytes)))
+}
+
+/// `flashlm-prep convert` of what the hub has, with its cache in `home`.
+pub(crate) fn convert_from_hub(hub: &Hub, home: &Path, output: &Path) -> Command {
+    let mut command = Command::new(program("flashlm-prep"));
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy().to_uppercase();
+        if name.starts_with("HF_")
+            || name.starts_with("HUGGING")
+            || name.ends_with("_PROXY")
+            || name.starts_with("XDG_")
+        {
+            command.env_remove(&*name).env_remove(name.to_lowercase());
+        }
+    }
+    command.env("HF_HOME", home).env("HF_ENDPOINT", &hub.endpoint);
+    command.args(["convert", MODEL, "--force", "-o"]).arg(output).stdin(Stdio::null());
+    command
+}
+
 /// All files under `dir` but temporary ones, by their path in it, with their contents.
 pub(crate) fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut files = Vec::new();
@@ -133,7 +211,7 @@ pub(crate) fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     while let Some(next) = dirs.pop() {
         for entry in fs::read_dir(&next).unwrap() {
             let path = entry.unwrap().path();
-            let mut temporary = path.extension().is_some_and(|e| e == "tmp" || e == "partial");
+            let mut temporary = path.extension().is_some_and(|e| e == "partial" || e == "incomplete");
             // How long training took: the one file that depends on the machine.
             temporary |= path.file_name().is_some_and(|name| name == "timings.json");
             if path.is_dir() {

@@ -1,13 +1,12 @@
-use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use half::f16;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use super::publish::{publish_file, temporary_path};
 use super::tensor_file::{DATA_OFFSET, Region, header_bytes};
 use super::{FORMAT_LAYER, RecordingError, RecordingInfo, VERSION};
+use crate::publish::NewFile;
 use crate::seal;
 
 /// Writes one layer of a recording, block of tokens by block of tokens.
@@ -16,7 +15,7 @@ use crate::seal;
 /// [`LayerWriter::finish`]; a writer dropped before leaves nothing.
 pub struct LayerWriter {
     path: PathBuf,
-    file: Option<File>,
+    new: NewFile,
     layer: usize,
     id: String,
     tokens: u64,
@@ -35,12 +34,11 @@ pub struct LayerWriter {
 
 impl LayerWriter {
     pub(super) fn create(path: &Path, info: &RecordingInfo, layer: usize) -> Result<Self, RecordingError> {
-        let temporary = temporary_path(path);
-        let file = File::create(&temporary).map_err(|e| RecordingError::io(&temporary, e))?;
+        let new = NewFile::create(path).map_err(|e| RecordingError::io(path, e))?;
         let (hidden, ffn) = (info.model.hidden_size, info.model.ffn.size);
         Ok(LayerWriter {
             path: path.to_path_buf(),
-            file: Some(file),
+            new,
             layer,
             id: info.id.clone(),
             tokens: info.tokens,
@@ -183,15 +181,11 @@ impl LayerWriter {
         summaries.iter().for_each(|bytes| head.extend(bytes));
         self.buffer = head;
         self.put(0)?;
-        let file = self.file.take().expect("open until finished");
-        publish_file(&file, &self.path)
+        self.new.publish().map_err(|e| RecordingError::io(&self.path, e))
     }
 
     fn put(&mut self, offset: u64) -> Result<(), RecordingError> {
-        let file = self.file.as_mut().expect("open until finished");
-        file.seek(SeekFrom::Start(offset))
-            .and_then(|_| file.write_all(&self.buffer))
-            .map_err(|e| RecordingError::io(&self.path, e))
+        self.new.file().write_all_at(&self.buffer, offset).map_err(|e| RecordingError::io(&self.path, e))
     }
 
     fn token_count(&self, found: u64) -> RecordingError {
@@ -202,15 +196,6 @@ impl LayerWriter {
 impl std::fmt::Debug for LayerWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("LayerWriter").field("path", &self.path).field("written", &self.written).finish_non_exhaustive()
-    }
-}
-
-impl Drop for LayerWriter {
-    fn drop(&mut self) {
-        if self.file.take().is_some() {
-            // Best effort: a leftover temporary file is overwritten by the next attempt.
-            let _ = std::fs::remove_file(temporary_path(&self.path));
-        }
     }
 }
 

@@ -31,13 +31,21 @@ pub(crate) mod verify;
 pub(crate) use progress::Stage;
 
 use std::num::NonZeroUsize;
+use std::path::Path;
 
+use anyhow::Context;
+use flashlm_formats::publish::publish_bytes;
 use flashlm_kernels::Threads;
 
 /// Threads as asked for, or one for each processor.
 pub(crate) fn threads(asked: Option<NonZeroUsize>) -> anyhow::Result<Threads> {
     let count = asked.unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN));
     Ok(Threads::new(count)?)
+}
+
+/// Writes a file whole: it is there complete, or not at all.
+pub(crate) fn publish(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    publish_bytes(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn print_line(line: std::fmt::Arguments<'_>) {

@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use flashlm_formats::bundle::FlashLayout;
+use flashlm_formats::publish::create_directory;
 use flashlm_formats::recording::Recording;
 use flashlm_io::DiskProfile;
 use flashlm_prep::coactivation::PairOptions;
@@ -246,7 +247,7 @@ impl Ordering {
             Some(other) => Division { training: Division::whole(recording), held_out: Division::whole(other) },
             None => Division::by_document(recording.documents(), args.held_out, args.seed),
         };
-        std::fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
+        create_directory(&args.output).with_context(|| args.output.display().to_string())?;
         let ordering = OrderingOptions {
             records,
             policy: args.policy,
@@ -309,7 +310,7 @@ impl Ordering {
             layers,
         };
         let json = serde_json::to_string_pretty(&orders)? + "\n";
-        write_whole(&args.output.join("orders.json"), json.as_bytes())?;
+        super::publish(&args.output.join("orders.json"), json.as_bytes())?;
         Ok(orders)
     }
 }
@@ -373,16 +374,6 @@ pub(crate) fn read_cost(profile: Option<&Path>) -> Result<ReadCost> {
     points.sort_by(|a, b| a.0.cmp(&b.0).then(b.1.total_cmp(&a.1)));
     points.dedup_by_key(|p| p.0);
     ReadCost::fit(&points).with_context(|| path.display().to_string())
-}
-
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = path.with_extension("tmp");
-    let write = || {
-        std::fs::write(&temporary, bytes)?;
-        std::fs::File::open(&temporary)?.sync_all()?;
-        std::fs::rename(&temporary, path)
-    };
-    write().with_context(|| path.display().to_string())
 }
 
 fn print_table(orders: &Orders, output: &Path) {

@@ -31,11 +31,11 @@ use flashlm_runtime::text::Tokenizer;
 use super::Stage;
 use super::formats::FormatArgs;
 use super::pack::read_orders;
+use super::publish;
 use super::record::verdict;
 use super::source::{self, CHECKPOINT_HELP};
 use super::thresholds::{self, DEFAULT_LOSS};
 use layers::{Layers, Stages};
-pub(crate) use work::publish;
 use work::{Work, fingerprint};
 
 /// Arguments of `flashlm-prep prepare`.

@@ -9,7 +9,7 @@ use flashlm_formats::recording::Recording;
 use flashlm_prep::report::{Orders, Predictors, ReportInput, build};
 
 use super::Stage;
-use super::order::{read_cost, write_whole};
+use super::order::read_cost;
 use super::record::verdict;
 
 /// Arguments of `flashlm-prep report`.
@@ -65,7 +65,7 @@ pub(crate) fn run(args: &ReportArgs) -> Result<ExitCode> {
     };
     let page = build(&input, &|| stage.advance(1))?;
     drop(stage);
-    write_whole(&args.output, page.as_bytes())?;
+    super::publish(&args.output, page.as_bytes())?;
     eprintln!("wrote {}", args.output.display());
     Ok(ExitCode::SUCCESS)
 }

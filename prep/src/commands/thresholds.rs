@@ -77,7 +77,7 @@ pub(crate) fn run(args: &ThresholdsArgs) -> Result<ExitCode> {
     _ = std::fs::remove_dir_all(&scratch);
     let file = ThresholdFile::new(&checkpoint, measured?);
     if let Some(path) = &args.output {
-        super::prepare::publish(path, &file.to_json())?;
+        super::publish(path, &file.to_json())?;
     }
     if args.json {
         println!("{}", String::from_utf8_lossy(&file.to_json()).trim_end());

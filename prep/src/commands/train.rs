@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
+use flashlm_formats::publish::create_directory;
 use flashlm_formats::recording::Recording;
 use flashlm_prep::train::{
     LayerReport, OperatingPoint, PredictorDType, Progress, RankChoice, RankCurve, SweepEntry, TrainOptions,
@@ -211,10 +212,9 @@ fn sweep_ranks(
     let stage = Stage::new("sweep", "fits", (options.layers.len() * ranks.len()) as u64);
     let entries = sweep(recording, validation, options, &ranks, &mut |_| stage.advance(1))?;
     drop(stage);
-    std::fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
+    create_directory(&args.output).with_context(|| args.output.display().to_string())?;
     let path = args.output.join("sweep.json");
-    std::fs::write(&path, serde_json::to_string_pretty(&entries)? + "\n")
-        .with_context(|| path.display().to_string())?;
+    super::publish(&path, (serde_json::to_string_pretty(&entries)? + "\n").as_bytes())?;
     println!("False alarms in per cent, f16 / int8, where this share of the active pairs is missed:\n");
     let head: Vec<String> = SWEEP_COLUMNS.iter().map(|m| format!("{} %", 100.0 * m)).collect();
     println!("| layer | rank | size, % of the FFN | {} | energy kept at 3 %, int8 |", head.join(" | "));

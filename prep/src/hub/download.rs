@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
+use flashlm_formats::publish::{create_directory, sync_name};
 use ring::digest::{Context, SHA256};
 
 use super::HubError;
@@ -75,14 +76,15 @@ struct Part {
 }
 
 impl Part {
-    /// Goes on with what an earlier run left.
+    /// Goes on with what an earlier run left, if what is whole can be told from what is not in the end.
     fn open(remote: &Remote, commit: &Commit) -> Result<Self, HubError> {
         let path = commit.part(remote);
         let failed = |e| HubError::io("open", &path, e);
         let mut file = OpenOptions::new().read(true).append(true).create(true).open(&path).map_err(failed)?;
         let mut hash = Context::new(&SHA256);
         let mut have = file.metadata().map_err(failed)?.len();
-        if have > remote.bytes {
+        // Files whose contents the hub states no hash of are small: begun anew, as a loss of power may have left anything there.
+        if have > remote.bytes || remote.sha256.is_none() {
             file.set_len(0).map_err(failed)?;
             have = 0;
         }
@@ -172,8 +174,7 @@ impl Part {
         }
         self.file.sync_all().map_err(|e| HubError::io("sync", &self.path, e))?;
         std::fs::rename(&self.path, blob).map_err(|e| HubError::io("rename", &self.path, e))?;
-        let dir = blob.parent().unwrap_or(Path::new("/"));
-        File::open(dir).and_then(|d| d.sync_all()).map_err(|e| HubError::io("sync", dir, e))
+        sync_name(blob).map_err(|e| HubError::io("sync", blob, e))
     }
 }
 
@@ -187,7 +188,7 @@ fn range_start(response: &ureq::http::Response<ureq::Body>) -> Option<u64> {
 fn lock(remote: &Remote, commit: &Commit) -> Result<File, HubError> {
     let path = commit.lock(remote);
     let dir = path.parent().unwrap_or(Path::new("/"));
-    std::fs::create_dir_all(dir).map_err(|e| HubError::io("create", dir, e))?;
+    create_directory(dir).map_err(|e| HubError::io("create", dir, e))?;
     let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path);
     let file = file.map_err(|e| HubError::io("open", &path, e))?;
     match file.try_lock() {

@@ -12,6 +12,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use flashlm_formats::checkpoint::{Format, index_shards};
+use flashlm_formats::publish::create_directory;
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
 use super::download::Remote;
@@ -52,7 +53,7 @@ impl Snapshots {
             locks: self.locks.clone(),
         };
         for dir in [&commit.dir, &commit.blobs] {
-            std::fs::create_dir_all(dir).map_err(|e| HubError::io("create", dir, e))?;
+            create_directory(dir).map_err(|e| HubError::io("create", dir, e))?;
         }
         Ok(commit)
     }

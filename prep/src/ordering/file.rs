@@ -1,10 +1,10 @@
 //! How an order is kept: a safetensors file with one tensor. `docs/ordering.md` describes it.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use flashlm_formats::publish::publish_bytes;
 use flashlm_formats::regular::open_regular;
 use flashlm_formats::seal::{self, SEAL, SealBroken};
 use serde::{Deserialize, Serialize};
@@ -132,18 +132,9 @@ impl OrderFile {
             serde_json::to_vec(&header).map_err(|source| OrderFileError::Json { path: path.clone(), source })?;
         // The data begin at a multiple of eight bytes, as the safetensors format asks for.
         json.resize(json.len().next_multiple_of(8), b' ');
-        let io = |path: &Path| {
-            let path = path.to_path_buf();
-            move |source| OrderFileError::Io { path, source }
-        };
-        let temporary = path.with_extension("tmp");
-        let mut file = File::create(&temporary).map_err(io(&temporary))?;
         let mut bytes = [&(json.len() as u64).to_le_bytes()[..], &json, &data].concat();
         seal::seal(&mut bytes);
-        file.write_all(&bytes).map_err(io(&temporary))?;
-        file.sync_all().map_err(io(&temporary))?;
-        std::fs::rename(&temporary, &path).map_err(io(&path))?;
-        File::open(dir).and_then(|d| d.sync_all()).map_err(io(dir))?;
+        publish_bytes(&path, &bytes).map_err(|source| OrderFileError::Io { path: path.clone(), source })?;
         Ok(path)
     }
 

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use flashlm_formats::checkpoint::{PublishedTensor, published_tensors};
 use flashlm_formats::model::DType;
+use flashlm_formats::publish::{NewFile, create_directory};
 use rustix::fs::{Advice, fadvise};
 use serde_json::{Map, Value, json};
 
@@ -43,28 +44,25 @@ pub(super) fn write(
     if let Some(path) = occupied(dir) {
         return Err(SynthesizeError::Exists { path });
     }
-    std::fs::create_dir_all(dir).map_err(SynthesizeError::io("make the directory", dir))?;
+    create_directory(dir).map_err(SynthesizeError::io("make the directory", dir))?;
     let shards = shards(tensors, dtype);
     let total: u64 = shards.iter().map(|shard| shard.bytes).sum();
     check_space(&dir.join("config.json"), total + SMALL_FILES_BYTES)?;
 
     let mut files = Unpublished::default();
-    let weights = shards.iter().map(|shard| files.create(dir, &shard.name)).collect::<Result<Vec<_>, _>>()?;
-    for ((file, path), shard) in weights.iter().zip(&shards) {
+    for shard in &shards {
+        let (file, path) = files.create(dir, &shard.name)?;
         file.write_all_at(&shard.header, 0).map_err(SynthesizeError::io("write", path))?;
     }
     let biases = spec.ffn.up_bias;
     let recipes = Recipes::new(spec, biases, dtype, options);
-    fill(&weights, &shards, dtype, recipes, options, total, progress)?;
-    for (file, path) in &weights {
-        file.sync_all().map_err(SynthesizeError::io("write", path))?;
-    }
+    fill(&files.0, &shards, dtype, recipes, options, total, progress)?;
     files.small(dir, "tokenizer.json", &pretty(tokenizer))?;
     if shards.len() > 1 {
         files.small(dir, "model.safetensors.index.json", &pretty(&index(&shards)))?;
     }
     files.small(dir, "config.json", &config_json)?;
-    files.publish(dir)?;
+    files.publish()?;
     Ok(total)
 }
 
@@ -168,7 +166,7 @@ struct Piece<'a> {
 
 /// Makes and writes all weights; the calling thread works too, and reports.
 fn fill(
-    files: &[(File, PathBuf)],
+    files: &[(NewFile, PathBuf)],
     shards: &[Shard],
     dtype: DType,
     mut recipes: Recipes,
@@ -205,7 +203,8 @@ fn fill(
             let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
             let bytes = &mut buffer[..piece.bytes];
             recipes.fill(piece.recipe, piece.tensor, piece.layer, piece.place, bytes);
-            let (file, path) = &files[piece.file];
+            let (new, path) = &files[piece.file];
+            let file = new.file();
             if let Err(error) = file.write_all_at(bytes, piece.offset) {
                 stop.store(true, Ordering::Relaxed);
                 return Err(SynthesizeError::io("write", path)(error));
@@ -232,46 +231,30 @@ fn hand_to_disk(file: &File, offset: u64, bytes: u64) {
     let _ = fadvise(file, behind, NonZeroU64::new(offset + bytes - behind), Advice::DontNeed);
 }
 
-/// Files under their temporary names, removed unless they are published.
+/// New files in the order in which they are to appear, removed unless they are published.
 #[derive(Default)]
-struct Unpublished {
-    names: Vec<(PathBuf, PathBuf)>,
-}
+struct Unpublished(Vec<(NewFile, PathBuf)>);
 
 impl Unpublished {
-    fn create(&mut self, dir: &Path, name: &str) -> Result<(File, PathBuf), SynthesizeError> {
-        let temporary = dir.join(format!("{name}.partial"));
-        let file = File::create(&temporary).map_err(SynthesizeError::io("create", &temporary))?;
-        self.names.push((temporary.clone(), dir.join(name)));
-        Ok((file, temporary))
+    fn create(&mut self, dir: &Path, name: &str) -> Result<(&File, &Path), SynthesizeError> {
+        let path = dir.join(name);
+        let new = NewFile::create(&path).map_err(SynthesizeError::io("create", &path))?;
+        self.0.push((new, path));
+        let (new, path) = self.0.last().expect("just put there");
+        Ok((new.file(), path))
     }
 
     fn small(&mut self, dir: &Path, name: &str, bytes: &[u8]) -> Result<(), SynthesizeError> {
         let (mut file, path) = self.create(dir, name)?;
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(SynthesizeError::io("write", &path))
+        file.write_all(bytes).map_err(SynthesizeError::io("write", path))
     }
 
-    /// Gives every file its name, the last one when all others have theirs for good.
-    fn publish(mut self, dir: &Path) -> Result<(), SynthesizeError> {
-        let sync = || File::open(dir).and_then(|dir| dir.sync_all()).map_err(SynthesizeError::io("write", dir));
-        let last = self.names.len().saturating_sub(1);
-        for (number, (temporary, path)) in self.names.iter().enumerate() {
-            if number == last {
-                sync()?;
-            }
-            std::fs::rename(temporary, path).map_err(SynthesizeError::io("rename", temporary))?;
+    /// Gives every file its name, each when those before it have theirs for good.
+    fn publish(self) -> Result<(), SynthesizeError> {
+        for (mut new, path) in self.0 {
+            new.publish().map_err(SynthesizeError::io("publish", &path))?;
         }
-        sync()?;
-        self.names.clear();
         Ok(())
-    }
-}
-
-impl Drop for Unpublished {
-    fn drop(&mut self) {
-        for (temporary, _) in &self.names {
-            let _ = std::fs::remove_file(temporary);
-        }
     }
 }
 

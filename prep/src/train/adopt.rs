@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use flashlm_formats::publish::create_directory;
 use flashlm_formats::recording::Recording;
 
 use super::activity::training_set;
@@ -31,7 +32,7 @@ pub fn adopt_layer(
     mut predictor: LowRankPredictor,
     out: &Path,
 ) -> Result<LayerReport, TrainError> {
-    std::fs::create_dir_all(out).map_err(|source| TrainError::Io { path: out.to_path_buf(), source })?;
+    create_directory(out).map_err(|source| TrainError::Io { path: out.to_path_buf(), source })?;
     let shape = Shape::new(recording, options);
     let found = (predictor.encoder.ncols(), predictor.ffn());
     if found != (shape.hidden, shape.ffn) || predictor.decoder.dim() != (shape.ffn, predictor.rank()) {

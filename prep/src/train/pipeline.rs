@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 
+use flashlm_formats::publish::create_directory;
 use flashlm_formats::recording::Recording;
 use linfa::ParamGuard;
 use linfa::traits::Fit;
@@ -325,7 +326,7 @@ pub fn train_layer(
     ranks: &[usize],
     out: &Path,
 ) -> Result<LayerReport, TrainError> {
-    std::fs::create_dir_all(out).map_err(|source| TrainError::Io { path: out.to_path_buf(), source })?;
+    create_directory(out).map_err(|source| TrainError::Io { path: out.to_path_buf(), source })?;
     let shape = Shape::new(recording, options);
     let set = training_set(recording, layer, layer)?;
     let other = validation.map(|v| training_set(v, layer, layer)).transpose()?;

@@ -1,10 +1,9 @@
 //! Predictor files: one safetensors file per layer; `docs/predictors.md` describes them.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 
+use flashlm_formats::publish::publish_bytes;
 use flashlm_formats::seal::{self, SEAL};
 use half::f16;
 use ndarray::Array2;
@@ -65,14 +64,7 @@ pub fn write_predictor(path: &Path, parts: &[StoredPredictor<'_>]) -> Result<(),
     publish(path, &bytes)
 }
 
-/// Writes a file under a temporary name, syncs it, gives it its name, syncs the directory.
+/// Writes a file whole, or not at all.
 pub(crate) fn publish(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
-    let io = |source| TrainError::Io { path: path.to_path_buf(), source };
-    let mut temporary = path.as_os_str().to_os_string();
-    temporary.push(".tmp");
-    let mut file = File::create(&temporary).map_err(io)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io)?;
-    std::fs::rename(&temporary, path).map_err(io)?;
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(dir).and_then(|d| d.sync_all()).map_err(io)
+    publish_bytes(path, bytes).map_err(|source| TrainError::Io { path: path.to_path_buf(), source })
 }

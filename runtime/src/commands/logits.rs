@@ -1,6 +1,5 @@
 //! `flashlm logits`: what the model says at every position, for comparison with other implementations.
 
-use std::fs::File;
 use std::io::{BufWriter, Error, ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Args;
 use flashlm_formats::bundle::Bundle;
+use flashlm_formats::publish::NewFile;
 use flashlm_runtime::model::forward::check_ids;
 use serde_json::json;
 
@@ -35,17 +35,9 @@ pub(crate) fn run(args: LogitsArgs) -> Result<ExitCode> {
     if args.output.is_dir() {
         return Err(Error::from(ErrorKind::IsADirectory)).with_context(cannot_write);
     }
-    let mut unfinished = args.output.clone().into_os_string();
-    unfinished.push(".partial");
-    let unfinished = PathBuf::from(unfinished);
-    let file = File::create(&unfinished).with_context(cannot_write)?;
-    let publish = || -> Result<()> {
-        let mut out = BufWriter::new(file);
-        write_logits(&args, &bundle, &mut out)?;
-        out.into_inner().map_err(|e| e.into_error()).and_then(|file| file.sync_all()).with_context(cannot_write)?;
-        std::fs::rename(&unfinished, &args.output).with_context(cannot_write)
-    };
-    publish().inspect_err(|_| _ = std::fs::remove_file(&unfinished))?;
+    let mut new = NewFile::create(&args.output).with_context(cannot_write)?;
+    write_logits(&args, &bundle, &mut BufWriter::new(new.file()))?;
+    new.publish().with_context(cannot_write)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,13 +1,16 @@
 //! The work directory: what earlier runs left, and what it was made from.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use flashlm_formats::bundle::checksum;
+use flashlm_formats::publish::{create_directory, sync_name};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use super::super::publish;
 
 /// Name of the file in a stage's directory that says what the stage is made from.
 const MADE_FROM: &str = "made-from";
@@ -20,7 +23,7 @@ pub(super) struct Work {
 impl Work {
     /// Uses `dir`, which need not be there.
     pub(super) fn open(dir: PathBuf) -> Result<Self> {
-        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        create_directory(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         Ok(Work { dir })
     }
 
@@ -37,10 +40,10 @@ impl Work {
         }
         // The stamp first: half a directory must not be taken for a whole one.
         if fs::remove_file(&stamp).is_ok() {
-            sync_directory(&stamp).with_context(|| format!("cannot empty {}", dir.display()))?;
+            sync_name(&stamp).with_context(|| format!("cannot empty {}", dir.display()))?;
         }
         self.clear(name)?;
-        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        create_directory(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         publish(&stamp, made_from.as_bytes())?;
         Ok(dir)
     }
@@ -65,32 +68,13 @@ impl Work {
         let path = self.path(name);
         let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         // Durably: a mark that came back after a loss of power would speak for what is written from now on.
-        match removed.and_then(|()| sync_directory(&path)) {
+        match removed.and_then(|()| sync_name(&path)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(error).with_context(|| format!("cannot remove {}", path.display()))
             }
             _ => Ok(()),
         }
     }
-}
-
-/// Writes a small file whole: it is there complete, or not at all.
-pub(crate) fn publish(path: &Path, bytes: &[u8]) -> Result<()> {
-    let partial = path.with_extension("partial");
-    let write = || -> io::Result<()> {
-        let mut file = fs::File::create(&partial)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&partial, path)?;
-        sync_directory(path)
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// Makes durable what happened to the name `path`.
-fn sync_directory(path: &Path) -> io::Result<()> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::File::open(dir)?.sync_all()
 }
 
 /// [`publish`] of JSON.

@@ -1,0 +1,192 @@
+//! How a file comes into being: whole under its name or not at all, whatever kills the program or the power.
+//!
+//! Everything is written under a temporary name, `NAME.partial`, by one process at a time; it is made durable, given its
+//! name, and the name is made durable. Nothing else in the project gives files their names, but for the downloads of the hub, whose
+//! temporary names are other programs' as well, and disk profiles, which know nothing of this crate.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+/// The name that a file has until it is whole.
+pub fn temporary_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".partial");
+    name.into()
+}
+
+/// A new file under its temporary name, removed when dropped before it is published.
+#[derive(Debug)]
+pub struct NewFile {
+    file: File,
+    path: PathBuf,
+    published: bool,
+}
+
+impl NewFile {
+    /// Begins a new, empty file that will be called `path`. What an interrupted run left of it is taken over.
+    ///
+    /// # Errors
+    /// `ResourceBusy` if another process is writing it, and whatever the system says.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        let temporary = temporary_path(path);
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&temporary)?;
+        lock(&file, &temporary)?;
+        // What an interrupted run left there is of no use.
+        file.set_len(0)?;
+        Ok(Self { file, path: path.to_owned(), published: false })
+    }
+
+    /// The file, for writing.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Makes what was written durable and gives the file its name, durably. Nothing is written after it.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn publish(&mut self) -> io::Result<()> {
+        self.file.sync_all()?;
+        std::fs::rename(temporary_path(&self.path), &self.path)?;
+        self.published = true;
+        sync_name(&self.path)
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if !self.published {
+            // The lock is still held, so the name is still ours. What cannot be removed is taken over by the next attempt.
+            let _ = std::fs::remove_file(temporary_path(&self.path));
+        }
+    }
+}
+
+/// Writes `bytes` as the whole of `path`, in place of what may be there.
+///
+/// # Errors
+/// As [`NewFile::create`] and [`NewFile::publish`].
+pub fn publish_bytes(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut new = NewFile::create(path)?;
+    new.file().write_all(bytes)?;
+    new.publish()
+}
+
+/// Makes the directory `path`, and those above it that are missing, durably.
+///
+/// # Errors
+/// What the system says.
+pub fn create_directory(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        // A run that was killed may have made it and told nobody. Where its parent cannot be opened, it is not ours either.
+        let _ = sync_name(path);
+        return Ok(());
+    }
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        create_directory(parent)?;
+    }
+    match std::fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        made => made?,
+    }
+    sync_name(path)
+}
+
+/// Makes durable what happened to the name `path`: that it came, went, or became another's.
+///
+/// # Errors
+/// What the system says.
+pub fn sync_name(path: &Path) -> io::Result<()> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    File::open(directory)?.sync_all()
+}
+
+/// Takes `file`, which was opened as `path`, for this process alone.
+///
+/// # Errors
+/// `ResourceBusy` if another process has it.
+pub fn lock(file: &File, path: &Path) -> io::Result<()> {
+    let busy = || io::Error::new(io::ErrorKind::ResourceBusy, "another process is writing it");
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => return Err(busy()),
+        // File systems without locks: two writers at once are then the user's care.
+        Err(Errno::NOTSUP | Errno::NOSYS | Errno::NOLCK) => {}
+        Err(error) => return Err(error.into()),
+    }
+    // Between opening and locking, the one who held the lock may have renamed or removed the file.
+    let (locked, named) = (file.metadata(), path.metadata());
+    match (locked, named) {
+        (Ok(locked), Ok(named)) if (locked.dev(), locked.ino()) == (named.dev(), named.ino()) => Ok(()),
+        _ => Err(busy()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            dir.read_dir().unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_file_has_its_name_when_it_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        let mut new = NewFile::create(&path).unwrap();
+        new.file().write_all(b"abc").unwrap();
+        assert_eq!(names(dir.path()), ["a.json.partial"]);
+        new.publish().unwrap();
+        drop(new);
+        assert_eq!(names(dir.path()), ["a.json"]);
+        assert_eq!(std::fs::read(&path).unwrap(), b"abc");
+    }
+
+    #[test]
+    fn directories_are_made_where_they_are_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b/c");
+        create_directory(&path).unwrap();
+        create_directory(&path).unwrap();
+        assert!(path.is_dir());
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        assert!(create_directory(&dir.path().join("file")).is_err());
+        assert!(create_directory(&dir.path().join("file/below")).is_err());
+    }
+
+    #[test]
+    fn one_that_is_given_up_leaves_the_old_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        publish_bytes(&path, b"old").unwrap();
+        let new = NewFile::create(&path).unwrap();
+        new.file().write_all(b"new").unwrap();
+        drop(new);
+        assert_eq!(names(dir.path()), ["a.json"]);
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_taken_over_and_never_a_living_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        std::fs::write(temporary_path(&path), "left over, and longer").unwrap();
+        let mut first = NewFile::create(&path).unwrap();
+        assert_eq!(NewFile::create(&path).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+        first.file().write_all(b"new").unwrap();
+        first.publish().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+    }
+}
