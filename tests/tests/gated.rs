@@ -127,7 +127,9 @@ fn quantised_bundles_are_prepared_evaluated_and_run_from_flash() {
     let dir = miniature("llama-relu-gqa");
     let (plain, _) = prepared(&dir, &[]);
     let (plain_bytes, plain_chosen) = (plain.file_bytes(), evaluated(&plain, &dir, PredictorChoice::Bundle));
-    for (ffn, resident, most) in [("int8/32", "int8/32", 0.003), ("int4/32", "int8/32", 0.1), ("int8/32", "int4/32", 0.2)] {
+    for (ffn, resident, most) in
+        [("int8/32", "int8/32", 0.003), ("int4/32", "int8/32", 0.1), ("int8/32", "int4/32", 0.2)]
+    {
         // The predictors are kept from one to the other, the orders are not: groups hold other numbers of records.
         let (bundle, _) = prepared(&dir, &["--dtype", ffn, "--resident-dtype", resident]);
         let manifest = bundle.manifest();
