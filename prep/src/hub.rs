@@ -14,6 +14,7 @@ mod client;
 mod download;
 mod error;
 mod name;
+mod patience;
 mod settings;
 mod snapshot;
 
@@ -40,6 +41,9 @@ const SIDE_FILES: [&str; 5] = [
 /// Fetched where there is no `tokenizer.json`.
 const OLD_TOKENIZER: [&str; 2] = ["vocab.json", "merges.txt"];
 
+/// Fetched likewise, to say what to do about it.
+const SENTENCE_PIECE: &str = "tokenizer.model";
+
 /// Told as files arrive; the binary draws a bar with it.
 pub trait Watch {
     /// So many bytes are wanted in all; so many of them lie here already.
@@ -60,7 +64,7 @@ pub fn fetch(name: &ModelName, settings: &Settings, watch: &mut dyn Watch) -> Re
         return snapshots.complete(name, settings);
     }
     let client = Client::new(settings, name);
-    let info = match client.model_info() {
+    let info = match client.model_info(&mut |line| watch.say(line)) {
         Ok(info) => info,
         Err(error @ (HubError::Unreachable { .. } | HubError::Status { .. })) => {
             let dir = snapshots.complete(name, settings).map_err(|_| &error);
@@ -79,6 +83,12 @@ pub fn fetch(name: &ModelName, settings: &Settings, watch: &mut dyn Watch) -> Re
         return Err(HubError::NotACheckpoint { model: name.to_string(), wanted, found: info.files });
     };
     let old = OLD_TOKENIZER.iter().filter(|_| !has("tokenizer.json"));
+    if !has("tokenizer.json") && !OLD_TOKENIZER.iter().all(|file| has(file)) {
+        // Said before gigabytes are fetched.
+        let only = if has(SENTENCE_PIECE) { " but SentencePiece's tokenizer.model" } else { "" };
+        watch.say(&format!("{name} has no tokenizer that can be used{only}; `prepare` will need tokenizer.json"));
+    }
+    let old = old.chain([SENTENCE_PIECE].iter().filter(|_| !has("tokenizer.json")));
     let small = SIDE_FILES.iter().chain(old).filter(|file| has(file)).map(|file| (*file).to_owned());
     let mut files: Vec<String> = std::iter::once("config.json".to_owned()).chain(small).collect();
     files.push(format.file_name().to_owned());
@@ -110,7 +120,7 @@ fn fetch_files(
     let missing: Vec<&String> = files.iter().filter(|file| !commit.path(file).exists()).collect();
     let mut remotes: Vec<(&String, Remote)> = Vec::new();
     for file in missing {
-        remotes.push((file, client.remote(commit.id(), file)?));
+        remotes.push((file, client.remote(commit.id(), file, &mut |line| watch.say(line))?));
     }
     let here = remotes.iter().map(|(_, remote)| commit.part_bytes(remote)).sum::<u64>();
     let total = remotes.iter().map(|(_, remote)| remote.bytes).sum::<u64>();
@@ -121,7 +131,7 @@ fn fetch_files(
     watch.begin(total, here);
     let mut done = 0;
     for (file, remote) in &remotes {
-        download(client, remote, commit, &mut |bytes| watch.at(done + bytes))?;
+        download(client, remote, commit, done, watch)?;
         commit.link(file, remote)?;
         done += remote.bytes;
     }

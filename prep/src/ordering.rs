@@ -14,7 +14,7 @@ mod path;
 mod score;
 mod strategy;
 
-pub use file::{OrderFile, OrderFileError};
+pub use file::{GroupShape, OrderFile, OrderFileError};
 pub use score::{OrderScore, ScoreOptions, score};
 pub use strategy::{
     Frequency, Identity, LayerTraining, OrderingOptions, ParseStrategyError, Path, PathObjective, Strategy,

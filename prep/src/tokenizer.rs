@@ -65,15 +65,15 @@ pub enum TokenizerError {
 /// # Errors
 /// Missing or malformed files, and a tokenizer that does not go with the model.
 pub fn tokenizer_json(checkpoint: &Checkpoint) -> Result<Vec<u8>, TokenizerError> {
-    let (json, tokenizer) = from_files(checkpoint.tokenizer_files()?)?;
     let vocab_size = checkpoint.spec().vocab_size;
+    let (json, tokenizer) = from_files(checkpoint.tokenizer_files()?, vocab_size)?;
     match tokenizer.get_vocab(true).into_values().max() {
         Some(highest) if highest as usize >= vocab_size => Err(TokenizerError::Vocabulary { highest, vocab_size }),
         _ => Ok(json),
     }
 }
 
-fn from_files(files: TokenizerFiles) -> Result<(Vec<u8>, Tokenizer), TokenizerError> {
+fn from_files(files: TokenizerFiles, vocab_size: usize) -> Result<(Vec<u8>, Tokenizer), TokenizerError> {
     let (file, json) = match &files.source {
         TokenizerSource::TokenizerJson(json) => ("tokenizer.json", json.clone()),
         TokenizerSource::VocabMerges { vocab, merges } => {
@@ -81,10 +81,29 @@ fn from_files(files: TokenizerFiles) -> Result<(Vec<u8>, Tokenizer), TokenizerEr
             ("vocab.json with merges.txt", description.to_string().into_bytes())
         }
     };
+    let json = without_strangers(json, vocab_size)?;
     let tokenizer =
         Tokenizer::from_bytes(&json).map_err(|e| TokenizerError::Invalid { file, reason: e.to_string() })?;
     check_added_ids(&json, &tokenizer)?;
     Ok((json, tokenizer))
+}
+
+/// Takes out added tokens that the model has no embedding for. Copies of Llama 2 have such a one, `<pad>`, added for training in batches;
+/// in a text it is ordinary text then.
+fn without_strangers(json: Vec<u8>, vocab_size: usize) -> Result<Vec<u8>, TokenizerError> {
+    let mut tokenizer = object("tokenizer.json", Some(&json))?;
+    let Some(added) = tokenizer.get_mut("added_tokens").and_then(Value::as_array_mut) else { return Ok(json) };
+    let is_stranger = |token: &Value| token["id"].as_u64().is_some_and(|id| id >= vocab_size as u64);
+    let strangers: Vec<String> =
+        added.iter().filter(|t| is_stranger(t)).filter_map(|t| t["content"].as_str().map(str::to_owned)).collect();
+    if strangers.is_empty() {
+        return Ok(json);
+    }
+    added.retain(|token| !is_stranger(token));
+    if let Some(vocab) = tokenizer.get_mut("model").and_then(|model| model.get_mut("vocab")?.as_object_mut()) {
+        strangers.iter().for_each(|name| _ = vocab.remove(name));
+    }
+    Ok(Value::Object(tokenizer).to_string().into_bytes())
 }
 
 /// The library renumbers added tokens whose ids leave a hole behind the vocabulary, and says nothing.
@@ -200,7 +219,7 @@ mod tests {
         for name in ["vocab.json", "merges.txt", "tokenizer_config.json"] {
             std::fs::copy(example().join(name), dir.path().join(name)).unwrap();
         }
-        from_files(TokenizerFiles::read(dir.path()).unwrap()).unwrap().1
+        from_files(TokenizerFiles::read(dir.path()).unwrap(), usize::MAX).unwrap().1
     }
 
     #[test]
@@ -251,7 +270,7 @@ mod tests {
             ),
             added_tokens: Some(br#"{"<later>": 5}"#.to_vec()),
         };
-        let tokenizer = from_files(files).unwrap().1;
+        let tokenizer = from_files(files, usize::MAX).unwrap().1;
         let ids = |text| tokenizer.encode(text, false).unwrap().get_ids().to_vec();
         assert_eq!(ids("aab<end>b<m><later>a <x>"), [0, 2, 3, 1, 4, 5, 0, 7]);
         assert_eq!(tokenizer.decode(&[2, 3, 5], true).unwrap(), "ab<later>");
@@ -265,7 +284,7 @@ mod tests {
             special_tokens_map: None,
             added_tokens: None,
         };
-        let refused = |files| from_files(files).map(drop).expect_err("it was taken");
+        let refused = |files| from_files(files, usize::MAX).map(drop).expect_err("it was taken");
         let unknown = refused(files(r#"{"a": 0}"#, "a b", "{}"));
         assert!(matches!(unknown, TokenizerError::Invalid { file: "vocab.json with merges.txt", .. }), "{unknown}");
         assert!(matches!(refused(files("[]", "", "{}")), TokenizerError::Invalid { file: "vocab.json", .. }));
@@ -284,8 +303,42 @@ mod tests {
         json["added_tokens"].as_array_mut().unwrap().push(token);
         let source = TokenizerSource::TokenizerJson(json.to_string().into_bytes());
         let files = TokenizerFiles { source, tokenizer_config: None, special_tokens_map: None, added_tokens: None };
-        let refused = from_files(files).map(drop).unwrap_err();
+        let refused = from_files(files, usize::MAX).map(drop).unwrap_err();
         assert!(matches!(refused, TokenizerError::AddedToken { stated: 5000, used: Some(4096), .. }), "{refused}");
+    }
+
+    #[test]
+    fn an_added_token_beyond_the_embedding_is_ordinary_text() {
+        let mut json: Value =
+            serde_json::from_slice(&std::fs::read(example().join("tokenizer.json")).unwrap()).unwrap();
+        let mut token = json["added_tokens"][0].clone();
+        token["content"] = "<extra>".into();
+        token["id"] = 4096.into();
+        json["added_tokens"].as_array_mut().unwrap().push(token);
+        let files = || TokenizerFiles {
+            source: TokenizerSource::TokenizerJson(json.to_string().into_bytes()),
+            tokenizer_config: None,
+            special_tokens_map: None,
+            added_tokens: None,
+        };
+        let ids = |vocab_size| {
+            let tokenizer = from_files(files(), vocab_size).unwrap().1;
+            tokenizer.encode("a<extra>", false).unwrap().get_ids().to_vec()
+        };
+        assert_eq!(ids(4097)[1], 4096);
+        let without = ids(4096);
+        assert!(without.len() > 2 && without.iter().all(|&id| id < 4096), "{without:?}");
+
+        // As the older files have it.
+        let files = TokenizerFiles {
+            source: TokenizerSource::VocabMerges { vocab: br#"{"a": 0, "<": 1}"#.to_vec(), merges: String::new() },
+            tokenizer_config: None,
+            special_tokens_map: None,
+            added_tokens: Some(br#"{"<a": 2}"#.to_vec()),
+        };
+        let tokenizer = from_files(files, 2).unwrap().1;
+        assert_eq!(tokenizer.encode("<aa", false).unwrap().get_ids(), [1, 0, 0]);
+        assert_eq!(tokenizer.get_vocab(true).into_values().max(), Some(1));
     }
 
     #[test]

@@ -52,6 +52,12 @@ pub struct Behaviour {
     pub no_ranges: bool,
     /// Large files are sent in one more redirect, back to the hub first and by a relative path.
     pub detour: bool,
+    /// The model is shown to everybody, its files to those who send this token, as the real hub does with gated models.
+    pub gated: Option<&'static str>,
+    /// Answers to the next requests of the hub or of the other host (where it is true): a status, and what `Retry-After` says.
+    pub busy: Vec<(bool, &'static str, Option<u64>)>,
+    /// Everything lies under this path, as with some mirrors; begins with a slash.
+    pub prefix: &'static str,
 }
 
 struct Shared {
@@ -150,8 +156,20 @@ fn answer(stream: &TcpStream, of_store: bool, shared: &Shared) -> Option<()> {
             _ => {}
         }
     }
+    let busy = {
+        let busy = &mut locked(&shared.behaviour).busy;
+        let next = busy.iter().position(|(store, ..)| *store == of_store);
+        next.filter(|_| request.method == "GET" || !of_store).map(|at| busy.remove(at))
+    };
     let behaviour = locked(&shared.behaviour).clone();
-    let reply = if of_store { stored(&request, shared, &behaviour) } else { hub(&request, shared, &behaviour) };
+    let reply = if let Some((_, status, after)) = busy {
+        let headers = after.map(|seconds| ("Retry-After", seconds.to_string())).into_iter().collect();
+        Reply { status, headers, ..Reply::default() }
+    } else if of_store {
+        stored(&request, shared, &behaviour)
+    } else {
+        hub(&request, shared, &behaviour)
+    };
     let mut head =
         format!("HTTP/1.1 {}\r\nConnection: close\r\nContent-Length: {}\r\n", reply.status, reply.body.len());
     reply.headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
@@ -189,7 +207,8 @@ fn refusal(status: &'static str, code: &str) -> Reply {
 }
 
 fn hub(request: &Request, shared: &Shared, behaviour: &Behaviour) -> Reply {
-    let path = request.path.as_str();
+    let prefix = behaviour.prefix;
+    let Some(path) = request.path.strip_prefix(prefix) else { return refusal("404 Not Found", "RepoNotFound") };
     if let Some(token) = behaviour.token
         && request.authorization != Some(format!("Bearer {token}"))
     {
@@ -206,8 +225,15 @@ fn hub(request: &Request, shared: &Shared, behaviour: &Behaviour) -> Reply {
     let commit = || ("X-Repo-Commit", COMMIT.to_owned());
     if let Some(name) = path.strip_prefix(&format!("/{MODEL}/resolve/{COMMIT}/")) {
         let Some(content) = shared.files.get(name) else { return refusal("404 Not Found", "EntryNotFound") };
+        match (&request.authorization, behaviour.gated) {
+            (None, Some(_)) => return refusal("401 Unauthorized", "GatedRepo"),
+            (Some(sent), Some(token)) if *sent != format!("Bearer {token}") => {
+                return refusal("403 Forbidden", "GatedRepo");
+            }
+            _ => {}
+        }
         if content.len() < LARGE {
-            let location = ("Location", format!("/api/resolve-cache/models/{MODEL}/{COMMIT}/{name}"));
+            let location = ("Location", format!("{prefix}/api/resolve-cache/models/{MODEL}/{COMMIT}/{name}"));
             return Reply {
                 status: "307 Temporary Redirect",
                 headers: vec![location, commit()],
@@ -215,7 +241,7 @@ fn hub(request: &Request, shared: &Shared, behaviour: &Behaviour) -> Reply {
             };
         }
         let sha256 = hex_sha256(content);
-        let target = if behaviour.detour { "/detour/" } else { &format!("{}/", shared.store) };
+        let target = if behaviour.detour { format!("{prefix}/detour/") } else { format!("{}/", shared.store) };
         let headers = vec![
             ("Location", format!("{target}{sha256}?signature=secret")),
             ("X-Linked-ETag", format!("\"{sha256}\"")),
@@ -233,7 +259,8 @@ fn hub(request: &Request, shared: &Shared, behaviour: &Behaviour) -> Reply {
         let location = ("Location", format!("{}/{rest}", shared.store));
         return Reply { status: "302 Found", headers: vec![location], ..Reply::default() };
     }
-    refusal("401 Unauthorized", "RepoNotFound")
+    // Who sends no token might see more with one.
+    refusal(if request.authorization.is_some() { "404 Not Found" } else { "401 Unauthorized" }, "RepoNotFound")
 }
 
 /// The other host: large files by their hash, for whoever has the signature.

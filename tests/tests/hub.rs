@@ -163,24 +163,196 @@ fn an_interrupted_download_goes_on_where_it_stopped() {
     assert_eq!(fs::read(&output).unwrap(), fs::read(&offline).unwrap());
 }
 
+/// Waits until `done`, while the child runs.
+fn wait_for(child: &mut std::process::Child, done: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !done() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "it takes too long");
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 #[test]
-fn prepare_ends_in_the_same_bundle_as_from_the_directory() {
+fn prepare_killed_while_fetching_and_while_training_ends_in_the_same_bundle() {
     let hub = Hub::start(files(&tiny_opt()));
     let user = User::of(&hub);
-    let [a, b, work] = ["a.flashlm", "b.flashlm", "work"].map(|name| user.path(name));
-    let text = root().join("examples/synthetic.txt");
-    let (directory, text) = (tiny_opt(), text.to_str().unwrap());
-    let prepare = |source: &str, output: &str| {
-        let sampling = ["--tokens", "2500", "--sequence-tokens", "128", "--work", &work];
-        let args = [&["prepare", source, "--text", text, "-o", output][..], &sampling].concat();
-        user.run(&args).succeeded()
+    let [a, b, work, other] = ["a.flashlm", "b.flashlm", "work", "other"].map(|name| user.path(name));
+    let (directory, text) = (tiny_opt(), root().join("examples/synthetic.txt"));
+    let arguments = |source: &'static str, output: &str, work: &str| -> Vec<String> {
+        let args = ["prepare", source, "--text", text.to_str().unwrap(), "-o", output, "--work", work];
+        let sampling = ["--tokens", "2500", "--sequence-tokens", "128"];
+        args.iter().chain(&sampling).map(ToString::to_string).collect()
     };
-    hub.behave(Behaviour { cuts: vec![(5_000_000, false)], detour: true, ..Behaviour::default() });
-    prepare(MODEL, &a);
-    assert_eq!(of_store(&hub.requests()).len(), 2, "cut once");
-    // The recording and what follows from it are known to be the same model's.
-    prepare(directory.to_str().unwrap(), &b);
+    let from_hub = arguments(MODEL, &a, &work);
+    let from_hub: Vec<&str> = from_hub.iter().map(String::as_str).collect();
+
+    // Killed in the middle of the weights ..
+    let cuts = vec![(5_000_000, true)];
+    hub.behave(Behaviour { cuts, detour: true, ..Behaviour::default() });
+    let mut child = user.command(&from_hub).stderr(Stdio::null()).spawn().unwrap();
+    wait_for(&mut child, || user.incomplete() == Some(5_000_000));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    hub.behave(Behaviour { detour: true, ..Behaviour::default() });
+    // .. and behind the first layer that was trained.
+    let mut child = user.command(&from_hub).stderr(Stdio::null()).spawn().unwrap();
+    let first = Path::new(&work).join("predictors/report-000.json");
+    wait_for(&mut child, || first.exists());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!Path::new(&a).exists());
+    let trained = fs::metadata(&first).unwrap().modified().unwrap();
+    user.run(&from_hub).succeeded();
+    assert_eq!(fs::metadata(&first).unwrap().modified().unwrap(), trained, "trained twice");
+    let requests = hub.requests();
+    let ranges: Vec<_> = of_store(&requests).iter().filter(|r| r.method == "GET").map(|r| r.range.clone()).collect();
+    assert_eq!(ranges, [None, Some("bytes=5000000-".into())], "fetched once");
+
+    let directory = directory.to_str().unwrap().to_owned();
+    let from_directory = arguments(Box::leak(directory.into_boxed_str()), &b, &other);
+    user.run(&from_directory.iter().map(String::as_str).collect::<Vec<_>>()).succeeded();
     assert!(fs::read(&a).unwrap() == fs::read(&b).unwrap());
+}
+
+#[test]
+fn a_busy_hub_is_asked_again_when_it_says() {
+    let hub = Hub::start(files(&tiny_opt()));
+    let user = User::of(&hub);
+    // The list of files, a file's name, and the weights each are refused for a while.
+    let (limit, down) = ("429 Too Many Requests", "503 Service Unavailable");
+    let busy = vec![(false, limit, Some(1)), (false, down, None), (true, limit, Some(1)), (true, down, None)];
+    hub.behave(Behaviour { busy, cuts: vec![(2_000_000, false)], ..Behaviour::default() });
+    let begin = Instant::now();
+    let said = user.run(&["inspect", MODEL]);
+    assert!(begin.elapsed() >= Duration::from_secs(2), "it did not wait");
+    assert_eq!(said.stderr.matches("asks for 1 s of patience (status 429)").count(), 2, "{said:?}");
+    said.succeeded();
+
+    // Too long a wait, and one that does not end, are for the user to decide.
+    for (busy, words) in [
+        (vec![(false, limit, Some(3600)); 9], ["status 429", "3600 s of patience", "HF_TOKEN", "repeat the command"]),
+        (vec![(false, down, None); 9], ["status 503", "/api/models/", "kept", "repeat the command"]),
+    ] {
+        let fresh = User::of(&hub);
+        hub.behave(Behaviour { busy, ..Behaviour::default() });
+        fresh.run(&["inspect", MODEL]).failed(1, &words);
+    }
+    let fresh = User::of(&hub);
+    hub.behave(Behaviour { busy: vec![(true, limit, Some(3600))], ..Behaviour::default() });
+    let said = fresh.run(&["inspect", MODEL]).failed(1, &["3600 s of patience", "model.safetensors"]);
+    assert!(!said.contains("signature"), "{said}");
+    // With a copy in the cache a hub that is down stops nobody.
+    hub.behave(Behaviour { busy: vec![(false, down, None); 9], ..Behaviour::default() });
+    let said = user.run(&["inspect", MODEL]);
+    assert!(said.stderr.contains("as it was fetched before"), "{said:?}");
+    said.succeeded();
+}
+
+#[test]
+fn a_mirror_may_lie_under_a_path() {
+    let hub = Hub::start(files(&tiny_opt()));
+    let user = User::of(&hub);
+    hub.behave(Behaviour { prefix: "/mirrors/hf", token: Some(TOKEN), detour: true, ..Behaviour::default() });
+    let endpoint = format!("{}/mirrors/hf/", hub.endpoint);
+    let with = [("HF_ENDPOINT", endpoint.as_str()), ("HF_TOKEN", TOKEN)];
+    user.run_with(&["inspect", MODEL], &with).succeeded();
+    let requests = hub.requests();
+    assert!(requests.iter().all(|r| r.of_store || r.path.starts_with("/mirrors/hf/")), "{requests:?}");
+    assert!(requests.iter().all(|r| r.of_store == r.authorization.is_none()), "{requests:?}");
+    user.run_with(&["inspect", "some-org/other"], &with).failed(1, &["/mirrors/hf has no model some-org/other"]);
+}
+
+#[test]
+fn gated_files_of_a_model_that_all_may_see() {
+    let hub = Hub::start(files(&tiny_opt()));
+    let user = User::of(&hub);
+    hub.behave(Behaviour { gated: Some(TOKEN), ..Behaviour::default() });
+    let page = format!("{}/{MODEL}", hub.endpoint);
+    let inspect = |environment: &[(&str, &str)]| user.run_with(&["inspect", MODEL], environment);
+    inspect(&[]).failed(1, &["status 401", "set HF_TOKEN", "accept the model's conditions", &page]);
+    inspect(&[("HF_TOKEN", "hf_other")]).failed(1, &["status 403", "gives no access", "conditions", &page]);
+    inspect(&[("HF_TOKEN", TOKEN)]).succeeded();
+    // Gone from the hub: with a token it says so by another status.
+    let said = user.run_with(&["inspect", "some-org/gone"], &[("HF_TOKEN", TOKEN)]);
+    assert!(!said.failed(1, &["has no model some-org/gone", "check the name"]).contains("set HF_TOKEN"));
+}
+
+#[test]
+fn repositories_that_cannot_be_read_are_told_before_anything_large_is_fetched() {
+    let config = ("config.json".to_owned(), fs::read(tiny_opt().join("config.json")).unwrap());
+    let flax = [config.clone(), ("flax_model.msgpack".into(), vec![7; 10]), ("tf_model.h5".into(), vec![7; 10])];
+    let hub = Hub::start(flax);
+    let user = User::of(&hub);
+    user.run(&["inspect", MODEL])
+        .failed(1, &["no safetensors or PyTorch weights", "flax_model.msgpack", "from_flax=True", "save_pretrained"]);
+    let weights = ("model.safetensors".to_owned(), fs::read(tiny_opt().join("model.safetensors")).unwrap());
+    let hub = Hub::start([config, weights, ("tokenizer.model".into(), vec![7; 10])]);
+    let user = User::of(&hub);
+    let said = user.run(&["convert", MODEL, "-o", &user.path("m.flashlm")]);
+    let before = said.stderr.split("fetching").next().unwrap();
+    assert!(before.contains("no tokenizer that can be used but SentencePiece's tokenizer.model"), "{said:?}");
+    said.failed(1, &["tokenizer.model", "AutoTokenizer"]);
+}
+
+/// A cache on a disk of its own, too small: refused at once, or full on the way. Needs to mount.
+#[test]
+fn a_full_disk_keeps_what_arrived() {
+    let hub = Hub::start(files(&tiny_opt()));
+    let user = User::of(&hub);
+    let Some(disk) = SmallDisk::mount(&user.path("disk"), "24m") else { return };
+    let with = [("HF_HUB_CACHE", disk.0.as_str()), ("HF_HUB_DOWNLOAD_TIMEOUT", "1")];
+    let inspect = || user.run_with(&["inspect", MODEL], &with);
+    let stuffing = Path::new(&disk.0).join("stuffing");
+    fs::write(&stuffing, vec![0; 12_000_000]).unwrap();
+    inspect().failed(1, &["more bytes are needed in", "are free", "HF_HUB_CACHE"]);
+    fs::remove_file(&stuffing).unwrap();
+
+    // Room for all at first; somebody else takes it while the server is silent.
+    hub.behave(Behaviour { cuts: vec![(3_000_000, true)], ..Behaviour::default() });
+    let mut child = user.command(&["inspect", MODEL]);
+    let mut child = child.envs(with).stderr(Stdio::piped()).spawn().unwrap();
+    let part = || {
+        let blobs = fs::read_dir(Path::new(&disk.0).join("models--some-org--tiny/blobs")).ok()?;
+        blobs.filter_map(|e| Some(e.ok()?.path())).find(|p| p.extension().is_some_and(|e| e == "incomplete"))
+    };
+    let have = || part().and_then(|path| Some(path.metadata().ok()?.len())).unwrap_or(0);
+    wait_for(&mut child, || have() == 3_000_000);
+    fs::write(&stuffing, vec![0; 12_000_000]).unwrap();
+    let said: Said = child.wait_with_output().unwrap().into();
+    said.failed(1, &["more bytes are needed in", "are free", "What was fetched is kept"]);
+    let kept = have();
+    assert!(kept >= 3_000_000, "{kept}");
+    fs::remove_file(&stuffing).unwrap();
+    hub.requests();
+    inspect().succeeded();
+    let requests = hub.requests();
+    let ranges: Vec<_> = of_store(&requests).iter().map(|r| r.range.clone()).collect();
+    assert_eq!(ranges, [Some(format!("bytes={kept}-"))]);
+}
+
+/// A file system in memory, unmounted when dropped.
+struct SmallDisk(String);
+
+impl SmallDisk {
+    /// None, with a word why, where mounting is not allowed.
+    fn mount(path: &str, size: &str) -> Option<Self> {
+        fs::create_dir(path).unwrap();
+        let args = ["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs", path];
+        let mounted = Command::new("mount").args(args).stderr(Stdio::null()).status();
+        if mounted.is_ok_and(|status| status.success()) {
+            return Some(Self(path.to_owned()));
+        }
+        assert!(std::env::var_os("FLASHLM_REQUIRE_ROOT").is_none(), "a small disk cannot be mounted");
+        eprintln!("skipped: a small disk cannot be mounted here");
+        None
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
 }
 
 #[test]

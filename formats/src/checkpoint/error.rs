@@ -122,7 +122,7 @@ pub enum CheckpointError {
         source: Box<IndexError>,
     },
     /// The stored tensors are not those that `config.json` describes; all differences at once.
-    #[error("{}: the weights do not fit config.json, {} tensor(s) differ:{}", dir.display(), problems.len(), lines(problems))]
+    #[error("{}: the weights do not fit config.json, {} tensor(s) differ:{}{}", dir.display(), problems.len(), lines(problems), way_out(problems))]
     Tensors {
         /// The checkpoint directory.
         dir: PathBuf,
@@ -166,6 +166,14 @@ pub enum CheckpointError {
     /// No tokenizer.
     #[error("{} has no tokenizer: expected tokenizer.json, or vocab.json with merges.txt; copy them from the model's repository", dir.display())]
     NoTokenizer {
+        /// The checkpoint directory.
+        dir: PathBuf,
+    },
+    /// A tokenizer in SentencePiece's own form only.
+    #[error(
+        "{} has its tokenizer as tokenizer.model (SentencePiece) alone, which is not read. transformers makes tokenizer.json of it: \
+         AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)", dir.display())]
+    SentencePiece {
         /// The checkpoint directory.
         dir: PathBuf,
     },
@@ -651,6 +659,16 @@ fn list(names: &[String]) -> String {
         text += &format!(" and {} more", names.len() - NAMES_MAX);
     }
     text
+}
+
+/// What to do about weights that are stored as something else.
+fn way_out(problems: &[TensorProblem]) -> &'static str {
+    if problems.iter().any(|problem| matches!(problem, TensorProblem::Dtype { .. })) {
+        "\n  Of a quantised model take the original 16-bit checkpoint (`prepare --dtype int8` makes smaller bundles from it); \
+         any other load with transformers and save as float16: model.half().save_pretrained(..)"
+    } else {
+        ""
+    }
 }
 
 fn lines(problems: &[TensorProblem]) -> String {

@@ -133,7 +133,7 @@ fn stored(dtype: Dtype) -> StoredDtype {
         Dtype::U64 => StoredDtype::Other("u64"),
         Dtype::F64 => StoredDtype::Other("f64"),
         Dtype::C64 => StoredDtype::Other("complex64"),
-        _ => StoredDtype::Other("a float of 8 bits or fewer"),
+        _ => StoredDtype::Other("a number of 8 bits or fewer"),
     }
 }
 

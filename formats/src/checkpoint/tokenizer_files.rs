@@ -41,7 +41,7 @@ impl TokenizerFiles {
     /// Read the tokenizer of the checkpoint in `dir`: `tokenizer.json` if there is one, else `vocab.json` with `merges.txt`.
     ///
     /// # Errors
-    /// `NoTokenizer`, or what is wrong with a file.
+    /// `NoTokenizer`, `SentencePiece`, or what is wrong with a file.
     pub fn read(dir: &Path) -> Result<Self, CheckpointError> {
         let source = if let Some(json) = read_json(dir, "tokenizer.json", TOKENIZER_BYTES_MAX)? {
             TokenizerSource::TokenizerJson(json)
@@ -49,7 +49,11 @@ impl TokenizerFiles {
             let vocab = read_json(dir, "vocab.json", SIDE_BYTES_MAX)?;
             let merges = read_small(dir, "merges.txt", SIDE_BYTES_MAX)?;
             let (Some(vocab), Some((file, merges))) = (vocab, merges) else {
-                return Err(CheckpointError::NoTokenizer { dir: dir.to_owned() });
+                let dir = dir.to_owned();
+                return Err(match dir.join("tokenizer.model").exists() {
+                    true => CheckpointError::SentencePiece { dir },
+                    false => CheckpointError::NoTokenizer { dir },
+                });
             };
             let merges = String::from_utf8(merges)
                 .map_err(|e| CheckpointError::Json { path: file.path, reason: e.to_string() })?;

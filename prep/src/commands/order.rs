@@ -6,13 +6,14 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use flashlm_formats::bundle::FlashLayout;
+use flashlm_formats::bundle::{DEFAULT_ALIGNMENT, FlashLayout, LayoutOptions};
 use flashlm_formats::publish::create_directory;
 use flashlm_formats::recording::Recording;
+use flashlm_formats::weight_format::WeightFormat;
 use flashlm_io::DiskProfile;
 use flashlm_prep::coactivation::PairOptions;
 use flashlm_prep::ordering::{
-    LayerTraining, OrderFile, OrderScore, OrderingOptions, ScoreOptions, StrategyKind, positions, score,
+    GroupShape, LayerTraining, OrderFile, OrderScore, OrderingOptions, ScoreOptions, StrategyKind, positions, score,
 };
 use flashlm_prep::wanted::wanted_sets;
 use flashlm_runtime::cache::PolicyKind;
@@ -60,18 +61,16 @@ pub(crate) struct OrderArgs {
     /// Neuron cache, as a share of the layer.
     #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
     cache: f64,
-    /// Bytes of one weight: 2 for f16 and bf16, 4 for f32.
-    #[arg(long, value_name = "BYTES", default_value_t = 2)]
-    weight_bytes: u64,
-    /// Bytes of a record, where `weight_bytes` does not say.
-    #[arg(skip)]
-    record_bytes: Option<u64>,
-    /// Groups are padded to a multiple of this.
-    #[arg(long, value_name = "BYTES", default_value_t = 4096)]
-    alignment: u64,
-    /// Neuron records in a group; by default as many as fit the alignment.
+    /// How the bundle will store neurons: f32, f16, bf16, int8, int4, or int4/N as `pack` takes it. Orders follow the groups
+    /// that its records make.
+    #[arg(long, value_name = "FORMAT", default_value = "f16")]
+    dtype: WeightFormat,
+    /// Groups are padded to a multiple of this: other groups than a bundle's, for experiments.
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_ALIGNMENT)]
+    alignment: usize,
+    /// Neuron records in a group, likewise; by default as many as a bundle has.
     #[arg(long, value_name = "N")]
-    records: Option<u32>,
+    records: Option<usize>,
     /// Largest read.
     #[arg(long, value_name = "BYTES", default_value_t = 1 << 20)]
     request_max: u64,
@@ -85,7 +84,7 @@ pub(crate) struct OrderArgs {
 
 impl OrderArgs {
     /// What `prepare` asks for: the best of all strategies, for groups as a bundle has them.
-    pub(crate) fn best_of(recording: PathBuf, output: PathBuf, layout: &FlashLayout, seed: u64) -> Self {
+    pub(crate) fn best_of(recording: PathBuf, output: PathBuf, dtype: WeightFormat, seed: u64) -> Self {
         Self {
             recording,
             output,
@@ -98,10 +97,9 @@ impl OrderArgs {
             tokens: 100_000,
             policy: PolicyKind::Window(4),
             cache: 1.0,
-            weight_bytes: 2,
-            record_bytes: Some(layout.record_bytes() as u64),
-            alignment: layout.alignment() as u64,
-            records: Some(layout.records_per_group() as u32),
+            dtype,
+            alignment: DEFAULT_ALIGNMENT,
+            records: None,
             request_max: 1 << 20,
             disk: None,
             json: false,
@@ -203,6 +201,7 @@ pub(crate) struct Ordering {
     cost: ReadCost,
     options: ScoreOptions,
     ordering: OrderingOptions,
+    groups: GroupShape,
     division: Division,
     other: Option<Recording>,
 }
@@ -216,19 +215,26 @@ impl Ordering {
         };
         ensure!(args.held_out > 0.0 && args.held_out < 1.0, "--held-out {}: a share between 0 and 1", args.held_out);
         ensure!(args.cache >= 0.0 && args.cache.is_finite(), "--cache {}: a share of the layer", args.cache);
-        ensure!(args.alignment > 0 && args.weight_bytes > 0, "--alignment and --weight-bytes must be positive");
 
         let model = &recording.info().model;
-        let counted = (model.ffn.vectors() * model.hidden_size) as u64 * args.weight_bytes;
-        let record_bytes = args.record_bytes.unwrap_or(counted);
-        let records = args.records.unwrap_or((args.alignment / record_bytes).max(1) as u32);
-        ensure!(records > 0, "--records 0: a group holds one record at least");
+        let layout = FlashLayout::new(
+            model,
+            args.dtype,
+            LayoutOptions { alignment: args.alignment, ..LayoutOptions::default() },
+        )?;
+        let layout = match args.records {
+            Some(records) => {
+                let row_bytes = args.dtype.row_bytes(model.hidden_size);
+                FlashLayout::with_records(model.ffn.size, model.ffn.vectors(), row_bytes, records, args.alignment)?
+            }
+            None => layout,
+        };
+        let (records, groups) = (layout.records_per_group() as u32, layout.groups() as u32);
         let cost = read_cost(args.disk.as_deref())?;
-        let groups = (model.ffn.size as u32).div_ceil(records);
         let slots = (groups as f64 * args.cache).min(groups as f64) as u32;
         let options = ScoreOptions {
             records,
-            group_bytes: (record_bytes * records as u64).next_multiple_of(args.alignment),
+            group_bytes: layout.group_bytes() as u64,
             request_bytes_max: args.request_max,
             cost,
             policy: args.policy,
@@ -255,7 +261,8 @@ impl Ordering {
             limits: options.limits(),
             pairs: PairOptions::default(),
         };
-        Ok(Ordering { kinds, cost, options, ordering, division, other })
+        let groups = GroupShape::from(&layout);
+        Ok(Ordering { kinds, cost, options, ordering, groups, division, other })
     }
 
     /// Orders one layer and writes its order.
@@ -283,6 +290,7 @@ impl Ordering {
             layer,
             strategy: ordered.chosen.into(),
             recording: recording.info().id.clone(),
+            groups: Some(self.groups),
             order: ordered.order,
         };
         let path = file.write(&args.output)?;

@@ -9,7 +9,8 @@ use flashlm_formats::bundle::{FlashLayout, LayerSparsity, LayoutOptions};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::model::ModelSpec;
 use flashlm_formats::recording::Recording;
-use flashlm_prep::ordering::{OrderFile, positions};
+use flashlm_formats::weight_format::WeightFormat;
+use flashlm_prep::ordering::{GroupShape, OrderFile, positions};
 use flashlm_prep::pack::{PackOptions, pack};
 use flashlm_prep::predictors::assemble;
 use flashlm_prep::thresholds::ThresholdFile;
@@ -52,8 +53,11 @@ pub(crate) struct PackArgs {
     force: bool,
 }
 
-/// The storage orders in a directory, and the strategy's name.
-pub(crate) fn read_orders(dir: &Path, spec: &ModelSpec) -> Result<(String, Vec<Vec<u32>>)> {
+/// A strategy's name, and the order of every layer.
+type Orders = (String, Vec<Vec<u32>>);
+
+/// The storage orders in a directory, and the groups that they were made for, where all say the same.
+pub(crate) fn read_orders(dir: &Path, spec: &ModelSpec) -> Result<(Orders, Option<GroupShape>)> {
     let files = (0..spec.layers).map(|layer| {
         OrderFile::read(dir, layer, spec.ffn.size).with_context(|| format!("storage order of layer {layer}"))
     });
@@ -61,7 +65,19 @@ pub(crate) fn read_orders(dir: &Path, spec: &ModelSpec) -> Result<(String, Vec<V
     let mut names: Vec<&str> = files.iter().map(|f| f.strategy.as_str()).collect();
     names.dedup();
     let name = names.join("+");
-    Ok((name, files.into_iter().map(|f| f.order).collect()))
+    let groups = files.first().and_then(|first| first.groups).filter(|g| files.iter().all(|f| f.groups == Some(*g)));
+    Ok(((name, files.into_iter().map(|f| f.order).collect()), groups))
+}
+
+/// Says so where orders were made for other groups than the bundle's: it will be right, and read more than it need.
+fn compare_groups(made_for: Option<GroupShape>, bundle: &FlashLayout, format: WeightFormat) {
+    let bundle = GroupShape::from(bundle);
+    if let Some(made_for) = made_for.filter(|made_for| *made_for != bundle) {
+        eprintln!(
+            "note: the orders were made for {made_for}, the bundle has {bundle}: it will read more than it need; \
+             `flashlm-prep order --dtype {format}` makes orders for it"
+        );
+    }
 }
 
 /// What a recording says of every layer.
@@ -69,7 +85,8 @@ fn sparsity(
     args: &PackArgs,
     dir: &Path,
     checkpoint: &Checkpoint,
-    orders: Option<&(String, Vec<Vec<u32>>)>,
+    orders: Option<&Orders>,
+    layout: &FlashLayout,
 ) -> Result<Vec<LayerSparsity>> {
     let spec = checkpoint.spec();
     let recording = Recording::open(dir).context("a recording is a directory made by `flashlm-prep record`")?;
@@ -79,13 +96,11 @@ fn sparsity(
         "{} is a recording of another model",
         dir.display()
     );
-    let format = args.formats.dtype.unwrap_or(checkpoint.ffn_dtype().into());
-    let layout = FlashLayout::new(spec, format, LayoutOptions::default())?;
     let division = Division::by_document(recording.documents(), HELD_OUT, 0);
     let stage = Stage::new("measuring reuse", "layers", spec.layers as u64);
     let layers = (0..spec.layers).map(|layer| {
         let order = orders.map(|(_, orders)| orders[layer].as_slice());
-        let sparsity = layer_sparsity(&recording, &division, layer, &args.predictors, order, &layout);
+        let sparsity = layer_sparsity(&recording, &division, layer, &args.predictors, order, layout);
         stage.advance(1);
         sparsity
     });
@@ -113,11 +128,21 @@ pub(crate) fn run(args: &PackArgs) -> Result<ExitCode> {
         ThresholdFile::apply(file, &mut checkpoint)?;
     }
     let spec = checkpoint.spec();
-    let orders = args.orders.as_ref().map(|dir| read_orders(dir, spec)).transpose()?;
+    let format = args.formats.dtype.unwrap_or(checkpoint.ffn_dtype().into());
+    let layout = FlashLayout::new(spec, format, LayoutOptions::default())?;
+    let orders = match &args.orders {
+        Some(dir) => {
+            let (orders, made_for) = read_orders(dir, spec)?;
+            compare_groups(made_for, &layout, format);
+            Some(orders)
+        }
+        None => None,
+    };
     let identity = || vec![(0..spec.ffn.size as u32).collect(); spec.layers];
     let predictors =
         assemble(&args.predictors, spec, orders.as_ref().map_or_else(identity, |o| o.1.clone()).as_slice())?;
-    let sparsity = args.recording.as_ref().map(|dir| sparsity(args, dir, &checkpoint, orders.as_ref())).transpose()?;
+    let sparsity =
+        args.recording.as_ref().map(|dir| sparsity(args, dir, &checkpoint, orders.as_ref(), &layout)).transpose()?;
     let options = PackOptions {
         sparsity,
         tokenizer: tokenizer_json(&checkpoint)?,

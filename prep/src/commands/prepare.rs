@@ -172,10 +172,11 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
         predictors: work.stage("predictors", &trained)?,
         orders: work.stage("orders", &ordered)?,
     };
-    let layers = Layers { args, checkpoint: &checkpoint, calibration: &calibration, layout: &layout, work: &work };
+    let layers =
+        Layers { args, checkpoint: &checkpoint, calibration: &calibration, ffn: format, layout: &layout, work: &work };
     let sparsity = layers.run(&stages)?;
 
-    let orders = read_orders(&stages.orders, &spec)?;
+    let orders = read_orders(&stages.orders, &spec)?.0;
     let predictors = assemble(&stages.predictors, &spec, &orders.1)?;
     let active = sparsity.iter().map(|layer| f64::from(layer.active)).sum::<f64>() / sparsity.len().max(1) as f64;
     if work.is_done("flash", &flash)

@@ -81,6 +81,9 @@ impl Watch for Shown {
     }
 
     fn say(&mut self, line: &str) {
-        eprintln!("note: {line}");
+        match &self.stage {
+            Some(stage) => stage.say(&format!("note: {line}")),
+            None => eprintln!("note: {line}"),
+        }
     }
 }

@@ -7,7 +7,7 @@ use ureq::http::{Response, Uri};
 use ureq::{Agent, Body};
 
 use super::download::Remote;
-use super::{HubError, ModelName, Settings};
+use super::{HubError, ModelName, Settings, patience};
 
 /// Redirects in a row; the hub makes one or two.
 const REDIRECTS_MAX: usize = 8;
@@ -52,7 +52,7 @@ impl Client {
     }
 
     /// Commit and files of the revision that is wanted.
-    pub(super) fn model_info(&self) -> Result<ModelInfo, HubError> {
+    pub(super) fn model_info(&self, say: &mut dyn FnMut(&str)) -> Result<ModelInfo, HubError> {
         #[derive(Deserialize)]
         struct Info {
             sha: String,
@@ -65,7 +65,7 @@ impl Client {
         }
         let revision = self.model.revision.replace('/', "%2F");
         let url = format!("{}/api/models/{}/revision/{revision}", self.endpoint, self.model.repo);
-        let mut response = self.follow(Method::Get(0), &url)?;
+        let mut response = self.patiently(Method::Get(0), &url, say)?;
         let status = response.status().as_u16();
         if status != 200 {
             return Err(self.refused(&url, &response));
@@ -82,9 +82,9 @@ impl Client {
     }
 
     /// Length and identity of a file.
-    pub(super) fn remote(&self, commit: &str, file: &str) -> Result<Remote, HubError> {
+    pub(super) fn remote(&self, commit: &str, file: &str, say: &mut dyn FnMut(&str)) -> Result<Remote, HubError> {
         let url = format!("{}/{}/resolve/{commit}/{file}", self.endpoint, self.model.repo);
-        let response = self.follow(Method::Head, &url)?;
+        let response = self.patiently(Method::Head, &url, say)?;
         let linked = header(&response, "x-linked-etag");
         if !response.status().is_success() && linked.is_none() {
             return Err(self.refused(&url, &response));
@@ -109,6 +109,24 @@ impl Client {
     /// A file from byte `from` on; the status is the caller's to judge.
     pub(super) fn get(&self, url: &str, from: u64) -> Result<Response<Body>, HubError> {
         self.follow(Method::Get(from), url)
+    }
+
+    /// Asks until the answer is more than that the server is busy, or patience ends.
+    fn patiently(&self, method: Method, url: &str, say: &mut dyn FnMut(&str)) -> Result<Response<Body>, HubError> {
+        let mut failed = 0;
+        loop {
+            let response = self.follow(method, url)?;
+            if !patience::is_passing(response.status().as_u16()) {
+                return Ok(response);
+            }
+            failed += 1;
+            let asked = patience::asked(response.headers());
+            let Some(wait) = patience::wait(failed, asked) else { return Ok(response) };
+            if asked.is_some() {
+                say(&waiting(wait, response.status().as_u16()));
+            }
+            std::thread::sleep(wait);
+        }
     }
 
     /// Sends a request and follows where it is sent. A HEAD ends where the hub says what the file is, which is before the last host.
@@ -163,9 +181,17 @@ impl Client {
             (_, 401 | 403) => {
                 HubError::Refused { url: format!("{}/{model}", self.endpoint), model, status, with_token }
             }
-            _ => HubError::Status { url: shown(url), status },
+            _ => {
+                let asked = patience::asked(response.headers()).map(|asked| asked.as_secs());
+                HubError::Status { url: shown(url), status, asked, with_token }
+            }
         }
     }
+}
+
+/// For the user, who sees nothing move.
+pub(super) fn waiting(wait: Duration, status: u16) -> String {
+    format!("the server asks for {:.0} s of patience (status {status})", wait.as_secs_f64())
 }
 
 fn unreachable(url: &str, error: &ureq::Error) -> HubError {

@@ -8,9 +8,9 @@ use std::time::Duration;
 use flashlm_formats::publish::{create_directory, sync_name};
 use ring::digest::{Context, SHA256};
 
-use super::HubError;
-use super::client::Client;
+use super::client::{Client, waiting};
 use super::snapshot::Commit;
+use super::{HubError, Watch, patience};
 
 /// A file as the hub describes it.
 pub(super) struct Remote {
@@ -22,19 +22,16 @@ pub(super) struct Remote {
     pub(super) sha256: Option<String>,
 }
 
-/// Attempts in a row that bring nothing.
-const ATTEMPTS_MAX: u32 = 5;
-/// Wait before the second attempt; doubled before each further one.
-const WAIT: Duration = Duration::from_millis(250);
 /// Read at a time.
 const CHUNK: usize = 1 << 20;
 
-/// Fetches a file's blob unless it is there; `at` hears how many bytes are here.
+/// Fetches a file's blob unless it is there; `watch` hears how many bytes are here, beside `done` of other files.
 pub(super) fn download(
     client: &Client,
     remote: &Remote,
     commit: &Commit,
-    at: &mut dyn FnMut(u64),
+    done: u64,
+    watch: &mut dyn Watch,
 ) -> Result<(), HubError> {
     let blob = commit.blob(remote);
     if blob.metadata().is_ok_and(|m| m.len() == remote.bytes) {
@@ -45,17 +42,23 @@ pub(super) fn download(
     let mut without_gain = 0;
     while part.have < remote.bytes {
         let before = part.have;
-        let reason = match part.go_on(client, remote, at) {
+        let (reason, busy) = match part.go_on(client, remote, &mut |bytes| watch.at(done + bytes)) {
             Ok(()) => continue,
-            Err(Stop::Broken(reason)) => reason,
+            Err(Stop::Broken(reason)) => (reason, None),
+            Err(Stop::Busy { error, status, asked }) => (format!("status {status}"), Some((error, status, asked))),
             Err(Stop::Failed(error)) => return Err(error),
         };
         without_gain = if part.have > before { 1 } else { without_gain + 1 };
-        if without_gain >= ATTEMPTS_MAX {
+        let asked = busy.as_ref().and_then(|(_, _, asked)| *asked);
+        let Some(wait) = patience::wait(without_gain, asked) else {
             let (file, have, bytes) = (remote.file.clone(), part.have, remote.bytes);
-            return Err(HubError::Cut { file, have, bytes, attempts: without_gain, reason });
+            let cut = HubError::Cut { file, have, bytes, attempts: without_gain, reason };
+            return Err(busy.map_or(cut, |(error, _, _)| error));
+        };
+        if let Some((_, status, Some(_))) = busy {
+            watch.say(&waiting(wait, status));
         }
-        std::thread::sleep(WAIT * 2u32.pow(without_gain - 1));
+        std::thread::sleep(wait);
     }
     part.publish(remote, &blob)
 }
@@ -64,6 +67,12 @@ pub(super) fn download(
 enum Stop {
     /// Worth another attempt.
     Broken(String),
+    /// Worth another attempt when the server has time; the error if that does not come.
+    Busy {
+        error: HubError,
+        status: u16,
+        asked: Option<Duration>,
+    },
     Failed(HubError),
 }
 
@@ -124,7 +133,10 @@ impl Part {
                 self.start_again()?;
                 return Err(Stop::Broken("the server has no such range".into()));
             }
-            status @ (408 | 429 | 500..) => return Err(Stop::Broken(format!("status {status}"))),
+            status if patience::is_passing(status) => {
+                let asked = patience::asked(response.headers());
+                return Err(Stop::Busy { error: client.refused(&remote.url, &response), status, asked });
+            }
             _ => return Err(Stop::Failed(client.refused(&remote.url, &response))),
         }
         let mut body = response.body_mut().as_reader();

@@ -63,12 +63,16 @@ pub enum HubError {
         revision: String,
     },
     /// Another status than one can do something with.
-    #[error("{url} answers with status {status}; repeat the command later, what was fetched is kept")]
+    #[error("{url} answers with status {status}{}; repeat the command later, what was fetched is kept", busy(*status, *asked, *with_token))]
     Status {
         /// What was asked for.
         url: String,
         /// HTTP status.
         status: u16,
+        /// Seconds that the server asks to be left alone.
+        asked: Option<u64>,
+        /// Whether a token was sent.
+        with_token: bool,
     },
     /// An answer that no hub gives.
     #[error("{url} answers unlike a hub: {what}. Check HF_ENDPOINT, or repeat the command")]
@@ -79,7 +83,7 @@ pub enum HubError {
         what: String,
     },
     /// Nothing that can be prepared.
-    #[error("{model} has no {wanted}, only {}: choose a repository with a Hugging Face checkpoint", shortened(found))]
+    #[error("{model} has no {wanted}, only {}: {}", shortened(found), other_way_out(found))]
     NotACheckpoint {
         /// The model.
         model: String,
@@ -202,6 +206,26 @@ fn refusal_way_out(url: &str, with_token: bool) -> String {
         )
     } else {
         format!("accept the model's conditions at {url}, set HF_TOKEN to a token of your account, {repeat}")
+    }
+}
+
+fn busy(status: u16, asked: Option<u64>, with_token: bool) -> String {
+    let mut text = String::new();
+    if let Some(seconds) = asked {
+        text += &format!(" and asks for {seconds} s of patience");
+    }
+    if status == 429 && !with_token {
+        text += " (those who set HF_TOKEN may ask more often)";
+    }
+    text
+}
+
+fn other_way_out(found: &[String]) -> &'static str {
+    let has = |begin: &str| found.iter().any(|name| name.starts_with(begin));
+    if has("flax_model") || has("tf_model") {
+        "load it in transformers with from_flax=True or from_tf=True, save_pretrained, and give that directory"
+    } else {
+        "choose a repository with a Hugging Face checkpoint"
     }
 }
 

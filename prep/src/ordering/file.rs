@@ -1,9 +1,11 @@
 //! How an order is kept: a safetensors file with one tensor. `docs/ordering.md` describes it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use flashlm_formats::bundle::FlashLayout;
 use flashlm_formats::publish::publish_bytes;
 use flashlm_formats::regular::open_regular;
 use flashlm_formats::seal::{self, SEAL, SealBroken};
@@ -15,8 +17,33 @@ const VERSION: u32 = 1;
 /// The versions this build reads.
 const VERSIONS_READ: std::ops::RangeInclusive<u32> = 1..=1;
 const FORMAT: &str = "flashlm-order";
+/// Metadata of the groups.
+const RECORDS: &str = "records_per_group";
+const GROUP_BYTES: &str = "group_bytes";
 /// Longest header that is read; real ones are about 300 bytes.
 const HEADER_BYTES_MAX: u64 = 1 << 16;
+
+/// How neurons are grouped on flash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupShape {
+    /// Neuron records in a group.
+    pub records: usize,
+    /// Bytes of a group, padding included.
+    pub bytes: usize,
+}
+
+impl From<&FlashLayout> for GroupShape {
+    fn from(layout: &FlashLayout) -> Self {
+        Self { records: layout.records_per_group(), bytes: layout.group_bytes() }
+    }
+}
+
+impl fmt::Display for GroupShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let records = if self.records == 1 { "record" } else { "records" };
+        write!(f, "groups of {} {records} in {} bytes", self.records, self.bytes)
+    }
+}
 
 /// The storage order of one layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +54,8 @@ pub struct OrderFile {
     pub strategy: String,
     /// Id of the recording that it was made from.
     pub recording: String,
+    /// The groups that it was made for; files of earlier builds do not say.
+    pub groups: Option<GroupShape>,
     /// `order[position] = neuron`; every neuron once.
     pub order: Vec<u32>,
 }
@@ -111,6 +140,8 @@ impl OrderFile {
     pub fn write(&self, dir: &Path) -> Result<PathBuf, OrderFileError> {
         let path = Self::path(dir, self.layer);
         let data: Vec<u8> = self.order.iter().flat_map(|n| n.to_le_bytes()).collect();
+        let groups = self.groups.iter();
+        let groups = groups.flat_map(|g| [(RECORDS, g.records.to_string()), (GROUP_BYTES, g.bytes.to_string())]);
         let metadata = [
             ("format", FORMAT.to_string()),
             ("version", VERSION.to_string()),
@@ -121,7 +152,7 @@ impl OrderFile {
             (SEAL.0, SEAL.1.to_string()),
         ];
         let header = Header {
-            metadata: metadata.into_iter().map(|(k, v)| (k.to_string(), v)).collect(),
+            metadata: metadata.into_iter().chain(groups).map(|(k, v)| (k.to_string(), v)).collect(),
             order: Tensor {
                 dtype: "U32".into(),
                 shape: vec![self.order.len() as u64],
@@ -193,7 +224,9 @@ impl OrderFile {
                 _ => return Err(OrderFileError::NoPermutation { path: path.to_path_buf(), at, neuron, neurons }),
             }
         }
-        Ok(OrderFile { layer, strategy: said("strategy").into(), recording: said("recording").into(), order })
+        let number = |key: &str| header.metadata.get(key)?.parse().ok();
+        let groups = number(RECORDS).zip(number(GROUP_BYTES)).map(|(records, bytes)| GroupShape { records, bytes });
+        Ok(OrderFile { layer, strategy: said("strategy").into(), recording: said("recording").into(), groups, order })
     }
 }
 
@@ -211,7 +244,8 @@ mod tests {
     use super::*;
 
     fn example() -> OrderFile {
-        OrderFile { layer: 3, strategy: "path".into(), recording: "abc".into(), order: vec![2, 0, 4, 1, 3] }
+        let groups = Some(GroupShape { records: 2, bytes: 512 });
+        OrderFile { layer: 3, strategy: "path".into(), recording: "abc".into(), groups, order: vec![2, 0, 4, 1, 3] }
     }
 
     #[test]
@@ -219,6 +253,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = example().write(dir.path()).unwrap();
         assert_eq!(OrderFile::read(dir.path(), 3, 5).unwrap(), example());
+        let silent = OrderFile { groups: None, ..example() };
+        silent.write(dir.path()).unwrap();
+        assert_eq!(OrderFile::read(dir.path(), 3, 5).unwrap(), silent, "as earlier builds wrote it");
+        example().write(dir.path()).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         example().write(dir.path()).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), bytes, "the same bytes again");

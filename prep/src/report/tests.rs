@@ -53,7 +53,9 @@ fn orders(dir: &Path, recording: &Recording) -> Orders {
     let info = recording.info();
     for layer in 0..2 {
         let order = (0..info.model.ffn.size as u32).rev().collect();
-        OrderFile { layer, strategy: "path".into(), recording: info.id.clone(), order }.write(dir).unwrap();
+        OrderFile { layer, strategy: "path".into(), recording: info.id.clone(), groups: None, order }
+            .write(dir)
+            .unwrap();
     }
     let json = format!(
         r#"{{"recording": "{}", "records_per_group": 4, "group_bytes": 4096, "request_ns": 20000.0, "byte_ns": 1.0,

@@ -8,6 +8,7 @@ use anyhow::Result;
 use flashlm_formats::bundle::{FlashLayout, LayerSparsity};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::recording::Recording;
+use flashlm_formats::weight_format::WeightFormat;
 use flashlm_prep::ordering::OrderFile;
 use flashlm_prep::record::{Calibration, Recorder};
 use flashlm_prep::train::{
@@ -26,6 +27,8 @@ pub(super) struct Layers<'a> {
     pub(super) args: &'a PrepareArgs,
     pub(super) checkpoint: &'a Checkpoint,
     pub(super) calibration: &'a Calibration,
+    /// How neurons will be stored, and where.
+    pub(super) ffn: WeightFormat,
     pub(super) layout: &'a FlashLayout,
     pub(super) work: &'a Work,
 }
@@ -98,7 +101,7 @@ impl Layers<'_> {
             first = 0;
         }
 
-        let order_args = OrderArgs::best_of(dir.clone(), stages.orders.clone(), self.layout, self.args.seed);
+        let order_args = OrderArgs::best_of(dir.clone(), stages.orders.clone(), self.ffn, self.args.seed);
         let ordering = Ordering::new(&order_args, recorder.recording(), None)?;
         let tokens = self.calibration.tokens.len() as u64;
         // Half of a layer's bar is recording.
