@@ -11,7 +11,6 @@ mod grid;
 mod hostile;
 mod long_runs;
 mod mini;
-mod supply;
 #[allow(unreachable_pub, reason = "shared with the fuzzers")]
 mod targets;
 

@@ -6,12 +6,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Advice, FlockOperation};
 
 use super::error::BundleError;
+use crate::regular::check_replaceable;
 
 /// A file while it is being written.
 ///
@@ -69,10 +70,14 @@ impl FileStorage {
         if !overwrite && path.symlink_metadata().is_ok() {
             return Err(BundleError::Exists { path: path.to_owned() });
         }
+        check_replaceable(path).map_err(BundleError::io("replace", path))?;
         let mut temporary_name = name.to_owned();
         temporary_name.push(".partial");
         let temporary = path.with_file_name(temporary_name);
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&temporary);
+        // A link under that name is somebody's trap: what it leads to would be emptied.
+        let no_links = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(false).custom_flags(no_links).open(&temporary);
         let file = file.map_err(BundleError::io("create", &temporary))?;
         lock(&file, &temporary)?;
         // What an interrupted run left there is of no use.
@@ -178,6 +183,16 @@ mod tests {
         drop(storage);
         assert_eq!(names(dir.path()), ["m.flashlm"]);
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
+    }
+
+    #[test]
+    fn a_link_under_the_temporary_name_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, precious) = (dir.path().join("m.flashlm"), dir.path().join("precious"));
+        std::fs::write(&precious, "all of it").unwrap();
+        std::os::unix::fs::symlink(&precious, dir.path().join("m.flashlm.partial")).unwrap();
+        assert!(matches!(FileStorage::create(&path, true), Err(BundleError::Io { .. })));
+        assert_eq!(std::fs::read(&precious).unwrap(), b"all of it");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use flashlm_formats::bundle::FlashLayout;
 use flashlm_formats::recording::Recording;
+use flashlm_formats::regular::{check_replaceable, read_regular};
 use flashlm_io::DiskProfile;
 use flashlm_prep::coactivation::PairOptions;
 use flashlm_prep::ordering::{
@@ -358,9 +359,12 @@ fn order_layer(
     Ordered { chosen, order, scores }
 }
 
+/// Longest profile of a disk.
+const PROFILE_BYTES_MAX: u64 = 16 << 20;
+
 pub(crate) fn read_cost(profile: Option<&Path>) -> Result<ReadCost> {
     let Some(path) = profile else { return Ok(ReadCost::new(USUAL_REQUEST_NS, USUAL_BYTE_NS)?) };
-    let text = std::fs::read(path).with_context(|| format!("--disk {}", path.display()))?;
+    let text = read_regular(path, PROFILE_BYTES_MAX).with_context(|| format!("--disk {}", path.display()))?;
     let profile: DiskProfile = serde_json::from_slice(&text)
         .with_context(|| format!("{} is no disk profile; `flashlm disk PATH` makes one", path.display()))?;
     ensure!(
@@ -378,6 +382,7 @@ pub(crate) fn read_cost(profile: Option<&Path>) -> Result<ReadCost> {
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = path.with_extension("tmp");
     let write = || {
+        check_replaceable(path)?;
         std::fs::write(&temporary, bytes)?;
         std::fs::File::open(&temporary)?.sync_all()?;
         std::fs::rename(&temporary, path)

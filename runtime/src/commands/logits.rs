@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Args;
 use flashlm_formats::bundle::Bundle;
+use flashlm_formats::regular::check_replaceable;
 use flashlm_runtime::model::forward::check_ids;
 use serde_json::json;
 
@@ -35,6 +36,7 @@ pub(crate) fn run(args: LogitsArgs) -> Result<ExitCode> {
     if args.output.is_dir() {
         return Err(Error::from(ErrorKind::IsADirectory)).with_context(cannot_write);
     }
+    check_replaceable(&args.output).with_context(cannot_write)?;
     let mut unfinished = args.output.clone().into_os_string();
     unfinished.push(".partial");
     let unfinished = PathBuf::from(unfinished);
