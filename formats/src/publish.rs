@@ -6,7 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
@@ -31,10 +31,16 @@ impl NewFile {
     /// Begins a new, empty file that will be called `path`. What an interrupted run left of it is taken over.
     ///
     /// # Errors
-    /// `ResourceBusy` if another process is writing it, and whatever the system says.
+    /// `ResourceBusy` if another process is writing it, `InvalidInput` if a pipe or a device has that name, and whatever the system
+    /// says.
     pub fn create(path: &Path) -> io::Result<Self> {
+        check_replaceable(path)?;
         let temporary = temporary_path(path);
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&temporary)?;
+        // A link under the temporary name is somebody's trap: what it leads to would be emptied.
+        let no_links = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).custom_flags(no_links);
+        let file = options.open(&temporary)?;
         lock(&file, &temporary)?;
         // What an interrupted run left there is of no use.
         file.set_len(0)?;
@@ -64,6 +70,17 @@ impl Drop for NewFile {
             // The lock is still held, so the name is still ours. What cannot be removed is taken over by the next attempt.
             let _ = std::fs::remove_file(temporary_path(&self.path));
         }
+    }
+}
+
+/// Refuses to put a file in the place of a pipe or a device: renaming over /dev/null would take it from everybody.
+fn check_replaceable(path: &Path) -> io::Result<()> {
+    match path.symlink_metadata() {
+        Ok(there) if !there.is_file() && !there.is_symlink() && !there.is_dir() => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is a pipe or a device, and no file is put in its place",
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -188,5 +205,16 @@ mod tests {
         first.file().write_all(b"new").unwrap();
         first.publish().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
+    }
+
+    #[test]
+    fn links_and_devices_are_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, precious) = (dir.path().join("m.flashlm"), dir.path().join("precious"));
+        std::fs::write(&precious, "all of it").unwrap();
+        std::os::unix::fs::symlink(&precious, dir.path().join("m.flashlm.partial")).unwrap();
+        assert!(NewFile::create(&path).is_err());
+        assert_eq!(std::fs::read(&precious).unwrap(), b"all of it");
+        assert_eq!(NewFile::create(Path::new("/dev/null")).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 }

@@ -65,7 +65,7 @@ impl Moments {
 
     /// Times the command before the rounds that ask for it; it is given a directory of its own.
     fn time(&mut self, round: usize, dir: &Path, run: impl FnOnce(&Path)) {
-        if round % TIMED_EVERY == 0 {
+        if round.is_multiple_of(TIMED_EVERY) {
             let here = dir.join("timed");
             fs::create_dir(&here).unwrap();
             let begin = Instant::now();
