@@ -230,7 +230,7 @@ fn find_thresholds(
     work: &Work,
 ) -> Result<()> {
     let Some(loss) = args.quality_loss(checkpoint.spec()) else { return Ok(()) };
-    let made_from = fingerprint(&[&calibration.id(checkpoint), "thresholds", &loss.to_string()]);
+    let made_from = fingerprint(&[&calibration.id(checkpoint), "thresholds by token", &loss.to_string()]);
     let path = work.stage("thresholds", &made_from)?.join("thresholds.json");
     if !path.exists() {
         let calibration = calibration.head(thresholds::default_tokens(checkpoint.spec()));

@@ -29,14 +29,14 @@ use crate::states::{self, HiddenStates, StatesError};
 pub use file::{ThresholdFile, ThresholdFileError};
 pub use spread::Spread;
 
-/// Shares of a layer's squared energy that are tried.
+/// Shares of a token's squared energy in a layer that are tried.
 pub const CUTS: [f64; 8] = [0.0005, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2];
 
 /// One share that was tried.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Level {
-    /// Share of each layer's squared energy that is cut off.
+    /// Share of a token's squared energy in each layer that is cut off, in the mean over tokens.
     pub cut: f64,
     /// Neurons above the threshold, mean over layers.
     pub active: f64,
@@ -202,7 +202,8 @@ impl Run<'_> {
             let weights = LayerWeights::load(spec, layer, &mut CheckpointTensors::new(self.checkpoint))?;
             let (ffn, down_norms) = layer_ffn(self.checkpoint, layer)?;
             let mut ffn = WithCutoff { source: ffn, cutoff: 0.0 };
-            let mut observer = SpreadObserver { spread: Spread::default(), down_norms };
+            let mut observer =
+                SpreadObserver { spread: Spread::default(), down_norms, tokens: 0, activations: Vec::new() };
             for stream in 0..=CUTS.len() {
                 ffn.cutoff = if stream == 0 { 0.0 } else { observer.spread.threshold(CUTS[stream - 1]) };
                 let (input, mut output) = (self.states(stream, layer)?, self.new_states(stream, layer + 1)?);
@@ -210,6 +211,7 @@ impl Run<'_> {
                     let observer = (stream == 0).then_some(&mut observer as &mut dyn FfnObserver);
                     self.runner.run(&weights, &mut ffn, range, (&input, &mut output), observer)?;
                 }
+                observer.take_in();
                 output.publish()?;
                 input.remove()?;
             }
@@ -262,17 +264,32 @@ impl<S: FfnSource> FfnSource for WithCutoff<S> {
 struct SpreadObserver {
     spread: Spread,
     down_norms: Vec<f32>,
+    tokens: usize,
+    /// `[tokens, neurons]` of the piece of text that goes through, put together from pieces of the neurons.
+    activations: Vec<f32>,
+}
+
+impl SpreadObserver {
+    /// Adds what was put together.
+    fn take_in(&mut self) {
+        let rows = self.activations.chunks_exact(self.down_norms.len());
+        rows.take(self.tokens).for_each(|row| self.spread.add(row, &self.down_norms));
+        self.tokens = 0;
+    }
 }
 
 impl FfnObserver for SpreadObserver {
-    fn input(&mut self, _layer: usize, _tokens: usize, _input: &[f32]) -> Result<(), RuntimeError> {
+    fn input(&mut self, _layer: usize, tokens: usize, _input: &[f32]) -> Result<(), RuntimeError> {
+        self.take_in();
+        self.tokens = tokens;
+        self.activations.resize(tokens * self.down_norms.len(), 0.0);
         Ok(())
     }
 
     fn activations(&mut self, piece: &ObservedActivations<'_>) -> Result<(), RuntimeError> {
-        let norms = &self.down_norms[piece.first..piece.first + piece.count];
-        for row in piece.values.chunks_exact(piece.count) {
-            row.iter().zip(norms).for_each(|(value, norm)| self.spread.add(*value, *norm));
+        let rows = self.activations.chunks_exact_mut(self.down_norms.len());
+        for (row, values) in rows.zip(piece.values.chunks_exact(piece.count)) {
+            row[piece.first..piece.first + piece.count].copy_from_slice(values);
         }
         Ok(())
     }

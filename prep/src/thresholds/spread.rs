@@ -8,7 +8,7 @@ const BINS: usize = (f32::INFINITY.to_bits() >> SHIFT) as usize + 1;
 #[derive(Clone)]
 pub struct Spread {
     counts: Vec<u64>,
-    /// Sums of squared energies: of magnitude times length of the down vector.
+    /// Sums of shares of a token's squared energy.
     energies: Vec<f64>,
 }
 
@@ -19,17 +19,24 @@ impl Default for Spread {
 }
 
 impl Spread {
-    /// Adds a neuron at a token.
-    pub fn add(&mut self, activation: f32, down_norm: f32) {
-        let magnitude = activation.abs();
-        let bin = (magnitude.to_bits() >> SHIFT) as usize;
-        // Not a number falls on the last bin.
-        let bin = bin.min(BINS - 1);
-        self.counts[bin] += 1;
-        self.energies[bin] += f64::from(magnitude * down_norm).powi(2);
+    /// Adds a token: the activations of all neurons, and the lengths of their down vectors.
+    ///
+    /// A neuron counts by its share of this token's squared energy (magnitude times length, squared), so that all tokens count alike. In many
+    /// models the first token of a text has a thousand times the energy of any other; against its sum all others were nothing.
+    pub fn add(&mut self, activations: &[f32], down_norms: &[f32]) {
+        let energy = |(activation, norm): (&f32, &f32)| f64::from(activation * norm).powi(2);
+        let total: f64 = activations.iter().zip(down_norms).map(energy).sum();
+        for pair in activations.iter().zip(down_norms) {
+            // Not a number falls on the last bin.
+            let bin = ((pair.0.abs().to_bits() >> SHIFT) as usize).min(BINS - 1);
+            self.counts[bin] += 1;
+            if total > 0.0 {
+                self.energies[bin] += energy(pair) / total;
+            }
+        }
     }
 
-    /// The largest threshold that cuts off at most this share of the squared energy; 0 where none does.
+    /// The largest threshold that cuts off at most this share of a token's squared energy, in the mean over tokens; 0 where none does.
     ///
     /// If the neurons' outputs were independent, the square root of the share would be the relative error of the layer's output.
     pub fn threshold(&self, cut: f64) -> f32 {
@@ -62,15 +69,12 @@ impl Spread {
 mod tests {
     use super::*;
 
+    const TOKEN: [f32; 4] = [0.0, -0.01, 0.1, 1.0];
+
     #[test]
     fn a_threshold_cuts_what_it_may_and_no_more() {
         let mut spread = Spread::default();
-        for _ in 0..100 {
-            spread.add(0.0, 1.0);
-            spread.add(-0.01, 1.0);
-            spread.add(0.1, 1.0);
-            spread.add(1.0, 1.0);
-        }
+        (0..100).for_each(|_| spread.add(&TOKEN, &[1.0; 4]));
         // The weakest hold one part in about 10 000.
         assert_eq!(spread.threshold(0.0), 0.0);
         let threshold = spread.threshold(0.001);
@@ -84,11 +88,20 @@ mod tests {
     }
 
     #[test]
+    fn one_token_of_enormous_energy_hides_none_of_the_others() {
+        let mut spread = Spread::default();
+        (0..100).for_each(|_| spread.add(&TOKEN, &[1.0; 4]));
+        let before = [0.001, 0.02].map(|cut| spread.threshold(cut));
+        spread.add(&[0.0, 0.0, 0.0, 1e4], &[1.0; 4]);
+        assert_eq!([0.001, 0.02].map(|cut| spread.threshold(cut)), before);
+    }
+
+    #[test]
     fn nothing_and_nonsense_are_survived() {
         assert_eq!((Spread::default().threshold(0.1), Spread::default().active(0.0)), (0.0, 0.0));
         let mut spread = Spread::default();
-        spread.add(f32::NAN, 1.0);
-        spread.add(f32::INFINITY, 1.0);
+        spread.add(&[f32::NAN, f32::INFINITY, 1.0], &[1.0; 3]);
+        spread.add(&[0.0; 3], &[1.0; 3]);
         assert!(spread.threshold(0.5).is_finite());
     }
 }
