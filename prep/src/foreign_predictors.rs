@@ -205,7 +205,7 @@ mod tests {
         assert!(matches!(read(&path, None), Err(ForeignError::Form { .. })));
         for none in [[0, usize::MAX], [0, 1 << 63], [1 << 63, 0]] {
             save(&path, &[("0.weight", &none, &[]), ("1.weight", &[4, 0], &[])]);
-            assert!(matches!(read(&path, None), Err(ForeignError::Form { .. })), "{none:?}");
+            assert!(read(&path, None).is_err(), "{none:?}");
         }
         save(&path, &[("linear.weight", &[2, 3], a)]);
         assert!(read(&path, None).unwrap_err().to_string().contains("linear.weight"));

@@ -249,7 +249,8 @@ pub fn program(name: &str) -> PathBuf {
         // What cargo says of the test's own package: build scripts that look at it (ring's) would run again, and all that stands
         // on them be compiled again, each time that cargo is called from inside a test and from outside by turns.
         for (name, _) in std::env::vars_os() {
-            let is_of_package = ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|of| name.to_string_lossy().starts_with(of));
+            let is_of_package =
+                ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|of| name.to_string_lossy().starts_with(of));
             if is_of_package {
                 cargo.env_remove(name);
             }
