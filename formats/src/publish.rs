@@ -6,11 +6,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
+
+use crate::regular::check_replaceable;
 
 /// The name that a file has until it is whole.
 pub fn temporary_path(path: &Path) -> PathBuf {
@@ -31,10 +33,15 @@ impl NewFile {
     /// Begins a new, empty file that will be called `path`. What an interrupted run left of it is taken over.
     ///
     /// # Errors
-    /// `ResourceBusy` if another process is writing it, and whatever the system says.
+    /// `ResourceBusy` if another process is writing it, `InvalidInput` if a pipe or device has that name, and whatever the system says.
     pub fn create(path: &Path) -> io::Result<Self> {
+        check_replaceable(path)?;
         let temporary = temporary_path(path);
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&temporary)?;
+        // A link under that name is somebody's trap: what it leads to would be emptied.
+        let no_links = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+        let mut options = OpenOptions::new();
+        let file =
+            options.read(true).write(true).create(true).truncate(false).custom_flags(no_links).open(&temporary)?;
         lock(&file, &temporary)?;
         // What an interrupted run left there is of no use.
         file.set_len(0)?;
@@ -176,6 +183,16 @@ mod tests {
         drop(new);
         assert_eq!(names(dir.path()), ["a.json"]);
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
+    }
+
+    #[test]
+    fn a_link_under_the_temporary_name_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, precious) = (dir.path().join("a.json"), dir.path().join("precious"));
+        std::fs::write(&precious, "all of it").unwrap();
+        std::os::unix::fs::symlink(&precious, temporary_path(&path)).unwrap();
+        assert!(NewFile::create(&path).is_err());
+        assert_eq!(std::fs::read(&precious).unwrap(), b"all of it");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::bundle::check_model;
 use crate::model::ModelSpec;
 use crate::publish::{create_directory, publish_bytes};
 use crate::regular::open_regular;
@@ -198,6 +199,7 @@ impl Recording {
         if (total as u64).checked_mul(4).and_then(|n| n.checked_mul(hidden.max(ffn) as u64)).is_none() {
             return Err(RecordingError::Empty { dir: self.dir.clone(), tokens: total, hidden, ffn });
         }
+        check_model(&info.model).map_err(|fault| RecordingError::Model { path: self.dir.join(INFO_FILE), fault })?;
         if self.documents.len() != total {
             return lie("documents", 0, format!("{total} entries"), self.documents.len() as u64);
         }
@@ -208,7 +210,7 @@ impl Recording {
             return lie("sequences", 0, "0".into(), self.sequences[0] as u64);
         }
         for (at, w) in self.sequences.windows(2).enumerate() {
-            let longest = w[0] as u64 + info.sequence_tokens;
+            let longest = (w[0] as u64).saturating_add(info.sequence_tokens);
             if w[1] <= w[0] || w[1] as u64 > longest {
                 return lie("sequences", at + 1, format!("above {} and at most {longest}", w[0]), w[1] as u64);
             }

@@ -1,7 +1,7 @@
 //! Opening files that must be files: no pipe, no device, no directory under their name.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -17,6 +17,37 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().read(true).custom_flags(flag).open(path)?;
     refuse(&file.metadata()?)?;
     Ok(file)
+}
+
+/// The contents of a regular file of at most `bytes_max` bytes.
+///
+/// # Errors
+/// As [`open_regular`], and `FileTooLarge`.
+pub fn read_regular(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let file = open_regular(path)?;
+    let bytes = file.metadata()?.len();
+    if bytes > bytes_max {
+        let what = format!("it has {bytes} bytes, and {bytes_max} are the most it can have");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));
+    }
+    let mut contents = Vec::new();
+    // Files in /proc state no length, and others may grow.
+    file.take(bytes_max).read_to_end(&mut contents)?;
+    Ok(contents)
+}
+
+/// Refuses to put a file in the place of a pipe or a device: renaming over /dev/null would take it from everybody.
+///
+/// # Errors
+/// `InvalidInput`.
+pub fn check_replaceable(path: &Path) -> io::Result<()> {
+    match path.symlink_metadata() {
+        Ok(there) if !there.is_file() && !there.is_symlink() && !there.is_dir() => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is a pipe or a device, and no file is put in its place",
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn refuse(metadata: &std::fs::Metadata) -> io::Result<()> {

@@ -129,13 +129,14 @@ pub fn read(path: &Path, relu: Option<bool>) -> Result<LowRankPredictor, Foreign
     };
     let relu = relu.unwrap_or(between);
     let matrix = |tensor: &NamedTensor| match *tensor.shape {
-        [rows, columns] => {
+        // Nothing by very much is a shape that no matrix can have.
+        [rows, columns] if rows > 0 && columns > 0 => {
             Ok(Array2::from_shape_vec((rows, columns), tensor.values.clone()).expect("as many as its shape says"))
         }
         _ => Err(wrong(format!("{} has shape {:?}", tensor.name, tensor.shape))),
     };
     let (encoder, decoder) = (matrix(first)?, matrix(second)?);
-    if encoder.nrows() != decoder.ncols() || encoder.is_empty() || decoder.is_empty() {
+    if encoder.nrows() != decoder.ncols() {
         return Err(wrong(format!("{:?} and {:?} do not fit together", first.shape, second.shape)));
     }
     let vector = |name: String, length: usize| match find(&name) {
@@ -202,6 +203,10 @@ mod tests {
         assert!(matches!(read(&path, Some(true)), Err(ForeignError::BiasBeforeRelu { .. })));
         save(&path, &[("0.weight", &[2, 3], a), ("1.weight", &[2, 4], b)]);
         assert!(matches!(read(&path, None), Err(ForeignError::Form { .. })));
+        for none in [[0, usize::MAX], [0, 1 << 63], [1 << 63, 0]] {
+            save(&path, &[("0.weight", &none, &[]), ("1.weight", &[4, 0], &[])]);
+            assert!(matches!(read(&path, None), Err(ForeignError::Form { .. })), "{none:?}");
+        }
         save(&path, &[("linear.weight", &[2, 3], a)]);
         assert!(read(&path, None).unwrap_err().to_string().contains("linear.weight"));
     }

@@ -20,7 +20,8 @@ mod snapshot;
 
 use std::path::PathBuf;
 
-use flashlm_formats::checkpoint::{CheckpointError, Format, index_shards};
+use flashlm_formats::checkpoint::{CheckpointError, Format, INDEX_BYTES_MAX, index_shards};
+use flashlm_formats::regular::read_regular;
 
 pub use error::HubError;
 pub use name::ModelName;
@@ -97,7 +98,7 @@ pub fn fetch(name: &ModelName, settings: &Settings, watch: &mut dyn Watch) -> Re
         // The small ones first, to know the shards and to fail early.
         fetch_files(&client, &commit, &files, &mut Quiet)?;
         let path = commit.path(format.file_name());
-        let json = std::fs::read(&path).map_err(|e| HubError::io("read", &path, e))?;
+        let json = read_regular(&path, INDEX_BYTES_MAX).map_err(|e| HubError::io("read", &path, e))?;
         let shards = index_shards(&json).map_err(|source| {
             let source = CheckpointError::Index { path: path.clone(), source: Box::new(source) };
             HubError::Index { source: Box::new(source) }

@@ -7,8 +7,9 @@
 use std::collections::BTreeMap;
 
 use flashlm_formats::checkpoint::{Checkpoint, CheckpointError, TokenizerFiles, TokenizerSource};
+use flashlm_runtime::error::RuntimeError;
+use flashlm_runtime::text::Tokenizer;
 use serde_json::{Map, Value, json};
-use tokenizers::Tokenizer;
 
 /// Why there is no tokenizer.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +68,7 @@ pub enum TokenizerError {
 pub fn tokenizer_json(checkpoint: &Checkpoint) -> Result<Vec<u8>, TokenizerError> {
     let vocab_size = checkpoint.spec().vocab_size;
     let (json, tokenizer) = from_files(checkpoint.tokenizer_files()?, vocab_size)?;
-    match tokenizer.get_vocab(true).into_values().max() {
+    match tokenizer.highest_id() {
         Some(highest) if highest as usize >= vocab_size => Err(TokenizerError::Vocabulary { highest, vocab_size }),
         _ => Ok(json),
     }
@@ -82,8 +83,11 @@ fn from_files(files: TokenizerFiles, vocab_size: usize) -> Result<(Vec<u8>, Toke
         }
     };
     let json = without_strangers(json, vocab_size)?;
-    let tokenizer =
-        Tokenizer::from_bytes(&json).map_err(|e| TokenizerError::Invalid { file, reason: e.to_string() })?;
+    let invalid = |error: RuntimeError| match error {
+        RuntimeError::Tokenizer(reason) => TokenizerError::Invalid { file, reason },
+        other => TokenizerError::Invalid { file, reason: other.to_string() },
+    };
+    let tokenizer = Tokenizer::from_json(&json).map_err(invalid)?;
     check_added_ids(&json, &tokenizer)?;
     Ok((json, tokenizer))
 }
@@ -111,7 +115,7 @@ fn check_added_ids(json: &[u8], tokenizer: &Tokenizer) -> Result<(), TokenizerEr
     let json = object("tokenizer.json", Some(json))?;
     for token in json.get("added_tokens").and_then(Value::as_array).into_iter().flatten() {
         let (Some(content), Some(stated)) = (token["content"].as_str(), token["id"].as_u64()) else { continue };
-        let used = tokenizer.token_to_id(content);
+        let used = tokenizer.id_of(content);
         if used.map(u64::from) != Some(stated) {
             return Err(TokenizerError::AddedToken { content: content.chars().take(60).collect(), stated, used });
         }
@@ -209,23 +213,25 @@ mod tests {
     use super::*;
     use std::path::{Path, PathBuf};
 
+    use tokenizers::Tokenizer as HfTokenizer;
+
     fn example() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("examples/tiny-opt")
     }
 
     /// tiny-opt's tokenizer from the older pair of files.
-    fn rebuilt() -> Tokenizer {
+    fn rebuilt() -> HfTokenizer {
         let dir = tempfile::tempdir().unwrap();
         for name in ["vocab.json", "merges.txt", "tokenizer_config.json"] {
             std::fs::copy(example().join(name), dir.path().join(name)).unwrap();
         }
-        from_files(TokenizerFiles::read(dir.path()).unwrap(), usize::MAX).unwrap().1
+        HfTokenizer::from_bytes(from_files(TokenizerFiles::read(dir.path()).unwrap(), usize::MAX).unwrap().0).unwrap()
     }
 
     #[test]
     fn the_older_files_give_the_same_ids_and_texts() {
         let checkpoint = Checkpoint::open(example()).unwrap();
-        let shipped = Tokenizer::from_bytes(tokenizer_json(&checkpoint).unwrap()).unwrap();
+        let shipped = HfTokenizer::from_bytes(tokenizer_json(&checkpoint).unwrap()).unwrap();
         let rebuilt = rebuilt();
         let story = std::fs::read_to_string(example().join("../synthetic.txt")).unwrap();
         for text in [
@@ -270,7 +276,7 @@ mod tests {
             ),
             added_tokens: Some(br#"{"<later>": 5}"#.to_vec()),
         };
-        let tokenizer = from_files(files, usize::MAX).unwrap().1;
+        let tokenizer = HfTokenizer::from_bytes(from_files(files, usize::MAX).unwrap().0).unwrap();
         let ids = |text| tokenizer.encode(text, false).unwrap().get_ids().to_vec();
         assert_eq!(ids("aab<end>b<m><later>a <x>"), [0, 2, 3, 1, 4, 5, 0, 7]);
         assert_eq!(tokenizer.decode(&[2, 3, 5], true).unwrap(), "ab<later>");

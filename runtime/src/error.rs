@@ -85,6 +85,14 @@ pub enum RuntimeError {
     /// There is nothing to start from.
     #[error("the prompt is empty and the model has no token that begins a sequence; give at least one token")]
     EmptyPrompt,
+    /// The forward pass ended in infinities or in what is no number.
+    #[error(
+        "what the model computed for token {position} is not a finite number: weights of its checkpoint are not, or grow beyond what is; get a good copy and convert it again"
+    )]
+    NoNumber {
+        /// Tokens before the one that was to be chosen.
+        position: usize,
+    },
     /// The bundle describes something this build cannot compute.
     #[error("{0}")]
     Unsupported(String),
@@ -123,12 +131,31 @@ pub fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
         }
         cause = error.source();
     }
-    text
+    printable(&text)
+}
+
+/// Text with what a terminal would obey written out: names in files may be anything.
+pub fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() && character != '\n' {
+            out.extend(character.escape_default())
+        } else {
+            out.push(character)
+        }
+    }
+    out
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn terminals_are_not_told_what_to_do() {
+        let error = std::io::Error::other("a\u{1b}]0;title\u{7}\n\u{9b}2Jé");
+        assert_eq!(sentence(&error), "a\\u{1b}]0;title\\u{7}\n\\u{9b}2Jé");
+    }
 
     #[test]
     fn a_cause_is_said_once() {

@@ -6,6 +6,8 @@
 use tokenizers::Tokenizer as HfTokenizer;
 
 use crate::error::{Result, RuntimeError};
+use crate::guard::guarded;
+use crate::tokenizer_limits;
 
 /// The bundle's tokenizer.
 pub struct Tokenizer {
@@ -15,13 +17,31 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Reads a `tokenizer.json`.
     pub fn from_json(json: &[u8]) -> Result<Self> {
-        let inner = HfTokenizer::from_bytes(json).map_err(|e| RuntimeError::Tokenizer(e.to_string()))?;
+        let wrong = |reason: String| RuntimeError::Tokenizer(reason);
+        tokenizer_limits::check(json).map_err(wrong)?;
+        let read = guarded(|| HfTokenizer::from_bytes(json)).map_err(wrong)?;
+        let mut inner = read.map_err(|e| wrong(e.to_string()))?;
+        // How batches were cut and filled up for training is nothing to a prompt; transformers ignores it there, too.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| wrong(e.to_string()))?;
         Ok(Self { inner })
+    }
+
+    /// The id of a token by its text.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The highest id of all tokens.
+    pub fn highest_id(&self) -> Option<u32> {
+        self.inner.get_vocab(true).into_values().max()
     }
 
     /// Token ids of `text`; special tokens written out in it are recognised, none is added.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| RuntimeError::Tokenizer(e.to_string()))?;
+        let wrong = |reason: String| RuntimeError::Tokenizer(reason);
+        let encoding = guarded(|| self.inner.encode_fast(text, false)).map_err(wrong)?;
+        let encoding = encoding.map_err(|e| wrong(e.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -43,20 +63,22 @@ impl TextStream<'_> {
     /// The text that `id` completes; empty while a character is still open.
     pub fn push(&mut self, id: u32) -> String {
         // A stream that cannot continue (an id unknown to the tokenizer, as in padded vocabularies) yields no text for it.
-        let step = tokenizers::tokenizer::step_decode_stream(
-            self.tokenizer,
-            vec![id],
-            true,
-            &mut self.ids,
-            &mut self.prefix,
-            &mut self.prefix_index,
-        );
-        step.ok().flatten().unwrap_or_default()
+        let step = guarded(|| {
+            tokenizers::tokenizer::step_decode_stream(
+                self.tokenizer,
+                vec![id],
+                true,
+                &mut self.ids,
+                &mut self.prefix,
+                &mut self.prefix_index,
+            )
+        });
+        step.ok().and_then(|step| step.ok().flatten()).unwrap_or_default()
     }
 
     /// What is left when the stream ends: the text of an unfinished character, as the replacement character.
     pub fn finish(self) -> String {
-        let text = self.tokenizer.decode(&self.ids, true).unwrap_or_default();
+        let text = guarded(|| self.tokenizer.decode(&self.ids, true).unwrap_or_default()).unwrap_or_default();
         text.strip_prefix(&self.prefix).unwrap_or_default().to_owned()
     }
 }
@@ -106,6 +128,43 @@ mod tests {
         assert_eq!(stop.push("N"), (String::new(), false));
         assert_eq!(stop.push("E"), ("EN".into(), false));
         assert_eq!(stop.push("ND two"), (String::new(), true));
+    }
+
+    fn words(more: &str) -> String {
+        format!(
+            r#"{{"version":"1.0","pre_tokenizer":{{"type":"WhitespaceSplit"}},{more}"model":{{"type":"WordLevel",
+            "vocab":{{"a":0,"b":1,"c":2}},"unk_token":"a"}}}}"#
+        )
+    }
+
+    #[test]
+    fn prompts_are_neither_cut_nor_filled_up() {
+        let plain = Tokenizer::from_json(words("").as_bytes()).unwrap().encode("a b c b").unwrap();
+        assert_eq!(plain, [0, 1, 2, 1]);
+        for more in [
+            r#""truncation":{"max_length":1,"stride":0,"strategy":"LongestFirst","direction":"Right"},"#,
+            r#""truncation":{"max_length":1,"stride":5,"strategy":"LongestFirst","direction":"Right"},"#,
+            r#""padding":{"strategy":{"Fixed":1000000000000},"direction":"Left","pad_to_multiple_of":null,"pad_id":0,"pad_type_id":0,"pad_token":"a"},"#,
+        ] {
+            let tokenizer = Tokenizer::from_json(words(more).as_bytes()).unwrap();
+            assert_eq!(tokenizer.encode("a b c b").unwrap(), plain, "{more}");
+        }
+    }
+
+    #[test]
+    fn what_the_library_panics_at_is_an_error() {
+        // While it reads:
+        for broken in [
+            "{\"decoder\":{\"type\":\"By\u{1}teLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{},\"merges\":[]}}",
+            r###"{"model":{"type":"BPE","continuing_subword_prefix":"##é","vocab":{"w":0,"5":1,"w5":2},"merges":["w 5"]}}"###,
+            r#"{"normalizer":{"type":"Precompiled","precompiled_charsmap":""},"model":{"type":"BPE","vocab":{},"merges":[]}}"#,
+        ] {
+            assert!(matches!(Tokenizer::from_json(broken.as_bytes()), Err(RuntimeError::Tokenizer(_))), "{broken}");
+        }
+        // And while it works:
+        let none = words("").replace(r#"{"type":"WhitespaceSplit"}"#, r#"{"type":"FixedLength","length":0}"#);
+        let tokenizer = Tokenizer::from_json(none.as_bytes()).unwrap();
+        assert!(matches!(tokenizer.encode("a b"), Err(RuntimeError::Tokenizer(_))));
     }
 
     #[test]

@@ -13,7 +13,6 @@ mod long_runs;
 mod mini;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod power;
-mod supply;
 #[allow(unreachable_pub, reason = "shared with the fuzzers")]
 mod targets;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

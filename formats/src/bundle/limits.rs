@@ -39,7 +39,7 @@ fn positive(what: &str, value: f32) -> Result<(), Fault> {
 }
 
 /// Checks the numbers of an architecture, each for itself and with each other.
-pub(super) fn check_model(model: &ModelSpec) -> Result<(), Fault> {
+pub(crate) fn check_model(model: &ModelSpec) -> Result<(), Fault> {
     let ModelSpec { attention, ffn, norm, .. } = model;
     within("vocab_size", model.vocab_size, 1, VOCAB_MAX)?;
     within("hidden_size", model.hidden_size, 1, WIDTH_MAX)?;

@@ -32,6 +32,7 @@ mod description;
 pub use error::{BundleError, Fault};
 pub use header::{Extent, FORMAT_VERSION, Section, SectionInfo};
 pub use layout::{DEFAULT_ALIGNMENT, DEFAULT_GROUP_BYTES, FlashLayout, LayoutError, LayoutOptions};
+pub(crate) use limits::check_model;
 pub use manifest::{
     FfnStorage, LayerPredictor, LayerSparsity, Manifest, PredictorDType, PredictorInfo, PredictorKind, Provenance,
     ReusePoint, SourceFile,

@@ -66,7 +66,8 @@ impl Format {
     }
 }
 
-const INDEX_BYTES_MAX: u64 = 64 << 20;
+/// Longest index of shards.
+pub const INDEX_BYTES_MAX: u64 = 64 << 20;
 /// Enough for any model, and fewer than the files a process may usually have open.
 const SHARDS_MAX: usize = 900;
 

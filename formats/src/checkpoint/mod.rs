@@ -35,7 +35,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-pub use directory::{Format, index_shards};
+pub use directory::{Format, INDEX_BYTES_MAX, index_shards};
 pub use error::{CheckpointError, ConfigError, Foreign, IndexError, SafetensorsError, TensorProblem, TorchError};
 pub use families::{FAMILY_INFOS, FamilyInfo};
 pub use published::{PublishedTensor, published_tensors};
@@ -335,7 +335,9 @@ impl Checkpoint {
         }
         // First canonical row of the part at hand.
         let mut first = 0;
-        for (index, part) in &tensor.parts {
+        for (index, part) in
+            tensor.parts.iter().flat_map(|(index, blocks)| blocks.ranges().map(move |part| (index, part)))
+        {
             let begin = rows.start.clamp(first, first + part.len());
             let end = rows.end.clamp(first, first + part.len());
             let wanted = part.start + (begin - first)..part.start + (end - first);

@@ -16,16 +16,41 @@ pub(crate) struct Part {
     pub(crate) source: Arc<str>,
     /// Shape of the whole stored tensor.
     pub(crate) shape: Vec<usize>,
-    pub(crate) rows: Range<usize>,
+    pub(crate) rows: Blocks,
+}
+
+/// Blocks of `len` rows, the first from `first` on, each begins `step` behind the one before.
+///
+/// They are never written out: a configuration is short, and may ask for thousands of heads in thousands of layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Blocks {
+    pub(crate) first: usize,
+    pub(crate) len: usize,
+    pub(crate) step: usize,
+    pub(crate) count: usize,
+}
+
+impl Blocks {
+    fn rows(self) -> usize {
+        self.len * self.count
+    }
+
+    pub(crate) fn ranges(self) -> impl Iterator<Item = Range<usize>> {
+        (0..self.count).map(move |block| {
+            let start = self.first + block * self.step;
+            start..start + self.len
+        })
+    }
 }
 
 impl Part {
     pub(crate) fn whole(source: impl Into<Arc<str>>, shape: &[usize]) -> Self {
-        Self { source: source.into(), shape: shape.to_vec(), rows: 0..shape[0] }
+        let rows = Blocks { first: 0, len: shape[0], step: 0, count: 1 };
+        Self { source: source.into(), shape: shape.to_vec(), rows }
     }
 
     /// Some rows of the same tensor.
-    pub(crate) fn rows(&self, rows: Range<usize>) -> Self {
+    pub(crate) fn rows(&self, rows: Blocks) -> Self {
         Self { rows, ..self.clone() }
     }
 }
@@ -68,7 +93,7 @@ impl Plan {
     ) -> Result<BTreeMap<String, CanonicalTensor>, Vec<TensorProblem>> {
         let (mut resolved, mut problems, mut reported) = (BTreeMap::new(), Vec::new(), HashSet::new());
         for (canonical, parts) in &self.tensors {
-            let mut found: Vec<(usize, Range<usize>, DType)> = Vec::with_capacity(parts.len());
+            let mut found: Vec<(usize, Blocks, DType)> = Vec::with_capacity(parts.len());
             for part in parts {
                 let tensor = part.source.to_string();
                 let problem = match by_name.get(&*part.source).map(|&index| (index, &stored[index])) {
@@ -78,7 +103,7 @@ impl Plan {
                     }
                     Some((index, there)) => match there.dtype {
                         StoredDtype::Weight(dtype) => {
-                            found.push((index, part.rows.clone(), dtype));
+                            found.push((index, part.rows, dtype));
                             continue;
                         }
                         other => TensorProblem::Dtype { tensor, found: other.name().into() },
@@ -96,7 +121,7 @@ impl Plan {
                 problems.push(TensorProblem::Mixed { tensor: canonical.clone(), first, second });
             }
             let mut shape = parts[0].shape.clone();
-            shape[0] = parts.iter().map(|part| part.rows.len()).sum();
+            shape[0] = parts.iter().map(|part| part.rows.rows()).sum();
             let parts = found.into_iter().map(|(index, rows, _)| (index, rows)).collect();
             resolved.insert(canonical.clone(), CanonicalTensor { dtype, shape, parts });
         }
@@ -110,5 +135,5 @@ pub(crate) struct CanonicalTensor {
     pub(crate) dtype: DType,
     pub(crate) shape: Vec<usize>,
     /// Index of the stored tensor, and its rows.
-    pub(crate) parts: Vec<(usize, Range<usize>)>,
+    pub(crate) parts: Vec<(usize, Blocks)>,
 }

@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 
+use crate::bundle::Fault;
 use crate::seal::SealBroken;
 
 /// What can be wrong with a recording.
@@ -31,6 +32,14 @@ pub enum RecordingError {
         bytes: u64,
         /// The longest that is read.
         limit: u64,
+    },
+    /// The recorded model is none that can be.
+    #[error("{}: {}: expected {}, found {}", path.display(), fault.what, fault.expected, fault.found)]
+    Model {
+        /// File.
+        path: PathBuf,
+        /// Which number, what it has to be, and what it is.
+        fault: Fault,
     },
     /// The file is something else.
     #[error("{}: expected format {expected:?}, found {found:?}", path.display())]

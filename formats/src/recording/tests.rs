@@ -369,6 +369,13 @@ fn hostile_infos_are_refused() {
     assert!(matches!(error, RecordingError::Tokens { what: "sequences", .. }), "{error:?}");
     let error = edit(r#""hidden_size": 4"#, r#""hidden_size": 0"#);
     assert!(matches!(error, RecordingError::Empty { hidden: 0, .. }), "{error:?}");
+    for (from, to, what) in [
+        (r#""layers": 2"#, r#""layers": 1152921504606846976"#, "layers"),
+        (r#""vocab_size": 50"#, r#""vocab_size": 9223372036854775808"#, "vocab_size"),
+    ] {
+        let error = edit(from, to);
+        assert!(matches!(&error, RecordingError::Model { fault, .. } if fault.what == what), "{error:?}");
+    }
     let error = edit(r#""id": "abc""#, r#""id": "abd""#);
     assert!(matches!(error, RecordingError::Mixed { .. }), "{error:?}");
     let error = edit("{", "");

@@ -9,6 +9,7 @@ use flashlm_formats::bundle::{DEFAULT_ALIGNMENT, DEFAULT_GROUP_BYTES, LayoutOpti
 use flashlm_prep::pack::{PackOptions, pack};
 use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_runtime::budget::human_bytes;
+use flashlm_runtime::error::printable;
 use serde_json::json;
 
 use super::formats::FormatArgs;
@@ -45,7 +46,7 @@ pub(crate) struct ConvertArgs {
 pub(crate) fn run(args: &ConvertArgs) -> Result<ExitCode> {
     let checkpoint = source::open(&args.checkpoint)?;
     for note in checkpoint.notes() {
-        eprintln!("note: {note}");
+        eprintln!("note: {}", printable(&note.to_string()));
     }
     let options = PackOptions {
         layout: LayoutOptions { alignment: args.alignment, group_bytes: args.group_bytes },

@@ -9,6 +9,7 @@ use flashlm_formats::bundle::{Bundle, FlashLayout, LayoutOptions};
 use flashlm_formats::model::ModelSpec;
 use flashlm_formats::weight_format::WeightFormat;
 use flashlm_runtime::budget::human_bytes;
+use flashlm_runtime::error::printable;
 use serde_json::{Value, json};
 
 use super::source;
@@ -113,7 +114,7 @@ fn show(facts: &Facts<'_>, json: bool) {
     let share = |bytes: u64| 100.0 * bytes as f64 / *model_bytes as f64;
     println!(
         "{kind}: {}, {} layers of {} x {} neurons, {} heads ({} for keys and values), vocabulary {}, context {}",
-        spec.family,
+        printable(&spec.family),
         spec.layers,
         spec.hidden_size,
         spec.ffn.size,
@@ -154,6 +155,6 @@ fn show(facts: &Facts<'_>, json: bool) {
         );
     }
     for note in notes {
-        println!("  note: {note}");
+        println!("  note: {}", printable(note));
     }
 }

@@ -9,6 +9,7 @@ use clap::Args;
 use flashlm_formats::bundle::{DEFAULT_ALIGNMENT, FlashLayout, LayoutOptions};
 use flashlm_formats::publish::create_directory;
 use flashlm_formats::recording::Recording;
+use flashlm_formats::regular::read_regular;
 use flashlm_formats::weight_format::WeightFormat;
 use flashlm_io::DiskProfile;
 use flashlm_prep::coactivation::PairOptions;
@@ -367,9 +368,12 @@ fn order_layer(
     Ordered { chosen, order, scores }
 }
 
+/// Longest profile of a disk.
+const PROFILE_BYTES_MAX: u64 = 16 << 20;
+
 pub(crate) fn read_cost(profile: Option<&Path>) -> Result<ReadCost> {
     let Some(path) = profile else { return Ok(ReadCost::new(USUAL_REQUEST_NS, USUAL_BYTE_NS)?) };
-    let text = std::fs::read(path).with_context(|| format!("--disk {}", path.display()))?;
+    let text = read_regular(path, PROFILE_BYTES_MAX).with_context(|| format!("--disk {}", path.display()))?;
     let profile: DiskProfile = serde_json::from_slice(&text)
         .with_context(|| format!("{} is no disk profile; `flashlm disk PATH` makes one", path.display()))?;
     ensure!(

@@ -17,6 +17,7 @@ use flashlm_prep::thresholds::ThresholdFile;
 use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_prep::wanted::measure_reuse;
 use flashlm_runtime::budget::human_bytes;
+use flashlm_runtime::error::printable;
 
 use super::formats::FormatArgs;
 use super::recorded::{Division, HELD_OUT};
@@ -158,6 +159,11 @@ pub(crate) fn run(args: &PackArgs) -> Result<ExitCode> {
     let manifest = pack(&checkpoint, &args.output, options, &mut |done, total| stage.set(done, total))?;
     drop(stage);
     let bytes = std::fs::metadata(&args.output)?.len();
-    eprintln!("wrote {}: {}, neurons in {} order", args.output.display(), human_bytes(bytes), manifest.ffn.order);
+    eprintln!(
+        "wrote {}: {}, neurons in {} order",
+        args.output.display(),
+        human_bytes(bytes),
+        printable(&manifest.ffn.order)
+    );
     Ok(ExitCode::SUCCESS)
 }

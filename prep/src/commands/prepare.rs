@@ -26,6 +26,7 @@ use flashlm_prep::thresholds::ThresholdFile;
 use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_prep::train::TRIAL_TOKENS;
 use flashlm_runtime::budget::human_bytes;
+use flashlm_runtime::error::printable;
 use flashlm_runtime::text::Tokenizer;
 
 use super::Stage;
@@ -127,7 +128,7 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
     let begin = Instant::now();
     let mut checkpoint = source::open(&args.checkpoint)?;
     for note in checkpoint.notes() {
-        eprintln!("note: {note}");
+        eprintln!("note: {}", printable(&note.to_string()));
     }
     let spec = checkpoint.spec().clone();
     let tokens = args.tokens(&spec);

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_prep::hub::{HubError, ModelName, Settings, Watch, fetch};
 use flashlm_runtime::budget::human_bytes;
+use flashlm_runtime::error::printable;
 
 use super::Stage;
 
@@ -81,6 +82,7 @@ impl Watch for Shown {
     }
 
     fn say(&mut self, line: &str) {
+        let line = printable(line);
         match &self.stage {
             Some(stage) => stage.say(&format!("note: {line}")),
             None => eprintln!("note: {line}"),

@@ -11,12 +11,16 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use flashlm_formats::checkpoint::{Format, index_shards};
+use flashlm_formats::checkpoint::{Format, INDEX_BYTES_MAX, index_shards};
 use flashlm_formats::publish::create_directory;
+use flashlm_formats::regular::read_regular;
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
 use super::download::Remote;
 use super::{HubError, ModelName, OLD_TOKENIZER, Settings};
+
+/// Longest file that names a commit.
+const REF_BYTES_MAX: u64 = 4096;
 
 /// What the cache has of one model.
 pub(super) struct Snapshots {
@@ -67,8 +71,8 @@ impl Snapshots {
     }
 
     fn commit(&self) -> Option<String> {
-        let known = std::fs::read_to_string(self.dir.join("refs").join(&self.revision)).ok();
-        let known = known.map(|text| text.trim().to_owned());
+        let known = read_regular(&self.dir.join("refs").join(&self.revision), REF_BYTES_MAX).ok();
+        let known = known.map(|text| String::from_utf8_lossy(&text).trim().to_owned());
         known.filter(|id| !id.is_empty() && id.bytes().all(|b| b.is_ascii_hexdigit())).or_else(|| {
             let is_commit = self.revision.len() >= 7 && self.revision.bytes().all(|b| b.is_ascii_hexdigit());
             (is_commit && self.repo.pointer_path(&self.revision).is_dir()).then(|| self.revision.clone())
@@ -99,7 +103,7 @@ impl Snapshots {
         match Format::ALL.into_iter().find(|format| has(format.file_name())) {
             None => missing.push("the weights".into()),
             Some(format) if format.is_sharded() => {
-                let json = std::fs::read(dir.join(format.file_name())).unwrap_or_default();
+                let json = read_regular(&dir.join(format.file_name()), INDEX_BYTES_MAX).unwrap_or_default();
                 // What is wrong with an index is for the reader to say.
                 missing.extend(index_shards(&json).unwrap_or_default().into_iter().filter(|shard| !has(shard)));
             }

@@ -38,6 +38,8 @@ const SERIES: [(RGBColor, &str); 8] = [
     (RGBColor(0x0E, 0x74, 0x90), "#56CCE0"),
     (RGBColor(0x52, 0x5A, 0x66), "#AAB2BF"),
 ];
+/// Bounds of an axis are not beyond this.
+const DRAWABLE_MAX: f64 = 1e15;
 /// As many lines as can be told apart in one chart.
 pub(super) const LINES_MAX: usize = SERIES.len();
 /// Steps of a heat map, the empty one included.
@@ -210,6 +212,13 @@ fn draw(
 }
 
 fn axes<'a>(area: &Area<'a>, x: &Axis, y: &Axis, right: u32) -> Result<Context<'a>, ReportError> {
+    for axis in [x, y] {
+        // The drawing library counts along an axis, and does not end where a step is too small to count.
+        let is_drawable = |bound: f64| bound.abs() <= DRAWABLE_MAX;
+        if !(is_drawable(axis.from) && is_drawable(axis.to) && axis.from < axis.to) {
+            return Err(ReportError::Chart(format!("{} from {} to {}: no such axis", axis.label, axis.from, axis.to)));
+        }
+    }
     let mut context = ChartBuilder::on(area)
         .margin_top(MARGIN)
         .margin_right(right)

@@ -3,11 +3,15 @@
 
 use std::path::{Path, PathBuf};
 
+use flashlm_formats::regular::read_regular;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::ReportError;
 use crate::ordering::OrderFile;
+
+/// Longest of these files; those of models with many layers have a few megabytes.
+const JSON_BYTES_MAX: u64 = 256 << 20;
 
 /// What `flashlm-prep train` reports.
 #[derive(Clone, Debug, Deserialize)]
@@ -101,6 +105,7 @@ impl Orders {
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ReportError> {
-    let bytes = std::fs::read(path).map_err(|source| ReportError::Io { path: path.to_path_buf(), source })?;
+    let bytes =
+        read_regular(path, JSON_BYTES_MAX).map_err(|source| ReportError::Io { path: path.to_path_buf(), source })?;
     serde_json::from_slice(&bytes).map_err(|source| ReportError::Json { path: path.to_path_buf(), source })
 }

@@ -48,6 +48,29 @@ fn predictors(dir: &Path) -> Predictors {
     Predictors::read(dir).unwrap()
 }
 
+#[test]
+fn numbers_that_cannot_be_drawn_are_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    predictors(dir.path());
+    let path = dir.path().join("predictors.json");
+    let json = std::fs::read_to_string(&path).unwrap();
+    for huge in ["1e308", "-1e308", "1e16"] {
+        std::fs::write(&path, json.replace("0.125", huge).replace("20000", "18446744073709551615")).unwrap();
+        let (recording, predictors) = (fixture(), Predictors::read(dir.path()).unwrap());
+        let input = ReportInput {
+            recording: &recording,
+            verdict: |_| String::new(),
+            predictors: Some(&predictors),
+            orders: None,
+            disk: None,
+            usual_cost: ReadCost::new(14_000.0, 0.5).unwrap(),
+            tokens_max: 100_000,
+        };
+        let refused = build(&input, &|| ());
+        assert!(matches!(refused, Err(ReportError::Chart(_))), "{huge}");
+    }
+}
+
 /// Orders that turn both layers of the fixture round.
 fn orders(dir: &Path, recording: &Recording) -> Orders {
     let info = recording.info();

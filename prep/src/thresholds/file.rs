@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_formats::regular::read_regular;
 use serde::{Deserialize, Serialize};
 
 use super::Measured;
@@ -77,11 +78,7 @@ impl ThresholdFile {
     pub fn apply(path: &Path, checkpoint: &mut Checkpoint) -> Result<Self, ThresholdFileError> {
         let io = |source| ThresholdFileError::Io { path: path.to_owned(), source };
         let malformed = |reason: String| ThresholdFileError::Malformed { path: path.to_owned(), reason };
-        let bytes = std::fs::metadata(path).map_err(io)?.len();
-        if bytes > BYTES_MAX {
-            return Err(malformed(format!("it has {bytes} bytes")));
-        }
-        let json = std::fs::read(path).map_err(io)?;
+        let json = read_regular(path, BYTES_MAX).map_err(io)?;
         let file: Self = serde_json::from_slice(&json).map_err(|e| malformed(e.to_string()))?;
         if file.format != FORMAT || file.version != VERSION {
             return Err(malformed(format!("it says {:?} version {}", file.format, file.version)));

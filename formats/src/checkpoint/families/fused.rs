@@ -1,6 +1,6 @@
 //! Fused query, key and value projections whose rows stand head by head.
 
-use crate::checkpoint::plan::Part;
+use crate::checkpoint::plan::{Blocks, Part};
 use crate::model::Attention;
 
 /// Rows that stand per key head (its queries, its key, its value) as all queries, all keys, all values.
@@ -11,10 +11,8 @@ pub(crate) fn by_head(projection: &Part, attention: &Attention) -> Vec<Part> {
     let queries = heads / kv_heads;
     let group_rows = (queries + 2) * head_dim;
     let part = |first_head: usize, heads: usize| {
-        (0..kv_heads).map(move |group| {
-            let start = group * group_rows + first_head * head_dim;
-            projection.rows(start..start + heads * head_dim)
-        })
+        let (first, len) = (first_head * head_dim, heads * head_dim);
+        projection.rows(Blocks { first, len, step: group_rows, count: kv_heads })
     };
-    part(0, queries).chain(part(queries, 1)).chain(part(queries + 1, 1)).collect()
+    vec![part(0, queries), part(queries, 1), part(queries + 1, 1)]
 }
