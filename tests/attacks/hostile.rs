@@ -120,7 +120,13 @@ fn a60_write_seeds() {
         write_predictor(&trained, &parts).unwrap();
         put("predictors", &format!("seed-trained-{dtype:?}").to_lowercase(), &fs::read(&trained).unwrap());
     }
-    let order = OrderFile { layer: 0, strategy: "path".into(), recording: "r".into(), order: (0..9).rev().collect() };
+    let order = OrderFile {
+        layer: 0,
+        strategy: "path".into(),
+        recording: "r".into(),
+        groups: None,
+        order: (0..9).rev().collect(),
+    };
     put("predictors", "seed-order", &fs::read(order.write(dir.path()).unwrap()).unwrap());
     let blob = r#"{"layers.0.encoder":{"dtype":"F16","shape":[2,4],"data_offsets":[0,16]},"layers.0.decoder":{"dtype":"F16","shape":[9,2],"data_offsets":[16,52]},"layers.0.bias":{"dtype":"F32","shape":[9],"data_offsets":[52,88]}}"#;
     put("predictors", "seed-f16", &[&(blob.len() as u64).to_le_bytes()[..], blob.as_bytes(), &[0; 88]].concat());
