@@ -191,7 +191,7 @@ pub fn recording(bytes: &[u8]) {
     const INFO: &[u8] = include_bytes!("../../fixtures/recording-tiny-opt/recording.json");
     const TOKENS: &[u8] = include_bytes!("../../fixtures/recording-tiny-opt/tokens.safetensors");
     let Some((first, bytes)) = bytes.split_first() else { return };
-    let [info, tokens] = if first % 2 == 0 { [bytes, TOKENS] } else { [INFO, bytes] };
+    let [info, tokens] = if first.is_multiple_of(2) { [bytes, TOKENS] } else { [INFO, bytes] };
     let tokens = mend::tokens_of(info, tokens);
     let open = |dir: &Path| _ = Recording::open(dir);
     in_directory(&[("recording.json", info), ("tokens.safetensors", &tokens)], open);
