@@ -54,7 +54,7 @@ fn numbers_that_cannot_be_drawn_are_an_error() {
     predictors(dir.path());
     let path = dir.path().join("predictors.json");
     let json = std::fs::read_to_string(&path).unwrap();
-    for huge in ["1e308", "1e16"] {
+    for huge in ["1e308", "-1e308", "1e16"] {
         std::fs::write(&path, json.replace("0.125", huge).replace("20000", "18446744073709551615")).unwrap();
         let (recording, predictors) = (fixture(), Predictors::read(dir.path()).unwrap());
         let input = ReportInput {
