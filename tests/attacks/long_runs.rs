@@ -1,10 +1,11 @@
 //! Attacks 50 to 52: long lives and many at once.
 
-use std::fs;
+use std::fs::{self, File};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use flashlm_formats::bundle::LayoutOptions;
+use flashlm_formats::publish::temporary_path;
 use flashlm_runtime::generate::Percentiles;
 use flashlm_runtime::load::{FfnChoice, LoadOptions};
 use flashlm_runtime::sampler::Sampling;
@@ -104,6 +105,32 @@ fn a52_two_writers_of_one_directory() {
             );
             Said::from(stage.run(mini, &output)).succeeded();
             assert!(result(stage, &output) == result(stage, &mini.path(stage.output())), "{stage:?}: {said:?}");
+        }
+    }
+}
+
+/// Whatever file another process is writing, the command says so and leaves it; afterwards it ends in the same bytes.
+#[test]
+fn a52_what_another_process_is_writing_is_left_to_it() {
+    let mini = Mini::get();
+    for stage in Stage::ALL {
+        let expected = result(stage, &mini.path(stage.output()));
+        for (name, _) in &expected {
+            let dir = scratch();
+            let output = dir.path().join(stage.output());
+            let file = if stage.is_file() { output.clone() } else { output.join(name) };
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            let partial = temporary_path(&file);
+            fs::write(&partial, "theirs").unwrap();
+            let theirs = File::open(&partial).unwrap();
+            theirs.lock().unwrap();
+            let named = file.file_name().unwrap().to_str().unwrap();
+            Said::from(stage.run(mini, &output)).failed(1, &["another process", named]);
+            assert_eq!(fs::read(&partial).unwrap(), b"theirs", "{stage:?}: {name:?}");
+            drop(theirs);
+            Said::from(stage.run(mini, &output)).succeeded();
+            // The mini model's own bundle was changed after it had been packed.
+            assert!(stage == Stage::Pack || result(stage, &output) == expected, "{stage:?}: {name:?}");
         }
     }
 }
