@@ -6,6 +6,7 @@ use flashlm_formats::bundle::BundleError;
 use flashlm_io::IoError;
 
 use crate::budget::human_bytes;
+pub use crate::terminal::printable;
 
 /// An error of the runtime. Numbers are in the fields; the message says the next step.
 #[derive(Debug, thiserror::Error)]
@@ -132,19 +133,6 @@ pub fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
         cause = error.source();
     }
     printable(&text)
-}
-
-/// Text with what a terminal would obey written out: names in files may be anything.
-pub fn printable(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for character in text.chars() {
-        if character.is_control() && character != '\n' {
-            out.extend(character.escape_default())
-        } else {
-            out.push(character)
-        }
-    }
-    out
 }
 
 #[cfg(test)]

@@ -19,5 +19,7 @@ pub mod predictor;
 pub mod replay;
 pub mod reuse;
 pub mod sampler;
+pub mod signals;
+pub mod terminal;
 pub mod text;
 mod tokenizer_limits;

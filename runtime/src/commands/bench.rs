@@ -21,6 +21,7 @@ use flashlm_io::{
 use flashlm_kernels::{Threads, read_bandwidth_of};
 use flashlm_runtime::budget::{Budget, human_bytes};
 use flashlm_runtime::load::{LoadOptions, plan};
+use flashlm_runtime::signals;
 use flashlm_runtime::text::Tokenizer;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
@@ -92,9 +93,9 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     std::fs::write(&ids_file, text.join(",")).with_context(|| format!("cannot write {}", ids_file.display()))?;
     let result = ladder(args, &bundle, budget, &names, (&ids_file, ids.len()));
     _ = std::fs::remove_file(&ids_file);
-    if super::interrupted() {
+    if let Some(code) = signals::asked() {
         eprintln!("interrupted; nothing was left behind");
-        return Ok(ExitCode::from(super::EXIT_INTERRUPTED));
+        return Ok(ExitCode::from(code));
     }
     result?;
     Ok(ExitCode::SUCCESS)

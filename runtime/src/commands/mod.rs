@@ -1,4 +1,4 @@
-//! One file per subcommand, and what they share: arguments, progress, Ctrl-C.
+//! One file per subcommand, and what they share: arguments, progress, signals.
 
 pub(crate) mod bench;
 pub(crate) mod disk;
@@ -10,41 +10,13 @@ pub(crate) mod run;
 
 pub(crate) use model_args::{ModelArgs, load_with_progress};
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
+use anyhow::Context;
 use flashlm_runtime::model::ffn::ReadFigures;
+use flashlm_runtime::signals;
 
-/// Set by Ctrl-C or a polite request to end.
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-/// Set while the user is being asked for input: then Ctrl-C ends the program.
-static AT_PROMPT: AtomicBool = AtomicBool::new(false);
-
-/// Exit code of a run that was interrupted, as shells have it.
-pub(crate) const EXIT_INTERRUPTED: u8 = 130;
-
-/// Lets Ctrl-C, SIGTERM and SIGHUP end work at the next token; a second one ends at once.
+/// Lets signals be noted, so that work can end at its next step.
 pub(crate) fn watch_signals() -> anyhow::Result<()> {
-    ctrlc::set_handler(|| {
-        if AT_PROMPT.load(Ordering::SeqCst) || INTERRUPTED.swap(true, Ordering::SeqCst) {
-            std::process::exit(EXIT_INTERRUPTED.into());
-        }
-    })?;
-    Ok(())
-}
-
-/// Whether an end was asked for.
-pub(crate) fn interrupted() -> bool {
-    INTERRUPTED.load(Ordering::SeqCst)
-}
-
-/// Forgets an interruption, so that the next turn can begin.
-pub(crate) fn clear_interrupt() {
-    INTERRUPTED.store(false, Ordering::SeqCst);
-}
-
-/// Tells the signal handler whether the user is being asked.
-pub(crate) fn at_prompt(waiting: bool) {
-    AT_PROMPT.store(waiting, Ordering::SeqCst);
+    signals::watch().context("cannot watch for Ctrl-C")
 }
 
 /// Whether an error comes from a closed standard output.

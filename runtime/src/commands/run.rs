@@ -14,11 +14,10 @@ use flashlm_runtime::memory::{self, PeakMemory};
 use flashlm_runtime::model::forward::{Forward, check_ids};
 use flashlm_runtime::sampler::{Sampler, Sampling};
 use flashlm_runtime::text::{StopStrings, Tokenizer};
+use flashlm_runtime::{signals, terminal};
 use serde_json::json;
 
-use super::{
-    EXIT_INTERRUPTED, ModelArgs, at_prompt, clear_interrupt, interrupted, load_with_progress, parse_ids, with_figures,
-};
+use super::{ModelArgs, load_with_progress, parse_ids, with_figures};
 
 /// Arguments of `flashlm run`.
 #[derive(Args)]
@@ -92,6 +91,8 @@ fn share(text: &str) -> Result<f32, String> {
 
 pub(crate) fn run(args: RunArgs) -> Result<ExitCode> {
     super::watch_signals()?;
+    // Until there is text, nothing is lost.
+    signals::end_at_once(true);
     let bundle = Bundle::open(&args.model.bundle)?;
     let tokenizer = Tokenizer::from_json(bundle.tokenizer())?;
     let prompt = prompt_ids(&args, &bundle, &tokenizer)?;
@@ -115,7 +116,7 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode> {
         }
         None => converse(&mut session, &bundle)?,
     }
-    Ok(if interrupted() { ExitCode::from(EXIT_INTERRUPTED) } else { ExitCode::SUCCESS })
+    Ok(signals::asked().map_or(ExitCode::SUCCESS, ExitCode::from))
 }
 
 /// Tokens the KV cache has to hold; an error if they cannot, before anything is loaded.
@@ -202,7 +203,7 @@ impl Session<'_> {
                 let more = json!({ "id": token.id, "text": text, "ms": ms });
                 writeln!(out, "{}", with_figures(token.reads.per_token(1), more))?;
             } else {
-                out.write_all(text.as_bytes())?;
+                out.write_all(terminal::text_for(&out, text).as_bytes())?;
             }
             out.flush()
         };
@@ -210,12 +211,13 @@ impl Session<'_> {
         let mut last = None;
         let generation = generate(&mut self.forward, &mut self.sampler, &request, &mut |token| {
             last = Some(token.id);
+            signals::end_at_once(false);
             let (text, stopped) = stops.push(&stream.push(token.id));
             if let Err(error) = show(&token, &text) {
                 failure = Some(error);
                 return ControlFlow::Break(());
             }
-            if stopped || interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if stopped || signals::asked().is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         if let Some(error) = failure {
             return Err(error).context("cannot write the text to standard output");
@@ -224,12 +226,12 @@ impl Session<'_> {
         self.unfed = last.filter(|_| generation.finish != Finish::Eos);
         // What was held back: the beginning of a stop string, or of a character.
         let mut rest = String::new();
-        if generation.finish != Finish::Stopped || interrupted() {
+        if generation.finish != Finish::Stopped || signals::asked().is_some() {
             let (text, stopped) = stops.push(&stream.finish());
             rest = if stopped { text } else { text + &stops.finish() };
         }
         if !json {
-            writeln!(out, "{rest}")?;
+            writeln!(out, "{}", terminal::text_for(&out, &rest))?;
             out.flush()?;
         }
         Ok((generation, rest))
@@ -243,9 +245,9 @@ fn converse(session: &mut Session<'_>, bundle: &Bundle) -> Result<()> {
     loop {
         eprint!("> ");
         line.clear();
-        at_prompt(true);
+        signals::end_at_once(true);
         let read = std::io::stdin().read_line(&mut line).context("cannot read from the terminal")?;
-        at_prompt(false);
+        signals::end_at_once(false);
         if read == 0 {
             eprintln!();
             return Ok(());
@@ -270,7 +272,10 @@ fn converse(session: &mut Session<'_>, bundle: &Bundle) -> Result<()> {
         let tokens = session.args.tokens.min(left - ids.len());
         let (figures, rest) = session.turn(&ids, tokens)?;
         report(session.args, &figures, &rest)?;
-        clear_interrupt();
+        signals::forget_interrupt();
+        if signals::asked().is_some() {
+            return Ok(());
+        }
     }
 }
 
