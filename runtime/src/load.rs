@@ -4,7 +4,8 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flashlm_formats::bundle::{Bundle, Extent as BundleExtent, Section, SectionInfo};
+use flashlm_formats::bundle::{Bundle, Extent as BundleExtent, PredictorInfo, Section, SectionInfo};
+use flashlm_formats::model::ModelSpec;
 use flashlm_io::{
     AlignedMemory, DirectFile, DirectIo, DiskProfile, EngineChoice, EngineOptions, Extent, FaultPlan, Mode,
     SequentialReader, StreamOptions, device_key, profile_dir,
@@ -13,15 +14,17 @@ use flashlm_kernels::Threads;
 
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::budget::human_bytes;
 use crate::cache::PolicyKind;
 use crate::error::{Result, RuntimeError};
 use crate::ffn::checks::GroupChecks;
 use crate::ffn::flash::{ArenaPlan, FlashFfn, FlashOptions, ReadCut};
+use crate::ffn::predicted::PredictedFfn;
 use crate::ffn::resident::ResidentFfn;
 use crate::ffn::streamed::{Pinned, StreamedFfn, StreamedParts};
 use crate::memory;
-use crate::model::ffn::{FfnSource, Records};
-use crate::model::forward::Forward;
+use crate::model::ffn::{FfnSource, Records, Selection};
+use crate::model::forward::{Forward, PIECE_TOKENS};
 use crate::model::kv_cache::KvDtype;
 use crate::model::weights::{BytesRange, ModelWeights, SharedBytes, TensorBytes, TensorSource};
 use crate::plan::{MemoryPlan, PlanItem, SectionBytes};
@@ -35,16 +38,34 @@ const USUAL_BYTE_NS: f64 = 0.445;
 /// Where the FFN is to come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FfnChoice {
-    /// All neurons in memory.
+    /// All neurons in memory, read once.
     Resident,
     /// All neurons read for every token.
     Streamed,
     /// Predicted neurons read where they are not cached.
     Flash,
-    /// The published baseline: the whole model read for every token, attention too.
+    /// The published baseline: the whole model read for every token, attention too, and every neuron computed.
     Naive,
-    /// The published baseline: as many layers' neurons pinned as fit, the others read for every token.
+    /// The published baseline: as many layers' neurons pinned as fit, the others read for every token, and every neuron computed.
     Hybrid,
+}
+
+impl FfnChoice {
+    /// Whether predictors have a say in what is computed: not in the baselines, which are what others do without.
+    pub fn obeys_predictors(self) -> bool {
+        !matches!(self, FfnChoice::Naive | FfnChoice::Hybrid)
+    }
+
+    /// Its name, as on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            FfnChoice::Resident => "resident",
+            FfnChoice::Streamed => "streamed",
+            FfnChoice::Flash => "flash",
+            FfnChoice::Naive => "naive",
+            FfnChoice::Hybrid => "hybrid",
+        }
+    }
 }
 
 /// How to open a bundle.
@@ -54,9 +75,11 @@ pub struct LoadOptions {
     pub context: usize,
     /// Bytes for the whole process; `None` takes what the machine or the memory cgroup has.
     pub budget: Option<u64>,
-    /// Where the FFN comes from; `None` takes `Flash` where the bundle has predictors, else `Resident` where it fits.
+    /// Where the FFN comes from; `None` takes `Resident` where it fits, else `Flash` where predictors choose, else `Streamed`.
+    /// The text is the same.
     pub ffn: Option<FfnChoice>,
-    /// Compute what the bundle's predictors choose, or, with `false`, every neuron. For `Flash` only.
+    /// Compute what the bundle's predictors choose, where it has any, or, with `false`, every neuron: another text. The baselines
+    /// compute every neuron.
     pub predict: bool,
     /// Read ahead what a layer will probably want. For `Flash` only.
     pub look_ahead: bool,
@@ -127,7 +150,7 @@ pub struct Loaded {
 /// Loads a bundle; `progress` is told bytes read and bytes in all.
 pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<Loaded> {
     let spec = bundle.spec();
-    let Planned { choice, plan, arena, pinned } = plan(bundle, options)?;
+    let Planned { choice, plan, arena, pinned, fallback, .. } = plan(bundle, options)?;
 
     let file = Arc::new(DirectFile::open(bundle.path(), options.direct)?);
     let threads = Threads::new(options.threads)
@@ -143,7 +166,7 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
     let layers_loaded = if choice == FfnChoice::Resident { spec.layers } else { pinned };
     let total = resident.extent.bytes + (layers_loaded * bundle.layout().layer_bytes()) as u64;
 
-    let mut notices = Vec::new();
+    let mut notices: Vec<Notice> = fallback.map(|text| Notice { important: true, text }).into_iter().collect();
     if file.mode() == Mode::Buffered {
         notices.push(Notice {
             important: options.direct != DirectIo::Disabled,
@@ -155,8 +178,15 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
         let records = read_flash(bundle, layers_loaded, &threads, reader, progress)?;
         Ok(ResidentFfn::new(spec.ffn, Records::of(bundle), records))
     };
+    let predictors = match predictors_of(bundle, options, choice) {
+        Some((section, info)) => Some(load_predictors(bundle, section, info, &mut reader)?),
+        None => None,
+    };
     let ffn: Box<dyn FfnSource> = match choice {
-        FfnChoice::Resident => Box::new(load_layers(&mut reader)?),
+        FfnChoice::Resident => {
+            notices.push(Notice { important: false, text: "all neurons in memory".into() });
+            obeying(predictors, load_layers(&mut reader)?, spec)
+        }
         FfnChoice::Streamed | FfnChoice::Naive | FfnChoice::Hybrid => {
             let mut parts = StreamedParts { resident_too: choice == FfnChoice::Naive, ..StreamedParts::default() };
             if pinned > 0 {
@@ -165,10 +195,9 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
             }
             let source = StreamedFfn::new(bundle, Arc::clone(&file), stream, options.verify, parts)?;
             notices.push(Notice { important: false, text: format!("FFN streamed from flash: {}", source.engine()) });
-            Box::new(source)
+            obeying(predictors, source, spec)
         }
         FfnChoice::Flash => {
-            let predictors = load_predictors(bundle, options, &mut reader)?;
             if predictors.is_none() {
                 let text = "no predictor: every neuron is computed".to_owned();
                 notices.push(Notice { important: options.predict, text });
@@ -204,17 +233,39 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
     Ok(Loaded { forward, plan, notices })
 }
 
+/// The section of the predictors that decide what `choice` computes, if any do.
+fn predictors_of<'a>(
+    bundle: &'a Bundle,
+    options: &LoadOptions,
+    choice: FfnChoice,
+) -> Option<(SectionInfo, &'a PredictorInfo)> {
+    let decide = options.predict && choice.obeys_predictors();
+    bundle.predictors().zip(bundle.manifest().predictors.as_ref()).filter(|_| decide)
+}
+
 fn load_predictors(
     bundle: &Bundle,
-    options: &LoadOptions,
+    section: SectionInfo,
+    info: &PredictorInfo,
     reader: &mut SequentialReader,
-) -> Result<Option<Vec<LayerPredictors>>> {
-    let (Some(section), Some(info), true) = (bundle.predictors(), &bundle.manifest().predictors, options.predict)
-    else {
-        return Ok(None);
-    };
+) -> Result<Vec<LayerPredictors>> {
     let blob: SharedBytes = Arc::new(read_section(bundle, reader, section, "predictors section", &mut |_| ())?);
-    LayerPredictors::load_all(&blob, info, bundle.spec()).map(Some)
+    LayerPredictors::load_all(&blob, info, bundle.spec())
+}
+
+/// A source that has all neurons, and computes those that the predictors choose.
+fn obeying(
+    predictors: Option<Vec<LayerPredictors>>,
+    source: impl FfnSource + 'static,
+    spec: &ModelSpec,
+) -> Box<dyn FfnSource> {
+    match predictors {
+        Some(predictors) => {
+            let own = predictors.into_iter().map(|layer| layer.own).collect();
+            Box::new(PredictedFfn::new(source, Some(own), spec.ffn.size))
+        }
+        None => Box::new(source),
+    }
 }
 
 /// What reading costs, and where that is known from.
@@ -251,6 +302,10 @@ pub struct Planned {
     pub arena: Option<ArenaPlan>,
     /// Layers whose neurons stay in memory, for [`FfnChoice::Hybrid`].
     pub pinned: usize,
+    /// Whether predictors choose what is computed; every neuron is where they do not.
+    pub predicted: bool,
+    /// Why it is a slow way, where the budget left no better one.
+    pub fallback: Option<String>,
 }
 
 /// The FFN source and its memory plan: what was asked for, else the first that fits.
@@ -259,25 +314,35 @@ pub struct Planned {
 /// `BudgetTooSmall` with the smallest budget that any of them works in.
 pub fn plan(bundle: &Bundle, options: &LoadOptions) -> Result<Planned> {
     let budget = options.budget.or_else(memory::available);
+    let predicted = bundle.predictors().is_some() && options.predict;
     let choices = match options.ffn {
         Some(choice) => vec![choice],
-        None if bundle.predictors().is_some() => vec![FfnChoice::Flash, FfnChoice::Resident, FfnChoice::Streamed],
+        None if predicted => vec![FfnChoice::Resident, FfnChoice::Flash, FfnChoice::Streamed],
         None => vec![FfnChoice::Resident, FfnChoice::Streamed],
     };
-    // What the error names: on a small model the buffers of a streamed FFN can be more than all of a resident one.
-    let mut smallest: Option<MemoryPlan> = None;
+    let mut refused: Vec<Planned> = Vec::new();
     for choice in choices {
-        let planned = plan_choice(bundle, options, choice, budget);
+        let mut planned = plan_choice(bundle, options, choice, budget);
         if budget.is_none_or(|budget| planned.plan.total() <= budget) {
+            if let (FfnChoice::Streamed, Some(better)) = (choice, refused.last()) {
+                planned.fallback = Some(fallback(better, budget.unwrap_or(u64::MAX), predicted));
+            }
             return Ok(planned);
         }
-        if smallest.as_ref().is_none_or(|smallest| planned.plan.total() < smallest.total()) {
-            smallest = Some(planned.plan);
-        }
+        refused.push(planned);
     }
+    // What the error names: on a small model the buffers of a streamed FFN can be more than all of a resident one.
+    let smallest = refused.into_iter().map(|planned| planned.plan).min_by_key(MemoryPlan::total);
     let plan = smallest.expect("there is at least one choice");
     plan.check(budget.unwrap_or(0))?;
     unreachable!("a plan within the budget was returned")
+}
+
+/// What is said where neurons are read for every token though nobody asked for that; `better` is the way that did not fit.
+fn fallback(better: &Planned, budget: u64, predicted: bool) -> String {
+    let what = if predicted { "a neuron cache does" } else { "all neurons do" };
+    let (budget, needed) = (human_bytes(budget), better.plan.total());
+    format!("{what} not fit in {budget}: all neurons are read for every token; --memory {needed} is enough to avoid that")
 }
 
 /// The plan with this source: within the budget, or the smallest there is.
@@ -288,47 +353,52 @@ fn plan_choice(bundle: &Bundle, options: &LoadOptions, choice: FfnChoice, budget
         index: bundle.section(Section::Index).map_or(0, |s| s.extent.bytes),
         tokenizer: bundle.tokenizer().len() as u64,
     };
-    let whole =
-        |ffn, items: &[PlanItem]| MemoryPlan::new(bundle.spec(), options.context, options.kv, sections, (ffn, items));
+    let spec = bundle.spec();
+    let predictors = predictors_of(bundle, options, choice).map_or(0, |(section, info)| {
+        // Their vectors are kept as numbers, beside the blob; and what they choose for the tokens of a piece.
+        section.extent.bytes
+            + LayerPredictors::vector_bytes(info, spec)
+            + Selection::bytes(PIECE_TOKENS.min(options.context), spec.ffn.size)
+    });
+    let whole = |items: &[PlanItem]| {
+        let items = [&[item("predictors", predictors)], items].concat();
+        MemoryPlan::new(spec, options.context, options.kv, sections, (choice.name(), &items))
+    };
+    let predicted = predictors > 0;
+    let planned = |plan, arena, pinned| Planned { choice, plan, arena, pinned, predicted, fallback: None };
     match choice {
         FfnChoice::Resident => {
-            let bytes = bundle.spec().layers as u64 * bundle.layout().layer_bytes() as u64;
-            Planned { choice, plan: whole("resident", &[item("FFN", bytes)]), arena: None, pinned: 0 }
+            let bytes = spec.layers as u64 * bundle.layout().layer_bytes() as u64;
+            planned(whole(&[item("FFN", bytes)]), None, 0)
         }
         FfnChoice::Streamed | FfnChoice::Naive | FfnChoice::Hybrid => {
             let buffers = item("FFN buffers", StreamedFfn::bytes(bundle.layout()));
             let layer = bundle.layout().layer_bytes() as u64;
             let pinned = match (choice, budget) {
                 (FfnChoice::Hybrid, Some(budget)) => {
-                    let left = budget.saturating_sub(whole("", std::slice::from_ref(&buffers)).total());
-                    ((left / layer) as usize).min(bundle.spec().layers)
+                    let left = budget.saturating_sub(whole(std::slice::from_ref(&buffers)).total());
+                    ((left / layer) as usize).min(spec.layers)
                 }
-                (FfnChoice::Hybrid, None) => bundle.spec().layers,
+                (FfnChoice::Hybrid, None) => spec.layers,
                 _ => 0,
             };
-            let plan = whole("streamed", &[buffers, item("pinned layers", pinned as u64 * layer)]);
-            Planned { choice, plan, arena: None, pinned }
+            planned(whole(&[buffers, item("pinned layers", pinned as u64 * layer)]), None, pinned)
         }
         FfnChoice::Flash => {
-            let predictors = bundle.predictors().filter(|_| options.predict).map_or(0, |s| {
-                // Their vectors are kept as numbers, beside the blob.
-                s.extent.bytes + 12 * (bundle.spec().ffn.size * bundle.spec().layers) as u64
-            });
             let slot = slot_bytes(bundle, options);
             let items = |arena: &ArenaPlan| {
                 let kept: u64 = arena.slots.iter().map(|s| u64::from(*s)).sum();
                 [
-                    item("predictors", predictors),
                     item("neuron cache", kept * slot),
                     item("transient neurons", 2 * u64::from(arena.transient) * slot),
-                    item("neuron tables", FlashFfn::working_bytes(bundle.layout(), bundle.spec().layers, arena)),
+                    item("neuron tables", FlashFfn::working_bytes(bundle.layout(), spec.layers, arena)),
                 ]
             };
-            let plan_of = |arena: &ArenaPlan| whole("flash", &items(arena));
+            let plan_of = |arena: &ArenaPlan| whole(&items(arena));
             let (cost, _) = read_cost(bundle, options);
             let arena =
                 ArenaPlan::within(bundle, &cost, |arena| budget.is_none_or(|budget| plan_of(arena).total() <= budget));
-            Planned { choice, plan: plan_of(&arena), arena: Some(arena), pinned: 0 }
+            planned(plan_of(&arena), Some(arena), 0)
         }
     }
 }

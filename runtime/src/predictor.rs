@@ -76,6 +76,13 @@ impl LayerPredictors {
         };
         info.layers.iter().enumerate().map(layer).collect()
     }
+
+    /// Bytes of the vectors of all layers, which are kept as numbers beside the blob: biases, scales, and room for the middle.
+    pub fn vector_bytes(info: &PredictorInfo, spec: &ModelSpec) -> u64 {
+        let one = |rank: usize| (2 * spec.ffn.size + 2 * rank) * 4;
+        let bytes = info.layers.iter().map(|layer| one(layer.rank) + layer.look_ahead_rank.map_or(0, one));
+        bytes.sum::<usize>() as u64
+    }
 }
 
 /// The predictor of one layer.

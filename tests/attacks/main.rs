@@ -11,6 +11,7 @@ mod grid;
 mod hostile;
 mod long_runs;
 mod mini;
+mod plan;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod power;
 #[allow(unreachable_pub, reason = "shared with the fuzzers")]

@@ -166,6 +166,11 @@ pub fn options(context: usize, ffn: FfnChoice) -> LoadOptions {
     }
 }
 
+/// The same, with every neuron computed, whatever predictors say.
+pub fn exact(context: usize, ffn: FfnChoice) -> LoadOptions {
+    LoadOptions { predict: false, ..options(context, ffn) }
+}
+
 /// A loaded model.
 pub fn loaded(bundle: &Bundle, options: &LoadOptions) -> Forward {
     load(bundle, options, &mut |_, _| {}).unwrap_or_else(|e| panic!("{}: {e}", bundle.path().display())).forward

@@ -15,7 +15,7 @@ use flashlm_runtime::load::{FfnChoice, LoadOptions, load};
 use flashlm_runtime::planner::ReadCost;
 use flashlm_runtime::sampler::Sampling;
 use flashlm_tests::{
-    budgets, bundle_with_predictors, continuation, fixtures, largest_difference, loaded, logits, options,
+    budgets, bundle_with_predictors, continuation, exact, fixtures, largest_difference, loaded, logits, options,
     pack_checkpoint, scratch, tiny_falcon, tiny_opt,
 };
 
@@ -57,7 +57,7 @@ fn text_does_not_depend_on_what_is_cached_or_read_ahead() {
                 assert!(found.0 == expected.0, "logits with {way:?}");
             }
         }
-        let mut dense = loaded(&bundle, &options(128, FfnChoice::Resident));
+        let mut dense = loaded(&bundle, &exact(128, FfnChoice::Resident));
         assert!(logits(&mut dense, &prompts[0]) != first.unwrap()[0].0, "the predictors choose everything");
     }
 }
@@ -105,7 +105,7 @@ fn chosen_gated_neurons_are_the_same_however_they_are_computed() {
         let (streamed, decoded) = &found[0];
         let difference = largest_difference(streamed, decoded);
         assert!(difference < 1e-4, "{name}: decoding and streaming differ by {difference}");
-        let dense = logits(&mut loaded(&bundle, &options(64, FfnChoice::Resident)), &ids);
+        let dense = logits(&mut loaded(&bundle, &exact(64, FfnChoice::Resident)), &ids);
         assert!(largest_difference(streamed, &dense) > 0.01, "{name}: the predictors choose everything");
 
         let checkpoint = Checkpoint::open(&quirk).unwrap();

@@ -9,7 +9,7 @@ use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_kernels::Threads;
 use flashlm_prep::evaluate::{Evaluation, PredictorChoice, Windows, evaluate};
 use flashlm_runtime::load::{FfnChoice, LoadOptions};
-use flashlm_tests::{budgets, copied, fixtures, largest_difference, loaded, logits, options, run};
+use flashlm_tests::{budgets, copied, exact, fixtures, largest_difference, loaded, logits, options, run};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -65,8 +65,8 @@ fn evaluated(bundle: &Bundle, dir: &TempDir, choice: PredictorChoice) -> Evaluat
 /// when they are heard.
 fn runs_from_flash(bundle: &Bundle) {
     let ids: Vec<u32> = (12..60).collect();
-    let resident = logits(&mut loaded(bundle, &options(64, FfnChoice::Resident)), &ids);
-    let everything = LoadOptions { predict: false, ..options(64, FfnChoice::Flash) };
+    let resident = logits(&mut loaded(bundle, &exact(64, FfnChoice::Resident)), &ids);
+    let everything = exact(64, FfnChoice::Flash);
     let (smallest, largest) = budgets(bundle, &everything);
     for budget in [smallest, largest] {
         let everything = LoadOptions { budget: Some(budget), ..everything.clone() };

@@ -12,7 +12,7 @@ use flashlm_prep::evaluate::{PredictorChoice, Windows, evaluate};
 use flashlm_prep::record::{Calibration, Recorder};
 use flashlm_prep::states;
 use flashlm_runtime::load::FfnChoice;
-use flashlm_tests::{loaded, logits, options, program, root, scratch};
+use flashlm_tests::{exact, loaded, logits, program, root, scratch};
 
 fn threads() -> Threads {
     Threads::new(std::thread::available_parallelism().unwrap()).unwrap()
@@ -196,7 +196,7 @@ fn other_predictors_leave_the_flash_section_in_place() {
         evaluate(&bundle, &checkpoint, &windows, choice, &threads, dir.path(), &mut |_, _| (), seen).unwrap()
     };
     // With all neurons: bit for bit what the resident bundle computes.
-    let mut resident = loaded(&bundle, &options(128, FfnChoice::Resident));
+    let mut resident = loaded(&bundle, &exact(128, FfnChoice::Resident));
     let expected: Vec<Vec<f32>> =
         windows.offsets.windows(2).map(|w| logits(&mut resident, &windows.ids[w[0]..w[1]])).collect();
     let vocab = bundle.spec().vocab_size;

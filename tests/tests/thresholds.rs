@@ -8,8 +8,8 @@ use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_kernels::Threads;
 use flashlm_prep::evaluate::{Evaluation, PredictorChoice, Windows, evaluate};
 use flashlm_prep::thresholds::ThresholdFile;
-use flashlm_runtime::load::{FfnChoice, LoadOptions};
-use flashlm_tests::{copied, largest_difference, loaded, logits, options, root, run, tiny_falcon, tiny_opt};
+use flashlm_runtime::load::FfnChoice;
+use flashlm_tests::{copied, exact, largest_difference, loaded, logits, options, root, run, tiny_falcon, tiny_opt};
 
 /// A model of its own for a test. One with ReLU: of trained models only such are shipped, and thresholds do the same to it.
 fn falcon() -> tempfile::TempDir {
@@ -54,9 +54,8 @@ fn a_model_is_prepared_with_thresholds() {
 
     // Whatever is chosen is computed whole: with everything chosen, the thresholds show nowhere.
     let ids = &ids[..40];
-    let resident = logits(&mut loaded(&bundle, &options(64, FfnChoice::Resident)), ids);
-    let everything = LoadOptions { predict: false, ..options(64, FfnChoice::Flash) };
-    assert!(logits(&mut loaded(&bundle, &everything), ids) == resident);
+    let resident = logits(&mut loaded(&bundle, &exact(64, FfnChoice::Resident)), ids);
+    assert!(logits(&mut loaded(&bundle, &exact(64, FfnChoice::Flash)), ids) == resident);
     let chosen = logits(&mut loaded(&bundle, &options(64, FfnChoice::Flash)), ids);
     assert!(largest_difference(&chosen, &resident) > 0.0);
 }

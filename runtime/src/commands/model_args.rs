@@ -22,12 +22,16 @@ pub(crate) struct ModelArgs {
     /// Memory for the whole process: 50% (of the model), 4GiB, 6.7GB [default: what is available]
     #[arg(long, value_name = "AMOUNT")]
     pub(crate) memory: Option<Budget>,
-    /// Where the feed-forward weights come from [default: flash if the bundle has predictors, else resident if it fits]
+    /// Where the feed-forward weights come from; the text is the same [default: resident if it fits, else flash if the bundle has
+    /// predictors, else streamed]
     #[arg(long, value_enum, value_name = "WHERE")]
     ffn: Option<FfnArg>,
-    /// Which neurons are computed, with --ffn flash: those that the bundle's predictors choose, or all
-    #[arg(long, value_enum, default_value = "trained")]
-    predictor: PredictorArg,
+    /// Compute every neuron, not only those that the bundle's predictors choose: the text of the model without predictors
+    #[arg(long)]
+    exact: bool,
+    /// The option that --exact replaced.
+    #[arg(long, hide = true, value_parser = no_predictor)]
+    predictor: Option<String>,
     /// Do not read ahead what a layer will probably want
     #[arg(long)]
     no_look_ahead: bool,
@@ -59,16 +63,14 @@ enum FfnArg {
     Streamed,
     /// Predicted neurons, read where they are not cached
     Flash,
-    /// Baseline: attention read for every token as well
+    /// Baseline: every neuron computed, and attention read for every token as well
     Naive,
-    /// Baseline: as many layers pinned as fit, the others read for every token
+    /// Baseline: every neuron computed, as many layers pinned as fit, the others read for every token
     Hybrid,
 }
 
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum PredictorArg {
-    Trained,
-    All,
+fn no_predictor(_: &str) -> Result<String, String> {
+    Err("there is no --predictor any more: the bundle's predictors choose unless --exact is given".into())
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -90,7 +92,7 @@ impl ModelArgs {
                 FfnArg::Naive => FfnChoice::Naive,
                 FfnArg::Hybrid => FfnChoice::Hybrid,
             }),
-            predict: self.predictor == PredictorArg::Trained,
+            predict: !self.exact,
             look_ahead: !self.no_look_ahead,
             policy: self.policy,
             kv: match self.kv {

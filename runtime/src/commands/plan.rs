@@ -9,7 +9,7 @@ use flashlm_formats::bundle::Bundle;
 use flashlm_kernels::{Threads, read_bandwidth};
 use flashlm_runtime::budget::human_bytes;
 use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::load::{FfnChoice, LoadOptions, Planned, plan, read_cost};
+use flashlm_runtime::load::{LoadOptions, Planned, plan, read_cost};
 use flashlm_runtime::memory;
 use flashlm_runtime::reuse::Expectation;
 use serde_json::json;
@@ -38,7 +38,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
     let bundle = Bundle::open(&args.model.bundle)?;
     let options = args.model.options(&bundle, args.context);
     let smallest = smallest(&bundle, &options);
-    let Planned { choice, plan, arena, pinned } = plan(&bundle, &options)?;
+    let Planned { choice, plan, arena, pinned, predicted, fallback } = plan(&bundle, &options)?;
     let groups = bundle.layout().groups() as u64 * bundle.spec().layers as u64;
     let (cost, known) = read_cost(&bundle, &options);
     let expected = arena.as_ref().and_then(|arena| Expectation::new(&bundle, arena, &cost, args.context));
@@ -50,7 +50,9 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
     if args.json {
         let items: serde_json::Map<_, _> = plan.items.iter().map(|i| (i.name.to_owned(), i.bytes.into())).collect();
         let object = json!({
-            "ffn": name(choice),
+            "ffn": choice.name(),
+            "fallback": fallback,
+            "computes": if predicted { "predicted" } else { "all" },
             "context": args.context,
             "items": items,
             "total_bytes": plan.total(),
@@ -72,8 +74,12 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
         println!("{object:#}");
         return Ok(ExitCode::SUCCESS);
     }
-    println!("{} FFN, {} tokens of context:", name(choice), args.context);
+    let computed = if predicted { "neurons chosen by the predictors" } else { "every neuron computed" };
+    println!("{} FFN, {computed}, {} tokens of context:", choice.name(), args.context);
     print!("{}", plan.table());
+    if let Some(fallback) = &fallback {
+        println!("{fallback}");
+    }
     if let (Some(kept), Some(arena)) = (kept, &arena) {
         let share = 100.0 * kept as f64 / groups as f64;
         let (least, most) = (arena.slots.iter().min().unwrap_or(&0), arena.slots.iter().max().unwrap_or(&0));
@@ -103,16 +109,6 @@ fn memory_rate(threads: NonZeroUsize) -> Result<f64> {
     let bytes = memory::available().map_or(MEASURED_BYTES, |available| MEASURED_BYTES.min(available / 4));
     let threads = Threads::new(threads).context("cannot start threads")?;
     Ok(read_bandwidth(&threads, bytes as usize))
-}
-
-fn name(choice: FfnChoice) -> &'static str {
-    match choice {
-        FfnChoice::Resident => "resident",
-        FfnChoice::Streamed => "streamed",
-        FfnChoice::Flash => "flash",
-        FfnChoice::Naive => "naive",
-        FfnChoice::Hybrid => "hybrid",
-    }
 }
 
 /// The smallest budget that works with these options.

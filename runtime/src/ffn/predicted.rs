@@ -1,7 +1,7 @@
-//! Any dense source, with a predictor that chooses what is computed.
+//! Any source that has all neurons, with a predictor that chooses what is computed.
 //!
-//! All weights are there; neurons that the predictor does not choose are taken for zero. That is what a run from flash computes,
-//! without the flash: for measuring quality.
+//! Neurons that the predictor does not choose are taken for zero: to the bit what a run from flash computes, whether all neurons are
+//! in memory, are read for every token, or come from a checkpoint whose bundle is measured.
 
 use flashlm_kernels::Threads;
 
@@ -65,6 +65,10 @@ impl<S: FfnSource> FfnSource for PredictedFfn<S> {
 
     fn poll(&mut self) -> Result<()> {
         self.source.poll()
+    }
+
+    fn read_sizes(&self) -> Vec<(u64, u64)> {
+        self.source.read_sizes()
     }
 
     fn read_counters(&self) -> ReadCounters {

@@ -10,12 +10,13 @@ use flashlm_formats::bundle::{Bundle, FlashLayout};
 use flashlm_formats::model::{Activation, Ffn, ModelSpec};
 use flashlm_formats::weight_format::WeightFormat;
 use flashlm_kernels::{
-    MatmulScratch, Matrix, ROW_BLOCK, Row, RowLayout, SCALE_BYTES, Threads, add_scaled_rows, add_scaled_rows_serial,
+    MATMUL_TOKENS_MIN, MatmulScratch, Matrix, ROW_BLOCK, Row, RowLayout, SCALE_BYTES, Threads, add_scaled_rows, add_scaled_rows_serial,
     matmul, matmul_rows_add, matvec,
 };
 
 use serde::Serialize;
 
+use super::chosen::Chosen;
 use super::weights::{element, scale_group};
 use crate::error::Result;
 
@@ -171,6 +172,26 @@ impl Selection {
         }
     }
 
+    /// The selected neurons of `token` within `neurons`, ascending.
+    pub fn of(&self, token: usize, neurons: Range<usize>) -> impl Iterator<Item = u32> + '_ {
+        let words = &self.words[token * self.words_per_token..][..self.words_per_token];
+        let range = neurons.start / 64..neurons.end.div_ceil(64);
+        let bits = words[range.clone()].iter().zip(range).flat_map(|(&word, at)| {
+            let mut left = word;
+            std::iter::from_fn(move || {
+                let bit = left.trailing_zeros();
+                left &= left.wrapping_sub(1);
+                (bit < 64).then_some(at as u32 * 64 + bit)
+            })
+        });
+        bits.filter(move |neuron| neurons.contains(&(*neuron as usize)))
+    }
+
+    /// Bytes for so many tokens and neurons.
+    pub fn bytes(tokens: usize, neurons: usize) -> u64 {
+        (tokens * neurons.div_ceil(64) * 8) as u64
+    }
+
     /// Whether `neuron` is computed for `token`.
     pub fn contains(&self, token: usize, neuron: usize) -> bool {
         self.words[token * self.words_per_token + neuron / 64] >> (neuron % 64) & 1 == 1
@@ -219,6 +240,10 @@ pub struct FfnScratch {
     /// Activations that are not zero with their neurons, token after token, and where each token's begin.
     active: Vec<(u32, f32)>,
     row_starts: Vec<usize>,
+    /// Neurons that were chosen for a token, as storage positions; places in that list, and results of those.
+    chosen: Vec<u32>,
+    ready: Vec<u32>,
+    results: Vec<f32>,
     matmul: MatmulScratch,
 }
 
@@ -236,11 +261,15 @@ impl FfnScratch {
     /// Scratch for pieces of up to `tokens` tokens.
     pub fn new(spec: &ModelSpec, tokens: usize) -> Self {
         let len = Self::len(spec, tokens);
+        let chosen = spec.ffn.size.min(ACTIVATIONS);
         Self {
             activations: vec![0.0; len],
             gates: vec![0.0; if spec.ffn.gated { len } else { 0 }],
             active: Vec::with_capacity(spec.ffn.size.min(ACTIVATIONS).max(len / SPARSE)),
             row_starts: Vec::with_capacity(tokens + 1),
+            chosen: Vec::with_capacity(chosen),
+            ready: Vec::with_capacity(chosen),
+            results: vec![0.0; chosen],
             matmul: MatmulScratch::default(),
         }
     }
@@ -254,7 +283,7 @@ impl FfnScratch {
     pub fn bytes(spec: &ModelSpec, tokens: usize) -> u64 {
         let floats = Self::len(spec, tokens) * (1 + usize::from(spec.ffn.gated));
         let active = spec.ffn.size.min(ACTIVATIONS).max(Self::len(spec, tokens) / SPARSE);
-        (floats * 4 + active * 8 + (tokens + 1) * 8) as u64 + MATMUL_BYTES
+        (floats * 4 + active * 8 + (tokens + 1) * 8 + spec.ffn.size.min(ACTIVATIONS) * 12) as u64 + MATMUL_BYTES
     }
 
     /// The scratch of matrix products.
@@ -353,15 +382,47 @@ pub fn dense(ffn: &Ffn, call: &mut FfnCall<'_>, block: NeuronBlock<'_>) -> Resul
     let mut start = 0;
     while start < block.count {
         let end = (start + step).min(block.count);
-        dense_piece(ffn, call, block, start, end - start)?;
+        let watched = call.observer.is_some() || call.cutoff > 0.0;
+        match call.selection {
+            Some(selection) if call.tokens < MATMUL_TOKENS_MIN && !watched => {
+                chosen_piece(ffn, call, block, selection, start..end);
+            }
+            _ => dense_piece(ffn, call, block, start, end - start)?,
+        }
         start = end;
     }
     Ok(())
 }
 
+/// The selected neurons of a few tokens alone; the same bits as with the others taken for zero.
+fn chosen_piece(ffn: &Ffn, call: &mut FfnCall<'_>, block: NeuronBlock<'_>, selection: &Selection, rows: Range<usize>) {
+    let FfnScratch { activations, chosen, ready, results, .. } = &mut *call.scratch;
+    let hidden = call.input.len() / call.tokens;
+    for token in 0..call.tokens {
+        let span = token * hidden..(token + 1) * hidden;
+        chosen.clear();
+        let first = block.first;
+        chosen.extend(selection.of(token, first + rows.start..first + rows.end));
+        let row = |at: usize, vector: usize| {
+            let matrix = match vector {
+                0 => block.gate.unwrap_or(block.up),
+                1 if block.gate.is_some() => block.up,
+                _ => block.down,
+            };
+            matrix.row(chosen[at] as usize - first)
+        };
+        let (threads, biases, input) = (call.threads, call.biases, &call.input[span.clone()]);
+        let neurons = Chosen { ffn, element: block.up.element(), threads, biases, input, neurons: chosen, row: &row };
+        ready.clear();
+        ready.extend(0..chosen.len() as u32);
+        neurons.activations(ready, results, activations);
+        neurons.add_down(0..chosen.len() as u32, activations, ready, results, &mut call.output[span]);
+    }
+}
+
 fn dense_piece(ffn: &Ffn, call: &mut FfnCall<'_>, block: NeuronBlock<'_>, start: usize, count: usize) -> Result<()> {
     let (tokens, threads) = (call.tokens, call.threads);
-    let FfnScratch { activations, gates, active, row_starts, matmul: scratch } = &mut *call.scratch;
+    let FfnScratch { activations, gates, active, row_starts, matmul: scratch, .. } = &mut *call.scratch;
     let activations = &mut activations[..tokens * count];
     let neurons = block.first + start..block.first + start + count;
     let rows = start..start + count;

@@ -5,13 +5,14 @@ use std::time::Instant;
 
 use flashlm_formats::bundle::FlashLayout;
 use flashlm_formats::model::Ffn;
-use flashlm_kernels::{Element, Threads, gathered_add, gathered_dots};
+use flashlm_kernels::{Element, Threads};
 
 use super::FlashFfn;
 use super::store::{Store, Wanted};
 use crate::error::Result;
 use crate::ffn::checks::GroupChecks;
-use crate::model::ffn::{FfnBiases, FfnCall, Records, activate};
+use crate::model::chosen::Chosen;
+use crate::model::ffn::{FfnBiases, FfnCall, Records};
 use crate::model::weights::element;
 
 /// Reads waited for at a time, at most: enough to make computing them worth while, few enough to begin soon.
@@ -273,61 +274,30 @@ impl Token<'_> {
         for &g in arrived.iter() {
             ready.extend(first_neuron[g as usize]..first_neuron[g as usize + 1]);
         }
-        let (records, scales, store, input) = (self.records, self.scales, self.store.arrived(), self.input);
-        let dots = |ready: &[u32], vector: usize, results: &mut [f32]| {
-            let row = |i: usize| {
-                let at = ready[i] as usize;
-                let group = store.bytes(wanted[group_of[at] as usize]).expect("it has arrived");
-                records.row(group, scales, neurons[at] as usize, vector)
-            };
-            gathered_dots(self.threads, self.element, &row, input, &mut results[..ready.len()]);
+        let (records, scales, store) = (self.records, self.scales, self.store.arrived());
+        let row = |at: usize, vector: usize| {
+            let group = store.bytes(wanted[group_of[at] as usize]).expect("it has arrived");
+            records.row(group, scales, neurons[at] as usize, vector)
         };
-        let add_bias = |bias: Option<&[f32]>, ready: &[u32], results: &mut [f32]| {
-            let Some(bias) = bias else { return };
-            let biases = ready.iter().map(|&at| bias[neurons[at as usize] as usize]);
-            results.iter_mut().zip(biases).for_each(|(result, bias)| *result += bias);
-        };
-        if self.ffn.gated {
-            dots(ready, 0, results);
-            add_bias(self.biases.gate, ready, results);
-            activate(self.ffn.activation, &mut results[..ready.len()]);
-            ready.iter().zip(results.iter()).for_each(|(&at, gate)| activations[at as usize] = *gate);
-            // Where the gate is shut the other factor does not matter.
-            ready.retain(|&at| activations[at as usize] != 0.0);
-            dots(ready, 1, results);
-            add_bias(self.biases.up, ready, results);
-            if self.ffn.up_activated {
-                activate(self.ffn.activation, &mut results[..ready.len()]);
-            }
-            ready.iter().zip(results.iter()).for_each(|(&at, up)| activations[at as usize] *= up);
-        } else {
-            dots(ready, 0, results);
-            add_bias(self.biases.up, ready, results);
-            activate(self.ffn.activation, &mut results[..ready.len()]);
-            ready.iter().zip(results.iter()).for_each(|(&at, a)| activations[at as usize] = *a);
-        }
+        let Self { ffn, element, threads, biases, input, .. } = *self;
+        Chosen { ffn, element, threads, biases, input, neurons, row: &row }.activations(ready, results, activations);
     }
 
     /// Adds the neurons of these of the wanted groups to `output`, in storage order; returns how many rows they all touched.
     fn add_down(&mut self, groups: Range<usize>, output: &mut [f32]) -> u64 {
         let DecodeScratch { neurons, wanted, first_neuron, group_of, activations, ready, results, .. } =
             &mut *self.scratch;
-        let range = first_neuron[groups.start]..first_neuron[groups.end];
-        ready.clear();
-        ready.extend(range.filter(|at| activations[*at as usize] != 0.0));
-        for (result, at) in results.iter_mut().zip(ready.iter()) {
-            *result = activations[*at as usize];
-        }
+        let places = first_neuron[groups.start]..first_neuron[groups.end];
+        let chosen = places.len() as u64;
         let (records, scales, store) = (self.records, self.scales, self.store.arrived());
-        let vector = 1 + usize::from(self.ffn.gated);
-        let row = |i: usize| {
-            let at = ready[i] as usize;
+        let row = |at: usize, vector: usize| {
             let group = store.bytes(wanted[group_of[at] as usize]).expect("it was computed");
             records.row(group, scales, neurons[at] as usize, vector)
         };
-        gathered_add(self.threads, self.element, &row, &results[..ready.len()], output);
+        let Self { ffn, element, threads, biases, input, .. } = *self;
+        let neurons = Chosen { ffn, element, threads, biases, input, neurons, row: &row };
+        let added = neurons.add_down(places, activations, ready, results, output);
         // Gated: of the shut ones the gate alone was looked at.
-        let chosen = (first_neuron[groups.end] - first_neuron[groups.start]) as u64;
-        chosen + ready.len() as u64 * (1 + u64::from(self.ffn.gated))
+        chosen + added as u64 * (1 + u64::from(self.ffn.gated))
     }
 }

@@ -126,8 +126,8 @@ impl FlashFfn {
         let groups = layout.groups() as u64;
         let tables = arena.total() as u64 * 48 + groups * layers as u64 * 48;
         let ring = groups * 64 + layout.neurons() as u64 * 64;
-        // Requests in flight, what is read through, and the prompt's choice of neurons.
-        tables + ring + (2 << 20) + (crate::model::forward::PIECE_TOKENS * layout.neurons() / 8) as u64
+        // Requests in flight, and what is read through.
+        tables + ring + (2 << 20)
     }
 
     /// How reads are issued, for announcements.
