@@ -342,7 +342,9 @@ pub fn plan(bundle: &Bundle, options: &LoadOptions) -> Result<Planned> {
 fn fallback(better: &Planned, budget: u64, predicted: bool) -> String {
     let what = if predicted { "a neuron cache does" } else { "all neurons do" };
     let (budget, needed) = (human_bytes(budget), better.plan.total());
-    format!("{what} not fit in {budget}: all neurons are read for every token; --memory {needed} is enough to avoid that")
+    format!(
+        "{what} not fit in {budget}: all neurons are read for every token; --memory {needed} is enough to avoid that"
+    )
 }
 
 /// The plan with this source: within the budget, or the smallest there is.

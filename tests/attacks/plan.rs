@@ -45,12 +45,8 @@ fn told(bundle: &Bundle, options: &LoadOptions) -> Vec<(Vec<u32>, Vec<u32>)> {
 #[test]
 fn a31_one_text_at_every_budget_and_in_every_mode() {
     let quirk = |name: &str| fixtures().join("quirks").join(name);
-    let checkpoints: [(PathBuf, bool); 4] = [
-        (tiny_opt(), true),
-        (tiny_falcon(), false),
-        (quirk("llama-relu-gqa"), true),
-        (quirk("llama-bamboo"), false),
-    ];
+    let checkpoints: [(PathBuf, bool); 4] =
+        [(tiny_opt(), true), (tiny_falcon(), false), (quirk("llama-relu-gqa"), true), (quirk("llama-bamboo"), false)];
     for (checkpoint, look_ahead) in &checkpoints[..if crate::whole() { 4 } else { 3 }] {
         let dir = scratch();
         let name = checkpoint.display();

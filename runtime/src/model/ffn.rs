@@ -10,8 +10,8 @@ use flashlm_formats::bundle::{Bundle, FlashLayout};
 use flashlm_formats::model::{Activation, Ffn, ModelSpec};
 use flashlm_formats::weight_format::WeightFormat;
 use flashlm_kernels::{
-    MATMUL_TOKENS_MIN, MatmulScratch, Matrix, ROW_BLOCK, Row, RowLayout, SCALE_BYTES, Threads, add_scaled_rows, add_scaled_rows_serial,
-    matmul, matmul_rows_add, matvec,
+    MATMUL_TOKENS_MIN, MatmulScratch, Matrix, ROW_BLOCK, Row, RowLayout, SCALE_BYTES, Threads, add_scaled_rows,
+    add_scaled_rows_serial, matmul, matmul_rows_add, matvec,
 };
 
 use serde::Serialize;
