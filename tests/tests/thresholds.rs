@@ -43,12 +43,12 @@ fn a_model_is_prepared_with_thresholds() {
     };
     let all = evaluated(PredictorChoice::All);
     assert!(all.kl_mean < 1e-8 && all.layers.iter().all(|l| l.predicted_fraction == 1.0 && l.active_fraction < 0.3));
-    let exact = evaluated(PredictorChoice::Active);
-    for layer in &exact.layers {
+    let active = evaluated(PredictorChoice::Active);
+    for layer in &active.layers {
         assert_eq!((layer.false_negative_rate, layer.false_positive_rate), (0.0, 0.0));
         assert!(layer.active_fraction == layer.predicted_fraction && layer.energy_recall < 1.0, "{layer:?}");
     }
-    assert!(exact.kl_mean > 1e-6, "nothing was left out");
+    assert!(active.kl_mean > 1e-6, "nothing was left out");
     let predicted = evaluated(PredictorChoice::Bundle);
     assert!(predicted.layers.iter().all(|l| l.predicted_fraction > 0.0 && l.predicted_fraction < 1.0));
 
