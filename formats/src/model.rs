@@ -78,7 +78,8 @@ pub struct ModelSpec {
     pub tied_head: bool,
     /// Whether the head has a bias.
     pub head_bias: bool,
-    /// Token id that every sequence starts with, if the family wants one.
+    /// Token id that begins a sequence by the configuration. What a text really begins with is for the tokenizer to say; only in
+    /// bundles from before [`SpecialTokens`](crate::bundle::SpecialTokens) is it this.
     pub bos: Option<u32>,
     /// Token ids that end a sequence.
     pub eos: Vec<u32>,

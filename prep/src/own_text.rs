@@ -1,6 +1,6 @@
 //! Calibration text that the model writes itself, when its user has none.
 //!
-//! A temporary bundle in the checkpoint's order is made, sampled from, and removed. Sequences begin with the model's first id and
+//! A temporary bundle in the checkpoint's order is made, sampled from, and removed. Sequences begin with what begins a text and
 //! are drawn at temperature 1, so that they are spread as the model's own distribution is.
 
 use std::num::NonZeroUsize;
@@ -17,7 +17,7 @@ use flashlm_runtime::sampler::{Sampler, Sampling};
 use flashlm_runtime::text::Tokenizer;
 
 use crate::pack::{PackError, PackOptions, pack};
-use crate::record::text::{SEPARATOR, first_id};
+use crate::record::text::{SEPARATOR, between_texts};
 
 /// Why no text was written.
 #[derive(Debug, thiserror::Error)]
@@ -79,11 +79,14 @@ fn sample(
 ) -> Result<(String, usize), OwnTextError> {
     let bundle = Bundle::open(path)?;
     let spec = bundle.spec();
-    let first = first_id(spec).ok_or(OwnTextError::NoFirstId)?;
     let context = asked.sequence_tokens.min(spec.max_positions);
     let options = LoadOptions { threads, ..LoadOptions::new(context) };
     let mut forward = load(&bundle, &options, &mut |_, _| ())?.forward;
-    let tokenizer = Tokenizer::from_json(bundle.tokenizer())?;
+    let tokenizer = Tokenizer::of(&bundle)?;
+    let first = between_texts(&tokenizer, spec);
+    if first.is_empty() {
+        return Err(OwnTextError::NoFirstId);
+    }
     let sampling = Sampling { temperature: 1.0, seed: asked.seed, ..Sampling::default() };
     let mut sampler = Sampler::new(sampling, spec.vocab_size);
     let begin = Instant::now();
@@ -94,13 +97,13 @@ fn sample(
         if !text.is_empty() {
             text += &format!("\n{SEPARATOR}\n");
         }
-        let request = Request { prompt: &[first], tokens: context - 1, eos: &spec.eos };
+        let request = Request { prompt: &first, tokens: context.saturating_sub(first.len()).max(1), eos: &spec.eos };
         let generation = generate(&mut forward, &mut sampler, &request, &mut |token| {
             text += &stream.push(token.id);
             if begin.elapsed() < asked.limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
         text += &stream.finish();
-        written += generation.tokens + 1;
+        written += generation.tokens + first.len();
         progress(written as u64, asked.tokens as u64);
     }
     Ok((text, written))

@@ -148,7 +148,7 @@ fn byte_level_bpe(files: &TokenizerFiles, vocab: &[u8], merges: &str) -> Result<
         "added_tokens": added_tokens,
         "normalizer": null,
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": true, "use_regex": true},
-        "post_processor": null,
+        "post_processor": template(&config, &added_tokens),
         "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
         "model": {
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
@@ -156,6 +156,31 @@ fn byte_level_bpe(files: &TokenizerFiles, vocab: &[u8], merges: &str) -> Result<
             "vocab": vocab, "merges": merges,
         },
     }))
+}
+
+/// The post-processor that `add_bos_token` and `add_eos_token` ask for.
+fn template(config: &Map<String, Value>, added_tokens: &[Value]) -> Value {
+    let token = |flag: &str, key: &str| {
+        let name = match config.get(key) {
+            Some(token) => token.as_str().or_else(|| token.get("content")?.as_str()),
+            None => Some("<|endoftext|>"),
+        };
+        let wanted = config.get(flag).and_then(Value::as_bool).unwrap_or(false);
+        added_tokens.iter().find(|token| wanted && token["content"].as_str() == name)
+    };
+    let (first, last) = (token("add_bos_token", "bos_token"), token("add_eos_token", "eos_token"));
+    let piece = |token: &Value| json!({"SpecialToken": {"id": token["content"], "type_id": 0}});
+    let sequence = |id: &str| json!({"Sequence": {"id": id, "type_id": 0}});
+    let single: Vec<Value> = first.map(piece).into_iter().chain([sequence("A")]).chain(last.map(piece)).collect();
+    let special: Map<String, Value> = first
+        .into_iter()
+        .chain(last)
+        .filter_map(|token| {
+            let name = token["content"].as_str()?;
+            Some((name.to_owned(), json!({"id": name, "ids": [token["id"]], "tokens": [name]})))
+        })
+        .collect();
+    json!({"type": "TemplateProcessing", "single": single, "pair": [sequence("A"), sequence("B")], "special_tokens": special})
 }
 
 /// Tokens matched in the text before it is cut up, by id: those that the configuration calls special, and those added to the

@@ -1,21 +1,69 @@
 //! Text to token ids and back.
 //!
-//! Ids are made without special tokens of the tokenizer's own; the token that begins a sequence comes from the model's
-//! architecture. Decoding is a stream that never splits a character.
+//! Which special tokens stand around a text is the tokenizer's to say, by its post-processor, as in transformers; `flashlm-prep` has put
+//! into the bundle's `tokenizer.json` whatever else the checkpoint says about them. Bundles from before that have the model's
+//! `bos` in front of a text. [`Tokenizer::of`] knows which it is; nobody else asks. Decoding is a stream that never splits a
+//! character.
 
+use flashlm_formats::bundle::{Bundle, SpecialTokens};
 use tokenizers::Tokenizer as HfTokenizer;
 
 use crate::error::{Result, RuntimeError};
 use crate::guard::guarded;
 use crate::tokenizer_limits;
 
-/// The bundle's tokenizer.
+/// A tokenizer, and what it puts around a text.
 pub struct Tokenizer {
     inner: HfTokenizer,
+    /// Ids in front of a text.
+    first: Vec<u32>,
+    /// Ids behind it.
+    last: Vec<u32>,
+    /// Whether the post-processor puts them there.
+    by_template: bool,
+}
+
+/// Something about the ids of a prompt that its writer may not have meant.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PromptNotice {
+    /// The text begins with what the tokenizer puts in front.
+    #[error(
+        "the text begins with {token}, which the tokenizer puts in front of every text: it stands there twice, as in transformers"
+    )]
+    BeginsTwice {
+        /// The token.
+        token: String,
+    },
+    /// The tokenizer ends every text.
+    #[error(
+        "the tokenizer ends every text with {token}, as in transformers: what follows is written after the end of a text"
+    )]
+    Ended {
+        /// The token.
+        token: String,
+    },
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`.
+    /// The tokenizer of `bundle`.
+    ///
+    /// # Errors
+    /// `Tokenizer`, with what is wrong with it.
+    pub fn of(bundle: &Bundle) -> Result<Self> {
+        let mut tokenizer = Self::from_json(bundle.tokenizer())?;
+        if bundle.manifest().special_tokens == SpecialTokens::Architecture {
+            tokenizer.first = bundle.spec().bos.into_iter().collect();
+            tokenizer.last.clear();
+            tokenizer.by_template = false;
+        }
+        Ok(tokenizer)
+    }
+
+    /// Reads a `tokenizer.json` that says itself what stands around a text.
+    ///
+    /// # Errors
+    /// `Tokenizer`, with what is wrong with it.
     pub fn from_json(json: &[u8]) -> Result<Self> {
         let wrong = |reason: String| RuntimeError::Tokenizer(reason);
         tokenizer_limits::check(json).map_err(wrong)?;
@@ -24,7 +72,27 @@ impl Tokenizer {
         // How batches were cut and filled up for training is nothing to a prompt; transformers ignores it there, too.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| wrong(e.to_string()))?;
-        Ok(Self { inner })
+        let mut tokenizer = Self { inner, first: Vec::new(), last: Vec::new(), by_template: true };
+        (tokenizer.first, tokenizer.last) = tokenizer.around()?;
+        Ok(tokenizer)
+    }
+
+    /// What the post-processor puts around a text, seen on one.
+    fn around(&self) -> Result<(Vec<u32>, Vec<u32>)> {
+        let wrong = |reason: String| RuntimeError::Tokenizer(reason);
+        for text in ["a", "0", " a", "."] {
+            let encoding = guarded(|| self.inner.encode_fast(text, true)).map_err(wrong)?;
+            let encoding = encoding.map_err(|e| wrong(e.to_string()))?;
+            let is_added = |at: &usize| encoding.get_special_tokens_mask()[*at] == 1;
+            let ids = encoding.get_ids();
+            let first = (0..ids.len()).take_while(is_added).count();
+            // A text of which the vocabulary knows nothing leaves no trace between the two.
+            if first < ids.len() {
+                let last = (0..ids.len()).rev().take_while(is_added).count();
+                return Ok((ids[..first].to_vec(), ids[ids.len() - last..].to_vec()));
+            }
+        }
+        Ok((Vec::new(), Vec::new()))
     }
 
     /// The id of a token by its text.
@@ -37,12 +105,45 @@ impl Tokenizer {
         self.inner.get_vocab(true).into_values().max()
     }
 
-    /// Token ids of `text`; special tokens written out in it are recognised, none is added.
+    /// Token ids of `text` with all that the tokenizer puts around a text: what `flashlm run` takes for a prompt, and what
+    /// transformers' `tokenizer(text)` gives. Special tokens written out in the text are recognised.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        if self.by_template {
+            return self.ids(text, true);
+        }
+        Ok([self.first.clone(), self.ids(text, false)?, self.last.clone()].concat())
+    }
+
+    /// Token ids of `text` alone: of what goes on a text, or is a piece of one.
+    pub fn encode_bare(&self, text: &str) -> Result<Vec<u32>> {
+        self.ids(text, false)
+    }
+
+    fn ids(&self, text: &str, special: bool) -> Result<Vec<u32>> {
         let wrong = |reason: String| RuntimeError::Tokenizer(reason);
-        let encoding = guarded(|| self.inner.encode_fast(text, false)).map_err(wrong)?;
+        let encoding = guarded(|| self.inner.encode_fast(text, special)).map_err(wrong)?;
         let encoding = encoding.map_err(|e| wrong(e.to_string()))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The ids that stand in front of every text; none in many tokenizers.
+    pub fn first_ids(&self) -> &[u32] {
+        &self.first
+    }
+
+    /// What the writer of a prompt should be told about `ids`, which [`encode`](Self::encode) made of it.
+    pub fn notices(&self, ids: &[u32]) -> Vec<PromptNotice> {
+        let name = |id: u32| self.inner.id_to_token(id).unwrap_or_else(|| id.to_string());
+        let mut notices = Vec::new();
+        if let (Some(&first), Some(rest)) = (self.first.last(), ids.strip_prefix(self.first.as_slice()))
+            && rest.first() == Some(&first)
+        {
+            notices.push(PromptNotice::BeginsTwice { token: name(first) });
+        }
+        if let Some(&last) = self.last.last() {
+            notices.push(PromptNotice::Ended { token: name(last) });
+        }
+        notices
     }
 
     /// A decoder of one stream of ids.
@@ -130,6 +231,34 @@ mod tests {
         assert_eq!(stop.push("ND two"), (String::new(), true));
     }
 
+    fn template(single: &str) -> String {
+        let special = r#"{"b":{"id":"b","ids":[1],"tokens":["b"]},"c":{"id":"c","ids":[2],"tokens":["c"]}}"#;
+        words(&format!(
+            r#""post_processor":{{"type":"TemplateProcessing","single":[{single}],"pair":[{{"Sequence":{{"id":"A","type_id":0}}}},
+            {{"Sequence":{{"id":"B","type_id":1}}}}],"special_tokens":{special}}},"#
+        ))
+    }
+
+    #[test]
+    fn the_template_says_what_stands_around_a_text() {
+        let special = |id: &str| format!(r#"{{"SpecialToken":{{"id":"{id}","type_id":0}}}}"#);
+        let a = r#"{"Sequence":{"id":"A","type_id":0}}"#;
+        let of = |pieces: &[&str]| Tokenizer::from_json(template(&pieces.join(",")).as_bytes()).unwrap();
+        let (b, c) = (special("b"), special("c"));
+
+        let bare = of(&[a]);
+        assert_eq!((bare.first_ids(), bare.encode("a b").unwrap()), (&[][..], vec![0, 1]));
+        let begun = of(&[&b, a]);
+        assert_eq!((begun.first_ids(), begun.encode("a").unwrap()), (&[1][..], vec![1, 0]));
+        assert_eq!((begun.encode("").unwrap(), begun.encode_bare("a").unwrap()), (vec![1], vec![0]));
+        assert_eq!(begun.notices(&begun.encode("a b").unwrap()), []);
+        let twice = begun.notices(&begun.encode("b a").unwrap());
+        assert_eq!(twice, [PromptNotice::BeginsTwice { token: "b".into() }]);
+        let both = of(&[&b, &b, a, &c]);
+        assert_eq!((both.first_ids(), both.encode("b").unwrap()), (&[1, 1][..], vec![1, 1, 1, 2]));
+        assert_eq!(both.notices(&[1, 1, 0, 2]), [PromptNotice::Ended { token: "c".into() }]);
+    }
+
     fn words(more: &str) -> String {
         format!(
             r#"{{"version":"1.0","pre_tokenizer":{{"type":"WhitespaceSplit"}},{more}"model":{{"type":"WordLevel",
@@ -163,8 +292,8 @@ mod tests {
         }
         // And while it works:
         let none = words("").replace(r#"{"type":"WhitespaceSplit"}"#, r#"{"type":"FixedLength","length":0}"#);
-        let tokenizer = Tokenizer::from_json(none.as_bytes()).unwrap();
-        assert!(matches!(tokenizer.encode("a b"), Err(RuntimeError::Tokenizer(_))));
+        let encoded = Tokenizer::from_json(none.as_bytes()).and_then(|tokenizer| tokenizer.encode("a b"));
+        assert!(matches!(encoded, Err(RuntimeError::Tokenizer(_))));
     }
 
     #[test]

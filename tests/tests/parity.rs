@@ -182,12 +182,12 @@ fn perplexity(bundle: &Bundle, begins_windows: bool) -> f64 {
     const BEGIN: u32 = 2;
     const TOKENS: usize = 4000;
     const WINDOW: usize = 512;
-    let tokenizer = Tokenizer::from_json(bundle.tokenizer()).unwrap();
+    let tokenizer = Tokenizer::of(bundle).unwrap();
     let text = fs::read_to_string(root().join("examples/synthetic.txt")).unwrap();
     let mut stream = Vec::new();
     for story in text.split("\n<|endoftext|>\n").filter(|s| !s.is_empty()) {
         stream.push(BEGIN);
-        stream.extend(tokenizer.encode(story).unwrap());
+        stream.extend(tokenizer.encode_bare(story).unwrap());
         if stream.len() >= TOKENS {
             break;
         }

@@ -28,8 +28,28 @@ pub struct Manifest {
     /// Measured sparsity, one entry for each layer, if it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sparsity: Option<Vec<LayerSparsity>>,
+    /// Who says which special tokens stand around a text.
+    #[serde(default, skip_serializing_if = "SpecialTokens::is_architecture")]
+    pub special_tokens: SpecialTokens,
     /// Where the bundle came from.
     pub provenance: Provenance,
+}
+
+/// Who says which special tokens stand around a text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SpecialTokens {
+    /// `ModelSpec::bos`, in front of every text; the tokenizer's post-processor is not followed. Older bundles say nothing and mean this.
+    #[default]
+    Architecture,
+    /// The tokenizer's post-processor, and nothing else.
+    Tokenizer,
+}
+
+impl SpecialTokens {
+    fn is_architecture(&self) -> bool {
+        *self == Self::Architecture
+    }
 }
 
 /// How neuron records are stored. Sizes in bytes.

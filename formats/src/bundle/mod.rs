@@ -35,7 +35,7 @@ pub use layout::{DEFAULT_ALIGNMENT, DEFAULT_GROUP_BYTES, FlashLayout, LayoutErro
 pub(crate) use limits::check_model;
 pub use manifest::{
     FfnStorage, LayerPredictor, LayerSparsity, Manifest, PredictorDType, PredictorInfo, PredictorKind, Provenance,
-    ReusePoint, SourceFile,
+    ReusePoint, SourceFile, SpecialTokens,
 };
 pub use reader::Bundle;
 pub use replace::{replace_predictors, replace_predictors_on};

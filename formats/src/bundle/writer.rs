@@ -14,7 +14,7 @@ use super::header::{Extent, Header, SECTION_ALIGNMENT, Section, SectionInfo};
 use super::index::{self, LayerTable};
 use super::layout::{FlashLayout, LayoutOptions};
 use super::limits;
-use super::manifest::{FfnStorage, LayerSparsity, Manifest, PredictorInfo, Provenance};
+use super::manifest::{FfnStorage, LayerSparsity, Manifest, PredictorInfo, Provenance, SpecialTokens};
 use super::resident;
 use super::storage::{FileStorage, Storage};
 use crate::model::{DType, ModelSpec};
@@ -270,6 +270,7 @@ impl<S: Storage> BundleWriter<S> {
             resident: self.resident_format,
             predictors: predictor_info,
             sparsity: extras.sparsity,
+            special_tokens: SpecialTokens::Tokenizer,
             provenance: extras.provenance,
         };
         let tail = Tail::new(&manifest, predictors.as_deref(), self.flash.end())?;

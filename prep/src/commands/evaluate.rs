@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use flashlm_formats::bundle::Bundle;
 use flashlm_prep::evaluate::{Evaluation, PredictorChoice, Windows, evaluate};
-use flashlm_prep::record::text::{first_id, read_documents};
+use flashlm_prep::record::text::{between_texts, read_documents};
 use flashlm_runtime::text::Tokenizer;
 
 use super::{Stage, source};
@@ -62,18 +62,18 @@ enum PredictorArg {
 pub(crate) fn run(args: &EvaluateArgs) -> Result<ExitCode> {
     let bundle = Bundle::open(&args.bundle)?;
     let checkpoint = source::open(&args.against)?;
-    let tokenizer = Tokenizer::from_json(bundle.tokenizer())?;
+    let tokenizer = Tokenizer::of(&bundle)?;
     let spec = bundle.spec();
     let mut stream = Vec::new();
     for document in read_documents(&args.text)? {
-        stream.extend(first_id(spec));
-        stream.extend(tokenizer.encode(&document)?);
+        stream.extend(between_texts(&tokenizer, spec));
+        stream.extend(tokenizer.encode_bare(&document)?);
         if stream.len() >= args.tokens {
             break;
         }
     }
     stream.truncate(args.tokens);
-    let windows = Windows::new(&stream, args.window.clamp(2, spec.max_positions), spec.bos);
+    let windows = Windows::new(&stream, args.window.clamp(2, spec.max_positions), tokenizer.first_ids());
     let choice = match args.predictor {
         PredictorArg::Bundle => PredictorChoice::Bundle,
         PredictorArg::All => PredictorChoice::All,

@@ -98,12 +98,12 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// Cuts a stream into windows of at most `window` ids. With a `bos` each window begins with it; every other id but the first
-    /// of a window is scored.
-    pub fn new(stream: &[u32], window: usize, bos: Option<u32>) -> Self {
+    /// Cuts a stream into windows of at most `window` ids, each of which begins with `first`; every id but the first of a window
+    /// is scored.
+    pub fn new(stream: &[u32], window: usize, first: &[u32]) -> Self {
         let (mut ids, mut offsets) = (Vec::new(), vec![0]);
-        for chunk in stream.chunks(window - usize::from(bos.is_some())) {
-            ids.extend(bos);
+        for chunk in stream.chunks(window.saturating_sub(first.len()).max(1)) {
+            ids.extend(first);
             ids.extend_from_slice(chunk);
             offsets.push(ids.len());
         }

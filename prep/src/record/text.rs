@@ -108,8 +108,16 @@ fn split(text: &str) -> Vec<String> {
     documents
 }
 
-/// The id that begins a sequence: the model's own, else the one that ends a text.
-pub fn first_id(spec: &ModelSpec) -> Option<u32> {
+/// What stands between two texts, and in front of one that is made of nothing: what the tokenizer puts in front of every text;
+/// where it puts nothing there, the id that the model's configuration begins one with, or ends one with.
+pub fn between_texts(tokenizer: &Tokenizer, spec: &ModelSpec) -> Vec<u32> {
+    match tokenizer.first_ids() {
+        [] => begins_by_configuration(spec).into_iter().collect(),
+        first => first.to_vec(),
+    }
+}
+
+fn begins_by_configuration(spec: &ModelSpec) -> Option<u32> {
     spec.bos.or(spec.eos.first().copied())
 }
 
@@ -126,7 +134,8 @@ impl Calibration {
         if sampling.seed != 0 {
             shuffle(&mut order, sampling.seed);
         }
-        let first: Vec<u32> = first_id(spec).into_iter().collect();
+        // As a prompt begins, and every piece of a long document too.
+        let first = tokenizer.first_ids();
         let mut calibration = Self {
             tokens: Vec::new(),
             sequences: vec![0],
@@ -136,13 +145,15 @@ impl Calibration {
             text_fingerprint: checksum(documents.join("\0").as_bytes()),
         };
         for (number, &document) in order.iter().enumerate() {
-            for piece in tokenizer.encode(&documents[document])?.chunks(sequence_tokens - first.len()) {
+            for piece in
+                tokenizer.encode_bare(&documents[document])?.chunks(sequence_tokens.saturating_sub(first.len()).max(1))
+            {
                 let left = sampling.tokens.saturating_sub(calibration.tokens.len());
                 let taken = left.min(first.len() + piece.len());
                 if taken <= first.len() {
                     break;
                 }
-                calibration.tokens.extend_from_slice(&first);
+                calibration.tokens.extend_from_slice(first);
                 calibration.tokens.extend_from_slice(&piece[..taken - first.len()]);
                 calibration.documents.resize(calibration.tokens.len(), number as u32);
                 calibration.sequences.push(calibration.tokens.len() as u32);
@@ -159,7 +170,7 @@ impl Calibration {
     /// Evenly distributed ids in full sequences, each a document of its own: for models whose weights mean nothing.
     pub fn random(spec: &ModelSpec, sampling: Sampling) -> Self {
         let sequence_tokens = sampling.sequence_tokens.min(spec.max_positions).max(2);
-        let first = first_id(spec);
+        let first = begins_by_configuration(spec);
         let offsets = (0..sampling.tokens.max(1)).step_by(sequence_tokens).map(|at| at as u32);
         let id = |at: usize| match first {
             Some(first) if at.is_multiple_of(sequence_tokens) => first,

@@ -158,24 +158,22 @@ fn ids(args: &BenchArgs, bundle: &Bundle) -> Result<Vec<u32>> {
     if wanted > spec.max_positions {
         bail!("{wanted} tokens are more than the {} that this model was made for", spec.max_positions);
     }
-    let mut ids: Vec<u32> = spec.bos.into_iter().collect();
-    match &args.text {
+    let mut ids = match &args.text {
         Some(path) => {
             let text =
                 std::fs::read_to_string(path).with_context(|| format!("cannot read the text in {}", path.display()))?;
-            ids.extend(Tokenizer::from_json(bundle.tokenizer())?.encode(&text)?);
+            Tokenizer::of(bundle)?.encode(&text)?
         }
         None => {
             let mut state = 1u64;
-            ids.extend(
-                std::iter::repeat_with(|| {
-                    state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                    ((state >> 33) % spec.vocab_size as u64) as u32
-                })
-                .take(wanted),
-            );
+            std::iter::repeat_with(|| {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                ((state >> 33) % spec.vocab_size as u64) as u32
+            })
+            .take(wanted)
+            .collect()
         }
-    }
+    };
     if ids.len() < wanted {
         bail!("the text has only {} tokens and {wanted} are needed; give a longer one or fewer --tokens", ids.len());
     }

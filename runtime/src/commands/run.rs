@@ -94,8 +94,8 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode> {
     // Until there is text, nothing is lost.
     signals::end_at_once(true);
     let bundle = Bundle::open(&args.model.bundle)?;
-    let tokenizer = Tokenizer::from_json(bundle.tokenizer())?;
-    let prompt = prompt_ids(&args, &bundle, &tokenizer)?;
+    let tokenizer = Tokenizer::of(&bundle)?;
+    let prompt = prompt_ids(&args, &tokenizer)?;
     if let Some(prompt) = &prompt {
         check_ids(bundle.spec(), prompt)?;
     }
@@ -114,7 +114,7 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode> {
             let (figures, rest) = session.turn(&prompt, args.tokens)?;
             report(&args, &figures, &rest)?;
         }
-        None => converse(&mut session, &bundle)?,
+        None => converse(&mut session)?,
     }
     Ok(signals::asked().map_or(ExitCode::SUCCESS, ExitCode::from))
 }
@@ -152,7 +152,7 @@ fn sampling(args: &RunArgs) -> Sampling {
 }
 
 /// The ids to start from; `None` on a terminal without a prompt.
-fn prompt_ids(args: &RunArgs, bundle: &Bundle, tokenizer: &Tokenizer) -> Result<Option<Vec<u32>>> {
+fn prompt_ids(args: &RunArgs, tokenizer: &Tokenizer) -> Result<Option<Vec<u32>>> {
     if let Some(ids) = &args.ids {
         return Ok(Some(ids.clone()));
     }
@@ -164,9 +164,16 @@ fn prompt_ids(args: &RunArgs, bundle: &Bundle, tokenizer: &Tokenizer) -> Result<
             bail!("no prompt: give --prompt TEXT, --prompt-file FILE (- for standard input) or --ids 2,713,16")
         }
     };
-    let mut ids: Vec<u32> = bundle.spec().bos.into_iter().collect();
-    ids.extend(tokenizer.encode(&text)?);
+    let ids = tokenizer.encode(&text)?;
+    say(tokenizer, &ids);
     Ok(Some(ids))
+}
+
+/// Says what the writer of a prompt may not have meant.
+fn say(tokenizer: &Tokenizer, ids: &[u32]) {
+    for notice in tokenizer.notices(ids) {
+        eprintln!("note: {notice}");
+    }
 }
 
 fn read_prompt(path: &Path) -> Result<String> {
@@ -239,7 +246,7 @@ impl Session<'_> {
 }
 
 /// Turn by turn on a terminal; the KV cache is kept.
-fn converse(session: &mut Session<'_>, bundle: &Bundle) -> Result<()> {
+fn converse(session: &mut Session<'_>) -> Result<()> {
     eprintln!("Type text for the model to continue. Ctrl-C ends a turn, Ctrl-D the conversation.");
     let mut line = String::new();
     loop {
@@ -253,13 +260,17 @@ fn converse(session: &mut Session<'_>, bundle: &Bundle) -> Result<()> {
             return Ok(());
         }
         let text = line.trim_end_matches(['\n', '\r']);
-        let mut ids: Vec<u32> =
-            if session.forward.is_empty() { bundle.spec().bos.into_iter().collect() } else { vec![] };
-        ids.extend(session.unfed);
-        let before = ids.len();
-        ids.extend(session.tokenizer.encode(text)?);
-        if ids.len() == before {
+        let mut ids: Vec<u32> = session.unfed.into_iter().collect();
+        let more = session.tokenizer.encode_bare(text)?;
+        if more.is_empty() {
             continue;
+        }
+        if session.forward.is_empty() {
+            // The beginning of a text; later turns go on with it.
+            ids.extend(session.tokenizer.encode(text)?);
+            say(session.tokenizer, &ids);
+        } else {
+            ids.extend(more);
         }
         let left = session.forward.context() - session.forward.len();
         if ids.len() >= left {
