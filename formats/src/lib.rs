@@ -6,6 +6,7 @@
 pub mod bundle;
 #[cfg(feature = "preparation")]
 pub mod checkpoint;
+pub mod destination;
 #[cfg(feature = "preparation")]
 pub mod mapping;
 pub mod model;

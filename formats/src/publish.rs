@@ -4,12 +4,12 @@
 //! name, and the name is made durable. Nothing else in the project gives files their names, but for the downloads of the hub, whose
 //! temporary names are other programs' as well, and disk profiles, which know nothing of this crate.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 
 /// The name that a file has until it is whole.
@@ -19,7 +19,7 @@ pub fn temporary_path(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// A new file under its temporary name, removed when dropped before it is published.
+/// A new file under its temporary name, removed when dropped before it is published. That name is this module's alone.
 #[derive(Debug)]
 pub struct NewFile {
     file: File,
@@ -28,23 +28,27 @@ pub struct NewFile {
 }
 
 impl NewFile {
-    /// Begins a new, empty file that will be called `path`. What an interrupted run left of it is taken over.
+    /// Begins a new, empty file that will be called `path`. What an interrupted run left of it is removed.
     ///
     /// # Errors
-    /// `ResourceBusy` if another process is writing it, `InvalidInput` if a pipe or a device has that name, and whatever the system
-    /// says.
+    /// `ResourceBusy` if another process is writing it, `InvalidInput` if a pipe or a device has that name, or a link the temporary one,
+    /// and whatever the system says.
     pub fn create(path: &Path) -> io::Result<Self> {
         check_replaceable(path)?;
         let temporary = temporary_path(path);
-        // A link under the temporary name is somebody's trap: what it leads to would be emptied.
-        let no_links = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).custom_flags(no_links);
-        let file = options.open(&temporary)?;
-        lock(&file, &temporary)?;
-        // What an interrupted run left there is of no use.
-        file.set_len(0)?;
-        Ok(Self { file, path: path.to_owned(), published: false })
+        for _ in 0..ATTEMPTS {
+            remove_leftover(&temporary)?;
+            match OpenOptions::new().read(true).write(true).create_new(true).open(&temporary) {
+                Ok(file) => {
+                    lock(&file, &temporary)?;
+                    return Ok(Self { file, path: path.to_owned(), published: false });
+                }
+                // Another process was quicker.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(busy())
     }
 
     /// The file, for writing.
@@ -58,19 +62,59 @@ impl NewFile {
     /// What the system says.
     pub fn publish(&mut self) -> io::Result<()> {
         self.file.sync_all()?;
+        if !self.is_named() {
+            return Err(io::Error::other("another process took its temporary name away meanwhile"));
+        }
         std::fs::rename(temporary_path(&self.path), &self.path)?;
         self.published = true;
         sync_name(&self.path)
+    }
+
+    /// Whether the temporary name still leads to this file.
+    fn is_named(&self) -> bool {
+        let named = temporary_path(&self.path).symlink_metadata();
+        named.and_then(|named| Ok(is_same(&named, &self.file.metadata()?))).unwrap_or(false)
     }
 }
 
 impl Drop for NewFile {
     fn drop(&mut self) {
-        if !self.published {
-            // The lock is still held, so the name is still ours. What cannot be removed is taken over by the next attempt.
+        if !self.published && self.is_named() {
+            // The lock is still held, so the name stays ours. What cannot be removed is removed by the next attempt.
             let _ = std::fs::remove_file(temporary_path(&self.path));
         }
     }
+}
+
+/// How often a name that others take and leave is tried.
+const ATTEMPTS: usize = 8;
+
+/// Takes away what an interrupted run left under a temporary name. It is only the name that goes: a file that has another one too,
+/// as where somebody made a hard link of the source, is neither written to nor cut.
+fn remove_leftover(temporary: &Path) -> io::Result<()> {
+    let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    match temporary.symlink_metadata() {
+        Err(error) if gone(&error) => return Ok(()),
+        Ok(there) if there.is_file() => {}
+        Ok(_) => {
+            let what = format!("{} is no file, and a new file has that name until it is whole", temporary.display());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        }
+        Err(error) => return Err(error),
+    }
+    // What was put there in between is not followed and not waited for.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
+    let file = match OpenOptions::new().read(true).write(true).custom_flags(flags).open(temporary) {
+        Err(error) if gone(&error) => return Ok(()),
+        opened => opened?,
+    };
+    lock(&file, temporary)?;
+    std::fs::remove_file(temporary)
+}
+
+/// Whether two descriptions are of one file.
+pub(crate) fn is_same(a: &Metadata, b: &Metadata) -> bool {
+    (a.dev(), a.ino()) == (b.dev(), b.ino())
 }
 
 /// Refuses to put a file in the place of a pipe or a device: renaming over /dev/null would take it from everybody.
@@ -126,23 +170,27 @@ pub fn sync_name(path: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
+fn busy() -> io::Error {
+    io::Error::new(io::ErrorKind::ResourceBusy, "another process is writing it")
+}
+
 /// Takes `file`, which was opened as `path`, for this process alone.
 ///
 /// # Errors
 /// `ResourceBusy` if another process has it.
 pub fn lock(file: &File, path: &Path) -> io::Result<()> {
-    let busy = || io::Error::new(io::ErrorKind::ResourceBusy, "another process is writing it");
     match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(Errno::WOULDBLOCK) => return Err(busy()),
         // File systems without locks: two writers at once are then the user's care.
-        Err(Errno::NOTSUP | Errno::NOSYS | Errno::NOLCK) => {}
+        // (NFS wants files to be writable for that, which directories never are.)
+        Err(Errno::NOTSUP | Errno::NOSYS | Errno::NOLCK | Errno::BADF) => {}
         Err(error) => return Err(error.into()),
     }
     // Between opening and locking, the one who held the lock may have renamed or removed the file.
     let (locked, named) = (file.metadata(), path.metadata());
     match (locked, named) {
-        (Ok(locked), Ok(named)) if (locked.dev(), locked.ino()) == (named.dev(), named.ino()) => Ok(()),
+        (Ok(locked), Ok(named)) if is_same(&locked, &named) => Ok(()),
         _ => Err(busy()),
     }
 }
@@ -205,6 +253,30 @@ mod tests {
         first.file().write_all(b"new").unwrap();
         first.publish().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
+    }
+
+    #[test]
+    fn a_hard_link_under_the_temporary_name_loses_its_name_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, precious) = (dir.path().join("m.flashlm"), dir.path().join("precious"));
+        std::fs::write(&precious, "all of it").unwrap();
+        std::fs::hard_link(&precious, temporary_path(&path)).unwrap();
+        publish_bytes(&path, b"new").unwrap();
+        assert_eq!(std::fs::read(&precious).unwrap(), b"all of it");
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+        assert_eq!(names(dir.path()), ["m.flashlm", "precious"]);
+    }
+
+    #[test]
+    fn a_temporary_name_that_became_anothers_is_left_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        let mut new = NewFile::create(&path).unwrap();
+        std::fs::remove_file(temporary_path(&path)).unwrap();
+        std::fs::write(temporary_path(&path), "theirs").unwrap();
+        assert!(new.publish().is_err());
+        drop(new);
+        assert_eq!(names(dir.path()), ["a.json.partial"]);
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod power;
 mod targets;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod watched;
+mod whose;
 
 use std::collections::BTreeMap;
 

@@ -6,7 +6,7 @@ use super::checksum;
 use super::error::Fault;
 
 /// Guard bytes as in PNG: a byte outside ASCII, a name, both kinds of line end, and the end-of-file of old systems.
-pub(super) const MAGIC: [u8; 8] = *b"\x89FLM\r\n\x1a\n";
+pub(crate) const MAGIC: [u8; 8] = *b"\x89FLM\r\n\x1a\n";
 
 /// The bundle format that this crate writes, and the newest that it reads.
 pub const FORMAT_VERSION: u32 = 2;
@@ -18,7 +18,7 @@ pub(super) const HEADER_BYTES: usize = 512;
 /// Sections begin at multiples of this.
 pub(super) const SECTION_ALIGNMENT: u64 = 4096;
 
-pub(super) const MAGIC_OFFSET: usize = 0;
+pub(crate) const MAGIC_OFFSET: usize = 0;
 pub(super) const VERSION_OFFSET: usize = MAGIC_OFFSET + MAGIC.len();
 pub(super) const SECTION_COUNT_OFFSET: usize = VERSION_OFFSET + 4;
 pub(super) const FILE_BYTES_OFFSET: usize = SECTION_COUNT_OFFSET + 4;

@@ -30,6 +30,7 @@ mod writer;
 mod description;
 
 pub use error::{BundleError, Fault};
+pub(crate) use header::MAGIC;
 pub use header::{Extent, FORMAT_VERSION, Section, SectionInfo};
 pub use layout::{DEFAULT_ALIGNMENT, DEFAULT_GROUP_BYTES, FlashLayout, LayoutError, LayoutOptions};
 pub(crate) use limits::check_model;

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::formats::FormatArgs;
 use super::source::{self, CHECKPOINT_HELP};
-use super::{Stage, interrupt};
+use super::{Stage, inputs, interrupt, reserve_bundle};
 
 /// Arguments of `flashlm-prep convert`.
 #[derive(Args)]
@@ -44,6 +44,7 @@ pub(crate) struct ConvertArgs {
 }
 
 pub(crate) fn run(args: &ConvertArgs) -> Result<ExitCode> {
+    let reserved = reserve_bundle(&args.output, &inputs([&args.checkpoint]), args.force)?;
     let checkpoint = source::open(&args.checkpoint)?;
     for note in checkpoint.notes() {
         eprintln!("note: {}", printable(&note.to_string()));
@@ -58,6 +59,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<ExitCode> {
         ..PackOptions::default()
     };
     let stage = Stage::bytes("converting");
+    drop(reserved);
     let manifest = pack(&checkpoint, &args.output, options, &mut |done, total| stage.set(done, total))?;
     drop(stage);
     let bytes = std::fs::metadata(&args.output)?.len();

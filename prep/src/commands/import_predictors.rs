@@ -5,12 +5,13 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
+use flashlm_formats::destination::{Directory, DirectoryKind};
 use flashlm_formats::recording::Recording;
 use flashlm_prep::foreign_predictors::{find_files, read};
 use flashlm_prep::train::{PredictorDType, TrainOptions, adopt_layer, write_report};
 
-use super::Stage;
 use super::train::{DTypeArg, print_layers};
+use super::{Stage, inputs};
 
 /// Arguments of `flashlm-prep import-predictors`.
 #[derive(Args)]
@@ -56,6 +57,8 @@ pub(crate) fn run(args: &ImportArgs) -> Result<ExitCode> {
     let recording = Recording::open(&args.recording).context("make a recording with `flashlm-prep record`")?;
     let layers = recording.info().model.layers;
     let files = find_files(&args.dir, layers)?;
+    let inputs = inputs([&args.dir, &args.recording]);
+    let _taken = Directory::take(&args.output, DirectoryKind::Predictors, &inputs)?;
     let mut options = TrainOptions::new(layers);
     options.dtype = PredictorDType::from(args.dtype);
     (options.recall, options.worth) = (args.recall, args.worth);

@@ -31,9 +31,10 @@ pub(crate) mod verify;
 pub(crate) use progress::Stage;
 
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use flashlm_formats::destination::{Destination, DestinationError, FileKind, check_new_file};
 use flashlm_formats::publish::publish_bytes;
 use flashlm_kernels::Threads;
 
@@ -46,6 +47,24 @@ pub(crate) fn threads(asked: Option<NonZeroUsize>) -> anyhow::Result<Threads> {
 /// Writes a file whole: it is there complete, or not at all.
 pub(crate) fn publish(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     publish_bytes(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// What a command reads, and must not replace: these files, and of directories the files that are read there.
+pub(crate) fn inputs<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Vec<PathBuf> {
+    const READ: [&str; 6] = ["json", "txt", "safetensors", "bin", "pt", "model"];
+    let mut inputs = Vec::new();
+    for path in paths {
+        inputs.push(path.clone());
+        let entries = path.read_dir().into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+        inputs.extend(entries.filter(|entry| entry.extension().is_some_and(|e| READ.iter().any(|read| e == *read))));
+    }
+    inputs
+}
+
+/// Takes the name of a bundle before the work for it begins. To be given up just before the bundle is written, which takes it again.
+pub(crate) fn reserve_bundle(path: &Path, inputs: &[PathBuf], force: bool) -> Result<Destination, DestinationError> {
+    check_new_file(path, FileKind::Bundle, inputs, force)?;
+    Destination::take(path, FileKind::Bundle, inputs)
 }
 
 fn print_line(line: std::fmt::Arguments<'_>) {

@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use flashlm_formats::bundle::{DEFAULT_ALIGNMENT, FlashLayout, LayoutOptions};
+use flashlm_formats::destination::{Directory, DirectoryKind};
 use flashlm_formats::publish::create_directory;
 use flashlm_formats::recording::Recording;
 use flashlm_formats::regular::read_regular;
@@ -181,6 +182,8 @@ pub(crate) fn run(args: &OrderArgs) -> Result<()> {
         Recording::open(&args.recording).context("a recording is a directory made by `flashlm-prep record`")?;
     let layers = layer_range(args.layers.as_deref(), &recording)?;
     let other = args.score_on.as_deref().map(Recording::open).transpose().context("--score-on")?;
+    let read = [Some(&args.recording), args.predictors.as_ref(), args.score_on.as_ref(), args.disk.as_ref()];
+    let _taken = Directory::take(&args.output, DirectoryKind::Orders, &super::inputs(read.into_iter().flatten()))?;
     let ordering = Ordering::new(args, &recording, other)?;
     let stage = Stage::new("order", "strategies", (layers.len() * ordering.kinds.len()) as u64);
     // Layers in parallel: parts of the work cannot be divided. The results are the same in any case.

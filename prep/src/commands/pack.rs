@@ -22,7 +22,7 @@ use flashlm_runtime::error::printable;
 use super::formats::FormatArgs;
 use super::recorded::{Division, HELD_OUT};
 use super::source::{self, CHECKPOINT_HELP};
-use super::{Stage, interrupt};
+use super::{Stage, inputs, interrupt, reserve_bundle};
 
 /// Arguments of `flashlm-prep pack`.
 #[derive(Args)]
@@ -124,6 +124,9 @@ pub(crate) fn layer_sparsity(
 }
 
 pub(crate) fn run(args: &PackArgs) -> Result<ExitCode> {
+    let read = [Some(&args.checkpoint), Some(&args.predictors), args.orders.as_ref(), args.recording.as_ref()];
+    let inputs = inputs(read.into_iter().chain([args.thresholds.as_ref()]).flatten());
+    let reserved = reserve_bundle(&args.output, &inputs, args.force)?;
     let mut checkpoint = source::open(&args.checkpoint)?;
     if let Some(file) = &args.thresholds {
         ThresholdFile::apply(file, &mut checkpoint)?;
@@ -156,6 +159,7 @@ pub(crate) fn run(args: &PackArgs) -> Result<ExitCode> {
         ..PackOptions::default()
     };
     let stage = Stage::bytes("packing");
+    drop(reserved);
     let manifest = pack(&checkpoint, &args.output, options, &mut |done, total| stage.set(done, total))?;
     drop(stage);
     let bytes = std::fs::metadata(&args.output)?.len();

@@ -16,6 +16,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use flashlm_formats::bundle::{Bundle, FlashLayout, LayoutOptions, replace_predictors};
 use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_formats::destination::{Destination, FileKind};
 use flashlm_formats::model::ModelSpec;
 use flashlm_prep::own_text::{OwnText, write_own_text};
 use flashlm_prep::pack::{PackOptions, pack};
@@ -29,13 +30,13 @@ use flashlm_runtime::budget::human_bytes;
 use flashlm_runtime::error::printable;
 use flashlm_runtime::text::Tokenizer;
 
-use super::Stage;
 use super::formats::FormatArgs;
 use super::pack::read_orders;
 use super::publish;
 use super::record::verdict;
 use super::source::{self, CHECKPOINT_HELP};
 use super::thresholds::{self, DEFAULT_LOSS};
+use super::{Stage, inputs};
 use layers::{Layers, Stages};
 use work::{Work, fingerprint};
 
@@ -101,6 +102,14 @@ const POINTLESS: f64 = 0.7;
 const LARGE: usize = 2048;
 
 impl PrepareArgs {
+    fn work_directory(&self) -> PathBuf {
+        self.work.clone().unwrap_or_else(|| {
+            let mut name = self.output.clone().into_os_string();
+            name.push(".work");
+            name.into()
+        })
+    }
+
     /// Tokens to calibrate on. In a large model a token costs more, and shows more neurons.
     fn tokens(&self, spec: &ModelSpec) -> usize {
         let default = if spec.hidden_size >= LARGE { 20_000 } else { 40_000 };
@@ -126,6 +135,9 @@ fn pilot_tokens(tokens: usize) -> usize {
 
 pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
     let begin = Instant::now();
+    let inputs = inputs([&args.checkpoint].into_iter().chain(&args.text));
+    let reserved = Destination::take(&args.output, FileKind::Bundle, &inputs)?;
+    let work = Work::open(&args.work_directory(), &inputs)?;
     let mut checkpoint = source::open(&args.checkpoint)?;
     for note in checkpoint.notes() {
         eprintln!("note: {}", printable(&note.to_string()));
@@ -134,11 +146,6 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
     let tokens = args.tokens(&spec);
     let tokenizer_file = tokenizer_json(&checkpoint)?;
     let tokenizer = Tokenizer::from_json(&tokenizer_file)?;
-    let work = Work::open(args.work.clone().unwrap_or_else(|| {
-        let mut name = args.output.clone().into_os_string();
-        name.push(".work");
-        name.into()
-    }))?;
     estimate::announce(args, tokens, &checkpoint, &work)?;
 
     let source = checkpoint_fingerprint(&checkpoint);
@@ -203,6 +210,7 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
             ..PackOptions::default()
         };
         let stage = Stage::bytes("packing");
+        drop(reserved);
         pack(&checkpoint, &args.output, options, &mut |done, total| stage.set(done, total))?;
     }
     work.done("pack", &packed)?;

@@ -6,14 +6,15 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
+use flashlm_formats::destination::{Directory, DirectoryKind};
 use flashlm_prep::record::text::{Sampling, read_documents};
 use flashlm_prep::record::{Calibration, Recorder};
 use flashlm_prep::thresholds::ThresholdFile;
 use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_runtime::text::Tokenizer;
 
-use super::Stage;
 use super::source::{self, CHECKPOINT_HELP};
+use super::{Stage, inputs};
 
 /// Arguments of `flashlm-prep record`.
 #[derive(Args)]
@@ -49,6 +50,8 @@ pub(crate) struct RecordArgs {
 }
 
 pub(crate) fn run(args: &RecordArgs) -> Result<ExitCode> {
+    let inputs = inputs([&args.checkpoint].into_iter().chain(&args.text).chain(&args.thresholds));
+    Directory::check(&args.output, DirectoryKind::Recording, &inputs)?;
     let mut checkpoint = source::open(&args.checkpoint)?;
     if let Some(file) = &args.thresholds {
         ThresholdFile::apply(file, &mut checkpoint)?;
@@ -60,6 +63,7 @@ pub(crate) fn run(args: &RecordArgs) -> Result<ExitCode> {
         let tokenizer = Tokenizer::from_json(&tokenizer_json(&checkpoint)?)?;
         Calibration::new(&read_documents(&args.text)?, &tokenizer, checkpoint.spec(), sampling)?
     };
+    let _taken = Directory::take(&args.output, DirectoryKind::Recording, &inputs)?;
     let mut recorder = Recorder::open(&checkpoint, &calibration, &args.output, super::threads(args.threads)?)?;
     let layers = checkpoint.spec().layers;
     let tokens = calibration.tokens.len();

@@ -5,12 +5,13 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use flashlm_formats::destination::{Destination, FileKind};
 use flashlm_formats::recording::Recording;
 use flashlm_prep::report::{Orders, Predictors, ReportInput, build};
 
-use super::Stage;
 use super::order::read_cost;
 use super::record::verdict;
+use super::{Stage, inputs};
 
 /// Arguments of `flashlm-prep report`.
 #[derive(Args)]
@@ -39,6 +40,8 @@ pub(crate) struct ReportArgs {
 }
 
 pub(crate) fn run(args: &ReportArgs) -> Result<ExitCode> {
+    let read = [Some(&args.recording), args.predictors.as_ref(), args.orders.as_ref(), args.disk.as_ref()];
+    let output = Destination::take(&args.output, FileKind::Report, &inputs(read.into_iter().flatten()))?;
     let recording =
         Recording::open(&args.recording).context("a recording is a directory made by `flashlm-prep record`")?;
     let predictors = args.predictors.as_deref().map(Predictors::read).transpose();
@@ -65,7 +68,7 @@ pub(crate) fn run(args: &ReportArgs) -> Result<ExitCode> {
     };
     let page = build(&input, &|| stage.advance(1))?;
     drop(stage);
-    super::publish(&args.output, page.as_bytes())?;
+    output.publish_bytes(page.as_bytes())?;
     eprintln!("wrote {}", args.output.display());
     Ok(ExitCode::SUCCESS)
 }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_formats::destination::{Destination, FileKind};
 use flashlm_formats::model::ModelSpec;
 use flashlm_prep::record::Calibration;
 use flashlm_prep::record::text::{Sampling, read_documents};
@@ -15,8 +16,8 @@ use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_runtime::budget::human_bytes;
 use flashlm_runtime::text::Tokenizer;
 
-use super::Stage;
 use super::source::{self, CHECKPOINT_HELP};
+use super::{Stage, inputs};
 
 /// Loss of perplexity that is allowed where nothing is said.
 pub(crate) const DEFAULT_LOSS: f64 = 0.01;
@@ -65,6 +66,8 @@ pub(crate) fn default_tokens(spec: &ModelSpec) -> usize {
 }
 
 pub(crate) fn run(args: &ThresholdsArgs) -> Result<ExitCode> {
+    let inputs = inputs([&args.checkpoint].into_iter().chain(&args.text));
+    let output = args.output.as_ref().map(|path| Destination::take(path, FileKind::Thresholds, &inputs)).transpose()?;
     let checkpoint = source::open(&args.checkpoint)?;
     let spec = checkpoint.spec();
     let tokenizer = Tokenizer::from_json(&tokenizer_json(&checkpoint)?)?;
@@ -76,8 +79,8 @@ pub(crate) fn run(args: &ThresholdsArgs) -> Result<ExitCode> {
     let measured = measure(&checkpoint, &calibration, args.quality_loss, args.threads, &scratch);
     _ = std::fs::remove_dir_all(&scratch);
     let file = ThresholdFile::new(&checkpoint, measured?);
-    if let Some(path) = &args.output {
-        super::publish(path, &file.to_json())?;
+    if let Some(output) = output {
+        output.publish_bytes(&file.to_json())?;
     }
     if args.json {
         println!("{}", String::from_utf8_lossy(&file.to_json()).trim_end());

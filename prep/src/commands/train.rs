@@ -8,14 +8,14 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
-use flashlm_formats::publish::create_directory;
+use flashlm_formats::destination::{Directory, DirectoryKind};
 use flashlm_formats::recording::Recording;
 use flashlm_prep::train::{
     LayerReport, OperatingPoint, PredictorDType, Progress, RankChoice, RankCurve, SweepEntry, TrainOptions,
     TrainReport, sweep, train_recording,
 };
 
-use super::Stage;
+use super::{Stage, inputs};
 
 /// Arguments of `flashlm-prep train`.
 #[derive(Args)]
@@ -119,6 +119,8 @@ pub(crate) fn run(args: &TrainArgs) -> Result<ExitCode> {
     ensure!(args.over_fetch >= 0.0, "--over-fetch {}: give a factor of at least 0", args.over_fetch);
     let recording = Recording::open(&args.recording).context("make a recording with `flashlm-prep record`")?;
     let validation = args.validation.as_ref().map(|dir| Recording::open(dir)).transpose()?;
+    let inputs = inputs([&args.recording].into_iter().chain(&args.validation));
+    let _taken = Directory::take(&args.output, DirectoryKind::Predictors, &inputs)?;
     let mut options = TrainOptions::new(recording.info().model.layers);
     options.layers = args.layers.clone().unwrap_or(options.layers);
     options.rank = args.rank.clone();
@@ -212,7 +214,6 @@ fn sweep_ranks(
     let stage = Stage::new("sweep", "fits", (options.layers.len() * ranks.len()) as u64);
     let entries = sweep(recording, validation, options, &ranks, &mut |_| stage.advance(1))?;
     drop(stage);
-    create_directory(&args.output).with_context(|| args.output.display().to_string())?;
     let path = args.output.join("sweep.json");
     super::publish(&path, (serde_json::to_string_pretty(&entries)? + "\n").as_bytes())?;
     println!("False alarms in per cent, f16 / int8, where this share of the active pairs is missed:\n");

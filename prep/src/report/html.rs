@@ -1,5 +1,7 @@
 //! The page as text: escaping, tables, figures, the frame with its style sheet. Knows nothing of what is reported.
 
+use flashlm_formats::destination::REPORT_MARK;
+
 use super::chart;
 
 /// Text as it may stand in content and in quoted attributes.
@@ -113,7 +115,7 @@ pub(super) fn facts(facts: &[(&str, String)]) -> String {
 pub(super) fn page(title: &str, body: &str) -> String {
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n\
+         {REPORT_MARK}\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n\
          <meta name=\"color-scheme\" content=\"light dark\"/>\n<title>{0}</title>\n<style>\n{STYLE}{1}</style>\n</head>\n\
          <body>\n<main>\n<h1>{0}</h1>\n{body}</main>\n</body>\n</html>\n",
         escape(title),

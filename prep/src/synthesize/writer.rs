@@ -77,6 +77,7 @@ fn occupied(dir: &Path) -> Option<PathBuf> {
         name == "config.json"
             || name.starts_with("tokenizer")
             || name.ends_with(".bin")
+            || name.ends_with(".index.json")
             || name.ends_with(".safetensors")
     };
     names.filter(is_model).min().map(|name| dir.join(name))

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_formats::destination::THRESHOLDS_FORMAT as FORMAT;
 use flashlm_formats::regular::read_regular;
 use serde::{Deserialize, Serialize};
 
 use super::Measured;
 use crate::record::text::checkpoint_fingerprint;
 
-const FORMAT: &str = "flashlm-thresholds";
 const VERSION: u32 = 1;
 /// Far more than a model of any depth needs.
 const BYTES_MAX: u64 = 16 << 20;

@@ -1,13 +1,13 @@
 //! `flashlm logits`: what the model says at every position, for comparison with other implementations.
 
-use std::io::{BufWriter, Error, ErrorKind, Write};
+use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
 use flashlm_formats::bundle::Bundle;
-use flashlm_formats::publish::NewFile;
+use flashlm_formats::destination::{Destination, FileKind, LOGITS_FORMAT};
 use flashlm_runtime::model::forward::check_ids;
 use serde_json::json;
 
@@ -29,15 +29,11 @@ pub(crate) struct LogitsArgs {
 }
 
 pub(crate) fn run(args: LogitsArgs) -> Result<ExitCode> {
+    let output = Destination::take(&args.output, FileKind::Logits, std::slice::from_ref(&args.model.bundle))?;
     let bundle = Bundle::open(&args.model.bundle)?;
     check_ids(bundle.spec(), &args.ids)?;
-    let cannot_write = || format!("cannot write {}", args.output.display());
-    if args.output.is_dir() {
-        return Err(Error::from(ErrorKind::IsADirectory)).with_context(cannot_write);
-    }
-    let mut new = NewFile::create(&args.output).with_context(cannot_write)?;
-    write_logits(&args, &bundle, &mut BufWriter::new(new.file()))?;
-    new.publish().with_context(cannot_write)?;
+    write_logits(&args, &bundle, &mut BufWriter::new(output.file()))?;
+    output.publish()?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -46,8 +42,10 @@ fn write_logits(args: &LogitsArgs, bundle: &Bundle, out: &mut impl Write) -> Res
     let mut loaded = load_with_progress(bundle, &args.model, args.ids.len(), false)?;
     let shape = [args.ids.len(), bundle.spec().vocab_size];
     let bytes = shape[0] as u64 * shape[1] as u64 * 4;
-    let mut header =
-        json!({ "logits": { "dtype": "F32", "shape": shape, "data_offsets": [0, bytes] } }).to_string().into_bytes();
+    let tensor = json!({ "dtype": "F32", "shape": shape, "data_offsets": [0, bytes] });
+    // The mark says that the file may be replaced by the next run.
+    let header = json!({ "__metadata__": { "format": LOGITS_FORMAT }, "logits": tensor });
+    let mut header = header.to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
     let mut result = out.write_all(&(header.len() as u64).to_le_bytes()).and_then(|()| out.write_all(&header));
     loaded.forward.feed_all(&args.ids, &mut |_, logits| {

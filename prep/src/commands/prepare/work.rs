@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use flashlm_formats::bundle::checksum;
+use flashlm_formats::destination::{DestinationError, Directory, DirectoryKind};
 use flashlm_formats::publish::{create_directory, sync_name};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -15,16 +16,17 @@ use super::super::publish;
 /// Name of the file in a stage's directory that says what the stage is made from.
 const MADE_FROM: &str = "made-from";
 
-/// Intermediate files of one bundle.
+/// Intermediate files of one bundle, for this process alone.
 pub(super) struct Work {
     pub(super) dir: PathBuf,
+    _taken: Directory,
 }
 
 impl Work {
-    /// Uses `dir`, which need not be there.
-    pub(super) fn open(dir: PathBuf) -> Result<Self> {
-        create_directory(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        Ok(Work { dir })
+    /// Uses `dir`, which need not be there; a directory of anything else is refused.
+    pub(super) fn open(dir: &Path, inputs: &[PathBuf]) -> Result<Self, DestinationError> {
+        let taken = Directory::take(dir, DirectoryKind::Work, inputs)?;
+        Ok(Work { dir: dir.to_owned(), _taken: taken })
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
@@ -99,7 +101,7 @@ mod tests {
     #[test]
     fn a_stage_is_kept_for_the_same_inputs_and_emptied_for_others() {
         let dir = tempfile::tempdir().unwrap();
-        let work = Work::open(dir.path().join("work")).unwrap();
+        let work = Work::open(&dir.path().join("work"), &[]).unwrap();
         let stage = work.stage("orders", "a").unwrap();
         fs::write(stage.join("x"), "1").unwrap();
         assert!(work.stage("orders", "a").unwrap().join("x").exists());
