@@ -93,7 +93,7 @@ fn sample(
     let (mut text, mut written) = (String::new(), 0);
     while written < asked.tokens && begin.elapsed() < asked.limit {
         forward.truncate(0);
-        let mut stream = tokenizer.stream();
+        let mut stream = tokenizer.stream(&first);
         if !text.is_empty() {
             text += &format!("\n{SEPARATOR}\n");
         }

@@ -5,12 +5,21 @@
 //! `bos` in front of a text. [`Tokenizer::of`] knows which it is; nobody else asks. Decoding is a stream that never splits a
 //! character.
 
+mod bytes;
+mod matcher;
+mod stages;
+mod stop;
+mod stream;
+
 use flashlm_formats::bundle::{Bundle, SpecialTokens};
 use tokenizers::Tokenizer as HfTokenizer;
 
 use crate::error::{Result, RuntimeError};
 use crate::guard::guarded;
 use crate::tokenizer_limits;
+
+pub use stop::StopStrings;
+pub use stream::TextStream;
 
 /// A tokenizer, and what it puts around a text.
 pub struct Tokenizer {
@@ -146,118 +155,24 @@ impl Tokenizer {
         notices
     }
 
-    /// A decoder of one stream of ids.
-    pub fn stream(&self) -> TextStream<'_> {
-        TextStream { tokenizer: &self.inner, ids: Vec::new(), prefix: String::new(), prefix_index: 0 }
-    }
-}
-
-/// Gives text as soon as whole characters are known.
-pub struct TextStream<'a> {
-    tokenizer: &'a HfTokenizer,
-    ids: Vec<u32>,
-    prefix: String,
-    prefix_index: usize,
-}
-
-impl TextStream<'_> {
-    /// The text that `id` completes; empty while a character is still open.
-    pub fn push(&mut self, id: u32) -> String {
-        // A stream that cannot continue (an id unknown to the tokenizer, as in padded vocabularies) yields no text for it.
-        let step = guarded(|| {
-            tokenizers::tokenizer::step_decode_stream(
-                self.tokenizer,
-                vec![id],
-                true,
-                &mut self.ids,
-                &mut self.prefix,
-                &mut self.prefix_index,
-            )
-        });
-        step.ok().and_then(|step| step.ok().flatten()).unwrap_or_default()
+    /// What `ids` decode to, without special tokens.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        let mut stream = self.stream(&[]);
+        let text: String = ids.iter().map(|id| stream.push(*id)).collect();
+        text + &stream.finish()
     }
 
-    /// What is left when the stream ends: the text of an unfinished character, as the replacement character.
-    pub fn finish(self) -> String {
-        let text = guarded(|| self.tokenizer.decode(&self.ids, true).unwrap_or_default()).unwrap_or_default();
-        text.strip_prefix(&self.prefix).unwrap_or_default().to_owned()
-    }
-}
-
-/// Holds back text that may be the beginning of a stop string.
-pub struct StopStrings {
-    stops: Vec<String>,
-    held: String,
-}
-
-impl StopStrings {
-    /// Watches for any of `stops`; empty ones are ignored.
-    pub fn new(stops: Vec<String>) -> Self {
-        Self { stops: stops.into_iter().filter(|s| !s.is_empty()).collect(), held: String::new() }
-    }
-
-    /// Adds text. Returns what can be shown now, and whether a stop string was reached (it is not shown).
-    pub fn push(&mut self, text: &str) -> (String, bool) {
-        self.held.push_str(text);
-        if let Some(at) = self.stops.iter().filter_map(|s| self.held.find(s.as_str())).min() {
-            let mut shown = std::mem::take(&mut self.held);
-            shown.truncate(at);
-            return (shown, true);
-        }
-        let open = (0..self.held.len())
-            .filter(|i| self.held.is_char_boundary(*i))
-            .find(|i| self.stops.iter().any(|s| s.starts_with(&self.held[*i..])))
-            .unwrap_or(self.held.len());
-        let rest = self.held.split_off(open);
-        (std::mem::replace(&mut self.held, rest), false)
-    }
-
-    /// What was held back when the text ends without a stop string.
-    pub fn finish(mut self) -> String {
-        std::mem::take(&mut self.held)
+    /// A decoder of the ids that follow those of `prompt`.
+    pub fn stream(&self, prompt: &[u32]) -> TextStream<'_> {
+        let mut stream = TextStream::new(&self.inner);
+        stream.prompt(prompt);
+        stream
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn text_before_a_stop_string_is_shown_and_the_stop_is_not() {
-        let mut stop = StopStrings::new(vec!["END".into(), "\n\n".into()]);
-        assert_eq!(stop.push("one E"), ("one ".into(), false));
-        assert_eq!(stop.push("N"), (String::new(), false));
-        assert_eq!(stop.push("E"), ("EN".into(), false));
-        assert_eq!(stop.push("ND two"), (String::new(), true));
-    }
-
-    fn template(single: &str) -> String {
-        let special = r#"{"b":{"id":"b","ids":[1],"tokens":["b"]},"c":{"id":"c","ids":[2],"tokens":["c"]}}"#;
-        words(&format!(
-            r#""post_processor":{{"type":"TemplateProcessing","single":[{single}],"pair":[{{"Sequence":{{"id":"A","type_id":0}}}},
-            {{"Sequence":{{"id":"B","type_id":1}}}}],"special_tokens":{special}}},"#
-        ))
-    }
-
-    #[test]
-    fn the_template_says_what_stands_around_a_text() {
-        let special = |id: &str| format!(r#"{{"SpecialToken":{{"id":"{id}","type_id":0}}}}"#);
-        let a = r#"{"Sequence":{"id":"A","type_id":0}}"#;
-        let of = |pieces: &[&str]| Tokenizer::from_json(template(&pieces.join(",")).as_bytes()).unwrap();
-        let (b, c) = (special("b"), special("c"));
-
-        let bare = of(&[a]);
-        assert_eq!((bare.first_ids(), bare.encode("a b").unwrap()), (&[][..], vec![0, 1]));
-        let begun = of(&[&b, a]);
-        assert_eq!((begun.first_ids(), begun.encode("a").unwrap()), (&[1][..], vec![1, 0]));
-        assert_eq!((begun.encode("").unwrap(), begun.encode_bare("a").unwrap()), (vec![1], vec![0]));
-        assert_eq!(begun.notices(&begun.encode("a b").unwrap()), []);
-        let twice = begun.notices(&begun.encode("b a").unwrap());
-        assert_eq!(twice, [PromptNotice::BeginsTwice { token: "b".into() }]);
-        let both = of(&[&b, &b, a, &c]);
-        assert_eq!((both.first_ids(), both.encode("b").unwrap()), (&[1, 1][..], vec![1, 1, 1, 2]));
-        assert_eq!(both.notices(&[1, 1, 0, 2]), [PromptNotice::Ended { token: "c".into() }]);
-    }
 
     fn words(more: &str) -> String {
         format!(
@@ -294,12 +209,5 @@ mod tests {
         let none = words("").replace(r#"{"type":"WhitespaceSplit"}"#, r#"{"type":"FixedLength","length":0}"#);
         let encoded = Tokenizer::from_json(none.as_bytes()).and_then(|tokenizer| tokenizer.encode("a b"));
         assert!(matches!(encoded, Err(RuntimeError::Tokenizer(_))));
-    }
-
-    #[test]
-    fn held_text_comes_at_the_end() {
-        let mut stop = StopStrings::new(vec!["éé".into()]);
-        assert_eq!(stop.push("aé"), ("a".into(), false));
-        assert_eq!(stop.finish(), "é");
     }
 }

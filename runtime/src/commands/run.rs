@@ -13,7 +13,7 @@ use flashlm_runtime::generate::{Finish, Generation, NewToken, Percentiles, Reque
 use flashlm_runtime::memory::{self, PeakMemory};
 use flashlm_runtime::model::forward::{Forward, check_ids};
 use flashlm_runtime::sampler::{Sampler, Sampling};
-use flashlm_runtime::text::{StopStrings, Tokenizer};
+use flashlm_runtime::text::{StopStrings, TextStream, Tokenizer};
 use flashlm_runtime::{signals, terminal};
 use serde_json::json;
 
@@ -105,6 +105,7 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode> {
         forward: loaded.forward,
         sampler: Sampler::new(sampling(&args), bundle.spec().vocab_size),
         tokenizer: &tokenizer,
+        stream: tokenizer.stream(&[]),
         eos: if args.ignore_eos { &[] } else { &bundle.spec().eos },
         args: &args,
         unfed: None,
@@ -190,6 +191,7 @@ struct Session<'a> {
     forward: Forward,
     sampler: Sampler,
     tokenizer: &'a Tokenizer,
+    stream: TextStream<'a>,
     eos: &'a [u32],
     args: &'a RunArgs,
     /// The last token that was shown and not fed: the next turn begins with it.
@@ -198,9 +200,11 @@ struct Session<'a> {
 
 impl Session<'_> {
     /// Feeds `prompt` and shows what follows, as it comes; returns what it cost and the text that only its end let out.
-    fn turn(&mut self, prompt: &[u32], tokens: usize) -> Result<(Generation, String)> {
+    fn turn(&mut self, ids: &[u32], tokens: usize) -> Result<(Generation, String)> {
+        let prompt: Vec<u32> = self.unfed.take().into_iter().chain(ids.iter().copied()).collect();
         let mut out = std::io::stdout().lock();
-        let mut stream = self.tokenizer.stream();
+        self.stream.prompt(ids);
+        let stream = &mut self.stream;
         let mut stops = StopStrings::new(self.args.stop.clone());
         let mut failure = None;
         let json = self.args.json;
@@ -214,7 +218,7 @@ impl Session<'_> {
             }
             out.flush()
         };
-        let request = Request { prompt, tokens, eos: self.eos };
+        let request = Request { prompt: &prompt, tokens, eos: self.eos };
         let mut last = None;
         let generation = generate(&mut self.forward, &mut self.sampler, &request, &mut |token| {
             last = Some(token.id);
@@ -234,7 +238,7 @@ impl Session<'_> {
         // What was held back: the beginning of a stop string, or of a character.
         let mut rest = String::new();
         if generation.finish != Finish::Stopped || signals::asked().is_some() {
-            let (text, stopped) = stops.push(&stream.finish());
+            let (text, stopped) = stops.push(&stream.rest());
             rest = if stopped { text } else { text + &stops.finish() };
         }
         if !json {
@@ -260,19 +264,16 @@ fn converse(session: &mut Session<'_>) -> Result<()> {
             return Ok(());
         }
         let text = line.trim_end_matches(['\n', '\r']);
-        let mut ids: Vec<u32> = session.unfed.into_iter().collect();
-        let more = session.tokenizer.encode_bare(text)?;
-        if more.is_empty() {
+        let mut ids = session.tokenizer.encode_bare(text)?;
+        if ids.is_empty() {
             continue;
         }
         if session.forward.is_empty() {
             // The beginning of a text; later turns go on with it.
-            ids.extend(session.tokenizer.encode(text)?);
+            ids = session.tokenizer.encode(text)?;
             say(session.tokenizer, &ids);
-        } else {
-            ids.extend(more);
         }
-        let left = session.forward.context() - session.forward.len();
+        let left = session.forward.context() - session.forward.len() - usize::from(session.unfed.is_some());
         if ids.len() >= left {
             eprintln!(
                 "{} tokens do not fit the {left} left of the context; start again, or with a larger --context",
