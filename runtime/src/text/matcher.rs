@@ -41,7 +41,7 @@ impl Matcher {
         while self.matched > 0 && bytes.get(self.matched) != Some(&byte) {
             self.matched = self.shorter[self.matched];
         }
-        self.matched += usize::from(bytes.first().is_some() && bytes[self.matched] == byte);
+        self.matched += usize::from(bytes.get(self.matched) == Some(&byte));
         self.matched == bytes.len()
     }
 
