@@ -88,11 +88,15 @@ pub enum RuntimeError {
     EmptyPrompt,
     /// The forward pass ended in infinities or in what is no number.
     #[error(
-        "what the model computed for token {position} is not a finite number: weights of its checkpoint are not, or grow beyond what is; get a good copy and convert it again"
+        "what the model computed for token {position} is not a finite number (the logit of id {id} is {value}): weights of its checkpoint are not, or grow beyond what is; get a good copy and convert it again"
     )]
     NoNumber {
         /// Tokens before the one that was to be chosen.
         position: usize,
+        /// The first id whose logit is none.
+        id: u32,
+        /// That logit.
+        value: f32,
     },
     /// The bundle describes something this build cannot compute.
     #[error("{0}")]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::error::{Result, RuntimeError};
+use crate::error::Result;
 use crate::model::ffn::ReadCounters;
 use crate::model::forward::Forward;
 use crate::sampler::Sampler;
@@ -85,7 +85,7 @@ pub fn generate(
         report.prefill = begin.elapsed();
         return Ok(report);
     }
-    let mut id = choose(sampler, logits, request.prompt.len())?;
+    let mut id = sampler.choose(logits);
     report.prefill = begin.elapsed();
     let prefilled = forward.read_counters();
     let mut time = report.prefill;
@@ -105,23 +105,12 @@ pub fn generate(
         }
         before = now;
         let begin = Instant::now();
-        let position = request.prompt.len() + report.tokens;
-        id = choose(sampler, forward.feed(&[id])?, position)?;
+        id = sampler.choose(forward.feed(&[id])?);
         time = begin.elapsed();
         report.decode.push(time);
     }
     report.decode_reads = forward.read_counters().since(prefilled);
     Ok(report)
-}
-
-/// The token behind `position` others. Where no logit is a number, none is better than another, and any text would be a lie.
-fn choose(sampler: &mut Sampler, logits: &mut [f32], position: usize) -> Result<u32> {
-    let id = sampler.choose(logits);
-    if logits.get(id as usize).is_some_and(|logit| logit.is_finite()) {
-        Ok(id)
-    } else {
-        Err(RuntimeError::NoNumber { position })
-    }
 }
 
 /// Milliseconds as median, 95th and 99th percentile.

@@ -52,12 +52,14 @@ impl Sampler {
         }
     }
 
-    /// Chooses the next token; `logits` are changed.
+    /// Chooses the next token; `logits` are changed. They must be finite, as [`Forward`](crate::model::forward::Forward) gives them.
     pub fn choose(&mut self, logits: &mut [f32]) -> u32 {
         let Sampling { temperature, top_k, top_p, repetition_penalty, .. } = self.sampling;
         if repetition_penalty != 1.0 {
             for (logit, _) in logits.iter_mut().zip(&self.seen).filter(|(_, seen)| **seen) {
-                *logit = if *logit > 0.0 { *logit / repetition_penalty } else { *logit * repetition_penalty };
+                let changed = if *logit > 0.0 { *logit / repetition_penalty } else { *logit * repetition_penalty };
+                // A penalty may be so large or small that no number is left, and a draw among such would be none.
+                *logit = changed.clamp(f32::MIN, f32::MAX);
             }
         }
         let id = if temperature <= 0.0 { greedy(logits) } else { self.draw(logits, temperature, top_k, top_p) };
@@ -68,7 +70,7 @@ impl Sampler {
     fn draw(&mut self, logits: &[f32], temperature: f32, top_k: usize, top_p: f32) -> u32 {
         let candidates = &mut self.candidates;
         candidates.clear();
-        candidates.extend(logits.iter().enumerate().filter(|(_, l)| !l.is_nan()).map(|(id, l)| (*l, id as u32)));
+        candidates.extend(logits.iter().enumerate().map(|(id, l)| (*l, id as u32)));
         let likeliest_first = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
         if top_k > 0 && top_k < candidates.len() {
             candidates.select_nth_unstable_by(top_k - 1, likeliest_first);
@@ -93,13 +95,16 @@ impl Sampler {
             }
         }
         let mut point = self.random.unit() * total;
-        for &(p, id) in candidates.iter() {
+        let mut chosen = 0;
+        // Should rounding leave something of the point behind all of them, it is the last that has a probability.
+        for &(p, id) in candidates.iter().filter(|(p, _)| *p > 0.0) {
+            chosen = id;
             point -= p;
             if point < 0.0 {
-                return id;
+                break;
             }
         }
-        candidates.last().map_or(0, |c| c.1)
+        chosen
     }
 }
 
@@ -172,6 +177,15 @@ mod tests {
         let mut sampler = Sampler::new(Sampling { repetition_penalty: 2.0, ..Sampling::default() }, 2);
         assert_eq!(sampler.choose(&mut [1.0, 0.9]), 0);
         assert_eq!(sampler.choose(&mut [1.0, 0.9]), 1);
+    }
+
+    #[test]
+    fn a_penalty_beyond_all_numbers_leaves_a_draw() {
+        for repetition_penalty in [f32::MIN_POSITIVE, 1e-40, f32::MAX] {
+            let sampling = Sampling { temperature: 1.0, repetition_penalty, ..Sampling::default() };
+            let counts = drawn(sampling, &[3.0, 2.0, -f32::MAX], 500);
+            assert_eq!(counts[2], 0, "{repetition_penalty}: {counts:?}");
+        }
     }
 
     #[test]

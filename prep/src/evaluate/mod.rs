@@ -269,7 +269,7 @@ impl Run<'_> {
             for position in range.start..range.end.saturating_sub(1) {
                 for ((outer, states), scratch) in outer.iter().zip(&states).zip(&mut scratch) {
                     states.read(position, &mut state)?;
-                    Head { spec, weights: outer, threads: self.threads }.logits(&state, scratch);
+                    Head { spec, weights: outer, threads: self.threads }.logits(&state, position + 1, scratch)?;
                 }
                 let [dense, bundle] = &scratch;
                 seen(position, [dense.logits(), bundle.logits()]);

@@ -233,7 +233,7 @@ impl Run<'_> {
                 let mut dense_best = 0;
                 for (stream, (states, sum)) in streams.iter().zip(&mut sums).enumerate() {
                     states.read(position, &mut state)?;
-                    head.logits(&state, &mut scratch);
+                    head.logits(&state, position + 1, &mut scratch)?;
                     let (logits, next) = (scratch.logits(), self.calibration.tokens[position + 1]);
                     sum.nll += log_sum_exp(logits) - f64::from(logits[next as usize]);
                     let best = greedy(logits);

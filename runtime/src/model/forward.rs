@@ -126,7 +126,7 @@ impl Forward {
             self.run_piece(piece, None)?;
             last = piece.len() - 1;
         }
-        self.logits(last);
+        self.logits(last, self.len())?;
         Ok(&mut self.head.logits)
     }
 
@@ -139,10 +139,11 @@ impl Forward {
     /// Feeds tokens and hands the logits of each one to `each`, with its place in `ids`.
     pub fn feed_all(&mut self, ids: &[u32], each: &mut dyn FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
         self.check(ids)?;
+        let before = self.len() + 1;
         for (p, piece) in ids.chunks(PIECE_TOKENS).enumerate() {
             self.run_piece(piece, None)?;
             for t in 0..piece.len() {
-                self.logits(t);
+                self.logits(t, before + p * PIECE_TOKENS + t)?;
                 each(p * PIECE_TOKENS + t, &self.head.logits)?;
             }
         }
@@ -178,9 +179,11 @@ impl Forward {
         Ok(())
     }
 
-    fn logits(&mut self, token: usize) {
+    /// The logits of a token of the piece that was just run, for the token behind `position` others.
+    fn logits(&mut self, token: usize, position: usize) -> Result<()> {
         let state = &self.states[token * self.spec.hidden_size..(token + 1) * self.spec.hidden_size];
-        Head { spec: &self.spec, weights: &self.weights.outer, threads: &self.threads }.logits(state, &mut self.head);
+        let head = Head { spec: &self.spec, weights: &self.weights.outer, threads: &self.threads };
+        head.logits(state, position, &mut self.head)
     }
 }
 
@@ -191,6 +194,18 @@ pub fn check_ids(spec: &ModelSpec, ids: &[u32]) -> Result<()> {
         return Err(RuntimeError::TokenOutOfRange { id, vocab_size });
     }
     if ids.is_empty() { Err(RuntimeError::EmptyPrompt) } else { Ok(()) }
+}
+
+/// An error unless all `logits` are finite.
+fn check_finite(logits: &[f32], position: usize) -> Result<()> {
+    // Without a way out of the loop it is a few instructions for a whole register of them; a number less itself is 0.
+    if logits.iter().map(|logit| (logit - logit).to_bits()).fold(0, |all, bits| all | bits) == 0 {
+        return Ok(());
+    }
+    match logits.iter().enumerate().find(|(_, logit)| !logit.is_finite()) {
+        Some((id, &value)) => Err(RuntimeError::NoNumber { position, id: id as u32, value }),
+        None => Ok(()),
+    }
 }
 
 /// Room for one token's embedding and position.
@@ -246,8 +261,11 @@ pub struct Head<'a> {
 }
 
 impl Head<'_> {
-    /// Logits of one state, into the scratch.
-    pub fn logits(&self, state: &[f32], scratch: &mut HeadScratch) {
+    /// Logits of one state, into the scratch: what is said of the token behind `position` others.
+    ///
+    /// # Errors
+    /// `NoNumber` if any of them is infinite or no number: nothing can be chosen among such, and any text would be a lie.
+    pub fn logits(&self, state: &[f32], position: usize, scratch: &mut HeadScratch) -> Result<()> {
         let HeadScratch { normed, projected, logits } = scratch;
         match &self.weights.final_norm {
             Some(final_norm) => norm(self.spec, final_norm, state, normed),
@@ -263,6 +281,28 @@ impl Head<'_> {
         matvec(self.threads, self.weights.head().matrix(), input, logits);
         if let Some(bias) = &self.weights.head_bias {
             logits.iter_mut().zip(bias).for_each(|(l, b)| *l += b);
+        }
+        check_finite(logits, position)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_logit_that_is_no_finite_number_is_found_wherever_it_is() {
+        assert!(check_finite(&[0.0, -0.0, f32::MAX, f32::MIN, f32::MIN_POSITIVE / 2.0], 0).is_ok());
+        for length in [1, 7, 8, 33, 1000] {
+            for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                for at in [0, length / 2, length - 1] {
+                    let mut logits = vec![-1.5; length];
+                    logits[at] = wrong;
+                    let found = check_finite(&logits, 3);
+                    let Err(RuntimeError::NoNumber { position: 3, id, value }) = found else { panic!("{found:?}") };
+                    assert_eq!((id as usize, value.to_bits()), (at, wrong.to_bits()));
+                }
+            }
         }
     }
 }
