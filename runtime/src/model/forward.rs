@@ -198,8 +198,10 @@ pub fn check_ids(spec: &ModelSpec, ids: &[u32]) -> Result<()> {
 
 /// An error unless all `logits` are finite.
 fn check_finite(logits: &[f32], position: usize) -> Result<()> {
-    // Without a way out of the loop it is a few instructions for a whole register of them; a number less itself is 0.
-    if logits.iter().map(|logit| (logit - logit).to_bits()).fold(0, |all, bits| all | bits) == 0 {
+    // Without a way out of the loop it is a few instructions for a whole register of them. Infinity and what is no number have
+    // larger bits than any number.
+    let largest = logits.iter().fold(0, |largest, logit| logit.abs().to_bits().max(largest));
+    if largest < f32::INFINITY.to_bits() {
         return Ok(());
     }
     match logits.iter().enumerate().find(|(_, logit)| !logit.is_finite()) {
