@@ -13,11 +13,13 @@
 mod client;
 mod download;
 mod error;
+mod expand;
 mod name;
 mod patience;
 mod settings;
 mod snapshot;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use flashlm_formats::checkpoint::{CheckpointError, Format, INDEX_BYTES_MAX, index_shards};
@@ -25,6 +27,7 @@ use flashlm_formats::regular::read_regular;
 
 pub use error::HubError;
 pub use name::ModelName;
+pub use patience::Pace;
 pub use settings::Settings;
 
 use client::Client;
@@ -103,21 +106,28 @@ pub fn fetch(name: &ModelName, settings: &Settings, watch: &mut dyn Watch) -> Re
             let source = CheckpointError::Index { path: path.clone(), source: Box::new(source) };
             HubError::Index { source: Box::new(source) }
         })?;
+        let there: HashSet<&String> = info.files.iter().collect();
+        let missing: Vec<String> = shards.iter().filter(|shard| !there.contains(shard)).cloned().collect();
+        if !missing.is_empty() {
+            return Err(HubError::MissingShards { model: name.to_string(), missing });
+        }
         files.extend(shards);
     }
-    fetch_files(&client, &commit, &files, watch)?;
+    if !fetch_files(&client, &commit, &files, watch)? && settings.links {
+        watch.say("the cache's file system has no symbolic links: each revision has files of its own there");
+    }
     // Said last: a revision that is known is complete.
     snapshots.name_commit(&info.commit)?;
     Ok(commit.dir())
 }
 
-/// Fetches what is missing of `files` of a commit.
+/// Fetches what is missing of `files` of a commit. Tells whether all of that could be linked.
 fn fetch_files(
     client: &Client,
     commit: &snapshot::Commit,
     files: &[String],
     watch: &mut dyn Watch,
-) -> Result<(), HubError> {
+) -> Result<bool, HubError> {
     let missing: Vec<&String> = files.iter().filter(|file| !commit.path(file).exists()).collect();
     let mut remotes: Vec<(&String, Remote)> = Vec::new();
     for file in missing {
@@ -126,17 +136,17 @@ fn fetch_files(
     let here = remotes.iter().map(|(_, remote)| commit.part_bytes(remote)).sum::<u64>();
     let total = remotes.iter().map(|(_, remote)| remote.bytes).sum::<u64>();
     if total == 0 {
-        return Ok(());
+        return Ok(true);
     }
     check_space(commit.blobs(), total.saturating_sub(here))?;
     watch.begin(total, here);
-    let mut done = 0;
+    let (mut done, mut linked) = (0, true);
     for (file, remote) in &remotes {
-        download(client, remote, commit, done, watch)?;
-        commit.link(file, remote)?;
+        let is_new = download(client, remote, commit, done, watch)?;
+        linked &= commit.place(file, remote, is_new)?;
         done += remote.bytes;
     }
-    Ok(())
+    Ok(linked)
 }
 
 /// Nobody watches.

@@ -9,6 +9,7 @@ mod crash;
 mod disk;
 mod grid;
 mod hostile;
+mod hub;
 mod long_runs;
 mod mini;
 mod plan;

@@ -56,6 +56,10 @@ pub struct Behaviour {
     pub gated: Option<&'static str>,
     /// Answers to the next requests of the hub or of the other host (where it is true): a status, and what `Retry-After` says.
     pub busy: Vec<(bool, &'static str, Option<u64>)>,
+    /// Requests with a `Range` are answered with status 416.
+    pub unsatisfiable: bool,
+    /// Answers to requests whose path holds this are sent byte by byte, with a pause behind each.
+    pub drip: Option<(&'static str, Duration)>,
     /// Everything lies under this path, as with some mirrors; begins with a slash.
     pub prefix: &'static str,
 }
@@ -184,10 +188,19 @@ fn answer(stream: &TcpStream, of_store: bool, shared: &Shared) -> Option<()> {
         }
     }
     request.sent = body.len();
+    let path_asked = request.path.clone();
     locked(&shared.log).push(request);
     let mut stream = stream;
     stream.write_all((head + "\r\n").as_bytes()).ok()?;
-    stream.write_all(body).ok()?;
+    match behaviour.drip.filter(|(path, _)| path_asked.contains(path)) {
+        None => stream.write_all(body).ok()?,
+        Some((_, pause)) => {
+            for byte in body.chunks(1).take_while(|_| !shared.stop.load(Ordering::Relaxed)) {
+                stream.write_all(byte).ok()?;
+                std::thread::sleep(pause);
+            }
+        }
+    }
     let begin = Instant::now();
     while is_stalling && begin.elapsed() < PATIENCE && !shared.stop.load(Ordering::Relaxed) {
         std::thread::sleep(Duration::from_millis(10));
@@ -279,6 +292,7 @@ fn stored(request: &Request, shared: &Shared, behaviour: &Behaviour) -> Reply {
     }
     let from = request.range.as_ref().and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
     match from.filter(|_| !behaviour.no_ranges) {
+        Some(_) if behaviour.unsatisfiable => Reply { status: "416 Range Not Satisfiable", ..Reply::default() },
         Some(from) if from >= content.len() => Reply { status: "416 Range Not Satisfiable", ..Reply::default() },
         Some(from) => {
             let range = format!("bytes {from}-{}/{}", content.len() - 1, content.len());

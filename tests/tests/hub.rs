@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 const TOKEN: &str = "hf_secret";
 /// Variables that the machine may have and the tests must not see.
-const FOREIGN: [&str; 16] = [
+const FOREIGN: [&str; 18] = [
     "HTTP_PROXY",
     "http_proxy",
     "HTTPS_PROXY",
@@ -28,6 +28,8 @@ const FOREIGN: [&str; 16] = [
     "TRANSFORMERS_OFFLINE",
     "HF_TOKEN_PATH",
     "XDG_CACHE_HOME",
+    "HF_HUB_DISABLE_SYMLINKS",
+    "HF_HUB_DISABLE_IMPLICIT_TOKEN",
 ];
 
 /// Every file of a directory, and some that nobody needs.
@@ -438,6 +440,44 @@ fn lock_everything(user: &User) -> Vec<fs::File> {
     let files: Vec<_> = files.collect();
     files.iter().for_each(|file| file.lock().unwrap());
     files
+}
+
+#[test]
+fn a_cache_without_symbolic_links_serves_as_well() {
+    let hub = Hub::start(files(&tiny_opt()));
+    let user = User::of(&hub);
+    let without = [("HF_HUB_DISABLE_SYMLINKS", "1")];
+    let output = user.path("m.flashlm");
+    user.run_with(&["convert", MODEL, "-o", &output], &without).succeeded();
+    let snapshot = user.home.path().join("hub/models--some-org--tiny/snapshots").join(COMMIT);
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        assert!(snapshot.join(name).symlink_metadata().unwrap().is_file(), "{name}");
+    }
+    // As Python's client leaves it: what was moved is not there twice.
+    let blobs = user.home.path().join("hub/models--some-org--tiny/blobs");
+    assert_eq!(fs::read_dir(blobs).unwrap().count(), 0);
+    assert!(fs::read(&output).unwrap() == convert_directory(&tiny_opt()));
+    // Nothing is fetched again, with links or without, with the hub or without it.
+    hub.requests();
+    user.run_with(&["inspect", MODEL], &without).succeeded();
+    user.run(&["inspect", MODEL]).succeeded();
+    assert_eq!(hub.requests().len(), 2);
+    user.run_with(&["inspect", MODEL], &[("HF_HUB_OFFLINE", "1")]).succeeded();
+}
+
+#[test]
+fn variables_with_a_tilde_name_the_cache_that_all_clients_share() {
+    let hub = Hub::start(files(&tiny_opt()));
+    let user = User::of(&hub);
+    let home = user.path("home");
+    fs::create_dir(&home).unwrap();
+    user.run_with(&["inspect", MODEL], &[("HOME", &home), ("HF_HOME", "~/hf")]).succeeded();
+    assert!(Path::new(&home).join("hf/hub/models--some-org--tiny").is_dir());
+    assert!(!user.home.path().join("~").exists());
+    let offline = [("HF_HUB_OFFLINE", "1"), ("HOME", home.as_str())];
+    for (name, value) in [("HF_HOME", "$HOME/hf"), ("HF_HUB_CACHE", "~/hf/hub"), ("HF_HUB_CACHE", "${HOME}/hf/hub")] {
+        user.run_with(&["inspect", MODEL], &[&offline[..], &[(name, value)]].concat()).succeeded();
+    }
 }
 
 #[test]

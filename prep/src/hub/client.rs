@@ -1,5 +1,6 @@
 //! Asking the hub: one request at a time, redirects followed here, the token for the endpoint alone.
 
+use std::io::Read;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -7,7 +8,8 @@ use ureq::http::{Response, Uri};
 use ureq::{Agent, Body};
 
 use super::download::Remote;
-use super::{HubError, ModelName, Settings, patience};
+use super::patience::{self, Pace, Paced};
+use super::{HubError, ModelName, Settings};
 
 /// Redirects in a row; the hub makes one or two.
 const REDIRECTS_MAX: usize = 8;
@@ -20,6 +22,7 @@ pub(super) struct Client {
     endpoint: String,
     token: Option<String>,
     model: ModelName,
+    pace: Pace,
 }
 
 /// What a model's revision is.
@@ -47,8 +50,13 @@ impl Client {
             .timeout_per_read(timeout)
             .user_agent(concat!("flashlm-prep/", env!("CARGO_PKG_VERSION")))
             .build();
-        let Settings { endpoint, token, .. } = settings.clone();
-        Self { agent: config.into(), endpoint, token, model: model.clone() }
+        let Settings { endpoint, token, pace, .. } = settings.clone();
+        Self { agent: config.into(), endpoint, token, model: model.clone(), pace }
+    }
+
+    /// The slowest that bodies may come.
+    pub(super) fn pace(&self) -> Pace {
+        self.pace
     }
 
     /// Commit and files of the revision that is wanted.
@@ -71,8 +79,12 @@ impl Client {
             return Err(self.refused(&url, &response));
         }
         let wrong = |what: String| HubError::Answer { url: url.clone(), what };
-        let body = response.body_mut().with_config().limit(INFO_BYTES_MAX).read_to_vec();
-        let body = body.map_err(|e| unreachable(&url, &e))?;
+        let mut body = Vec::new();
+        let mut reader = Paced::new(response.body_mut().as_reader(), self.pace).take(INFO_BYTES_MAX + 1);
+        reader.read_to_end(&mut body).map_err(|e| unreachable(&url, &e))?;
+        if body.len() as u64 > INFO_BYTES_MAX {
+            return Err(wrong(format!("its list of files is longer than {INFO_BYTES_MAX} bytes")));
+        }
         let info: Info = serde_json::from_slice(&body).map_err(|e| wrong(e.to_string()))?;
         // It becomes the name of a directory.
         if !(7..=64).contains(&info.sha.len()) || !info.sha.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -194,7 +206,7 @@ pub(super) fn waiting(wait: Duration, status: u16) -> String {
     format!("the server asks for {:.0} s of patience (status {status})", wait.as_secs_f64())
 }
 
-fn unreachable(url: &str, error: &ureq::Error) -> HubError {
+fn unreachable(url: &str, error: &dyn std::error::Error) -> HubError {
     HubError::Unreachable { url: shown(url), reason: error.to_string() }
 }
 

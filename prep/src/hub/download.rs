@@ -2,15 +2,17 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flashlm_formats::publish::{create_directory, sync_name};
 use ring::digest::{Context, SHA256};
 
 use super::client::{Client, waiting};
+use super::patience::{self, Attempts, Paced};
 use super::snapshot::Commit;
-use super::{HubError, Watch, patience};
+use super::{HubError, Watch};
 
 /// A file as the hub describes it.
 pub(super) struct Remote {
@@ -25,34 +27,36 @@ pub(super) struct Remote {
 /// Read at a time.
 const CHUNK: usize = 1 << 20;
 
-/// Fetches a file's blob unless it is there; `watch` hears how many bytes are here, beside `done` of other files.
+/// Fetches a file's blob unless it is there, and says whether it was not; `watch` hears how many bytes are here, beside `done` of
+/// other files.
 pub(super) fn download(
     client: &Client,
     remote: &Remote,
     commit: &Commit,
     done: u64,
     watch: &mut dyn Watch,
-) -> Result<(), HubError> {
+) -> Result<bool, HubError> {
     let blob = commit.blob(remote);
     if blob.metadata().is_ok_and(|m| m.len() == remote.bytes) {
-        return Ok(());
+        return Ok(false);
     }
     let _lock = lock(remote, commit)?;
     let mut part = Part::open(remote, commit)?;
-    let mut without_gain = 0;
+    let mut attempts = Attempts::from(part.have);
+    let mut begin = Instant::now();
     while part.have < remote.bytes {
-        let before = part.have;
         let (reason, busy) = match part.go_on(client, remote, &mut |bytes| watch.at(done + bytes)) {
             Ok(()) => continue,
             Err(Stop::Broken(reason)) => (reason, None),
             Err(Stop::Busy { error, status, asked }) => (format!("status {status}"), Some((error, status, asked))),
             Err(Stop::Failed(error)) => return Err(error),
         };
-        without_gain = if part.have > before { 1 } else { without_gain + 1 };
+        let failed = attempts.broke(part.have, begin.elapsed(), client.pace());
+        begin = Instant::now();
         let asked = busy.as_ref().and_then(|(_, _, asked)| *asked);
-        let Some(wait) = patience::wait(without_gain, asked) else {
+        let Some(wait) = patience::wait(failed, asked) else {
             let (file, have, bytes) = (remote.file.clone(), part.have, remote.bytes);
-            let cut = HubError::Cut { file, have, bytes, attempts: without_gain, reason };
+            let cut = HubError::Cut { file, have, bytes, attempts: failed, reason };
             return Err(busy.map_or(cut, |(error, _, _)| error));
         };
         if let Some((_, status, Some(_))) = busy {
@@ -60,7 +64,8 @@ pub(super) fn download(
         }
         std::thread::sleep(wait);
     }
-    part.publish(remote, &blob)
+    part.publish(remote, &blob)?;
+    Ok(true)
 }
 
 /// What ends an attempt.
@@ -89,7 +94,7 @@ impl Part {
     fn open(remote: &Remote, commit: &Commit) -> Result<Self, HubError> {
         let path = commit.part(remote);
         let failed = |e| HubError::io("open", &path, e);
-        let mut file = OpenOptions::new().read(true).append(true).create(true).open(&path).map_err(failed)?;
+        let mut file = open_own(OpenOptions::new().read(true).append(true), &path)?;
         let mut hash = Context::new(&SHA256);
         let mut have = file.metadata().map_err(failed)?.len();
         // Files whose contents the hub states no hash of are small: begun anew, as a loss of power may have left anything there.
@@ -139,7 +144,7 @@ impl Part {
             }
             _ => return Err(Stop::Failed(client.refused(&remote.url, &response))),
         }
-        let mut body = response.body_mut().as_reader();
+        let mut body = Paced::new(response.body_mut().as_reader(), client.pace());
         let mut buffer = vec![0; CHUNK];
         loop {
             let n = match body.read(&mut buffer) {
@@ -190,6 +195,26 @@ impl Part {
     }
 }
 
+/// Opens or makes a file that only clients of the hub write. A pipe there is not waited for, and a file that has another name as
+/// well, be it by a link of either kind, is not written to.
+fn open_own(options: &mut OpenOptions, path: &Path) -> Result<File, HubError> {
+    let in_the_way = |what| HubError::InTheWay { path: path.to_owned(), what };
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let file = options.create(true).custom_flags(flags.bits() as i32).open(path).map_err(|error| {
+        match path.symlink_metadata() {
+            Ok(there) if there.is_symlink() => in_the_way("a symbolic link"),
+            Ok(there) if !there.is_file() => in_the_way("no file"),
+            _ => HubError::io("open", path, error),
+        }
+    })?;
+    let there = file.metadata().map_err(|e| HubError::io("look at", path, e))?;
+    match there.is_file() {
+        true if there.nlink() <= 1 => Ok(file),
+        true => Err(in_the_way("a file with another name besides (a hard link)")),
+        false => Err(in_the_way("no file")),
+    }
+}
+
 /// First byte of the range that an answer holds.
 fn range_start(response: &ureq::http::Response<ureq::Body>) -> Option<u64> {
     let text = response.headers().get("content-range")?.to_str().ok()?;
@@ -201,8 +226,7 @@ fn lock(remote: &Remote, commit: &Commit) -> Result<File, HubError> {
     let path = commit.lock(remote);
     let dir = path.parent().unwrap_or(Path::new("/"));
     create_directory(dir).map_err(|e| HubError::io("create", dir, e))?;
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path);
-    let file = file.map_err(|e| HubError::io("open", &path, e))?;
+    let file = open_own(OpenOptions::new().write(true).truncate(false), &path)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(HubError::Busy { file: remote.file.clone(), lock: path }),

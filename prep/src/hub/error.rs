@@ -100,7 +100,8 @@ pub enum HubError {
     },
     /// The connection breaks again and again.
     #[error(
-        "{file}: the connection broke {attempts} times in a row, the last time at byte {have} of {bytes} ({reason}). \
+        "{file}: the connection broke {attempts} times in a row and brought next to nothing new, the last time at byte {have} of {bytes} \
+         ({reason}). \
          What was fetched is kept; repeat the command to go on from there"
     )]
     Cut {
@@ -158,6 +159,25 @@ pub enum HubError {
         file: String,
         /// What it holds.
         lock: PathBuf,
+    },
+    /// Something stands where a file of the cache belongs.
+    #[error("{} is {what}, where the cache has a file of its own: remove it, and repeat the command", path.display())]
+    InTheWay {
+        /// The name.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// The index names files that the repository does not have.
+    #[error(
+        "{model}: its index names {}, which the repository does not have: tell its owner, or choose another revision",
+        shortened(missing)
+    )]
+    MissingShards {
+        /// The model.
+        model: String,
+        /// What it names.
+        missing: Vec<String>,
     },
     /// The cache cannot be used.
     #[error("cannot {action} {}: {source}. Set HF_HUB_CACHE to a directory that can be written to", path.display())]
@@ -231,7 +251,9 @@ fn other_way_out(found: &[String]) -> &'static str {
 
 fn shortened(names: &[String]) -> String {
     const NAMES_MAX: usize = 12;
-    let mut text = names.iter().take(NAMES_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
+    const NAME_CHARS_MAX: usize = 100;
+    let short = |name: &String| name.chars().take(NAME_CHARS_MAX).collect::<String>();
+    let mut text = names.iter().take(NAMES_MAX).map(short).collect::<Vec<_>>().join(", ");
     match names.len() {
         0 => text += "nothing",
         n if n > NAMES_MAX => text += &format!(" and {} more", n - NAMES_MAX),

@@ -1,12 +1,19 @@
 //! Where the hub is, where its cache lies, and who is asking: the environment variables that all its clients share.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hf_hub::Cache;
+use flashlm_formats::regular::read_regular;
 
 use super::HubError;
+use super::expand::expand;
+use super::patience::Pace;
+
+/// Longest token file.
+const TOKEN_BYTES_MAX: u64 = 1 << 16;
 
 /// How the hub is reached.
 #[derive(Clone)]
@@ -21,12 +28,16 @@ pub struct Settings {
     pub offline: bool,
     /// Longest wait for a connection, an answer, or more of a file.
     pub timeout: Duration,
+    /// What comes more slowly is given up.
+    pub pace: Pace,
+    /// Whether the cache may have symbolic links; without them files lie in the snapshots themselves.
+    pub links: bool,
 }
 
 // The token is a secret.
 impl std::fmt::Debug for Settings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { endpoint, cache, token, offline, timeout } = self;
+        let Self { endpoint, cache, token, offline, timeout, pace: _, links: _ } = self;
         let token = token.as_ref().map(|_| "..");
         write!(f, "Settings {{ {endpoint}, {}, token: {token:?}, offline: {offline}, {timeout:?} }}", cache.display())
     }
@@ -38,18 +49,19 @@ impl Settings {
     /// # Errors
     /// `Setting` for a variable that cannot be meant.
     pub fn from_environment() -> Result<Self, HubError> {
-        Self::from_variables(&|name| std::env::var_os(name).filter(|value| !value.is_empty()))
+        Self::from_variables(&|name| std::env::var_os(name))
     }
 
-    fn from_variables(get: &dyn Fn(&str) -> Option<OsString>) -> Result<Self, HubError> {
-        let path = |name: &str| get(name).map(PathBuf::from);
+    fn from_variables(variable: &dyn Fn(&str) -> Option<OsString>) -> Result<Self, HubError> {
+        let get = |name: &str| variable(name).filter(|value| !value.is_empty());
+        let path = |name: &str| get(name).map(|value| expand(&value, variable));
         let text = |name: &str| get(name).map(|value| value.to_string_lossy().trim().to_owned());
         let flag = |name: &str| {
             text(name).is_some_and(|value| matches!(value.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
         };
         let home = path("HF_HOME")
             .or_else(|| path("XDG_CACHE_HOME").map(|dir| dir.join("huggingface")))
-            .or_else(|| path("HOME").map(|dir| dir.join(".cache/huggingface")));
+            .or_else(|| Some(expand("~/.cache/huggingface".as_ref(), variable)).filter(|dir| dir.is_absolute()));
         let hub = home.as_ref().map(|home| home.join("hub"));
         let cache = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE")).or_else(|| hub.clone());
         let cache = cache.ok_or(HubError::Setting {
@@ -58,11 +70,12 @@ impl Settings {
             expected: "a directory for the cache, as HOME is not set either",
         })?;
         let kept = || match path("HF_TOKEN_PATH") {
-            Some(file) => std::fs::read_to_string(file).ok(),
-            None => Cache::new(hub.clone()?).token(),
+            Some(file) => read_token(&file),
+            None => String::from_utf8(read_regular(&home.as_ref()?.join("token"), TOKEN_BYTES_MAX).ok()?).ok(),
         };
         let token = text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN")).or_else(kept);
         let token = token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
+        let token = token.filter(|_| !flag("HF_HUB_DISABLE_IMPLICIT_TOKEN"));
         if token.as_ref().is_some_and(|token| !token.bytes().all(|b| b.is_ascii_graphic())) {
             let expected = "a token such as hf_abc, in plain letters and without spaces";
             return Err(HubError::Setting { name: "HF_TOKEN", value: "..".into(), expected });
@@ -80,14 +93,24 @@ impl Settings {
                 expected: "whole seconds",
             })?,
         };
+        let timeout = Duration::from_secs(seconds);
         Ok(Self {
             endpoint: endpoint.trim_end_matches('/').to_owned(),
             cache,
             token,
             offline: flag("HF_HUB_OFFLINE") || flag("TRANSFORMERS_OFFLINE"),
-            timeout: Duration::from_secs(seconds),
+            timeout,
+            pace: Pace::patient(timeout),
+            links: !flag("HF_HUB_DISABLE_SYMLINKS"),
         })
     }
+}
+
+/// The token in a file that the user names, which may be a pipe: `HF_TOKEN_PATH=<(pass show hf)`.
+fn read_token(file: &Path) -> Option<String> {
+    let mut text = String::new();
+    File::open(file).ok()?.take(TOKEN_BYTES_MAX).read_to_string(&mut text).ok()?;
+    Some(text)
 }
 
 #[cfg(test)]
@@ -106,7 +129,27 @@ mod tests {
         assert_eq!(cache(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]), "/x/huggingface/hub");
         assert_eq!(cache(&[("HOME", "/h"), ("HF_HOME", "/f"), ("XDG_CACHE_HOME", "/x")]), "/f/hub");
         assert_eq!(cache(&[("HF_HUB_CACHE", "/c"), ("HF_HOME", "/f")]), "/c");
-        assert!(matches!(settings(&[]), Err(HubError::Setting { name: "HF_HOME", .. })));
+        assert_eq!(cache(&[("HF_HUB_CACHE", ""), ("HF_HOME", "/f")]), "/f/hub", "nothing is no directory");
+    }
+
+    #[test]
+    fn tildes_and_variables_in_paths_are_expanded() {
+        let home = [("HOME", "/h"), ("D", "/d")];
+        for (name, value, cache) in [
+            ("HF_HOME", "~/hf", "/h/hf/hub"),
+            ("HF_HOME", "$HOME/hf", "/h/hf/hub"),
+            ("HF_HUB_CACHE", "${D}/c", "/d/c"),
+            ("HUGGINGFACE_HUB_CACHE", "~/c", "/h/c"),
+            ("XDG_CACHE_HOME", "~/x", "/h/x/huggingface/hub"),
+            ("HF_HOME", "$UNSET/hf", "$UNSET/hf/hub"),
+        ] {
+            let found = settings(&[&home[..], &[(name, value)]].concat()).unwrap().cache;
+            assert_eq!(found.to_str(), Some(cache), "{name}={value}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("t"), "mine").unwrap();
+        let variables = [("HOME", dir.path().to_str().unwrap()), ("HF_TOKEN_PATH", "~/t")];
+        assert_eq!(settings(&variables).unwrap().token.as_deref(), Some("mine"));
     }
 
     #[test]
@@ -125,6 +168,13 @@ mod tests {
         assert_eq!(token(&[("HF_TOKEN_PATH", other.to_str().unwrap())]).as_deref(), Some("third"));
         assert!(!format!("{:?}", settings(&[("HF_HOME", home), ("HF_TOKEN", "hf_x")]).unwrap()).contains("hf_x"));
         assert!(settings(&[("HF_HOME", home), ("HF_TOKEN", "a\nb")]).is_err());
+        assert_eq!(token(&[("HF_TOKEN", "set"), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]), None);
+        // Neither waited for nor read without end.
+        std::fs::remove_file(dir.path().join("token")).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(dir.path().join("token")).status().unwrap();
+        assert!(made.success());
+        assert_eq!(token(&[]), None);
+        assert!(settings(&[("HF_HOME", home), ("HF_TOKEN_PATH", "/dev/zero")]).is_err());
     }
 
     #[test]

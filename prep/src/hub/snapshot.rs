@@ -7,12 +7,16 @@
 //!     snapshots/<commit>/<file>     links to blobs
 //! .locks/models--org--name/<etag>.lock
 //! ```
+//!
+//! Where there are no symbolic links (exFAT, SMB, some FUSE), or the user wants none, a snapshot holds the files themselves: a blob
+//! that was just fetched is moved there, and one that was there already, as other snapshots may want it, is copied.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use flashlm_formats::checkpoint::{Format, INDEX_BYTES_MAX, index_shards};
-use flashlm_formats::publish::create_directory;
+use flashlm_formats::publish::{NewFile, create_directory, publish_bytes, sync_name};
 use flashlm_formats::regular::read_regular;
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
@@ -28,6 +32,7 @@ pub(super) struct Snapshots {
     dir: PathBuf,
     locks: PathBuf,
     revision: String,
+    links: bool,
 }
 
 /// The files of one commit.
@@ -36,7 +41,11 @@ pub(super) struct Commit {
     dir: PathBuf,
     blobs: PathBuf,
     locks: PathBuf,
+    /// Makes a symbolic link of this content and name; none where there are to be none.
+    symlink: Option<Symlink>,
 }
+
+type Symlink = fn(&Path, &Path) -> io::Result<()>;
 
 impl Snapshots {
     pub(super) fn new(settings: &Settings, name: &ModelName) -> Self {
@@ -45,7 +54,7 @@ impl Snapshots {
         let repo = Repo::with_revision(name.repo.clone(), RepoType::Model, name.revision.clone());
         let folder = repo.folder_name();
         let (dir, locks) = (root.join(&folder), root.join(".locks").join(&folder));
-        Self { repo: Cache::new(root).repo(repo), dir, locks, revision: name.revision.clone() }
+        Self { repo: Cache::new(root).repo(repo), dir, locks, revision: name.revision.clone(), links: settings.links }
     }
 
     /// The place for a commit's files.
@@ -55,6 +64,7 @@ impl Snapshots {
             dir: self.repo.pointer_path(id),
             blobs: self.dir.join("blobs"),
             locks: self.locks.clone(),
+            symlink: self.links.then_some(|target, path| std::os::unix::fs::symlink(target, path)),
         };
         for dir in [&commit.dir, &commit.blobs] {
             create_directory(dir).map_err(|e| HubError::io("create", dir, e))?;
@@ -67,7 +77,10 @@ impl Snapshots {
         if self.revision == id || self.commit().as_deref() == Some(id) {
             return Ok(());
         }
-        self.repo.create_ref(id).map_err(|e| HubError::io("write", &self.dir.join("refs").join(&self.revision), e))
+        let path = self.dir.join("refs").join(&self.revision);
+        let written =
+            create_directory(path.parent().unwrap_or(&self.dir)).and_then(|()| publish_bytes(&path, id.as_bytes()));
+        written.map_err(|e| HubError::io("write", &path, e))
     }
 
     fn commit(&self) -> Option<String> {
@@ -149,18 +162,88 @@ impl Commit {
         if here > remote.bytes { 0 } else { here }
     }
 
-    /// Puts a file, whose blob is here, into the snapshot.
-    pub(super) fn link(&self, file: &str, remote: &Remote) -> Result<(), HubError> {
+    /// Puts a file into the snapshot, whose blob is here since long or new. Tells whether it is a link.
+    pub(super) fn place(&self, file: &str, remote: &Remote, is_new: bool) -> Result<bool, HubError> {
         let path = self.path(file);
-        let target = Path::new("../../blobs").join(&remote.etag);
-        let failed = |e| HubError::io("link", &path, e);
-        match std::os::unix::fs::symlink(&target, &path) {
-            // A link to a blob that somebody deleted.
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && !path.exists() => {
-                std::fs::remove_file(&path).and_then(|()| std::os::unix::fs::symlink(&target, &path)).map_err(failed)
-            }
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            result => result.map_err(failed),
+        if self.link(&path, remote) || path.exists() {
+            return Ok(path.is_symlink());
         }
+        let blob = self.blob(remote);
+        if is_new {
+            let moved = std::fs::rename(&blob, &path).and_then(|()| sync_name(&path));
+            return moved.map(|()| false).map_err(|e| HubError::io("move a file to", &path, e));
+        }
+        let copied = NewFile::create(&path).and_then(|mut new| {
+            io::copy(&mut File::open(&blob)?, &mut new.file())?;
+            new.publish()
+        });
+        copied.map(|()| false).map_err(|e| HubError::io("copy a file to", &path, e))
+    }
+
+    /// Whether there is a link to the blob now. Why there is none is not asked: if the directory cannot be written to, moving will
+    /// say so.
+    fn link(&self, path: &Path, remote: &Remote) -> bool {
+        let Some(symlink) = self.symlink else { return false };
+        let target = Path::new("../../blobs").join(&remote.etag);
+        // A link to a blob that somebody deleted.
+        if path.is_symlink() && !path.exists() {
+            _ = std::fs::remove_file(path);
+        }
+        symlink(&target, path).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn commit(root: &Path, symlink: Option<Symlink>) -> Commit {
+        let [dir, blobs, locks] = ["snapshots/abc", "blobs", "locks"].map(|name| root.join(name));
+        [&dir, &blobs].map(|dir| create_directory(dir).unwrap());
+        Commit { id: "abc".into(), dir, blobs, locks, symlink }
+    }
+
+    #[test]
+    fn a_file_system_without_links_holds_the_files_themselves() {
+        let refused: Symlink = |_, _| Err(io::Error::from_raw_os_error(1));
+        let remote = Remote { file: "a".into(), url: String::new(), etag: "e".into(), bytes: 3, sha256: None };
+        for symlink in [None, Some(refused)] {
+            let root = tempfile::tempdir().unwrap();
+            let commit = commit(root.path(), symlink);
+            std::fs::write(commit.blob(&remote), "new").unwrap();
+            assert!(!commit.place("a", &remote, true).unwrap());
+            assert!(!commit.path("a").is_symlink() && !commit.blob(&remote).exists());
+            assert_eq!(std::fs::read(commit.path("a")).unwrap(), b"new");
+            // Again, and over what is there.
+            std::fs::write(commit.blob(&remote), "old").unwrap();
+            commit.place("a", &remote, false).unwrap();
+            assert_eq!(std::fs::read(commit.path("a")).unwrap(), b"new", "what is there stays");
+            commit.place("b", &remote, false).unwrap();
+            assert_eq!(std::fs::read(commit.path("b")).unwrap(), b"old");
+            assert!(commit.blob(&remote).exists(), "others may want it");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let commit = commit(root.path(), Some(|_, _| Err(io::Error::from_raw_os_error(1))));
+        let remote = Remote { file: "a".into(), url: String::new(), etag: "e".into(), bytes: 3, sha256: None };
+        std::fs::write(commit.blob(&remote), "new").unwrap();
+        std::fs::remove_dir(&commit.dir).unwrap();
+        let error = commit.place("a", &remote, true).unwrap_err().to_string();
+        assert!(error.contains("No such file") && !error.contains("link"), "{error}");
+    }
+
+    #[test]
+    fn a_link_to_nothing_is_made_anew() {
+        let root = tempfile::tempdir().unwrap();
+        let commit = commit(root.path(), Some(|target, path| std::os::unix::fs::symlink(target, path)));
+        let remote = Remote { file: "a".into(), url: String::new(), etag: "e".into(), bytes: 3, sha256: None };
+        std::os::unix::fs::symlink("../../blobs/gone", commit.path("a")).unwrap();
+        std::fs::write(commit.blob(&remote), "new").unwrap();
+        assert!(commit.place("a", &remote, true).unwrap());
+        assert_eq!(std::fs::read_link(commit.path("a")).unwrap(), Path::new("../../blobs/e"));
+        assert_eq!(std::fs::read(commit.path("a")).unwrap(), b"new");
     }
 }
