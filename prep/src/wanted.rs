@@ -13,7 +13,7 @@ use flashlm_runtime::cache::PolicyKind;
 use flashlm_runtime::error::RuntimeError;
 use flashlm_runtime::model::weights::SharedBytes;
 use flashlm_runtime::planner::PlanLimits;
-use flashlm_runtime::predictor::Predictor;
+use flashlm_runtime::predictor::PredictorTensors;
 use flashlm_runtime::replay::{ReplayOptions, WantedSets, replay};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -63,6 +63,7 @@ pub fn wanted_sets(
         return Ok(sets);
     };
     let file: SharedBytes = Arc::new(read_predictor(dir, layer)?);
+    let tensors = PredictorTensors::parse(&file)?;
     let (hidden, neurons) = (recorded.hidden(), recorded.ffn());
     let mut inputs = Vec::new();
     let mut left = tokens_max;
@@ -77,7 +78,7 @@ pub fn wanted_sets(
                 .par_chunks(tokens.div_ceil(rayon::current_num_threads()).max(1) * hidden)
                 .map(|inputs| -> Result<_, WantedError> {
                     let threads = Threads::new(NonZeroUsize::MIN).map_err(WantedError::Thread)?;
-                    let mut predictor = Predictor::load(&file, "", hidden, neurons)?;
+                    let mut predictor = tensors.predictor("", hidden, neurons)?;
                     let (mut input, mut scores) = (vec![0.0; hidden], vec![0.0; neurons]);
                     let choose = |row: &[f16]| {
                         row.convert_to_f32_slice(&mut input);

@@ -70,8 +70,9 @@ impl LayerPredictors {
     /// Takes those of all layers from a bundle's predictors section.
     pub fn load_all(blob: &SharedBytes, info: &PredictorInfo, spec: &ModelSpec) -> Result<Vec<Self>> {
         let (hidden, neurons) = (spec.hidden_size, spec.ffn.size);
+        let tensors = PredictorTensors::parse(blob)?;
         let layer = |(layer, stored): (usize, &LayerPredictor)| {
-            let load = |prefix: &str| Predictor::load(blob, &format!("layers.{layer}.{prefix}"), hidden, neurons);
+            let load = |prefix: &str| tensors.predictor(&format!("layers.{layer}.{prefix}"), hidden, neurons);
             Ok(Self { own: load("")?, ahead: stored.look_ahead_rank.map(|_| load("lookahead.")).transpose()? })
         };
         info.layers.iter().enumerate().map(layer).collect()
@@ -82,6 +83,43 @@ impl LayerPredictors {
         let one = |rank: usize| (2 * spec.ffn.size + 2 * rank) * 4;
         let bytes = info.layers.iter().map(|layer| one(layer.rank) + layer.look_ahead_rank.map_or(0, one));
         bytes.sum::<usize>() as u64
+    }
+}
+
+/// A safetensors blob with predictors. Its header, which names the tensors of all layers, is read once.
+pub struct PredictorTensors<'a> {
+    blob: &'a SharedBytes,
+    parsed: SafeTensors<'a>,
+}
+
+impl<'a> PredictorTensors<'a> {
+    /// Reads the header.
+    pub fn parse(blob: &'a SharedBytes) -> Result<Self> {
+        let parsed = SafeTensors::deserialize((**blob).as_ref())
+            .map_err(|e| RuntimeError::Predictor { tensor: "*".to_owned(), what: e.to_string() })?;
+        Ok(Self { blob, parsed })
+    }
+
+    /// The predictor of the tensors `{prefix}encoder`, `{prefix}decoder`, `{prefix}bias` (and scales); `hidden` inputs and `neurons`
+    /// outputs are expected. A tensor `{prefix}encoder_relu` says that a ReLU stands behind the encoder.
+    pub fn predictor(&self, prefix: &str, hidden: usize, neurons: usize) -> Result<Predictor> {
+        let Self { blob, parsed } = self;
+        let encoder = ScaledMatrix::load(blob, parsed, &format!("{prefix}encoder"))?;
+        let decoder = ScaledMatrix::load(blob, parsed, &format!("{prefix}decoder"))?;
+        let shapes = ((encoder.cols, decoder.rows), (hidden, neurons));
+        if shapes.0 != shapes.1 || encoder.rows != decoder.cols {
+            return Err(RuntimeError::Predictor {
+                tensor: format!("{prefix}decoder"),
+                what: format!(
+                    "it maps {} inputs over {} and {} to {} neurons where the model has {hidden} inputs and {neurons} neurons",
+                    encoder.cols, encoder.rows, decoder.cols, decoder.rows
+                ),
+            });
+        }
+        let bias = floats(parsed, &format!("{prefix}bias"), neurons)?;
+        let middle = vec![0.0; encoder.rows];
+        let relu = parsed.tensor(&format!("{prefix}encoder_relu")).is_ok();
+        Ok(Predictor { encoder, decoder, bias, middle, relu })
     }
 }
 
@@ -96,29 +134,6 @@ pub struct Predictor {
 }
 
 impl Predictor {
-    /// Takes the tensors `{prefix}encoder`, `{prefix}decoder`, `{prefix}bias` (and scales) from a safetensors blob; `hidden` inputs
-    /// and `neurons` outputs are expected. A tensor `{prefix}encoder_relu` says that a ReLU stands behind the encoder.
-    pub fn load(blob: &SharedBytes, prefix: &str, hidden: usize, neurons: usize) -> Result<Self> {
-        let parsed = SafeTensors::deserialize((**blob).as_ref())
-            .map_err(|e| RuntimeError::Predictor { tensor: format!("{prefix}*"), what: e.to_string() })?;
-        let encoder = ScaledMatrix::load(blob, &parsed, &format!("{prefix}encoder"))?;
-        let decoder = ScaledMatrix::load(blob, &parsed, &format!("{prefix}decoder"))?;
-        let shapes = ((encoder.cols, decoder.rows), (hidden, neurons));
-        if shapes.0 != shapes.1 || encoder.rows != decoder.cols {
-            return Err(RuntimeError::Predictor {
-                tensor: format!("{prefix}decoder"),
-                what: format!(
-                    "it maps {} inputs over {} and {} to {} neurons where the model has {hidden} inputs and {neurons} neurons",
-                    encoder.cols, encoder.rows, decoder.cols, decoder.rows
-                ),
-            });
-        }
-        let bias = floats(&parsed, &format!("{prefix}bias"), neurons)?;
-        let middle = vec![0.0; encoder.rows];
-        let relu = parsed.tensor(&format!("{prefix}encoder_relu")).is_ok();
-        Ok(Self { encoder, decoder, bias, middle, relu })
-    }
-
     /// Scores of all neurons for one token's FFN input.
     pub fn scores(&mut self, threads: &Threads, input: &[f32], scores: &mut [f32]) {
         self.encoder.apply(threads, input, &mut self.middle);

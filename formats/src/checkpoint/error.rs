@@ -415,6 +415,14 @@ pub enum TorchError {
         /// The bound.
         limit: usize,
     },
+    /// Tensors that are the same bytes again and again.
+    #[error("its tensors share their storages: {listed} bytes of them in a file of {stored}. {CONVERT}")]
+    Shared {
+        /// Bytes of all tensors.
+        listed: u64,
+        /// Length of the file.
+        stored: u64,
+    },
     /// The unpickled object is no state dict.
     #[error("the file does not hold a dictionary of tensors but {found}. Save model.state_dict(), not the model")]
     NotAStateDict {

@@ -6,13 +6,16 @@
 //! It knows nothing of zip archives or of what tensors are for.
 
 use std::collections::HashMap;
-use std::ops::Range;
 
 use super::error::TorchError as Error;
 use crate::model::DType;
 
 /// Most nodes of a tree; a model of a thousand tensors has some 20 000.
 const NODES_MAX: usize = 4_000_000;
+/// Most dimensions of a tensor, as PyTorch has it, and longest name of a storage. What a pickle says once may be referred to by every
+/// tensor, and each of them is written out.
+const DIMENSIONS_MAX: usize = 64;
+const STORAGE_NAME_BYTES_MAX: usize = 255;
 
 /// A tensor as the pickle describes it; nothing has been compared with the storages yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,13 +76,12 @@ impl Global {
 
 type Id = u32;
 
-enum Node {
+enum Node<'a> {
     None,
     Bool,
     Int(i64),
     Float,
-    /// Bytes of the stream, valid UTF-8.
-    Text(Range<usize>),
+    Text(&'a str),
     Tuple(Vec<Id>),
     List(Vec<Id>),
     Dict(Vec<(Id, Id)>),
@@ -101,7 +103,7 @@ pub(crate) fn list_tensors(stream: &[u8]) -> Result<Vec<ListedTensor>, Error> {
 struct Machine<'a> {
     stream: &'a [u8],
     at: usize,
-    nodes: Vec<Node>,
+    nodes: Vec<Node<'a>>,
     stack: Vec<Id>,
     /// Heights of the stack at each MARK.
     marks: Vec<usize>,
@@ -258,7 +260,7 @@ impl<'a> Machine<'a> {
         Ok(line)
     }
 
-    fn push(&mut self, node: Node) -> Result<(), Error> {
+    fn push(&mut self, node: Node<'a>) -> Result<(), Error> {
         if self.nodes.len() == NODES_MAX {
             return Err(Error::Limit { what: "objects", limit: NODES_MAX });
         }
@@ -319,11 +321,8 @@ impl<'a> Machine<'a> {
     }
 
     fn text(&mut self, length: usize) -> Result<(), Error> {
-        let start = self.at;
-        if std::str::from_utf8(self.take(length)?).is_err() {
-            return Err(self.malformed("text that is not UTF-8"));
-        }
-        self.push(Node::Text(start..start + length))
+        let text = std::str::from_utf8(self.take(length)?).map_err(|_| self.malformed("text that is not UTF-8"))?;
+        self.push(Node::Text(text))
     }
 
     fn remember(&mut self, key: u32) -> Result<(), Error> {
@@ -366,7 +365,7 @@ impl<'a> Machine<'a> {
 
     fn string(&self, id: Id) -> Option<&'a str> {
         match &self.nodes[id as usize] {
-            Node::Text(range) => std::str::from_utf8(&self.stream[range.clone()]).ok(),
+            Node::Text(text) => Some(text),
             _ => None,
         }
     }
@@ -386,7 +385,8 @@ impl<'a> Machine<'a> {
     }
 
     fn sizes(&self, id: Id) -> Option<Vec<usize>> {
-        self.tuple(id)?.iter().map(|&item| self.number(item)?.try_into().ok()).collect()
+        let items = self.tuple(id).filter(|items| items.len() <= DIMENSIONS_MAX)?;
+        items.iter().map(|&item| self.number(item)?.try_into().ok()).collect()
     }
 
     fn state_dict(&self, root: Id) -> Result<Vec<ListedTensor>, Error> {
@@ -451,7 +451,11 @@ impl<'a> Machine<'a> {
         }
         Ok(ListedTensor {
             name: name.into(),
-            storage: self.string(key).ok_or("its storage has no name")?.into(),
+            storage: self
+                .string(key)
+                .filter(|name| name.len() <= STORAGE_NAME_BYTES_MAX)
+                .ok_or("its storage has no name, or a very long one")?
+                .into(),
             element: *element,
             storage_elements: self.number(elements).ok_or("its storage has no size")?,
             offset: self.number(offset).ok_or("its offset is malformed")?,
@@ -461,7 +465,7 @@ impl<'a> Machine<'a> {
     }
 }
 
-impl Node {
+impl Node<'_> {
     const fn kind(&self) -> &'static str {
         match self {
             Self::None => "None",

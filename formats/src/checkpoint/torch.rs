@@ -16,6 +16,9 @@ use super::tensor::{StoredDtype, StoredTensor};
 /// Longest `data.pkl`; that of a model with a thousand tensors has some 100 kB.
 const PICKLE_BYTES_MAX: u64 = 32 << 20;
 
+/// Tensors may share storages, as tied ones do; beyond this much of the file's length reading all of them is no reading of the file.
+const SHARED_MAX: u64 = 8;
+
 /// The tensors of `file`, whose index in the checkpoint is `file_index`.
 pub(crate) fn read_archive(file: &SourceFile, file_index: usize) -> Result<Vec<StoredTensor>, CheckpointError> {
     let head = file.head::<SNIFF_BYTES>()?;
@@ -45,7 +48,7 @@ pub(crate) fn read_archive(file: &SourceFile, file_index: usize) -> Result<Vec<S
         }
     }
     let mut storages: HashMap<String, Member> = HashMap::new();
-    let mut tensors = Vec::new();
+    let (mut tensors, mut listed_bytes) = (Vec::new(), 0_u64);
     for listed in list_tensors(&stream).map_err(failed)? {
         let member = match storages.get(&listed.storage) {
             Some(member) => *member,
@@ -55,7 +58,14 @@ pub(crate) fn read_archive(file: &SourceFile, file_index: usize) -> Result<Vec<S
                 member
             }
         };
-        tensors.push(place(listed, member, file_index).map_err(failed)?);
+        let element_bytes = listed.element.bytes;
+        let tensor = place(listed, member, file_index).map_err(failed)?;
+        // `place` has held the number of elements against the storage's.
+        listed_bytes += tensor.shape.iter().map(|&size| size as u64).product::<u64>() * element_bytes;
+        if listed_bytes / SHARED_MAX > file.bytes() {
+            return Err(failed(Error::Shared { listed: listed_bytes, stored: file.bytes() }));
+        }
+        tensors.push(tensor);
     }
     Ok(tensors)
 }

@@ -20,7 +20,7 @@ use flashlm_runtime::ffn::resident::ResidentFfn;
 use flashlm_runtime::model::ffn::{FfnSource, Records};
 use flashlm_runtime::model::forward::{Head, HeadScratch};
 use flashlm_runtime::model::weights::{BytesRange, LayerWeights, OuterWeights, SharedBytes, TensorBytes, TensorSource};
-use flashlm_runtime::predictor::Predictor;
+use flashlm_runtime::predictor::{Predictor, PredictorTensors};
 
 use crate::layers::{LayerRunner, PassError};
 use crate::record::{CheckpointTensors, RecordError, layer_ffn};
@@ -214,6 +214,8 @@ impl Run<'_> {
             output.publish()?;
         }
         let mut errors = Vec::with_capacity(layers);
+        let blob = self.predictors.clone();
+        let tensors = blob.as_ref().map(PredictorTensors::parse).transpose()?;
         for layer in 0..layers {
             let weights =
                 LayerWeights::load(self.checkpoint.spec(), layer, &mut CheckpointTensors::new(self.checkpoint))?;
@@ -227,12 +229,10 @@ impl Run<'_> {
             drop((weights, ffn));
 
             let weights = LayerWeights::load(self.bundle.spec(), layer, &mut BundleTensors(self.bundle))?;
-            let predictor = match &self.predictors {
+            let (hidden, neurons) = (self.spec().hidden_size, self.spec().ffn.size);
+            let predictor = match &tensors {
                 None => None,
-                Some(blob) => {
-                    let (hidden, neurons) = (self.spec().hidden_size, self.spec().ffn.size);
-                    Some(vec![Predictor::load(blob, &format!("layers.{layer}."), hidden, neurons)?])
-                }
+                Some(tensors) => Some(vec![tensors.predictor(&format!("layers.{layer}."), hidden, neurons)?]),
             };
             self.predictor_bytes += predictor.iter().flatten().map(Predictor::bytes).sum::<u64>();
             let source = bundle_ffn(self.bundle, layer)?;

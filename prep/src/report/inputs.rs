@@ -1,11 +1,12 @@
 //! What other commands left: `predictors.json` and `orders.json`. Reads the fields that the report needs and no others, so
 //! that those files may grow.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use flashlm_formats::regular::read_regular;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 
 use super::ReportError;
 use crate::ordering::OrderFile;
@@ -79,12 +80,17 @@ pub struct Orders {
     pub(super) group_bytes: u64,
     pub(super) request_ns: f64,
     pub(super) byte_ns: f64,
-    layers: Vec<OrderedLayer>,
+    #[serde(deserialize_with = "numbers")]
+    layers: BTreeSet<usize>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
-struct OrderedLayer {
-    layer: usize,
+/// Only the number of each layer.
+fn numbers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeSet<usize>, D::Error> {
+    #[derive(Deserialize)]
+    struct Ordered {
+        layer: usize,
+    }
+    Ok(Vec::<Ordered>::deserialize(deserializer)?.into_iter().map(|ordered| ordered.layer).collect())
 }
 
 impl Orders {
@@ -97,7 +103,7 @@ impl Orders {
 
     /// The order of a layer, where there is one.
     pub(super) fn layer(&self, layer: usize, neurons: usize) -> Result<Option<OrderFile>, ReportError> {
-        if !self.layers.iter().any(|l| l.layer == layer) {
+        if !self.layers.contains(&layer) {
             return Ok(None);
         }
         Ok(Some(OrderFile::read(&self.dir, layer, neurons)?))
