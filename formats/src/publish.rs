@@ -8,6 +8,7 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
@@ -17,6 +18,26 @@ pub fn temporary_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".partial");
     name.into()
+}
+
+/// The temporary names that this process has given and not taken away yet, and the files that they were given to.
+static UNDER_WAY: Mutex<Vec<(PathBuf, Metadata)>> = Mutex::new(Vec::new());
+
+fn under_way() -> MutexGuard<'static, Vec<(PathBuf, Metadata)>> {
+    UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes every file of this process that is not whole; those who would begin or publish one from now on wait for ever. For a
+/// process that ends in the middle of its work.
+pub fn abandon() {
+    let names = under_way();
+    for (name, file) in names.iter() {
+        if name.symlink_metadata().is_ok_and(|named| is_same(&named, file)) {
+            // What cannot be removed is removed by the next run.
+            _ = std::fs::remove_file(name);
+        }
+    }
+    std::mem::forget(names);
 }
 
 /// A new file under its temporary name, removed when dropped before it is published. That name is this module's alone.
@@ -41,6 +62,7 @@ impl NewFile {
             match OpenOptions::new().read(true).write(true).create_new(true).open(&temporary) {
                 Ok(file) => {
                     lock(&file, &temporary)?;
+                    under_way().push((temporary, file.metadata()?));
                     return Ok(Self { file, path: path.to_owned(), published: false });
                 }
                 // Another process was quicker.
@@ -65,7 +87,11 @@ impl NewFile {
         if !self.is_named() {
             return Err(io::Error::other("another process took its temporary name away meanwhile"));
         }
-        std::fs::rename(temporary_path(&self.path), &self.path)?;
+        let temporary = temporary_path(&self.path);
+        let mut names = under_way();
+        std::fs::rename(&temporary, &self.path)?;
+        names.retain(|(name, _)| *name != temporary);
+        drop(names);
         self.published = true;
         sync_name(&self.path)
     }
@@ -79,9 +105,14 @@ impl NewFile {
 
 impl Drop for NewFile {
     fn drop(&mut self) {
+        let temporary = temporary_path(&self.path);
+        let mut names = under_way();
         if !self.published && self.is_named() {
             // The lock is still held, so the name stays ours. What cannot be removed is removed by the next attempt.
-            let _ = std::fs::remove_file(temporary_path(&self.path));
+            let _ = std::fs::remove_file(&temporary);
+        }
+        if !self.published {
+            names.retain(|(name, _)| *name != temporary);
         }
     }
 }

@@ -331,6 +331,32 @@ fn tensors_beyond_their_storage() {
     }
 }
 
+/// What a pickle says once, every tensor may refer to: none of it may be written out again and again.
+#[test]
+fn tensors_that_share_what_is_large() {
+    let many_dimensions = vec![1; 65];
+    let error = pickle_lie(&one_tensor(16, 0, &many_dimensions, &many_dimensions));
+    assert!(matches!(error, TorchError::Tensor { .. }), "{error}");
+    let long = one_tensor(16, 0, &[4, 4], &[4, 1]);
+    let (name, long_name) = (text("0"), text(&"0".repeat(256)));
+    let at = long.windows(name.len()).position(|window| window == name).unwrap();
+    let error = pickle_lie(&[&long[..at], &long_name, &long[at + name.len()..]].concat());
+    assert!(matches!(error, TorchError::Tensor { .. }), "{error}");
+
+    let of = |tensors: usize| {
+        let one = one_tensor(1 << 14, 0, &[1 << 14], &[1]);
+        let (name, value) = (text("w"), &one[3 + text("w").len()..one.len() - 2]);
+        assert!(one[3..].starts_with(&name));
+        let items = (0..tensors).flat_map(|number| [&text(&format!("w{number}")), value].concat());
+        let pickle = [&b"\x80\x02}("[..], &items.collect::<Vec<u8>>(), b"u."].concat();
+        open_with("pytorch_model.bin", &archive(&[("m/data.pkl", &pickle), ("m/data/0", &[0; 1 << 16])]))
+    };
+    // A few are as tied matrices are.
+    assert!(matches!(of(4), CheckpointError::Tensors { .. }), "{}", of(4));
+    let CheckpointError::Torch { source, .. } = of(12) else { panic!("{}", of(12)) };
+    assert!(matches!(*source, TorchError::Shared { .. }), "{source}");
+}
+
 #[test]
 fn pickles_that_attack() {
     // What `os.system("..")` looks like, in both ways of naming it; and friends.

@@ -5,11 +5,19 @@ mod commands;
 use std::io::Write;
 use std::process::ExitCode;
 
+use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
+use flashlm_runtime::command_line::{self, EXIT_CODES, FLASHLM};
 use flashlm_runtime::error::sentence;
 
 #[derive(Parser)]
-#[command(name = "flashlm-prep", version, about = "Prepare a checkpoint for flashlm", max_term_width = 110)]
+#[command(
+    name = "flashlm-prep",
+    version,
+    about = "Prepare a checkpoint for flashlm",
+    after_help = EXIT_CODES,
+    max_term_width = 110
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -55,7 +63,22 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let cli = match command_line::parse::<Cli>(&FLASHLM) {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    let result = commands::interrupt::watch().and_then(|()| run(cli.command));
+    result.unwrap_or_else(|error| {
+        if commands::is_broken_pipe(&error) {
+            return ExitCode::SUCCESS;
+        }
+        eprintln!("flashlm-prep: {}", sentence(error.as_ref()));
+        ExitCode::FAILURE
+    })
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
         Command::Prepare(args) => commands::prepare::run(&args),
         Command::Convert(args) => commands::convert::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
@@ -76,12 +99,5 @@ fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "flashlm-prep", &mut script);
             std::io::stdout().write_all(&script).map(|()| ExitCode::SUCCESS).map_err(Into::into)
         }
-    };
-    result.unwrap_or_else(|error| {
-        if commands::is_broken_pipe(&error) {
-            return ExitCode::SUCCESS;
-        }
-        eprintln!("flashlm-prep: {}", sentence(error.as_ref()));
-        ExitCode::FAILURE
-    })
+    }
 }

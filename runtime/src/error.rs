@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn terminals_are_not_told_what_to_do() {
         let error = std::io::Error::other("a\u{1b}]0;title\u{7}\n\u{9b}2Jé");
-        assert_eq!(sentence(&error), "a\\u{1b}]0;title\\u{7}\n\\u{9b}2Jé");
+        assert_eq!(sentence(&error), "a\\u001b]0;title\\u0007\n\\u009b2Jé");
     }
 
     #[test]

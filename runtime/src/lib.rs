@@ -6,6 +6,8 @@
 
 pub mod budget;
 pub mod cache;
+pub mod command_line;
+pub mod console;
 pub mod error;
 pub mod ffn;
 pub mod generate;

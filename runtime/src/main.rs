@@ -6,10 +6,17 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use flashlm_runtime::command_line::{self, EXIT_CODES, FLASHLM_PREP};
 use flashlm_runtime::error::sentence;
 
 #[derive(Parser)]
-#[command(name = "flashlm", version, about = "Run a language model that does not fit in memory", max_term_width = 110)]
+#[command(
+    name = "flashlm",
+    version,
+    about = "Run a language model that does not fit in memory",
+    after_help = EXIT_CODES,
+    max_term_width = 110
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -39,7 +46,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let cli = match command_line::parse::<Cli>(&FLASHLM_PREP) {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    let result = match cli.command {
         Command::Run(args) => commands::run::run(args),
         Command::Logits(args) => commands::logits::run(args),
         Command::Plan(args) => commands::plan::run(&args),

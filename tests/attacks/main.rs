@@ -15,6 +15,7 @@ mod mini;
 mod plan;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod power;
+mod programs;
 #[allow(unreachable_pub, reason = "shared with the fuzzers")]
 mod targets;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

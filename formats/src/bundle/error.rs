@@ -57,7 +57,7 @@ impl fmt::Display for Fault {
 #[non_exhaustive]
 pub enum BundleError {
     /// The file does not begin like a bundle.
-    #[error("{path} is not a flashlm bundle (it begins with {found:02x?})")]
+    #[error("{path} is not a flashlm bundle (it begins with {found:02x?}){}", way_out(found))]
     NotABundle {
         /// The file.
         path: PathBuf,
@@ -136,6 +136,20 @@ pub enum BundleError {
         /// What it was.
         found: String,
     },
+}
+
+/// What a file is by its first bytes, where that tells what to do.
+fn way_out(found: &[u8]) -> &'static str {
+    match found {
+        [b'G', b'G', b'U', b'F', ..] => {
+            ": it is a GGUF file, for other programs; `flashlm-prep prepare` makes a bundle of the Hugging Face checkpoint it was made of"
+        }
+        // A length, far below 4 GB, and a zip archive: weights.
+        [b'P', b'K', 3, 4, ..] | [_, _, _, _, 0, 0, 0, 0] => {
+            ": it looks like a checkpoint's weights; `flashlm-prep prepare` or `convert` makes a bundle of the checkpoint's directory"
+        }
+        _ => "",
+    }
 }
 
 impl BundleError {

@@ -102,7 +102,7 @@ pub(crate) fn run(args: &AnalyzeArgs) -> Result<()> {
     drop(stage);
     let report = Report { recording: recording.info().id.clone(), tokens, layers: reports };
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        super::print_json(&report)?;
     } else {
         print_tables(&report, args);
     }

@@ -9,12 +9,11 @@ use flashlm_formats::bundle::{DEFAULT_ALIGNMENT, DEFAULT_GROUP_BYTES, LayoutOpti
 use flashlm_prep::pack::{PackOptions, pack};
 use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_runtime::budget::human_bytes;
-use flashlm_runtime::error::printable;
 use serde_json::json;
 
 use super::formats::FormatArgs;
 use super::source::{self, CHECKPOINT_HELP};
-use super::{Stage, inputs, interrupt, reserve_bundle};
+use super::{Stage, inputs, reserve_bundle};
 
 /// Arguments of `flashlm-prep convert`.
 #[derive(Args)]
@@ -47,7 +46,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<ExitCode> {
     let reserved = reserve_bundle(&args.output, &inputs([&args.checkpoint]), args.force)?;
     let checkpoint = source::open(&args.checkpoint)?;
     for note in checkpoint.notes() {
-        eprintln!("note: {}", printable(&note.to_string()));
+        eprintln!("note: {note}");
     }
     let options = PackOptions {
         layout: LayoutOptions { alignment: args.alignment, group_bytes: args.group_bytes },
@@ -55,7 +54,6 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<ExitCode> {
         ffn: args.formats.dtype,
         resident: args.formats.resident_dtype,
         overwrite: args.force,
-        stop: Some(interrupt::watch()?),
         ..PackOptions::default()
     };
     let stage = Stage::bytes("converting");

@@ -39,7 +39,7 @@ pub(crate) struct EvaluateArgs {
     #[arg(long, value_enum, default_value = "bundle")]
     predictor: PredictorArg,
     /// Threads that compute [default: all processors]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = flashlm_runtime::command_line::thread_count)]
     threads: Option<NonZeroUsize>,
     /// Directory for scratch files [default: the system's]
     #[arg(long, value_name = "DIR")]
@@ -89,7 +89,7 @@ pub(crate) fn run(args: &EvaluateArgs) -> Result<ExitCode> {
     let evaluation = result?;
     drop(stage);
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&evaluation)?);
+        super::print_json(&evaluation)?;
     } else {
         print(&evaluation);
     }

@@ -17,7 +17,7 @@ pub(crate) struct FamiliesArgs {
 
 pub(crate) fn run(args: &FamiliesArgs) -> Result<ExitCode> {
     if args.json {
-        println!("{}", serde_json::to_string_pretty(FAMILY_INFOS)?);
+        super::print_json(&FAMILY_INFOS)?;
         return Ok(ExitCode::SUCCESS);
     }
     for FamilyInfo { name, model_types, checkpoints, covers, verified, references } in FAMILY_INFOS {

@@ -80,6 +80,6 @@ pub(crate) fn run(args: &ImportArgs) -> Result<ExitCode> {
              input, or are of another model; `flashlm-prep train` makes better ones"
         );
     }
-    eprintln!("wrote {layers} predictors and predictors.json to {}", args.output.display());
+    eprintln!("wrote {} and predictors.json to {}", super::counted(layers, "predictor"), args.output.display());
     Ok(ExitCode::SUCCESS)
 }

@@ -5,14 +5,15 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use flashlm_formats::bundle::{Bundle, FlashLayout, LayoutOptions};
+use flashlm_formats::bundle::{
+    Bundle, FlashLayout, LayerSparsity, LayoutOptions, PredictorInfo, Provenance, SourceFile,
+};
 use flashlm_formats::model::ModelSpec;
 use flashlm_formats::weight_format::WeightFormat;
 use flashlm_runtime::budget::human_bytes;
-use flashlm_runtime::error::printable;
-use serde_json::{Value, json};
+use serde::Serialize;
 
-use super::source;
+use super::{print_json, source};
 
 /// Arguments of `flashlm-prep inspect`.
 #[derive(Args)]
@@ -37,7 +38,44 @@ struct Facts<'a> {
     dtype: WeightFormat,
     layout: FlashLayout,
     notes: Vec<String>,
-    more: Value,
+    more: More<'a>,
+}
+
+/// What a checkpoint and a bundle do not have in common, for the JSON object. Written as it stands: as a tree of JSON values a
+/// manifest would take many times its length.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum More<'a> {
+    Checkpoint {
+        files: Vec<SourceFile>,
+        unused_tensors: &'a [String],
+    },
+    Bundle {
+        file_bytes: u64,
+        order: &'a str,
+        predictors: Option<&'a PredictorInfo>,
+        sparsity: Option<&'a [LayerSparsity]>,
+        provenance: &'a Provenance,
+    },
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    kind: &'a str,
+    model: &'a ModelSpec,
+    model_bytes: u64,
+    resident_bytes: u64,
+    resident_dtype: Option<WeightFormat>,
+    flash_bytes: u64,
+    ffn_dtype: WeightFormat,
+    record_bytes: usize,
+    records_per_group: usize,
+    group_bytes: usize,
+    alignment: usize,
+    padding_share: f64,
+    notes: &'a [String],
+    #[serde(flatten)]
+    more: &'a More<'a>,
 }
 
 pub(crate) fn run(args: &InspectArgs) -> Result<ExitCode> {
@@ -54,7 +92,7 @@ fn checkpoint(path: &Path, json: bool) -> Result<ExitCode> {
         let info = checkpoint.resident(&t.name)?;
         Ok(info.shape.iter().product::<usize>() as u64 * info.dtype.bytes() as u64)
     });
-    let files: Vec<Value> = checkpoint.files().iter().map(|f| json!({ "name": f.name, "bytes": f.bytes })).collect();
+    let files = checkpoint.files().into_iter().map(|f| SourceFile { name: f.name, bytes: f.bytes }).collect();
     let facts = Facts {
         kind: format!("checkpoint ({})", checkpoint.format()),
         spec,
@@ -64,10 +102,9 @@ fn checkpoint(path: &Path, json: bool) -> Result<ExitCode> {
         dtype,
         layout: FlashLayout::new(spec, dtype, LayoutOptions::default())?,
         notes: checkpoint.notes().iter().map(ToString::to_string).collect(),
-        more: json!({ "files": files, "unused_tensors": checkpoint.unused() }),
+        more: More::Checkpoint { files, unused_tensors: checkpoint.unused() },
     };
-    show(&facts, json);
-    Ok(ExitCode::SUCCESS)
+    show(&facts, json)
 }
 
 fn bundle(path: &Path, json: bool) -> Result<ExitCode> {
@@ -87,34 +124,45 @@ fn bundle(path: &Path, json: bool) -> Result<ExitCode> {
         dtype: manifest.ffn.dtype,
         layout: *bundle.layout(),
         notes: vec![],
-        more: json!({ "file_bytes": bundle.file_bytes(), "order": manifest.ffn.order,
-            "predictors": manifest.predictors, "sparsity": manifest.sparsity, "provenance": manifest.provenance }),
+        more: More::Bundle {
+            file_bytes: bundle.file_bytes(),
+            order: &manifest.ffn.order,
+            predictors: manifest.predictors.as_ref(),
+            sparsity: manifest.sparsity.as_deref(),
+            provenance: &manifest.provenance,
+        },
     };
-    show(&facts, json);
-    Ok(ExitCode::SUCCESS)
+    show(&facts, json)
 }
 
-fn show(facts: &Facts<'_>, json: bool) {
+fn show(facts: &Facts<'_>, json: bool) -> Result<ExitCode> {
     let Facts { kind, spec, model_bytes, resident_bytes, resident_format, dtype, layout, notes, more } = facts;
     let flash_bytes = layout.layer_stride() as u64 * spec.layers as u64;
     let padding = layout.layer_padding_bytes() as f64 / layout.layer_stride() as f64;
     if json {
-        let mut object = json!({
-            "kind": kind, "model": spec, "model_bytes": model_bytes, "resident_bytes": resident_bytes,
-            "resident_dtype": resident_format, "flash_bytes": flash_bytes, "ffn_dtype": dtype, "record_bytes": layout.record_bytes(),
-            "records_per_group": layout.records_per_group(), "group_bytes": layout.group_bytes(),
-            "alignment": layout.alignment(), "padding_share": padding, "notes": notes,
-        });
-        if let (Some(object), Value::Object(more)) = (object.as_object_mut(), more) {
-            object.extend(more.clone());
-        }
-        println!("{object:#}");
-        return;
+        let report = Report {
+            kind,
+            model: spec,
+            model_bytes: *model_bytes,
+            resident_bytes: *resident_bytes,
+            resident_dtype: *resident_format,
+            flash_bytes,
+            ffn_dtype: *dtype,
+            record_bytes: layout.record_bytes(),
+            records_per_group: layout.records_per_group(),
+            group_bytes: layout.group_bytes(),
+            alignment: layout.alignment(),
+            padding_share: padding,
+            notes,
+            more,
+        };
+        print_json(&report)?;
+        return Ok(ExitCode::SUCCESS);
     }
     let share = |bytes: u64| 100.0 * bytes as f64 / *model_bytes as f64;
     println!(
         "{kind}: {}, {} layers of {} x {} neurons, {} heads ({} for keys and values), vocabulary {}, context {}",
-        printable(&spec.family),
+        spec.family,
         spec.layers,
         spec.hidden_size,
         spec.ffn.size,
@@ -155,6 +203,7 @@ fn show(facts: &Facts<'_>, json: bool) {
         );
     }
     for note in notes {
-        println!("  note: {}", printable(note));
+        println!("  note: {note}");
     }
+    Ok(ExitCode::SUCCESS)
 }

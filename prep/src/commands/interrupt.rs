@@ -1,15 +1,31 @@
-//! Ctrl-C and termination: noticed at the next step of the work, which then ends as after an error, so that no half-written
-//! file stays behind.
+//! Ctrl-C and termination, at every stage: the process ends at once, and takes the files with it that are not whole.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use flashlm_formats::publish;
+use flashlm_runtime::signals;
 
-/// From now on a signal sets the flag instead of ending the process. To be called once.
-pub(crate) fn watch() -> Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let set = Arc::clone(&flag);
-    ctrlc::set_handler(move || set.store(true, Ordering::Relaxed)).context("cannot watch for Ctrl-C")?;
-    Ok(flag)
+/// How soon a signal is followed.
+const STEP: Duration = Duration::from_millis(20);
+
+/// From now on a signal ends the process with its exit code. To be called once, before there is anything to lose.
+pub(crate) fn watch() -> Result<()> {
+    signals::watch().context("cannot watch for Ctrl-C")?;
+    // Files cannot be removed in a handler, and the work does not look at a flag while it hashes, trains or waits for the hub.
+    let follow = || {
+        loop {
+            if let Some(code) = signals::asked() {
+                publish::abandon();
+                eprintln!("flashlm-prep: interrupted; nothing half-written was left behind");
+                std::process::exit(code.into());
+            }
+            std::thread::sleep(STEP);
+        }
+    };
+    if std::thread::Builder::new().name("signals".into()).spawn(follow).is_err() {
+        // Without it an unfinished file keeps its temporary name until the next run.
+        signals::end_at_once(true);
+    }
+    Ok(())
 }

@@ -1,10 +1,12 @@
 //! One file per subcommand: its arguments, and what it does with the library.
 
-/// In this program `println!` does not panic when the reader of standard output goes away: it ends the program, so that
-/// `flashlm-prep inspect model.flashlm | head -n 1` is no failure.
+/// Neither shows characters that a terminal would obey: names of files, tensors and families may hold any.
 macro_rules! println {
-    () => { $crate::commands::print_line(format_args!("")) };
-    ($($text:tt)*) => { $crate::commands::print_line(format_args!($($text)*)) };
+    () => { flashlm_runtime::console::print_line(format_args!("")) };
+    ($($text:tt)*) => { flashlm_runtime::console::print_line(format_args!($($text)*)) };
+}
+macro_rules! eprintln {
+    ($($text:tt)*) => { flashlm_runtime::console::note_line(format_args!($($text)*)) };
 }
 
 pub(crate) mod analyze;
@@ -14,7 +16,7 @@ pub(crate) mod families;
 mod formats;
 pub(crate) mod import_predictors;
 pub(crate) mod inspect;
-mod interrupt;
+pub(crate) mod interrupt;
 pub(crate) mod order;
 pub(crate) mod pack;
 pub(crate) mod prepare;
@@ -28,6 +30,7 @@ pub(crate) mod thresholds;
 pub(crate) mod train;
 pub(crate) mod verify;
 
+pub(crate) use flashlm_runtime::console::print_json;
 pub(crate) use progress::Stage;
 
 use std::num::NonZeroUsize;
@@ -67,16 +70,9 @@ pub(crate) fn reserve_bundle(path: &Path, inputs: &[PathBuf], force: bool) -> Re
     Destination::take(path, FileKind::Bundle, inputs)
 }
 
-fn print_line(line: std::fmt::Arguments<'_>) {
-    use std::io::Write;
-    match writeln!(std::io::stdout().lock(), "{line}") {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
-        Err(error) => {
-            eprintln!("flashlm-prep: cannot write to standard output: {error}");
-            std::process::exit(1)
-        }
-    }
+/// So many of something that has a regular plural.
+pub(crate) fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Whether an error comes from a closed standard output.

@@ -192,7 +192,7 @@ pub(crate) fn run(args: &OrderArgs) -> Result<()> {
     drop(stage);
     let orders = ordering.finish(args, &recording, results.into_iter().collect::<Result<_>>()?)?;
     if args.json {
-        print!("{}", serde_json::to_string_pretty(&orders)? + "\n");
+        super::print_json(&orders)?;
     } else {
         print_table(&orders, &args.output);
     }
@@ -427,5 +427,5 @@ fn print_table(orders: &Orders, output: &Path) {
         }
         println!("       {:.1} s", layer.seconds);
     }
-    println!("\nwrote {} orders and orders.json to {}", orders.layers.len(), output.display());
+    println!("\nwrote {} and orders.json to {}", super::counted(orders.layers.len(), "order"), output.display());
 }

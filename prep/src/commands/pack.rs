@@ -17,12 +17,11 @@ use flashlm_prep::thresholds::ThresholdFile;
 use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_prep::wanted::measure_reuse;
 use flashlm_runtime::budget::human_bytes;
-use flashlm_runtime::error::printable;
 
 use super::formats::FormatArgs;
 use super::recorded::{Division, HELD_OUT};
 use super::source::{self, CHECKPOINT_HELP};
-use super::{Stage, inputs, interrupt, reserve_bundle};
+use super::{Stage, inputs, reserve_bundle};
 
 /// Arguments of `flashlm-prep pack`.
 #[derive(Args)]
@@ -155,7 +154,6 @@ pub(crate) fn run(args: &PackArgs) -> Result<ExitCode> {
         ffn: args.formats.dtype,
         resident: args.formats.resident_dtype,
         overwrite: args.force,
-        stop: Some(interrupt::watch()?),
         ..PackOptions::default()
     };
     let stage = Stage::bytes("packing");
@@ -163,11 +161,6 @@ pub(crate) fn run(args: &PackArgs) -> Result<ExitCode> {
     let manifest = pack(&checkpoint, &args.output, options, &mut |done, total| stage.set(done, total))?;
     drop(stage);
     let bytes = std::fs::metadata(&args.output)?.len();
-    eprintln!(
-        "wrote {}: {}, neurons in {} order",
-        args.output.display(),
-        human_bytes(bytes),
-        printable(&manifest.ffn.order)
-    );
+    eprintln!("wrote {}: {}, neurons in {} order", args.output.display(), human_bytes(bytes), manifest.ffn.order);
     Ok(ExitCode::SUCCESS)
 }

@@ -27,7 +27,6 @@ use flashlm_prep::thresholds::ThresholdFile;
 use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_prep::train::TRIAL_TOKENS;
 use flashlm_runtime::budget::human_bytes;
-use flashlm_runtime::error::printable;
 use flashlm_runtime::text::Tokenizer;
 
 use super::formats::FormatArgs;
@@ -91,7 +90,7 @@ pub(crate) struct PrepareArgs {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Threads that compute [default: all processors]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = flashlm_runtime::command_line::thread_count)]
     threads: Option<NonZeroUsize>,
 }
 
@@ -140,7 +139,7 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
     let work = Work::open(&args.work_directory(), &inputs)?;
     let mut checkpoint = source::open(&args.checkpoint)?;
     for note in checkpoint.notes() {
-        eprintln!("note: {}", printable(&note.to_string()));
+        eprintln!("note: {}", note);
     }
     let spec = checkpoint.spec().clone();
     let tokens = args.tokens(&spec);

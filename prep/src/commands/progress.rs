@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use flashlm_runtime::terminal::printable;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// A stage of so many steps. Nothing is shown when standard error is not a terminal.
@@ -21,7 +22,7 @@ impl Stage {
     }
 
     fn styled(name: impl Into<String>, template: &str, steps: u64, unit: &'static str) -> Self {
-        let bar = ProgressBar::new(steps).with_prefix(name.into()).with_message(unit);
+        let bar = ProgressBar::new(steps).with_prefix(printable(&name.into())).with_message(unit);
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
@@ -51,7 +52,7 @@ impl Stage {
         if self.bar.is_hidden() {
             eprintln!("{line}");
         } else {
-            self.bar.println(line);
+            self.bar.println(printable(line));
         }
     }
 }

@@ -45,7 +45,7 @@ pub(crate) struct RecordArgs {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Threads that compute [default: all processors]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = flashlm_runtime::command_line::thread_count)]
     threads: Option<NonZeroUsize>,
 }
 

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use flashlm_formats::bundle::{Bundle, BundleError};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_prep::hub::{HubError, ModelName, Settings, Watch, fetch};
 use flashlm_runtime::budget::human_bytes;
-use flashlm_runtime::error::printable;
 
 use super::Stage;
 
@@ -17,6 +17,11 @@ pub(crate) const CHECKPOINT_HELP: &str =
 
 /// Opens the checkpoint that an argument names. A directory wins over a model of the same name.
 pub(crate) fn open(source: &Path) -> Result<Checkpoint> {
+    if source.is_file()
+        && let Some(advice) = of_file(source)
+    {
+        bail!("{} is {advice}", source.display());
+    }
     let name = source.to_str().and_then(ModelName::parse);
     match name {
         Some(name) if !source.exists() => Ok(Checkpoint::open(from_hub(&name)?)?),
@@ -30,6 +35,31 @@ pub(crate) fn open(source: &Path) -> Result<Checkpoint> {
         }),
         _ => Ok(Checkpoint::open(source)?),
     }
+}
+
+/// What a file is that stands where a checkpoint's directory is expected, and what can be done with it.
+fn of_file(path: &Path) -> Option<String> {
+    let begin = match Bundle::open(path) {
+        Err(BundleError::NotABundle { found, .. }) => found,
+        Err(BundleError::Io { .. } | BundleError::Directory { .. }) => return None,
+        _ => {
+            return Some(
+                "a bundle, made of a checkpoint already: `flashlm run` runs it, `flashlm-prep inspect` and `flashlm-prep verify` look \
+                 at it; this command takes a checkpoint's directory"
+                    .into(),
+            );
+        }
+    };
+    if begin.starts_with(b"GGUF") {
+        return Some(
+            "a GGUF file, whose weights were converted for other programs: give the directory of the Hugging Face checkpoint that it \
+             was made of, or its name on the hub (org/name)"
+                .into(),
+        );
+    }
+    let directory = path.parent().filter(|parent| parent.join("config.json").exists())?;
+    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+    Some(format!("one file of a checkpoint: give the directory, {}", directory.display()))
 }
 
 /// Whether an argument that is no path may be a model of the hub.
@@ -82,7 +112,6 @@ impl Watch for Shown {
     }
 
     fn say(&mut self, line: &str) {
-        let line = printable(line);
         match &self.stage {
             Some(stage) => stage.say(&format!("note: {line}")),
             None => eprintln!("note: {line}"),

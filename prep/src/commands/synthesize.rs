@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use flashlm_prep::synthesize::{Geometry, SynthesizeOptions, synthesize};
+use clap::builder::PossibleValuesParser;
+use flashlm_prep::synthesize::{GEOMETRIES, Geometry, SynthesizeOptions, synthesize};
 use flashlm_runtime::budget::human_bytes;
 
 use super::Stage;
@@ -14,12 +15,11 @@ use super::Stage;
 /// Arguments of `flashlm-prep synthesize`.
 #[derive(Args)]
 #[command(after_help = "Example:\n  flashlm-prep synthesize --geometry opt-1.3b -o opt-1.3b-random\n\n\
-    Geometries: opt-125m, opt-350m, opt-1.3b, opt-2.7b, opt-6.7b, opt-13b, opt-30b, falcon-7b, falcon-40b.\n\
     The text of such a model means nothing; how many neurons fire, and so its speed, is as published for OPT-6.7B.\n    \
     The same seed gives the same bytes; `record --random-ids` needs no text.")]
 pub(crate) struct SynthesizeArgs {
     /// The published model whose shape to take
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(GEOMETRIES.iter().map(|g| g.name)))]
     geometry: String,
     /// Fewer layers than published
     #[arg(long, value_name = "N")]
@@ -31,7 +31,7 @@ pub(crate) struct SynthesizeArgs {
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
     /// Threads that make weights [default: all processors]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = flashlm_runtime::command_line::thread_count)]
     threads: Option<NonZeroUsize>,
 }
 

@@ -143,7 +143,8 @@ pub(crate) fn run(args: &TrainArgs) -> Result<ExitCode> {
 
     let on = if validation.is_some() { "validation" } else { "held-out documents" };
     print_layers(&report, on);
-    eprintln!("wrote {} predictors and predictors.json to {}", report.layers.len(), args.output.display());
+    let predictors = super::counted(report.layers.len(), "predictor");
+    eprintln!("wrote {predictors} and predictors.json to {}", args.output.display());
     Ok(ExitCode::SUCCESS)
 }
 

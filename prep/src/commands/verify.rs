@@ -9,7 +9,7 @@ use flashlm_formats::bundle::verify;
 use flashlm_runtime::budget::human_bytes;
 use serde_json::json;
 
-use super::Stage;
+use super::{Stage, counted};
 
 /// Arguments of `flashlm-prep verify`.
 #[derive(Args)]
@@ -37,7 +37,8 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
         println!("{}: {} checked, no damage", args.bundle.display(), human_bytes(report.checked_bytes));
     } else {
         damages.iter().for_each(|damage| println!("{damage}"));
-        eprintln!("{} places are damaged; copy the bundle again or rebuild it", damages.len());
+        let (places, are) = (counted(damages.len(), "place"), if damages.len() == 1 { "is" } else { "are" });
+        eprintln!("{places} {are} damaged; copy the bundle again or rebuild it");
     }
     Ok(if damages.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -199,7 +199,7 @@ mod tests {
 
     fn commit(root: &Path, symlink: Option<Symlink>) -> Commit {
         let [dir, blobs, locks] = ["snapshots/abc", "blobs", "locks"].map(|name| root.join(name));
-        [&dir, &blobs].map(|dir| create_directory(dir).unwrap());
+        [&dir, &blobs].iter().for_each(|dir| create_directory(dir).unwrap());
         Commit { id: "abc".into(), dir, blobs, locks, symlink }
     }
 

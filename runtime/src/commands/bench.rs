@@ -142,7 +142,7 @@ fn ladder(args: &BenchArgs, bundle: &Bundle, budget: u64, names: &[&str], ids: (
         "repeats": args.repeats,
         "steps": steps,
     });
-    let mut out = std::io::stdout().lock();
+    let mut out = flashlm_runtime::terminal::Printable(std::io::stdout().lock());
     if args.json {
         writeln!(out, "{report:#}")?;
     } else {

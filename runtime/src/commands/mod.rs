@@ -1,5 +1,18 @@
 //! One file per subcommand, and what they share: arguments, progress, signals.
 
+/// None shows characters that a terminal would obey: names of files, tensors and families may hold any.
+macro_rules! println {
+    () => { flashlm_runtime::console::print_line(format_args!("")) };
+    ($($text:tt)*) => { flashlm_runtime::console::print_line(format_args!($($text)*)) };
+}
+macro_rules! eprintln {
+    () => { flashlm_runtime::console::note_line(format_args!("")) };
+    ($($text:tt)*) => { flashlm_runtime::console::note_line(format_args!($($text)*)) };
+}
+macro_rules! eprint {
+    ($($text:tt)*) => { flashlm_runtime::console::note(format_args!($($text)*)) };
+}
+
 pub(crate) mod bench;
 pub(crate) mod disk;
 pub(crate) mod doctor;

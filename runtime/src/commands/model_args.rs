@@ -42,7 +42,7 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_enum, default_value = "f16")]
     kv: KvArg,
     /// Threads that compute [default: all processors]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = flashlm_runtime::command_line::thread_count)]
     threads: Option<NonZeroUsize>,
     /// Whether reads must, may or must not bypass the page cache
     #[arg(long, value_name = "WHEN", default_value = "optional")]

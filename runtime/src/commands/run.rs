@@ -212,7 +212,7 @@ impl Session<'_> {
             if json {
                 let ms = token.time.as_secs_f64() * 1e3;
                 let more = json!({ "id": token.id, "text": text, "ms": ms });
-                writeln!(out, "{}", with_figures(token.reads.per_token(1), more))?;
+                writeln!(terminal::Printable(&mut out), "{}", with_figures(token.reads.per_token(1), more))?;
             } else {
                 out.write_all(terminal::text_for(&out, text).as_bytes())?;
             }
@@ -307,7 +307,7 @@ fn report(args: &RunArgs, figures: &Generation, rest: &str) -> Result<()> {
             "peak_memory_bytes": peak,
             "memory_source": source,
         });
-        writeln!(std::io::stdout(), "{}", with_figures(reads, object))?;
+        writeln!(terminal::Printable(std::io::stdout()), "{}", with_figures(reads, object))?;
         return Ok(());
     }
     eprintln!(

@@ -3,7 +3,7 @@
 //! Each takes any bytes; none may panic, hang, or take memory that the bytes do not bound. Readers take paths, so the bytes go
 //! through a file in memory. Checksums are mended where they would hide what lies behind them.
 
-mod mend;
+pub mod mend;
 mod run;
 pub mod tiny;
 

@@ -55,7 +55,7 @@ pub(super) fn announce(args: &PrepareArgs, tokens: usize, checkpoint: &Checkpoin
         * (EPOCHS * tokens as f64 + TRIAL_EPOCHS * TRIAL_RANKS * pilot as f64);
     let seconds = OVERHEAD * (recording + training) / rate + bundle as f64 / 4e8 + 2.0;
     eprintln!(
-        "preparing a {} model of {}: about {} plus up to {} of scratch files on disk, about {} of computing{}",
+        "preparing a model of family {}, {}: about {} plus up to {} of scratch files on disk, about {} of computing{}",
         spec.family,
         human_bytes(checkpoint.model_bytes()),
         human_bytes(bundle),
