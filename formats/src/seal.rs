@@ -5,6 +5,9 @@
 //! seal's digits as zeros. So a file can be written in one pass, its header last. Other readers see one more string.
 //!
 //! A file without a seal is one from elsewhere: it is not held against anything.
+//!
+//! Text of our own, such as JSON, has its seal in a first line of its own: the XXH3-64 of all that follows, as 16 hexadecimal digits. What
+//! has no such line is damaged.
 
 use std::ops::Range;
 
@@ -72,6 +75,25 @@ pub fn check(file: &[u8]) -> Result<(), SealBroken> {
     tensors_of(file).map_or(Ok(()), |(data, tensors)| check_head(&file[..data], &tensors))
 }
 
+/// Text with its seal before it.
+pub fn seal_text(text: &str) -> Vec<u8> {
+    format!("{:016x}\n{text}", xxh3_64(text.as_bytes())).into_bytes()
+}
+
+/// The text in a file that [`seal_text`] gave.
+///
+/// # Errors
+/// `SealBroken`, also where there is no seal.
+pub fn check_text(file: &[u8]) -> Result<&[u8], SealBroken> {
+    let (seal, text) = file.split_at_checked(SEAL.1.len() + 1).unwrap_or((&[], file));
+    let found = xxh3_64(text);
+    let expected = std::str::from_utf8(seal).ok().and_then(|seal| u64::from_str_radix(seal.trim_end(), 16).ok());
+    if seal == format!("{found:016x}\n").as_bytes() {
+        return Ok(text);
+    }
+    Err(SealBroken { expected: expected.unwrap_or(0), found })
+}
+
 /// Places of the tensors in the data, as they lie.
 pub(crate) fn in_file_order(metadata: &Metadata) -> Vec<(usize, usize)> {
     let mut places: Vec<_> = metadata.tensors().into_values().map(|tensor| tensor.data_offsets).collect();
@@ -129,6 +151,23 @@ mod tests {
             let unsealed = !is_sealed(&damaged);
             let refused = safetensors::SafeTensors::deserialize(&damaged).is_err();
             assert!(check(&damaged).is_err() || unsealed || refused, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn text_is_held_against_the_line_before_it() {
+        for text in ["", "{}", "{\n  \"a\": 0.125\n}\n"] {
+            let sealed = seal_text(text);
+            assert_eq!(check_text(&sealed), Ok(text.as_bytes()));
+            for at in 0..sealed.len() {
+                let mut damaged = sealed.clone();
+                damaged[at] ^= 1;
+                assert!(check_text(&damaged).is_err() && check_text(&sealed[..at]).is_err(), "byte {at}");
+                damaged = sealed.clone();
+                // The other case of a hexadecimal digit, and everything else that parsers forgive.
+                damaged[at] ^= 0x20;
+                assert!(check_text(&damaged).is_err(), "byte {at}");
+            }
         }
     }
 

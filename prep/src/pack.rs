@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 
 use flashlm_formats::bundle::{
-    BundleError, BundlePlan, BundleWriter, Extras, FlashLayout, LayerSparsity, LayoutOptions, Manifest, PredictorInfo,
+    BundleError, BundlePlan, BundleWriter, CompleteBundle, Extras, FlashLayout, LayerSparsity, LayoutOptions, Manifest, PredictorInfo,
     Provenance, SourceFile,
 };
 use flashlm_formats::checkpoint::{Checkpoint, CheckpointError};
@@ -107,6 +107,16 @@ pub fn pack(
     options: PackOptions,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Manifest, PackError> {
+    Ok(pack_unpublished(checkpoint, path, options, progress)?.publish()?)
+}
+
+/// As [`pack`], all but the last step: the bundle has not got its name yet.
+pub fn pack_unpublished(
+    checkpoint: &Checkpoint,
+    path: &Path,
+    options: PackOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<CompleteBundle, PackError> {
     refuse_source(checkpoint, path)?;
     let spec = checkpoint.spec();
     let tensors = spec.resident_tensors();
@@ -221,7 +231,7 @@ pub fn pack(
         content_hash: format!("{hash:016x}"),
     };
     let extras = Extras { predictors: options.predictors, sparsity: options.sparsity, provenance };
-    Ok(writer.finish(extras)?)
+    Ok(writer.complete(extras)?)
 }
 
 /// An error if `path` is a file that is read.

@@ -1,4 +1,4 @@
-//! The hidden states between two layers, in a file: `[tokens, hidden]`, f32 in the machine's byte order.
+//! The hidden states between two layers, in a file: `[tokens, hidden]`, f32 in the machine's byte order, and the XXH3-64 of that.
 //!
 //! A file that is visible under its name is complete. These are scratch files of one recording, not a format.
 
@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use flashlm_formats::publish::{NewFile, create_directory};
+use xxhash_rust::xxh3::Xxh3;
 
 /// The file of hidden states could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +19,16 @@ pub enum StatesError {
         path: PathBuf,
         /// What it said.
         source: std::io::Error,
+    },
+    /// States were not written one behind the other.
+    #[error("{}: states from byte {found} on where those from {expected} on are to come", path.display())]
+    Order {
+        /// The file.
+        path: PathBuf,
+        /// The next byte.
+        expected: u64,
+        /// Where states were to be written.
+        found: u64,
     },
     /// The file has another length than the recording needs.
     #[error("{} has {found} bytes, expected {expected}; delete the recording's directory and record again", path.display())]
@@ -35,6 +46,11 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> StatesError + '_ {
     move |source| StatesError::Io { path: path.to_path_buf(), source }
 }
 
+/// Bytes of the checksum behind the states.
+const SUM_BYTES: u64 = 8;
+/// Bytes read at once to check it.
+const PIECE_BYTES: usize = 1 << 20;
+
 /// The states that enter a layer.
 pub struct HiddenStates {
     file: Kept,
@@ -43,7 +59,7 @@ pub struct HiddenStates {
 }
 
 enum Kept {
-    New(NewFile),
+    New(NewFile, Box<Xxh3>, u64),
     Old(File),
 }
 
@@ -54,7 +70,7 @@ impl HiddenStates {
 
     fn file(&self) -> &File {
         match &self.file {
-            Kept::New(new) => new.file(),
+            Kept::New(new, ..) => new.file(),
             Kept::Old(file) => file,
         }
     }
@@ -64,20 +80,45 @@ impl HiddenStates {
         Self::path(dir, layer).is_file()
     }
 
-    /// Begins the states that enter `layer`.
+    /// Whether the states that enter `layer` are as they were written.
+    pub fn is_whole(dir: &Path, layer: usize, tokens: usize, hidden: usize) -> bool {
+        let whole = || -> Result<bool, StatesError> {
+            let states = Self::open(dir, layer, tokens, hidden)?;
+            let (mut hash, mut piece, end) = (Xxh3::new(), vec![0; PIECE_BYTES], (tokens * hidden * 4) as u64);
+            let read = |piece: &mut [u8], at| states.file().read_exact_at(piece, at).map_err(io(&states.path));
+            for at in (0..end).step_by(PIECE_BYTES) {
+                let piece = &mut piece[..PIECE_BYTES.min((end - at) as usize)];
+                read(piece, at)?;
+                hash.update(piece);
+            }
+            let mut sum = [0; SUM_BYTES as usize];
+            read(&mut sum, end)?;
+            Ok(sum == hash.digest().to_le_bytes())
+        };
+        whole().unwrap_or(false)
+    }
+
+    /// Deletes the states that enter `layer`.
+    pub fn delete(dir: &Path, layer: usize) -> Result<PathBuf, StatesError> {
+        let path = Self::path(dir, layer);
+        fs::remove_file(&path).map_err(io(&path))?;
+        Ok(path)
+    }
+
+    /// Begins the states that enter `layer`, to be written one behind the other.
     pub fn create(dir: &Path, layer: usize, tokens: usize, hidden: usize) -> Result<Self, StatesError> {
         create_directory(dir).map_err(io(dir))?;
         let path = Self::path(dir, layer);
         let new = NewFile::create(&path).map_err(io(&path))?;
-        new.file().set_len((tokens * hidden * 4) as u64).map_err(io(&path))?;
-        Ok(Self { file: Kept::New(new), path, hidden })
+        new.file().set_len((tokens * hidden * 4) as u64 + SUM_BYTES).map_err(io(&path))?;
+        Ok(Self { file: Kept::New(new, Box::default(), 0), path, hidden })
     }
 
     /// Opens the states that enter `layer`.
     pub fn open(dir: &Path, layer: usize, tokens: usize, hidden: usize) -> Result<Self, StatesError> {
         let path = Self::path(dir, layer);
         let file = File::open(&path).map_err(io(&path))?;
-        let (expected, found) = ((tokens * hidden * 4) as u64, file.metadata().map_err(io(&path))?.len());
+        let (expected, found) = ((tokens * hidden * 4) as u64 + SUM_BYTES, file.metadata().map_err(io(&path))?.len());
         if expected != found {
             return Err(StatesError::Length { path, expected, found });
         }
@@ -92,14 +133,24 @@ impl HiddenStates {
 
     /// Writes states from `token` on.
     pub fn write(&mut self, token: usize, states: &[f32]) -> Result<(), StatesError> {
-        let offset = (token * self.hidden * 4) as u64;
-        self.file().write_all_at(bytemuck::cast_slice(states), offset).map_err(io(&self.path))
+        let (offset, bytes) = ((token * self.hidden * 4) as u64, bytemuck::cast_slice(states));
+        if let Kept::New(_, hash, end) = &mut self.file {
+            if *end != offset {
+                return Err(StatesError::Order { path: self.path.clone(), expected: *end, found: offset });
+            }
+            hash.update(bytes);
+            *end += bytes.len() as u64;
+        }
+        self.file().write_all_at(bytes, offset).map_err(io(&self.path))
     }
 
     /// Makes complete states visible.
     pub fn publish(self) -> Result<(), StatesError> {
         match self.file {
-            Kept::New(mut new) => new.publish().map_err(io(&self.path)),
+            Kept::New(mut new, hash, end) => {
+                new.file().write_all_at(&hash.digest().to_le_bytes(), end).map_err(io(&self.path))?;
+                new.publish().map_err(io(&self.path))
+            }
             Kept::Old(_) => Ok(()),
         }
     }

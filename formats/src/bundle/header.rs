@@ -149,6 +149,11 @@ impl Header {
         out
     }
 
+    /// Names the contents of the whole file: the header's checksum, which covers those of all sections.
+    pub(super) fn identity(&self) -> u64 {
+        u64_at(&self.encode(), HEADER_CHECKSUM_OFFSET)
+    }
+
     /// Reads the first sector. Says nothing yet about the file behind it: see [`Header::check`].
     ///
     /// The checksum is looked at before the version: its place is the same in every version, so that a damaged version

@@ -39,11 +39,26 @@ pub use manifest::{
     ReusePoint, SourceFile, SpecialTokens,
 };
 pub use reader::Bundle;
-pub use replace::{replace_predictors, replace_predictors_on};
+pub use replace::{Replacement, replace_predictors, replace_predictors_on};
 pub use resident::TensorEntry;
 pub use storage::{FileStorage, Storage};
 pub use verify::{VerifyReport, verify};
-pub use writer::{BundlePlan, BundleWriter, Extras};
+pub use writer::{BundlePlan, BundleWriter, CompleteBundle, Extras};
+
+/// Names the contents of the bundle at `path` by its header, whose checksum covers those of all sections; `None` where there is no
+/// header of a bundle. That the sections still are what the header says, [`verify`] finds out.
+///
+/// # Errors
+/// What the system says.
+pub fn bundle_identity(path: &std::path::Path) -> std::io::Result<Option<u64>> {
+    use std::io::Read;
+    let mut head = [0; header::HEADER_BYTES];
+    match crate::regular::open_regular(path)?.read_exact(&mut head) {
+        Ok(()) => Ok(header::Header::decode(&head).ok().map(|header| header.identity())),
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(error),
+    }
+}
 
 /// Checksum used everywhere in a bundle: XXH3, 64 bits, seed 0.
 pub fn checksum(bytes: &[u8]) -> u64 {

@@ -41,12 +41,45 @@ impl Storage for InPlace {
 /// # Errors
 /// Whatever opening the bundle reports, `WrongInput` for a manifest of another model or layout, `Busy`, `Io`.
 pub fn replace_predictors(path: &Path, predictors: Option<&[u8]>, manifest: &Manifest) -> Result<(), BundleError> {
-    let file = OpenOptions::new().read(true).write(true).open(path).map_err(BundleError::io("open", path))?;
-    storage::lock(&file, path)?;
-    let mut storage = InPlace(file);
-    let end = replace_predictors_on(&mut storage, &Bundle::open(path)?, predictors, manifest)?;
-    // What lies behind the new end belongs to nobody any more.
-    storage.0.set_len(end).map_err(BundleError::io("truncate", path))
+    Replacement::begin(path, predictors, manifest)?.write()
+}
+
+/// Other predictors for a bundle, as [`replace_predictors`] puts them there.
+pub struct Replacement<'a> {
+    storage: InPlace,
+    bundle: Bundle,
+    tail: Tail<'a>,
+}
+
+impl<'a> Replacement<'a> {
+    /// Takes the bundle at `path` for this process, and writes nothing yet.
+    ///
+    /// # Errors
+    /// As [`replace_predictors`].
+    pub fn begin(path: &Path, predictors: Option<&'a [u8]>, manifest: &Manifest) -> Result<Self, BundleError> {
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(BundleError::io("open", path))?;
+        storage::lock(&file, path)?;
+        let bundle = Bundle::open(path)?;
+        let tail = tail_for(&bundle, predictors, manifest)?;
+        Ok(Self { storage: InPlace(file), bundle, tail })
+    }
+
+    /// What [`bundle_identity`](super::bundle_identity) will say of the bundle.
+    pub fn identity(&self) -> u64 {
+        self.tail.header(self.bundle.header().sections).identity()
+    }
+
+    /// Puts them there.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn write(mut self) -> Result<(), BundleError> {
+        let path = self.bundle.path();
+        let written = self.tail.write(&mut self.storage, self.bundle.header().sections);
+        written.map_err(BundleError::io("write", path))?;
+        // What lies behind the new end belongs to nobody any more.
+        self.storage.0.set_len(self.tail.end()).map_err(BundleError::io("truncate", path))
+    }
 }
 
 /// As [`replace_predictors`], writing to any storage that holds the bytes of `bundle`. The end of the last section is returned.
@@ -59,14 +92,18 @@ pub fn replace_predictors_on(
     predictors: Option<&[u8]>,
     manifest: &Manifest,
 ) -> Result<u64, BundleError> {
+    let tail = tail_for(bundle, predictors, manifest)?;
+    tail.write(storage, bundle.header().sections).map_err(BundleError::io("write", bundle.path()))?;
+    Ok(tail.end())
+}
+
+fn tail_for<'a>(bundle: &Bundle, predictors: Option<&'a [u8]>, manifest: &Manifest) -> Result<Tail<'a>, BundleError> {
     let old = bundle.manifest();
     let fixed = |m: &Manifest| (m.model.clone(), m.model_bytes, m.ffn.clone(), m.resident);
     if fixed(old) != fixed(manifest) {
         return Err(BundleError::input("manifest", "the same model and storage as in the bundle", "others"));
     }
-    let tail = place(bundle.header(), predictors, manifest)?;
-    tail.write(storage, bundle.header().sections).map_err(BundleError::io("write", bundle.path()))?;
-    Ok(tail.end())
+    place(bundle.header(), predictors, manifest)
 }
 
 /// Right behind the sections that stay, if the new ones end before the old ones begin; else behind everything. Replacing again

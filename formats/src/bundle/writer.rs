@@ -248,7 +248,15 @@ impl<S: Storage> BundleWriter<S> {
     ///
     /// # Errors
     /// `WrongInput` if something is missing, `Io`.
-    pub fn finish(mut self, extras: Extras) -> Result<Manifest, BundleError> {
+    pub fn finish(self, extras: Extras) -> Result<Manifest, BundleError> {
+        self.complete(extras)?.publish()
+    }
+
+    /// Writes what is left and makes it durable, under its temporary name still.
+    ///
+    /// # Errors
+    /// `WrongInput` if something is missing, `Io`.
+    pub fn complete(mut self, extras: Extras) -> Result<CompleteBundle<S>, BundleError> {
         if self.resident_written != self.resident.bytes {
             return Err(BundleError::input(
                 "bytes of the resident section",
@@ -282,8 +290,8 @@ impl<S: Storage> BundleWriter<S> {
         sections[Section::Flash as usize] =
             SectionInfo { extent: self.flash, checksum: index::flash_checksum(&self.layers) };
         tail.write(&mut self.storage, sections).map_err(BundleError::io("write", &self.path))?;
-        self.storage.publish().map_err(BundleError::io("give its name to", &self.path))?;
-        Ok(manifest)
+        let identity = tail.header(sections).identity();
+        Ok(CompleteBundle { storage: self.storage, path: self.path, manifest, identity })
     }
 
     fn check_layer_complete(&self) -> Result<(), BundleError> {
@@ -297,6 +305,30 @@ impl<S: Storage> BundleWriter<S> {
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), BundleError> {
         self.storage.write_at(offset, bytes).map_err(BundleError::io("write", &self.path))
+    }
+}
+
+/// A bundle that is whole and has not got its name yet. Dropped, it leaves nothing behind.
+pub struct CompleteBundle<S: Storage = FileStorage> {
+    storage: S,
+    path: PathBuf,
+    manifest: Manifest,
+    identity: u64,
+}
+
+impl<S: Storage> CompleteBundle<S> {
+    /// What [`bundle_identity`](super::bundle_identity) will say of the file.
+    pub fn identity(&self) -> u64 {
+        self.identity
+    }
+
+    /// Gives the file its name.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn publish(mut self) -> Result<Manifest, BundleError> {
+        self.storage.publish().map_err(BundleError::io("give its name to", &self.path))?;
+        Ok(self.manifest)
     }
 }
 
@@ -333,11 +365,19 @@ impl<'a> Tail<'a> {
         self.manifest.0.extent.end()
     }
 
+    /// The header of a file that has these sections, and the tail.
+    pub(super) fn header(&self, mut sections: [SectionInfo; Section::ALL.len()]) -> Header {
+        sections[Section::Predictors as usize] = self.predictors.map_or_else(SectionInfo::default, |(info, _)| info);
+        sections[Section::Manifest as usize] = self.manifest.0;
+        let file_bytes = sections.iter().map(|s| s.extent.end()).max().expect("there are sections");
+        Header { file_bytes, sections }
+    }
+
     /// Writes the tail, makes it durable, and only then the header that refers to it.
     pub(super) fn write(
         &self,
         storage: &mut impl Storage,
-        mut sections: [SectionInfo; Section::ALL.len()],
+        sections: [SectionInfo; Section::ALL.len()],
     ) -> std::io::Result<()> {
         // Where something was before, the padding has to be cleared; in a new file this writes zeros over zeros.
         let mut end = self.begin;
@@ -346,17 +386,13 @@ impl<'a> Tail<'a> {
             end = extent.end();
             storage.write_at(extent.offset, bytes)
         };
-        sections[Section::Predictors as usize] = SectionInfo::default();
         if let Some((info, bytes)) = &self.predictors {
-            sections[Section::Predictors as usize] = *info;
             append(storage, info.extent, bytes)?;
         }
         let (info, json) = &self.manifest;
-        sections[Section::Manifest as usize] = *info;
         append(storage, info.extent, json)?;
         storage.sync()?;
-        let file_bytes = sections.iter().map(|s| s.extent.end()).max().expect("there are sections");
-        storage.write_at(0, &Header { file_bytes, sections }.encode())?;
+        storage.write_at(0, &self.header(sections).encode())?;
         storage.sync()
     }
 }

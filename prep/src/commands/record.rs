@@ -65,10 +65,17 @@ pub(crate) fn run(args: &RecordArgs) -> Result<ExitCode> {
     };
     let _taken = Directory::take(&args.output, DirectoryKind::Recording, &inputs)?;
     let mut recorder = Recorder::open(&checkpoint, &calibration, &args.output, super::threads(args.threads)?)?;
+    for path in recorder.drop_damaged()? {
+        eprintln!("note: {} is not as it was written: it is made anew", path.display());
+    }
     let layers = checkpoint.spec().layers;
     let tokens = calibration.tokens.len();
     let mut active = Vec::new();
-    let first = recorder.resume_layer();
+    // Without the states that enter it a layer cannot be recorded alone.
+    let first = match recorder.resume_layer() {
+        first if (0..first).all(|layer| recorder.recording().has_layer(layer)) => first,
+        _ => 0,
+    };
     let stage = Stage::new("recording", "tokens x layers", (tokens * (layers - first)) as u64);
     for layer in first..layers {
         let before = (layer - first) * tokens;

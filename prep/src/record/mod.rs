@@ -163,6 +163,28 @@ impl<'a> Recorder<'a> {
         Ok(active)
     }
 
+    /// Deletes what is not as it was written, and names it: an interrupted recording would go on from it.
+    ///
+    /// # Errors
+    /// What cannot be deleted.
+    pub fn drop_damaged(&self) -> Result<Vec<PathBuf>, RecordError> {
+        let (spec, dir) = (self.checkpoint.spec(), self.recording.dir().join("states"));
+        let tokens = self.recording.tokens().len();
+        let mut dropped = Vec::new();
+        for layer in 0..=spec.layers {
+            if HiddenStates::exists(&dir, layer) && !HiddenStates::is_whole(&dir, layer, tokens, spec.hidden_size) {
+                dropped.push(HiddenStates::delete(&dir, layer)?);
+            }
+        }
+        for layer in (0..spec.layers).filter(|layer| self.recording.has_layer(*layer)) {
+            if self.recording.layer(layer).is_err() {
+                self.recording.remove_layer(layer)?;
+                dropped.push(self.recording.layer_path(layer));
+            }
+        }
+        Ok(dropped)
+    }
+
     /// Whether `layer` is done: its file is there (or was), and the states behind it.
     pub fn is_done(&self, layer: usize) -> bool {
         HiddenStates::exists(&self.recording.dir().join("states"), layer + 1) && self.recording.has_layer(layer)
