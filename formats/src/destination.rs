@@ -38,6 +38,12 @@ pub enum DestinationError {
         /// What would be replaced.
         what: &'static str,
     },
+    /// A pipe or a device has that name: a file in its place would take it from everybody.
+    #[error("cannot write {}: it is a pipe or a device, and no file is put in its place", path.display())]
+    NoFile {
+        /// The destination.
+        path: PathBuf,
+    },
     /// A file of this kind is there, and replacing it has to be asked for.
     #[error("{} exists already; remove it, or allow it to be overwritten (--force)", path.display())]
     Exists {
@@ -126,11 +132,13 @@ pub fn check_file(path: &Path, kind: FileKind, inputs: &[PathBuf]) -> Result<The
     if let Some(input) = input_that_is(&there, inputs) {
         return Err(DestinationError::Input { path: path.to_owned(), input });
     }
-    if there.is_file() && there.len() == 0 {
+    if !there.is_file() {
+        return Err(DestinationError::NoFile { path: path.to_owned() });
+    }
+    if there.len() == 0 {
         return Ok(There::Nothing);
     }
-    // Pipes and devices are not opened: that may already do something.
-    if there.is_file() && kind.is(path).map_err(failed(path))? {
+    if kind.is(path).map_err(failed(path))? {
         return Ok(There::Own);
     }
     Err(DestinationError::Stranger { path: path.to_owned(), what: kind.name() })

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 
 use flashlm_formats::bundle::{
-    BundleError, BundlePlan, BundleWriter, CompleteBundle, Extras, FlashLayout, LayerSparsity, LayoutOptions, Manifest, PredictorInfo,
-    Provenance, SourceFile,
+    BundleError, BundlePlan, BundleWriter, CompleteBundle, Extras, FlashLayout, LayerSparsity, LayoutOptions, Manifest,
+    PredictorInfo, Provenance, SourceFile,
 };
 use flashlm_formats::checkpoint::{Checkpoint, CheckpointError};
 use flashlm_formats::model::DType;

@@ -25,10 +25,10 @@ use crate::mini::{Mini, Stage, contents, convert_from_hub, hub};
 use crate::{rounds, skip};
 
 /// A small file system in memory, unmounted when dropped.
-struct SmallDisk(TempDir);
+pub(crate) struct SmallDisk(TempDir);
 
 impl SmallDisk {
-    fn new(bytes: u64) -> Result<Self, String> {
+    pub(crate) fn new(bytes: u64) -> Result<Self, String> {
         let dir = scratch();
         let disk = Self(dir);
         disk.mount("tmpfs", &format!("size={bytes},mode=755")).map(|()| disk)
@@ -60,7 +60,7 @@ impl SmallDisk {
         output.status.success().then_some(()).ok_or_else(|| String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
 }

@@ -1,10 +1,13 @@
 //! `flashlm-prep prepare`: everything from a checkpoint to a bundle, in one command.
 //!
 //! Each stage leaves its files in a directory of its own in the work directory, with a stamp that says what they were made from.
-//! What is there is not done again. Nothing depends on when or how often it was interrupted.
+//! What is there and as it was written is not done again; what is not is made anew. Nothing depends on when or how often it was interrupted.
 
 mod estimate;
 mod layers;
+mod made_from;
+mod packed;
+mod source_hash;
 mod work;
 
 use std::num::NonZeroUsize;
@@ -14,15 +17,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use clap::Args;
-use flashlm_formats::bundle::{Bundle, FlashLayout, LayoutOptions, replace_predictors};
+use flashlm_formats::bundle::{Bundle, FlashLayout, LayoutOptions, Replacement};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::destination::{Destination, FileKind};
 use flashlm_formats::model::ModelSpec;
 use flashlm_prep::own_text::{OwnText, write_own_text};
-use flashlm_prep::pack::{PackOptions, pack};
+use flashlm_prep::pack::{PackOptions, pack_unpublished};
 use flashlm_prep::predictors::assemble;
 use flashlm_prep::record::Calibration;
-use flashlm_prep::record::text::{Sampling, checkpoint_fingerprint, read_documents};
+use flashlm_prep::record::text::{Sampling, read_documents};
 use flashlm_prep::thresholds::ThresholdFile;
 use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_prep::train::TRIAL_TOKENS;
@@ -36,8 +39,11 @@ use super::record::verdict;
 use super::source::{self, CHECKPOINT_HELP};
 use super::thresholds::{self, DEFAULT_LOSS};
 use super::{Stage, inputs};
+use estimate::Left;
 use layers::{Layers, Stages};
-use work::{Work, fingerprint};
+use made_from::{MadeFrom, Source};
+use packed::There;
+use work::Work;
 
 /// Arguments of `flashlm-prep prepare`.
 #[derive(Args)]
@@ -80,6 +86,9 @@ pub(crate) struct PrepareArgs {
     minutes: u64,
     #[command(flatten)]
     formats: FormatArgs,
+    /// Replace a bundle that is there and was not packed from this work directory
+    #[arg(long)]
+    force: bool,
     /// Directory for intermediate files [default: the output's name with .work]
     #[arg(long, value_name = "DIR")]
     work: Option<PathBuf>,
@@ -136,7 +145,10 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
     let begin = Instant::now();
     let inputs = inputs([&args.checkpoint].into_iter().chain(&args.text));
     let reserved = Destination::take(&args.output, FileKind::Bundle, &inputs)?;
-    let work = Work::open(&args.work_directory(), &inputs)?;
+    let work_dir = args.work_directory();
+    packed::refuse_other(&packed::look(&work_dir, &args.output)?, &work_dir, &args.output, args.force)?;
+    let work = Work::open(&work_dir, &inputs)?;
+    work.refuse_inside(inputs.iter().chain([&args.output]))?;
     let mut checkpoint = source::open(&args.checkpoint)?;
     for note in checkpoint.notes() {
         eprintln!("note: {}", note);
@@ -145,59 +157,71 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
     let tokens = args.tokens(&spec);
     let tokenizer_file = tokenizer_json(&checkpoint)?;
     let tokenizer = Tokenizer::from_json(&tokenizer_file)?;
-    estimate::announce(args, tokens, &checkpoint, &work)?;
-
-    let source = checkpoint_fingerprint(&checkpoint);
+    let source = Source::new(&checkpoint, &tokenizer_file, &work)?;
+    // What is left to do is known in full only when there are a text and thresholds: said, and refused, before the first long work.
+    let mut announced = false;
+    let mut announce = |checkpoint: &Checkpoint, left: Left| -> Result<()> {
+        if !std::mem::replace(&mut announced, true) {
+            estimate::announce(args, tokens, checkpoint, &work, left)?;
+        }
+        Ok(())
+    };
     let texts = match args.text.as_slice() {
-        [] => vec![own_text(args, tokens, &checkpoint, &tokenizer_file, &work)?],
+        [] => vec![own_text(args, tokens, &checkpoint, &tokenizer_file, &source, &work, &mut announce)?],
         texts => texts.to_vec(),
     };
     let sampling = Sampling { tokens, sequence_tokens: args.sequence_tokens, seed: args.seed };
     let calibration = Calibration::new(&read_documents(&texts)?, &tokenizer, &spec, sampling)?;
 
-    find_thresholds(args, &mut checkpoint, &calibration, &work)?;
+    find_thresholds(args, &mut checkpoint, &calibration, &source, &work, &mut announce)?;
 
-    // What each stage is made from.
-    let version = env!("CARGO_PKG_VERSION");
-    let recorded = calibration.id(&checkpoint);
-    let options = format!("{} {} {:?} {}", args.size_budget(&spec), args.recall, args.look_ahead, args.seed);
-    let trained = fingerprint(&[version, &recorded, &options]);
     let format = args.formats.dtype.unwrap_or(checkpoint.ffn_dtype().into());
     let layout = FlashLayout::new(&spec, format, LayoutOptions::default())?;
-    let groups = format!("{} {}", layout.records_per_group(), layout.group_bytes());
-    let ordered = fingerprint(&[version, &recorded, "order", &args.seed.to_string(), &groups]);
-    let formats = args.formats.describe();
-    let packed = fingerprint(&[&trained, &ordered, &formats]);
-    let flash = fingerprint(&[&source, &ordered, &formats]);
-    if work.is_done("pack", &packed) && Bundle::open(&args.output).is_ok() {
+    let from = MadeFrom::new(args, &source, &calibration, &checkpoint, &layout);
+    let there = packed::look(&work.dir, &args.output)?;
+    packed::refuse_other(&there, &work.dir, &args.output, args.force)?;
+    // What cannot be gone on with is packed again, and so need not be whole.
+    let whole =
+        matches!(&there, There::Ours(made) if made.flash == from.bundle.flash) && packed::is_whole(&args.output);
+    if whole && there == There::Ours(from.bundle.clone()) {
         eprintln!("{} is up to date", args.output.display());
         return Ok(ExitCode::SUCCESS);
     }
 
     let stages = Stages {
-        sparsity: work.stage("sparsity", &packed)?,
-        predictors: work.stage("predictors", &trained)?,
-        orders: work.stage("orders", &ordered)?,
+        sparsity: work.stage("sparsity", &from.measured)?,
+        predictors: work.stage("predictors", &from.trained)?,
+        orders: work.stage("orders", &from.ordered)?,
     };
-    let layers =
-        Layers { args, checkpoint: &checkpoint, calibration: &calibration, ffn: format, layout: &layout, work: &work };
+    let layers = Layers {
+        args,
+        checkpoint: &checkpoint,
+        calibration: &calibration,
+        recorded: &from.recorded,
+        ffn: format,
+        layout: &layout,
+        work: &work,
+    };
+    let replaced = whole && packed::is_alone(&args.output);
+    announce(&checkpoint, layers.left(&stages, replaced))?;
     let sparsity = layers.run(&stages)?;
 
     let orders = read_orders(&stages.orders, &spec)?.0;
     let predictors = assemble(&stages.predictors, &spec, &orders.1)?;
     let active = sparsity.iter().map(|layer| f64::from(layer.active)).sum::<f64>() / sparsity.len().max(1) as f64;
-    if work.is_done("flash", &flash)
-        && let Ok(bundle) = Bundle::open(&args.output)
-    {
+    // It was long ago that it was looked at.
+    packed::refuse_other(&packed::look(&work.dir, &args.output)?, &work.dir, &args.output, args.force)?;
+    let identity = if replaced {
         // The neurons lie as they should: only the predictors are replaced.
-        let mut manifest = bundle.manifest().clone();
-        drop(bundle);
+        let mut manifest = Bundle::open(&args.output)?.manifest().clone();
         manifest.predictors = Some(predictors.0);
         manifest.sparsity = Some(sparsity);
-        work.undo("pack")?;
-        replace_predictors(&args.output, Some(&predictors.1), &manifest)?;
+        let replacement = Replacement::begin(&args.output, Some(&predictors.1), &manifest)?;
+        let identity = replacement.identity();
+        work.record_bundle(identity, &from.bundle)?;
+        replacement.write()?;
+        identity
     } else {
-        work.undo("flash")?;
         let options = PackOptions {
             tokenizer: tokenizer_file,
             orders: Some(orders),
@@ -210,10 +234,13 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
         };
         let stage = Stage::bytes("packing");
         drop(reserved);
-        pack(&checkpoint, &args.output, options, &mut |done, total| stage.set(done, total))?;
-    }
-    work.done("pack", &packed)?;
-    work.done("flash", &flash)?;
+        let bundle = pack_unpublished(&checkpoint, &args.output, options, &mut |done, total| stage.set(done, total))?;
+        let identity = bundle.identity();
+        work.record_bundle(identity, &from.bundle)?;
+        bundle.publish()?;
+        identity
+    };
+    work.keep_record(identity, &from.bundle);
     if !args.keep_recordings {
         work.clear("recording")?;
     }
@@ -234,17 +261,21 @@ fn find_thresholds(
     args: &PrepareArgs,
     checkpoint: &mut Checkpoint,
     calibration: &Calibration,
+    source: &Source,
     work: &Work,
+    announce: &mut dyn FnMut(&Checkpoint, Left) -> Result<()>,
 ) -> Result<()> {
     let Some(loss) = args.quality_loss(checkpoint.spec()) else { return Ok(()) };
-    let made_from = fingerprint(&[&calibration.id(checkpoint), "thresholds by token", &loss.to_string()]);
-    let path = work.stage("thresholds", &made_from)?.join("thresholds.json");
-    if !path.exists() {
+    let dir = work.stage("thresholds", &made_from::thresholds(source, calibration, checkpoint, loss))?;
+    let path = dir.join("thresholds.json");
+    if !work::is_whole(&dir) {
+        announce(checkpoint, Left::all(checkpoint, false))?;
         let calibration = calibration.head(thresholds::default_tokens(checkpoint.spec()));
         let scratch = work.path("thresholds.scratch");
         let measured = thresholds::measure(checkpoint, &calibration, loss, args.threads, &scratch);
         work.clear("thresholds.scratch")?;
         publish(&path, &ThresholdFile::new(checkpoint, measured?).to_json())?;
+        work::seal_whole(&dir, std::slice::from_ref(&path))?;
     }
     let measured = ThresholdFile::apply(&path, checkpoint)?.measured;
     for line in thresholds::table(&measured, checkpoint) {
@@ -266,14 +297,16 @@ fn own_text(
     tokens: usize,
     checkpoint: &Checkpoint,
     tokenizer_file: &[u8],
+    source: &Source,
     work: &Work,
+    announce: &mut dyn FnMut(&Checkpoint, Left) -> Result<()>,
 ) -> Result<PathBuf> {
     let limit = Duration::from_secs(60 * args.minutes);
     let asked = OwnText { tokens, sequence_tokens: args.sequence_tokens, seed: args.seed, limit };
-    let options = format!("{tokens} {} {}", args.sequence_tokens, args.seed);
-    let made_from = fingerprint(&[&checkpoint_fingerprint(checkpoint), "own text", &options]);
-    let path = work.stage("own-text", &made_from)?.join("text.txt");
-    if !path.exists() {
+    let dir = work.stage("own-text", &made_from::own_text(source, &asked))?;
+    let path = dir.join("text.txt");
+    if !work::is_whole(&dir) {
+        announce(checkpoint, Left::all(checkpoint, true))?;
         let begin = Instant::now();
         let stage = Stage::new("the model writes calibration text", "tokens", tokens as u64);
         let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN));
@@ -283,6 +316,7 @@ fn own_text(
             })?;
         drop(stage);
         publish(&path, text.as_bytes())?;
+        work::seal_whole(&dir, std::slice::from_ref(&path))?;
         eprintln!(
             "the model wrote {written} tokens in {:.0} s{}: {}",
             begin.elapsed().as_secs_f64(),

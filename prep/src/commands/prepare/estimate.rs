@@ -20,8 +20,39 @@ const TRIAL_RANKS: f64 = 5.0;
 /// What everything but matrix products adds to them.
 const OVERHEAD: f64 = 1.5;
 
-/// Says what is about to be done, and what it takes. Refuses when the disk is too small.
-pub(super) fn announce(args: &PrepareArgs, tokens: usize, checkpoint: &Checkpoint, work: &Work) -> Result<()> {
+/// What earlier runs left to do.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Left {
+    /// The model has to write its text.
+    pub(super) text: bool,
+    /// Thresholds have to be found.
+    pub(super) thresholds: bool,
+    /// Ranks have to be chosen, on a pilot.
+    pub(super) ranks: bool,
+    /// Layers that are to be recorded, trained and ordered.
+    pub(super) layers: usize,
+    /// The bundle is there but for its predictors.
+    pub(super) replaced: bool,
+}
+
+impl Left {
+    /// Everything from the thresholds on, or from the text on.
+    pub(super) fn all(checkpoint: &Checkpoint, text: bool) -> Self {
+        Self { text, thresholds: true, ranks: true, layers: checkpoint.spec().layers, replaced: false }
+    }
+}
+
+/// Directories and files in the work directory that what is left to do writes anew or goes on with.
+const SCRATCH: [&str; 3] = ["recording", "pilot", "thresholds.scratch"];
+
+/// Says what is about to be done, and what it takes. Refuses when the disk is too small for what is not there yet.
+pub(super) fn announce(
+    args: &PrepareArgs,
+    tokens: usize,
+    checkpoint: &Checkpoint,
+    work: &Work,
+    left: Left,
+) -> Result<()> {
     let spec = checkpoint.spec();
     let pilot = pilot_tokens(tokens) as u64;
     let tokens = tokens as u64;
@@ -30,38 +61,53 @@ pub(super) fn announce(args: &PrepareArgs, tokens: usize, checkpoint: &Checkpoin
     let recorded = |tokens: u64| tokens * (2 * hidden + ffn / 8 + ffn / 5);
     let at_once = if args.keep_recordings { layers } else { 1 + u64::from(args.look_ahead.is_some()) };
     // Hidden states stand on disk before and behind a layer.
-    let states = 2 * tokens * hidden * 4;
-    let scratch = (layers * recorded(pilot)).max(at_once.min(layers) * recorded(tokens)) + states;
-    let bundle = checkpoint.model_bytes() + checkpoint.model_bytes() / 20;
-    let own = if args.text.is_empty() { bundle } else { 0 };
-    check_space(&work.path("x"), scratch.max(own))?;
+    let states = |tokens: u64| 2 * tokens * hidden * 4;
+    let whole = checkpoint.model_bytes() + checkpoint.model_bytes() / 20;
+    let ffn_bytes = layers * ffn * hidden * (spec.ffn.vectors() * checkpoint.ffn_dtype().bytes()) as u64;
+    let bundle = match left.replaced {
+        true => (args.size_budget(spec) * ffn_bytes as f64) as u64 + whole / 20,
+        false => whole,
+    };
+    let tried = if left.thresholds { default_tokens(spec) as u64 } else { 0 };
+    let scratch = [
+        if left.text { whole } else { 0 },
+        (1 + CUTS.len() as u64) * states(tried),
+        if left.ranks { layers * recorded(pilot) + states(pilot) } else { 0 },
+        if left.layers > 0 { at_once.min(layers) * recorded(tokens) + states(tokens) } else { 0 },
+    ];
+    let scratch = scratch.into_iter().max().unwrap_or(0);
+    let here: u64 = SCRATCH.iter().map(|name| work.bytes(name)).sum();
+    let needed = scratch.saturating_sub(here);
+    check_space(&work.path("x"), needed)?;
     check_space(&args.output, bundle)?;
 
     let rate = product_rate(&super::super::threads(args.threads)?);
     let ffn_weights = spec.ffn.vectors() as u64 * ffn * hidden;
     let weights = layers * ((spec.attention.qkv_size() as u64 + hidden) * hidden + ffn_weights);
-    let tried = match args.quality_loss(spec) {
-        Some(_) => default_tokens(spec) as u64 * (1 + CUTS.len() as u64),
-        None => 0,
-    };
-    let recording = 2.0 * (tokens + pilot + tried) as f64 * weights as f64;
+    let tried = tried * (1 + CUTS.len() as u64);
+    // Layers that are done are gone through as long as one behind them is not.
+    let share = |yes: bool| if yes { 1.0 } else { 0.0 };
+    let gone_through = tokens as f64 * share(left.layers > 0) + pilot as f64 * share(left.ranks);
+    let recording = 2.0 * (gone_through + tried as f64) * weights as f64;
     // Forward and backward, for a rank of one.
     let step = (6 * ffn + 4 * hidden) as f64;
     let rank =
         args.size_budget(spec) * (ffn_weights * checkpoint.ffn_dtype().bytes() as u64) as f64 / (hidden + ffn) as f64;
-    let training = layers as f64
-        * step
-        * rank.min(hidden as f64 / 2.0)
-        * (EPOCHS * tokens as f64 + TRIAL_EPOCHS * TRIAL_RANKS * pilot as f64);
+    let trials = TRIAL_EPOCHS * TRIAL_RANKS * pilot as f64 * layers as f64 * share(left.ranks);
+    let training = step * rank.min(hidden as f64 / 2.0) * (EPOCHS * tokens as f64 * left.layers as f64 + trials);
     let seconds = OVERHEAD * (recording + training) / rate + bundle as f64 / 4e8 + 2.0;
     eprintln!(
-        "preparing a model of family {}, {}: about {} plus up to {} of scratch files on disk, about {} of computing{}",
+        "preparing a model of family {}, {}: about {} plus up to {} of scratch files on disk{}, about {} of computing{}",
         spec.family,
         human_bytes(checkpoint.model_bytes()),
         human_bytes(bundle),
-        human_bytes(scratch.max(own)),
+        human_bytes(scratch),
+        match here.min(scratch) {
+            0 => String::new(),
+            here => format!(" ({} of it there already)", human_bytes(here)),
+        },
         duration(seconds),
-        if args.text.is_empty() {
+        if left.text {
             format!(", and up to {} minutes in which the model writes calibration text", args.minutes)
         } else {
             String::new()

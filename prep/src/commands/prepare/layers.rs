@@ -10,16 +10,19 @@ use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::recording::Recording;
 use flashlm_formats::weight_format::WeightFormat;
 use flashlm_prep::ordering::OrderFile;
+use flashlm_prep::predictors::predictor_path;
 use flashlm_prep::record::{Calibration, Recorder};
 use flashlm_prep::train::{
     LayerReport, Progress, RankChoice, RankCurve, TrainOptions, choose_ranks, train_layer, write_report,
 };
+use serde::de::IgnoredAny;
 
 use super::super::Stage;
 use super::super::order::{LayerScores, OrderArgs, Ordering};
 use super::super::pack::layer_sparsity;
 use super::super::recorded::{Division, HELD_OUT};
-use super::work::{Work, publish_json, read_json};
+use super::estimate::Left;
+use super::work::{self, Work, fingerprint, publish_sealed, read_sealed};
 use super::{PrepareArgs, pilot_tokens};
 
 /// What the layers are prepared from and with.
@@ -27,6 +30,8 @@ pub(super) struct Layers<'a> {
     pub(super) args: &'a PrepareArgs,
     pub(super) checkpoint: &'a Checkpoint,
     pub(super) calibration: &'a Calibration,
+    /// What the recording is made from.
+    pub(super) recorded: &'a str,
     /// How neurons will be stored, and where.
     pub(super) ffn: WeightFormat,
     pub(super) layout: &'a FlashLayout,
@@ -46,9 +51,13 @@ fn numbered(dir: &Path, name: &str, layer: usize) -> PathBuf {
 }
 
 impl Stages {
-    // These files are written behind all others of their layer: where they are, the layer is done.
+    // These files are written behind all others of their layer, and speak for them.
     fn measured(&self, layer: usize) -> PathBuf {
         numbered(&self.sparsity, "sparsity", layer)
+    }
+
+    fn ranks(&self) -> PathBuf {
+        self.predictors.join("ranks.json")
     }
 
     fn trained(&self, layer: usize) -> PathBuf {
@@ -59,8 +68,29 @@ impl Stages {
         numbered(&self.orders, "scores", layer)
     }
 
-    fn is_done(&self, layer: usize) -> bool {
-        self.measured(layer).exists() && self.trained(layer).exists() && self.ordered(layer).exists()
+    /// What is there, and as it was written.
+    fn look(&self, layers: usize) -> Vec<Done> {
+        let is_there = |path: PathBuf| read_sealed::<IgnoredAny>(&path).is_some();
+        let look = |layer| Done {
+            measured: is_there(self.measured(layer)),
+            trained: is_there(self.trained(layer)),
+            ordered: is_there(self.ordered(layer)),
+        };
+        (0..layers).map(look).collect()
+    }
+}
+
+/// What is done of a layer.
+#[derive(Clone, Copy)]
+struct Done {
+    measured: bool,
+    trained: bool,
+    ordered: bool,
+}
+
+impl Done {
+    fn all(self) -> bool {
+        self.measured && self.trained && self.ordered
     }
 }
 
@@ -68,28 +98,41 @@ impl Layers<'_> {
     /// Does what is missing in `stages`. Gives what was measured of every layer's activity.
     pub(super) fn run(&self, stages: &Stages) -> Result<Vec<LayerSparsity>> {
         let layers = self.checkpoint.spec().layers;
-        let summaries = [stages.predictors.join("predictors.json"), stages.orders.join("orders.json")];
-        if (0..layers).any(|layer| !stages.is_done(layer)) || summaries.iter().any(|file| !file.exists()) {
-            self.missing(stages)?;
+        let done = stages.look(layers);
+        let summaries = [&stages.predictors, &stages.orders].map(|dir| work::is_whole(dir));
+        if !done.iter().all(|layer| layer.all()) || summaries.contains(&false) {
+            self.missing(stages, &done)?;
         }
-        Ok((0..layers).filter_map(|layer| read_json(&stages.measured(layer))).collect())
+        Ok((0..layers).filter_map(|layer| read_sealed(&stages.measured(layer))).collect())
     }
 
-    fn missing(&self, stages: &Stages) -> Result<()> {
+    /// What is left to do, with a bundle at the output whose predictors alone are to be replaced, or not.
+    pub(super) fn left(&self, stages: &Stages, replaced: bool) -> Left {
+        let done = stages.look(self.checkpoint.spec().layers);
+        Left {
+            text: false,
+            ranks: done.iter().any(|layer| !layer.trained) && read_sealed::<Vec<usize>>(&stages.ranks()).is_none(),
+            layers: done.iter().filter(|layer| !layer.all()).count(),
+            replaced,
+            ..Left::default()
+        }
+    }
+
+    fn missing(&self, stages: &Stages, done: &[Done]) -> Result<()> {
         let layers = self.checkpoint.spec().layers;
         let mut options = self.train_options();
-        let ranks = match (0..layers).any(|layer| !stages.trained(layer).exists()) {
-            true => self.ranks(&options, &stages.predictors)?,
+        let ranks = match done.iter().any(|layer| !layer.trained) {
+            true => self.ranks(&options, &stages.ranks())?,
             false => Vec::new(),
         };
         options.rank = RankChoice::Each(ranks.clone());
 
         // A look-ahead is trained on this layer's inputs and the next one's activity: one layer later.
         let behind = usize::from(options.look_ahead.is_some());
-        let unfinished: Vec<bool> = (0..layers).map(|layer| !stages.is_done(layer)).collect();
+        let unfinished: Vec<bool> = done.iter().map(|layer| !layer.all()).collect();
         let needed = |layer: usize| unfinished[layer - behind.min(layer)..=layer].contains(&true);
         let dir = self.work.path("recording");
-        let mut recorder = self.recorder(self.calibration, &dir)?;
+        let mut recorder = self.recorder(self.calibration, "recording")?;
         let mut first = recorder.resume_layer();
         if (0..layers).all(|layer| !needed(layer) || recorder.recording().has_layer(layer)) {
             first = layers;
@@ -97,7 +140,7 @@ impl Layers<'_> {
             // Deleted after another training: from the begin.
             drop(recorder);
             self.work.clear("recording")?;
-            recorder = self.recorder(self.calibration, &dir)?;
+            recorder = self.recorder(self.calibration, "recording")?;
             first = 0;
         }
 
@@ -115,7 +158,8 @@ impl Layers<'_> {
             let Some(layer) = step.checked_sub(behind) else { continue };
             let recording = recorder.recording();
             if unfinished[layer] {
-                self.layer(recording, stages, &options, &ranks, (&order_args, &ordering), layer, &stage)?;
+                let done = done[layer];
+                self.layer(recording, stages, done, &options, &ranks, (&order_args, &ordering), layer, &stage)?;
             }
             if !self.args.keep_recordings && recording.has_layer(layer) {
                 recording.remove_layer(layer)?;
@@ -124,8 +168,8 @@ impl Layers<'_> {
         }
 
         let recording = recorder.finish()?;
-        let reports: Vec<LayerReport> = (0..layers).filter_map(|layer| read_json(&stages.trained(layer))).collect();
-        let scores: Vec<LayerScores> = (0..layers).filter_map(|layer| read_json(&stages.ordered(layer))).collect();
+        let reports: Vec<LayerReport> = (0..layers).filter_map(|layer| read_sealed(&stages.trained(layer))).collect();
+        let scores: Vec<LayerScores> = (0..layers).filter_map(|layer| read_sealed(&stages.ordered(layer))).collect();
         let mean = |value: &dyn Fn(&LayerReport) -> f64| reports.iter().map(value).sum::<f64>() / layers as f64;
         stage.say(&format!(
             "predictors: {:.2} % missed, {:.2} % false alarms (mean over layers, held-out documents); {:.2} % of the FFN's bytes",
@@ -135,7 +179,8 @@ impl Layers<'_> {
         ));
         ordering.finish(&order_args, &recording, scores)?;
         write_report(&recording.info().id, reports, &stages.predictors)?;
-        Ok(())
+        work::seal_whole(&stages.orders, &[stages.orders.join("orders.json")])?;
+        work::seal_whole(&stages.predictors, &[stages.predictors.join("predictors.json")])
     }
 
     /// Everything about one recorded layer. Training and ordering side by side: much of ordering cannot be divided.
@@ -144,6 +189,7 @@ impl Layers<'_> {
         &self,
         recording: &Recording,
         stages: &Stages,
+        done: Done,
         options: &TrainOptions,
         ranks: &[usize],
         (order_args, ordering): (&OrderArgs, &Ordering),
@@ -152,9 +198,9 @@ impl Layers<'_> {
     ) -> Result<()> {
         let active = recording.layer(layer)?.active_fraction();
         let train = || -> Result<()> {
-            if !stages.trained(layer).exists() {
+            if !done.trained {
                 let report = train_layer(recording, None, options, layer, ranks, &stages.predictors)?;
-                publish_json(&stages.trained(layer), &report)?;
+                publish_sealed(&stages.trained(layer), &report, &[predictor_path(&stages.predictors, layer)])?;
                 stage.say(&format!(
                     "layer {layer:>3}: {:5.2} % active; rank {}, {:.2} % missed, {:.2} % false alarms",
                     100.0 * active,
@@ -166,8 +212,9 @@ impl Layers<'_> {
             Ok(())
         };
         let order = || -> Result<()> {
-            if !stages.ordered(layer).exists() {
-                publish_json(&stages.ordered(layer), &ordering.layer(order_args, recording, layer, None)?)?;
+            if !done.ordered {
+                let scores = ordering.layer(order_args, recording, layer, None)?;
+                publish_sealed(&stages.ordered(layer), &scores, &[OrderFile::path(&stages.orders, layer)])?;
             }
             Ok(())
         };
@@ -177,22 +224,26 @@ impl Layers<'_> {
         let order = OrderFile::read(&stages.orders, layer, neurons)?.order;
         let division = Division::by_document(recording.documents(), HELD_OUT, self.args.seed);
         let sparsity = layer_sparsity(recording, &division, layer, &stages.predictors, Some(&order), self.layout)?;
-        publish_json(&stages.measured(layer), &sparsity)
+        publish_sealed(&stages.measured(layer), &sparsity, &[])
     }
 
-    /// The rank of every layer, from a pilot; kept in `dir`.
-    fn ranks(&self, options: &TrainOptions, dir: &Path) -> Result<Vec<usize>> {
-        let file = dir.join("ranks.json");
-        if let Some(ranks) = read_json(&file) {
+    /// The rank of every layer, from a pilot; kept in `file`.
+    fn ranks(&self, options: &TrainOptions, file: &Path) -> Result<Vec<usize>> {
+        if let Some(ranks) = read_sealed(file) {
             return Ok(ranks);
         }
         let layers = self.checkpoint.spec().layers;
         let pilot = self.calibration.head(pilot_tokens(self.calibration.tokens.len()));
         let tokens = pilot.tokens.len() as u64;
-        let mut recorder = self.recorder(&pilot, &self.work.path("pilot"))?;
+        let mut recorder = self.recorder(&pilot, "pilot")?;
         let stage = Stage::new("choosing ranks", "tokens x layers x 2", 2 * tokens * layers as u64);
         if (0..layers).any(|layer| !recorder.recording().has_layer(layer)) {
-            for layer in recorder.resume_layer()..layers {
+            // Without the states that enter it a layer cannot be recorded alone.
+            let first = match recorder.resume_layer() {
+                first if (0..first).all(|layer| recorder.recording().has_layer(layer)) => first,
+                _ => 0,
+            };
+            for layer in first..layers {
                 recorder.record(layer, true, &mut |done| {
                     stage.set(tokens * layer as u64 + done as u64, 2 * tokens * layers as u64);
                 })?;
@@ -200,18 +251,27 @@ impl Layers<'_> {
         }
         let recording = recorder.finish()?;
         let (ranks, _) = choose_ranks(&recording, options, &Trials { stage, tokens })?;
-        publish_json(&file, &ranks)?;
+        publish_sealed(file, &ranks, &[])?;
         self.work.clear("pilot")?;
         Ok(ranks)
     }
 
-    /// A recorder of these inputs; a recording of others is removed.
-    fn recorder(&self, calibration: &Calibration, dir: &Path) -> Result<Recorder<'_>> {
-        let id = calibration.id(self.checkpoint);
-        if dir.exists() && !Recording::open(dir).is_ok_and(|found| found.info().id == id) {
-            std::fs::remove_dir_all(dir)?;
+    /// A recorder of these inputs; what is there of others, or not as it was written, is removed.
+    fn recorder(&self, calibration: &Calibration, name: &str) -> Result<Recorder<'_>> {
+        let made_from = fingerprint(&[self.recorded, &calibration.id(self.checkpoint)]);
+        let mut dir = self.work.stage(name, &made_from)?;
+        if dir.join("recording.json").exists()
+            && let Err(error) = Recording::open(&dir)
+        {
+            eprintln!("note: {error}: recording begins anew");
+            self.work.clear(name)?;
+            dir = self.work.stage(name, &made_from)?;
         }
-        Ok(Recorder::open(self.checkpoint, calibration, dir, super::super::threads(self.args.threads)?)?)
+        let recorder = Recorder::open(self.checkpoint, calibration, &dir, super::super::threads(self.args.threads)?)?;
+        for path in recorder.drop_damaged()? {
+            eprintln!("note: {} is not as it was written: it is made anew", path.display());
+        }
+        Ok(recorder)
     }
 
     fn train_options(&self) -> TrainOptions {

@@ -1,20 +1,24 @@
 //! The work directory: what earlier runs left, and what it was made from.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use flashlm_formats::bundle::checksum;
 use flashlm_formats::destination::{DestinationError, Directory, DirectoryKind};
 use flashlm_formats::publish::{create_directory, sync_name};
-use serde::Serialize;
+use flashlm_formats::seal;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::super::publish;
 
 /// Name of the file in a stage's directory that says what the stage is made from.
 const MADE_FROM: &str = "made-from";
+/// Name of the file in a stage's directory that says that the stage is whole, where one file does.
+const WHOLE: &str = "whole";
 
 /// Intermediate files of one bundle, for this process alone.
 pub(super) struct Work {
@@ -33,14 +37,40 @@ impl Work {
         self.dir.join(name)
     }
 
+    /// An error if one of `files` lies in a directory that is emptied here. The text that the model wrote may be given as a text.
+    pub(super) fn refuse_inside<'a>(&self, files: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
+        let dir = self.dir.canonicalize().with_context(|| self.dir.display().to_string())?;
+        for file in files {
+            let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let inside = |path: &Path| path.canonicalize().ok()?.strip_prefix(&dir).ok().map(Path::to_owned);
+            if let Some(inside) = inside(file).or_else(|| inside(parent))
+                && inside.components().next().is_some_and(|first| first.as_os_str() != "own-text")
+            {
+                let (file, dir) = (file.display(), self.dir.display());
+                bail!(
+                    "{file} lies in the work directory {dir}, where it may be removed: move it, or give another --work"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a stage has what was made from these inputs.
+    pub(super) fn holds(&self, name: &str, made_from: &str) -> bool {
+        fs::read(self.path(name).join(MADE_FROM)).is_ok_and(|found| found == made_from.as_bytes())
+    }
+
     /// The directory of a stage. What other inputs left in it is removed.
     pub(super) fn stage(&self, name: &str, made_from: &str) -> Result<PathBuf> {
         let dir = self.path(name);
-        let stamp = dir.join(MADE_FROM);
-        if fs::read(&stamp).is_ok_and(|found| found == made_from.as_bytes()) {
+        if self.holds(name, made_from) {
             return Ok(dir);
         }
+        if dir.exists() {
+            eprintln!("note: {name}: made anew, as what it is made from is not what it was");
+        }
         // The stamp first: half a directory must not be taken for a whole one.
+        let stamp = dir.join(MADE_FROM);
         if fs::remove_file(&stamp).is_ok() {
             sync_name(&stamp).with_context(|| format!("cannot empty {}", dir.display()))?;
         }
@@ -48,21 +78,6 @@ impl Work {
         create_directory(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         publish(&stamp, made_from.as_bytes())?;
         Ok(dir)
-    }
-
-    /// Whether a step that leaves no files here was finished with these inputs.
-    pub(super) fn is_done(&self, step: &str, made_from: &str) -> bool {
-        fs::read(self.path(&format!("{step}.done"))).is_ok_and(|found| found == made_from.as_bytes())
-    }
-
-    /// Says that it was.
-    pub(super) fn done(&self, step: &str, made_from: &str) -> Result<()> {
-        publish(&self.path(&format!("{step}.done")), made_from.as_bytes())
-    }
-
-    /// Says that it was not.
-    pub(super) fn undo(&self, step: &str) -> Result<()> {
-        self.clear(&format!("{step}.done"))
     }
 
     /// Removes a file or directory, if it is there.
@@ -77,21 +92,89 @@ impl Work {
             _ => Ok(()),
         }
     }
+
+    /// Bytes of files in a directory here.
+    pub(super) fn bytes(&self, name: &str) -> u64 {
+        let (mut bytes, mut dirs) = (0, vec![self.path(name)]);
+        while let Some(dir) = dirs.pop() {
+            let Ok(entries) = dir.read_dir() else { continue };
+            for entry in entries.flatten() {
+                match entry.metadata() {
+                    Ok(metadata) if metadata.is_dir() => dirs.push(entry.path()),
+                    Ok(metadata) => bytes += metadata.len(),
+                    Err(_) => {}
+                }
+            }
+        }
+        bytes
+    }
 }
 
-/// [`publish`] of JSON.
-pub(super) fn publish_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    publish(path, &serde_json::to_vec_pretty(value)?)
+/// What a sealed file holds.
+#[derive(Serialize, Deserialize)]
+struct Sealed<T> {
+    /// Files beside it that it speaks for, with their checksums.
+    files: BTreeMap<String, String>,
+    value: T,
 }
 
-/// What [`publish_json`] wrote, if it is there.
-pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    serde_json::from_slice(&fs::read(path).ok()?).ok()
+/// Writes JSON with a seal. It also speaks for `files` in the same directory, which are there.
+pub(super) fn publish_sealed(path: &Path, value: &impl Serialize, files: &[PathBuf]) -> Result<()> {
+    let sum = |file: &PathBuf| -> Result<(String, String)> {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok((name, sum_of(file).with_context(|| format!("cannot read {}", file.display()))?))
+    };
+    let sealed = Sealed { files: files.iter().map(sum).collect::<Result<_>>()?, value };
+    publish(path, &seal::seal_text(&serde_json::to_string_pretty(&sealed)?))
+}
+
+/// What [`publish_sealed`] wrote, if it is there and it and the files that it speaks for are as they were. What is not is said, and gone.
+pub(super) fn read_sealed<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    let bytes = match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        read => read.map_err(anyhow::Error::from),
+    };
+    let sealed = bytes.and_then(|bytes| {
+        let sealed: Sealed<T> = serde_json::from_slice(seal::check_text(&bytes)?)?;
+        for (name, sum) in &sealed.files {
+            let file = path.with_file_name(name);
+            match sum_of(&file) {
+                Ok(found) if found == *sum => {}
+                Ok(_) => bail!("{name} is not as it was written"),
+                Err(error) => return Err(error).with_context(|| format!("cannot read {name}")),
+            }
+        }
+        Ok(sealed.value)
+    });
+    match sealed {
+        Ok(value) => Some(value),
+        Err(error) => {
+            eprintln!("note: {}: {error:#}: it is made anew", path.display());
+            _ = fs::remove_file(path);
+            None
+        }
+    }
+}
+
+/// Says of a stage's directory that these files are the whole of it.
+pub(super) fn seal_whole(dir: &Path, files: &[PathBuf]) -> Result<()> {
+    publish_sealed(&dir.join(WHOLE), &(), files)
+}
+
+/// Whether that was said, and they still are as they were.
+pub(super) fn is_whole(dir: &Path) -> bool {
+    read_sealed::<()>(&dir.join(WHOLE)).is_some()
+}
+
+fn sum_of(file: &Path) -> io::Result<String> {
+    Ok(format!("{:016x}", checksum(&fs::read(file)?)))
 }
 
 /// A short name for inputs.
 pub(super) fn fingerprint(parts: &[&str]) -> String {
-    format!("{:016x}", checksum(parts.join("|").as_bytes()))
+    // The lengths: no two lists of parts are one text.
+    let text: String = parts.iter().map(|part| format!("{}|{part}|", part.len())).collect();
+    format!("{:016x}", checksum(text.as_bytes()))
 }
 
 #[cfg(test)]
@@ -110,12 +193,48 @@ mod tests {
         fs::write(stage.join("x"), "1").unwrap();
         fs::remove_file(stage.join(MADE_FROM)).unwrap();
         assert!(!work.stage("orders", "b").unwrap().join("x").exists());
+        assert_eq!(work.bytes("orders"), 1);
+    }
 
-        assert!(!work.is_done("pack", "a"));
-        work.done("pack", "a").unwrap();
-        assert!(work.is_done("pack", "a") && !work.is_done("pack", "b"));
-        work.undo("pack").unwrap();
-        work.undo("pack").unwrap();
-        assert!(!work.is_done("pack", "a"));
+    #[test]
+    fn sealed_files_speak_for_others_and_are_gone_when_one_is_not_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("report"), dir.path().join("predictor"));
+        let make = || {
+            fs::write(&other, "0123").unwrap();
+            publish_sealed(&path, &vec![0.1, 0.25], std::slice::from_ref(&other)).unwrap();
+        };
+        let read = || read_sealed::<Vec<f64>>(&path);
+        assert_eq!(read(), None);
+        make();
+        assert_eq!(read(), Some(vec![0.1, 0.25]));
+        let whole = fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1;
+            fs::write(&path, damaged).unwrap();
+            assert_eq!((read(), path.exists()), (None, false), "byte {at}");
+            fs::write(&path, &whole[..at]).unwrap();
+            assert_eq!(read(), None, "cut at {at}");
+        }
+        make();
+        fs::write(&other, "0124").unwrap();
+        assert_eq!(read(), None);
+        make();
+        fs::remove_file(&other).unwrap();
+        assert_eq!(read(), None);
+    }
+
+    #[test]
+    fn nothing_that_is_read_may_lie_where_things_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let work = Work::open(&dir.path().join("work"), &[]).unwrap();
+        for name in ["own-text", "predictors"] {
+            fs::create_dir(work.path(name)).unwrap();
+            fs::write(work.path(name).join("x"), "").unwrap();
+        }
+        let refused = |file: PathBuf| work.refuse_inside([&file]).is_err();
+        assert!(!refused(dir.path().join("x")) && !refused(work.path("own-text").join("x")));
+        assert!(refused(work.path("predictors").join("x")) && refused(work.path("predictors").join("new")));
     }
 }

@@ -1,5 +1,7 @@
 //! Attacks 80 to 89: files that are somebody's. Sources, strangers' files and directories, by any spelling; work files that were changed.
 
+mod prepared;
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
