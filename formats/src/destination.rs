@@ -51,13 +51,13 @@ pub enum DestinationError {
         path: PathBuf,
     },
     /// A directory has the name of a file.
-    #[error("{} is a directory, and the output is a file: give it a name in it", path.display())]
+    #[error("cannot write {}: it is a directory, and the output is a file: give it a name in it", path.display())]
     IsDirectory {
         /// The destination.
         path: PathBuf,
     },
     /// A file has the name of a directory.
-    #[error("{} is a file, and the output is a directory: give another name", path.display())]
+    #[error("cannot write into {}: it is a file, and the output is a directory: give another name", path.display())]
     IsFile {
         /// The destination.
         path: PathBuf,
