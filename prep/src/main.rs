@@ -67,6 +67,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(code) => return code,
     };
+    allow_open_files();
     let result = commands::interrupt::watch().and_then(|()| run(cli.command));
     result.unwrap_or_else(|error| {
         if commands::is_broken_pipe(&error) {
@@ -100,4 +101,12 @@ fn run(command: Command) -> Result<ExitCode> {
             std::io::stdout().write_all(&script).map(|()| ExitCode::SUCCESS).map_err(Into::into)
         }
     }
+}
+
+/// A checkpoint may come in more files than a process usually has open; the system lets a process ask for more. Where it does
+/// not, opening the files says so.
+fn allow_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }

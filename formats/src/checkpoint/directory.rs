@@ -10,7 +10,7 @@ use std::path::{Component, Path};
 use super::error::{CheckpointError, Foreign, IndexError};
 use super::file::{SourceFile, read_small};
 use super::tensor::StoredTensor;
-use super::{safetensors, torch};
+use super::{python_json, safetensors, torch};
 
 /// The kind of files that hold the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ impl Format {
 
 /// Longest index of shards.
 pub const INDEX_BYTES_MAX: u64 = 64 << 20;
-/// Enough for any model, and fewer than the files a process may usually have open.
+/// Enough for any model, and fewer than the files a process can usually be allowed to have open.
 const SHARDS_MAX: usize = 900;
 
 /// The weight files of a checkpoint and the tensors they list.
@@ -81,6 +81,8 @@ pub(crate) struct Weights {
     pub(crate) tensors: Vec<StoredTensor>,
     /// Index of each tensor by name.
     pub(crate) by_name: HashMap<String, usize>,
+    /// The shard of each tensor, as the index has it. Much of it may be of no use, and gone.
+    pub(crate) listed: BTreeMap<String, String>,
 }
 
 impl Weights {
@@ -101,7 +103,8 @@ impl Weights {
         } else {
             (None, vec![format.file_name().to_owned()], BTreeMap::new())
         };
-        let mut weights = Self { format, index, files: Vec::new(), tensors: Vec::new(), by_name: HashMap::new() };
+        let mut weights =
+            Self { format, index, files: Vec::new(), tensors: Vec::new(), by_name: HashMap::new(), listed: map };
         for shard in shards {
             let file = SourceFile::open(dir, &shard)?;
             let number = weights.files.len();
@@ -111,19 +114,18 @@ impl Weights {
             };
             weights.files.push(file);
             for tensor in tensors {
-                weights.add(tensor, &map)?;
+                weights.add(tensor)?;
             }
         }
-        weights.check_index(&map)?;
         Ok(weights)
     }
 
     /// Add a tensor. Stored in two shards, the one that the index names counts.
-    fn add(&mut self, tensor: StoredTensor, map: &BTreeMap<String, String>) -> Result<(), CheckpointError> {
+    fn add(&mut self, tensor: StoredTensor) -> Result<(), CheckpointError> {
         if let Some(&earlier) = self.by_name.get(&tensor.name) {
             let first = self.files[self.tensors[earlier].file].name.clone();
             let second = self.files[tensor.file].name.clone();
-            match map.get(&tensor.name) {
+            match self.listed.get(&tensor.name) {
                 Some(named) if *named == first => return Ok(()),
                 Some(named) if *named == second => {}
                 _ => {
@@ -137,20 +139,17 @@ impl Weights {
         Ok(())
     }
 
-    /// Every tensor of the index must be in its shard.
-    fn check_index(&self, map: &BTreeMap<String, String>) -> Result<(), CheckpointError> {
-        let is_in = |tensor: &str, shard: &str| {
-            self.by_name.get(tensor).is_some_and(|&index| self.files[self.tensors[index].file].name == shard)
-        };
-        let lost = map.iter().filter(|(tensor, shard)| !is_in(tensor, shard));
-        let tensors: Vec<_> = lost.map(|(tensor, shard)| format!("{tensor} ({shard})")).collect();
-        if tensors.is_empty() {
-            return Ok(());
-        }
-        Err(CheckpointError::Index { path: self.index_path(), source: Box::new(IndexError::NotInShard { tensors }) })
+    /// Name the tensors behind `prefix` without it; others keep theirs, unless one of these has it now.
+    pub(crate) fn take_off(&mut self, prefix: &str) {
+        let inner = |name: &str| name.strip_prefix(prefix).map(str::to_owned);
+        let (inside, outside): (Vec<_>, Vec<_>) = self.by_name.drain().partition(|(name, _)| name.starts_with(prefix));
+        self.by_name.extend(outside);
+        self.by_name.extend(inside.into_iter().filter_map(|(name, index)| Some((inner(&name)?, index))));
+        let listed = std::mem::take(&mut self.listed);
+        self.listed = listed.into_iter().map(|(name, shard)| (inner(&name).unwrap_or(name), shard)).collect();
     }
 
-    fn index_path(&self) -> std::path::PathBuf {
+    pub(crate) fn index_path(&self) -> std::path::PathBuf {
         self.index.as_ref().map(|file| file.path.clone()).unwrap_or_default()
     }
 }
@@ -160,9 +159,9 @@ fn parse_index(json: &[u8]) -> Result<BTreeMap<String, String>, IndexError> {
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let index: Index = serde_json::from_slice(json).map_err(|e| IndexError::Malformed { reason: e.to_string() })?;
+    let index: Index = python_json::parse(json).map_err(|reason| IndexError::Malformed { reason })?;
     if index.weight_map.is_empty() {
-        return Err(IndexError::Malformed { reason: "the weight map is empty".into() });
+        return Err(IndexError::Malformed { reason: "the weight map is empty. Download it again".into() });
     }
     Ok(index.weight_map)
 }

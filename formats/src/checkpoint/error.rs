@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use super::families::HEADS;
 use crate::model::DType;
 
 /// Why a checkpoint cannot be opened or read.
@@ -19,6 +20,17 @@ pub enum CheckpointError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// The system lets the process open no more files.
+    #[error(
+        "cannot open {}: {limit} files are open, and the system allows this process no more. \
+         Allow more (`ulimit -n 4096`) and start again", path.display()
+    )]
+    TooManyOpenFiles {
+        /// The file.
+        path: PathBuf,
+        /// How many the process may have open.
+        limit: u64,
     },
     /// The path is not a directory.
     #[error("there is no directory {}: give the directory that holds config.json and the weights", path.display())]
@@ -82,11 +94,11 @@ pub enum CheckpointError {
         found: Vec<String>,
     },
     /// A JSON file is malformed.
-    #[error("{} is not well-formed: {reason}. Download it again", path.display())]
+    #[error("{} is not well-formed: {reason}", path.display())]
     Json {
         /// The file.
         path: PathBuf,
-        /// What is wrong, with line and column.
+        /// What is wrong, with line and column, and what helps.
         reason: String,
     },
     /// `config.json` (or `generation_config.json`) says something impossible or unsupported.
@@ -122,12 +134,27 @@ pub enum CheckpointError {
         source: Box<IndexError>,
     },
     /// The stored tensors are not those that `config.json` describes; all differences at once.
-    #[error("{}: the weights do not fit config.json, {} tensor(s) differ:{}{}", dir.display(), problems.len(), lines(problems), way_out(problems))]
+    #[error(
+        "{}: the weights do not fit config.json, {} tensor(s) differ:{}{}{}",
+        dir.display(), problems.len(), lines(problems), left_over(unplaced), way_out(problems, unplaced)
+    )]
     Tensors {
         /// The checkpoint directory.
         dir: PathBuf,
         /// Every difference.
         problems: Vec<TensorProblem>,
+        /// Where some are missing: what is stored and has no place, sorted. A name may only be another one.
+        unplaced: Vec<String>,
+    },
+    /// Two models in one checkpoint, and nothing says which is meant.
+    #[error("{} holds two models, behind {first:?} and {second:?}: keep the tensors of one", dir.display())]
+    TwoModels {
+        /// The checkpoint directory.
+        dir: PathBuf,
+        /// What stands before the names of one.
+        first: String,
+        /// And of the other.
+        second: String,
     },
     /// A file changed after it was opened.
     #[error("{} changed while it was being read ({change}): start again once nothing writes to it", path.display())]
@@ -463,7 +490,7 @@ const CONVERT: &str =
 #[non_exhaustive]
 pub enum IndexError {
     /// Not an index.
-    #[error("{reason}; expected an object with \"weight_map\": {{tensor: file}}. Download it again")]
+    #[error("it should be an object with \"weight_map\": {{tensor: file}}: {reason}")]
     Malformed {
         /// What is wrong.
         reason: String,
@@ -554,11 +581,6 @@ pub enum TensorProblem {
 impl fmt::Display for TensorProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Missing { tensor, expected } if tensor.ends_with("lm_head.weight") => write!(
-                f,
-                "{tensor} is missing, expected {expected:?} (config.json says that the head is not tied to the embedding; \
-                 if it is, set \"tie_word_embeddings\": true)"
-            ),
             Self::Missing { tensor, expected } => write!(f, "{tensor} is missing, expected {expected:?}"),
             Self::Shape { tensor, expected, found } => write!(f, "{tensor} is {found:?}, expected {expected:?}"),
             Self::Dtype { tensor, found } => write!(f, "{tensor} is {found}, expected f16, bf16 or f32"),
@@ -669,11 +691,23 @@ fn list(names: &[String]) -> String {
     text
 }
 
+/// The other side of missing tensors.
+fn left_over(unplaced: &[String]) -> String {
+    if unplaced.is_empty() {
+        return String::new();
+    }
+    format!("\n  The files hold {} tensor(s) that the model has no place for: {}", unplaced.len(), list(unplaced))
+}
+
 /// What to do about weights that are stored as something else.
-fn way_out(problems: &[TensorProblem]) -> &'static str {
+fn way_out(problems: &[TensorProblem], unplaced: &[String]) -> &'static str {
     if problems.iter().any(|problem| matches!(problem, TensorProblem::Dtype { .. })) {
         "\n  Of a quantised model take the original 16-bit checkpoint (`prepare --dtype int8` makes smaller bundles from it); \
          any other load with transformers and save as float16: model.half().save_pretrained(..)"
+    } else if matches!(problems, [TensorProblem::Missing { tensor, .. }] if HEADS.contains(&tensor.as_str())) {
+        "\n  config.json says that the head is not tied to the embedding; if it is, set \"tie_word_embeddings\": true"
+    } else if unplaced.iter().any(|name| name.contains(".lora_") || name.contains(".base_layer.")) {
+        "\n  There is an adapter beside the weights: merge it into them (peft: merge_and_unload) and save_pretrained"
     } else {
         ""
     }

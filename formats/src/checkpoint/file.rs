@@ -37,7 +37,13 @@ impl SourceFile {
     /// Open `dir/name`. Links are followed, as the Hugging Face cache consists of them; what they lead to must be a file.
     pub(crate) fn open(dir: &Path, name: &str) -> Result<Self, CheckpointError> {
         let path = dir.join(name);
-        let failed = |action, source| CheckpointError::Io { action, path: path.clone(), source };
+        let failed = |action, source: io::Error| match source.raw_os_error() {
+            Some(code) if code == rustix::io::Errno::MFILE.raw_os_error() => {
+                let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+                CheckpointError::TooManyOpenFiles { path: path.clone(), limit }
+            }
+            _ => CheckpointError::Io { action, path: path.clone(), source },
+        };
         let check = |metadata: &Metadata| match irregular(metadata.file_type()) {
             Some(kind) => Err(CheckpointError::NotRegular { path: path.clone(), kind }),
             None => Ok(()),

@@ -22,9 +22,12 @@ mod directory;
 mod error;
 mod families;
 mod file;
+mod matching;
+mod note;
 mod pickle;
 mod plan;
 mod published;
+mod python_json;
 mod safetensors;
 mod state_dict;
 mod tensor;
@@ -38,16 +41,16 @@ use std::path::{Path, PathBuf};
 pub use directory::{Format, INDEX_BYTES_MAX, index_shards};
 pub use error::{CheckpointError, ConfigError, Foreign, IndexError, SafetensorsError, TensorProblem, TorchError};
 pub use families::{FAMILY_INFOS, FamilyInfo};
+pub use note::Note;
 pub use published::{PublishedTensor, published_tensors};
 pub use state_dict::{NamedTensor, read_tensors};
 pub use tokenizer_files::{TokenizerFiles, TokenizerSource};
 
 use crate::model::{DType, ModelSpec};
 use directory::Weights;
-use families::{Config, Family};
+use families::{Admitted, Config};
 use file::{SourceFile, read_small};
-use plan::{CanonicalTensor, Plan};
-use tensor::StoredTensor;
+use plan::CanonicalTensor;
 
 /// Longest `config.json`; those of classifiers list thousands of labels.
 const CONFIG_BYTES_MAX: u64 = 8 << 20;
@@ -65,41 +68,6 @@ pub struct Checkpoint {
     model_bytes: u64,
     notes: Vec<Note>,
     unused: Vec<String>,
-}
-
-/// Something about a checkpoint that is no error and that its user should be told.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Note {
-    /// The configuration ties the head to the embedding, and the files hold two different matrices.
-    #[error(
-        "config.json ties the head to the embedding, but lm_head.weight differs from it: both are used, as transformers does"
-    )]
-    HeadNotTied,
-    /// The configuration ties the two and only the head is stored.
-    #[error("the files hold lm_head.weight and no embedding: it serves as both, as config.json ties them")]
-    HeadIsEmbedding,
-    /// The model sees only so far back, and flashlm does not slide.
-    #[error("attention slides over {taken} tokens here: that is the longest context, of {stated} in config.json")]
-    SlidingWindow {
-        /// Positions that the configuration names.
-        stated: usize,
-        /// The window.
-        taken: usize,
-    },
-    /// The model comes with code that is not known here.
-    #[error(
-        "config.json names code of its own, {class}: it is computed as a {family}; compare a text with the original's before you trust it"
-    )]
-    CustomCode {
-        /// The class.
-        class: String,
-        /// What it is taken for.
-        family: &'static str,
-    },
-    /// Tensors outside the model's body, such as a classifier's head.
-    #[error("{} stored tensor(s) outside the language model are ignored, the first is {}", .0.len(), .0.first().map_or("", String::as_str))]
-    Ignored(Vec<String>),
 }
 
 /// One of a layer's FFN projections.
@@ -156,34 +124,37 @@ impl Checkpoint {
             return Err(directory::explain_missing_config(dir));
         };
         let wrong = |source| CheckpointError::Config { path: config_file.path.clone(), source: Box::new(source) };
-        let family = families::find(&config).map_err(wrong)?;
-        config.refuse_quantized().map_err(wrong)?;
+        let Admitted { family, config, unread, unknown_code } = families::admit(config).map_err(wrong)?;
         let mut spec = (family.spec)(&config).map_err(wrong)?;
         let mut json_files = apply_side_files(dir, &mut spec)?;
 
-        let weights = Weights::open(dir)?;
-        let mut notes = Vec::new();
+        let mut weights = Weights::open(dir)?;
+        let mut notes = note::of_keys(unread, config.text("model_type", "").map_err(wrong)?);
         if let Some(stated) = config.optional_count("max_position_embeddings", usize::MAX >> 1).map_err(wrong)?
             && stated > spec.max_positions
         {
             notes.push(Note::SlidingWindow { stated, taken: spec.max_positions });
         }
-        if let Some(class) = families::unknown_code(&config, family) {
+        if let Some(class) = unknown_code {
             notes.push(Note::CustomCode { class, family: family.name });
         }
-        let (prefix, plan) = choose_plan(family, &config, &mut spec, &weights, &mut notes).map_err(|e| e.or(wrong))?;
-        let mismatch = |problems| CheckpointError::Tensors { dir: dir.to_owned(), problems };
-        let tensors = plan.resolve(&weights.tensors, &weights.by_name).map_err(mismatch)?;
-        let unused = unused(family, &spec, prefix, &plan, &weights).map_err(mismatch)?;
+        let chosen =
+            matching::choose(family, &config, &mut spec, &mut weights, &mut notes).map_err(|e| e.or(dir, wrong))?;
+        let tensors = chosen
+            .plan
+            .resolve(&weights.tensors, &weights.by_name)
+            .map_err(|problems| matching::explain(dir, problems, &chosen, &weights))?;
+        let mismatch = |problems| CheckpointError::Tensors { dir: dir.to_owned(), problems, unplaced: Vec::new() };
+        let unused = matching::unused(family, &spec, &chosen, &weights).map_err(mismatch)?;
         if !unused.is_empty() {
             notes.push(Note::Ignored(unused.clone()));
         }
-        let ffn_dtype = ffn_dtype(&spec, &tensors, &weights).map_err(|problem| mismatch(vec![problem]))?;
+        let ffn_dtype = matching::ffn_dtype(&spec, &tensors, &weights).map_err(|problem| mismatch(vec![problem]))?;
         for file in &weights.files {
             file.advise(0, 0, rustix::fs::Advice::Sequential);
         }
         json_files.insert(0, config_file);
-        let model_bytes = model_bytes(&tensors, &weights.tensors);
+        let model_bytes = matching::model_bytes(&tensors, &weights.tensors);
         Ok(Self { dir: dir.to_owned(), spec, json_files, weights, tensors, ffn_dtype, model_bytes, notes, unused })
     }
 
@@ -374,148 +345,4 @@ fn apply_side_files(dir: &Path, spec: &mut ModelSpec) -> Result<Vec<SourceFile>,
         files.push(file);
     }
     Ok(files)
-}
-
-/// An error of either kind, until the path of the configuration is known.
-enum PlanError {
-    Config(ConfigError),
-    Read(CheckpointError),
-}
-
-impl PlanError {
-    fn or(self, config: impl Fn(ConfigError) -> CheckpointError) -> CheckpointError {
-        match self {
-            Self::Config(error) => config(error),
-            Self::Read(error) => error,
-        }
-    }
-}
-
-/// The plan under the prefix that finds most tensors, and with the head decided (see the module's table).
-fn choose_plan(
-    family: &Family,
-    config: &Config,
-    spec: &mut ModelSpec,
-    weights: &Weights,
-    notes: &mut Vec<Note>,
-) -> Result<(&'static str, Plan), PlanError> {
-    let planned = |spec: &ModelSpec, prefix| {
-        let mut plan = Plan::default();
-        (family.plan)(spec, config, prefix, &mut plan).map(|()| plan).map_err(PlanError::Config)
-    };
-    let (mut best, mut best_found) = (family.prefixes[0], 0);
-    for &prefix in family.prefixes {
-        let found = planned(spec, prefix)?.sources().filter(|name| weights.by_name.contains_key(*name)).count();
-        if found > best_found {
-            (best, best_found) = (prefix, found);
-        }
-    }
-    let embedding_name = format!("{best}{}", family.embedding);
-    let stored = |name: &str| weights.by_name.get(name).map(|&index| &weights.tensors[index]);
-    let mut head_is_embedding = false;
-    if spec.tied_head {
-        match (stored(&embedding_name), stored(family.head)) {
-            (Some(embedding), Some(head))
-                if !have_equal_bytes(embedding, head, &weights.files).map_err(PlanError::Read)? =>
-            {
-                spec.tied_head = false;
-                notes.push(Note::HeadNotTied);
-            }
-            (None, Some(_)) => {
-                head_is_embedding = true;
-                notes.push(Note::HeadIsEmbedding);
-            }
-            _ => {}
-        }
-    }
-    let mut plan = planned(spec, best)?;
-    if head_is_embedding {
-        plan.rename_source(&embedding_name, family.head);
-    }
-    Ok((best, plan))
-}
-
-/// Whether two stored tensors hold the same: the same place, or the same bytes in the same shape.
-fn have_equal_bytes(a: &StoredTensor, b: &StoredTensor, files: &[SourceFile]) -> Result<bool, CheckpointError> {
-    /// Bytes compared at a time.
-    const CHUNK: usize = 1 << 20;
-    if a.is_same_place(b) {
-        return Ok(true);
-    }
-    let tensor::StoredDtype::Weight(dtype) = a.dtype else { return Ok(false) };
-    let &[rows, columns] = a.shape.as_slice() else { return Ok(false) };
-    if a.shape != b.shape || a.dtype != b.dtype {
-        return Ok(false);
-    }
-    let step = (CHUNK / (columns * dtype.bytes()).max(1)).max(1);
-    let (mut left, mut right) = (Vec::new(), Vec::new());
-    for start in (0..rows).step_by(step) {
-        let rows = start..(start + step).min(rows);
-        left.clear();
-        right.clear();
-        a.append_rows(files, dtype, rows.clone(), &mut left)?;
-        b.append_rows(files, dtype, rows, &mut right)?;
-        if left != right {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-/// Stored tensors that the plan leaves out: those outside the model's body are listed, known buffers are passed over, and
-/// anything else in the body means that the configuration describes another model.
-fn unused(
-    family: &Family,
-    spec: &ModelSpec,
-    prefix: &str,
-    plan: &Plan,
-    weights: &Weights,
-) -> Result<Vec<String>, Vec<TensorProblem>> {
-    let used: std::collections::HashSet<&str> = plan.sources().collect();
-    let (mut unused, mut problems) = (Vec::new(), Vec::new());
-    let mut names: Vec<&String> = weights.by_name.keys().collect();
-    names.sort();
-    for name in names {
-        if used.contains(name.as_str()) || name == family.head {
-            continue;
-        }
-        match name.strip_prefix(prefix) {
-            Some(inner) if (family.is_ignorable)(spec, inner) => {}
-            // Without a prefix every stranger seems to be in the body.
-            Some(_) if !prefix.is_empty() => problems.push(TensorProblem::Unexpected { tensor: name.clone() }),
-            _ if name.starts_with("lm_head.") => problems.push(TensorProblem::Unexpected { tensor: name.clone() }),
-            _ => unused.push(name.clone()),
-        }
-    }
-    if problems.is_empty() { Ok(unused) } else { Err(problems) }
-}
-
-/// Neuron records mix rows of all projections, so these share one dtype.
-fn ffn_dtype(
-    spec: &ModelSpec,
-    tensors: &BTreeMap<String, CanonicalTensor>,
-    weights: &Weights,
-) -> Result<DType, TensorProblem> {
-    let all = (0..spec.layers).flat_map(|layer| {
-        [FfnMatrix::Up, FfnMatrix::Down, FfnMatrix::Gate].map(|matrix| tensors.get(&matrix.canonical(layer)))
-    });
-    let mut all = all.flatten().map(|tensor| (weights.tensors[tensor.parts[0].0].name.clone(), tensor.dtype));
-    let missing = || TensorProblem::Missing { tensor: FfnMatrix::Up.canonical(0), expected: vec![spec.ffn.size] };
-    let first = all.next().ok_or_else(missing)?;
-    match all.find(|(_, dtype)| *dtype != first.1) {
-        None => Ok(first.1),
-        Some(second) => Err(TensorProblem::Mixed { tensor: "the FFN projections".into(), first, second }),
-    }
-}
-
-fn model_bytes(tensors: &BTreeMap<String, CanonicalTensor>, stored: &[StoredTensor]) -> u64 {
-    let mut places = BTreeMap::new();
-    for tensor in tensors.values() {
-        for (index, _) in &tensor.parts {
-            let source = &stored[*index];
-            let elements: usize = source.shape.iter().product();
-            places.insert((source.file, source.offset, source.shape.clone()), (elements * tensor.dtype.bytes()) as u64);
-        }
-    }
-    places.values().sum()
 }

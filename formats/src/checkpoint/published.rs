@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::CheckpointError;
-use super::families::{self, Config};
+use super::families::{self, Admitted, Config};
 use super::plan::Plan;
 use crate::model::ModelSpec;
 
@@ -25,7 +25,7 @@ pub fn published_tensors(config: &[u8]) -> Result<(ModelSpec, Vec<PublishedTenso
     let path = Path::new("config.json");
     let config = Config::parse(config).map_err(|reason| CheckpointError::Json { path: path.to_owned(), reason })?;
     let wrong = |source| CheckpointError::Config { path: path.to_owned(), source: Box::new(source) };
-    let family = families::find(&config).map_err(wrong)?;
+    let Admitted { family, config, .. } = families::admit(config).map_err(wrong)?;
     let spec = (family.spec)(&config).map_err(wrong)?;
     let mut plan = Plan::default();
     (family.plan)(&spec, &config, family.prefixes[0], &mut plan).map_err(wrong)?;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::error::CheckpointError;
 use super::file::read_small;
+use super::python_json;
 
 /// Longest `tokenizer.json`; the largest published ones have some 40 MB.
 const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
@@ -55,8 +56,10 @@ impl TokenizerFiles {
                     false => CheckpointError::NoTokenizer { dir },
                 });
             };
-            let merges = String::from_utf8(merges)
-                .map_err(|e| CheckpointError::Json { path: file.path, reason: e.to_string() })?;
+            let merges = String::from_utf8(merges).map_err(|e| CheckpointError::Json {
+                path: file.path,
+                reason: format!("{e}. Take the original again"),
+            })?;
             TokenizerSource::VocabMerges { vocab, merges }
         };
         Ok(Self {
@@ -70,8 +73,5 @@ impl TokenizerFiles {
 
 fn read_json(dir: &Path, name: &str, limit: u64) -> Result<Option<Vec<u8>>, CheckpointError> {
     let Some((file, json)) = read_small(dir, name, limit)? else { return Ok(None) };
-    match serde_json::from_slice::<serde::de::IgnoredAny>(&json) {
-        Ok(_) => Ok(Some(json)),
-        Err(error) => Err(CheckpointError::Json { path: file.path, reason: error.to_string() }),
-    }
+    python_json::standardised(json).map(Some).map_err(|reason| CheckpointError::Json { path: file.path, reason })
 }

@@ -1,8 +1,11 @@
 //! Reading single values of a `config.json`: typed, bounded, with defaults, never a panic. Knows no family.
 
+use std::ops::RangeInclusive;
+
 use serde_json::{Map, Value};
 
 use super::super::error::ConfigError;
+use super::super::python_json;
 use crate::model::Activation;
 
 /// Bounds far beyond any model, so that sizes derived from them cannot overflow 64 bits.
@@ -13,7 +16,8 @@ pub(crate) const VOCABULARY_MAX: usize = 1 << 24;
 pub(crate) const POSITIONS_MAX: usize = 1 << 24;
 
 /// Names of activation functions, as configurations have them: those that are exactly zero for many inputs first.
-pub(crate) const ACTIVATIONS: &str = "relu, relu2, fatrelu, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, silu";
+const ACTIVATIONS: &str =
+    "relu, relu2, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, silu, and fatrelu in a sparsellama";
 
 /// A parsed `config.json`.
 pub(crate) struct Config(Map<String, Value>);
@@ -21,11 +25,20 @@ pub(crate) struct Config(Map<String, Value>);
 impl Config {
     /// Parse; the error says what is not as it should be.
     pub(crate) fn parse(json: &[u8]) -> Result<Self, String> {
-        match serde_json::from_slice(json) {
-            Ok(Value::Object(map)) => Ok(Self(map)),
-            Ok(other) => Err(format!("expected an object, found {}", short(&other))),
-            Err(error) => Err(error.to_string()),
+        match python_json::parse(json)? {
+            Value::Object(map) => Ok(Self(map)),
+            other => Err(format!("expected an object, found {}. Take the original again", short(&other))),
         }
+    }
+
+    /// Every key with its value.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.0.iter().map(|(key, value)| (key.as_str(), value))
+    }
+
+    /// Forget the keys that are not wanted.
+    pub(crate) fn retain(&mut self, is_wanted: impl Fn(&str) -> bool) {
+        self.0.retain(|key, _| is_wanted(key));
     }
 
     /// The value of `key`, if it is there and not null.
@@ -40,11 +53,16 @@ impl Config {
 
     /// A whole number in `1..=max`, if it is there.
     pub(crate) fn optional_count(&self, key: &str, max: usize) -> Result<Option<usize>, ConfigError> {
+        self.whole(key, 1..=max)
+    }
+
+    /// A whole number within bounds, if it is there.
+    pub(crate) fn whole(&self, key: &str, range: RangeInclusive<usize>) -> Result<Option<usize>, ConfigError> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        match value.as_u64() {
-            Some(count) if (1..=max as u64).contains(&count) => Ok(Some(count as usize)),
+        match value.as_u64().and_then(|count| usize::try_from(count).ok()) {
+            Some(count) if range.contains(&count) => Ok(Some(count)),
             None if !value.is_number() => Err(wrong_type(key, "a whole number", value)),
-            _ => Err(out_of_range(key, format!("a whole number in 1..={max}"), value)),
+            _ => Err(out_of_range(key, format!("a whole number in {range:?}"), value)),
         }
     }
 
@@ -85,10 +103,11 @@ impl Config {
         self.0.get(key).map_or(Ok(default), |value| positive(key, value))
     }
 
-    /// The epsilon of a norm.
+    /// The epsilon of a norm; 0 is one.
     pub(crate) fn epsilon(&self, key: &str, default: f32) -> Result<f32, ConfigError> {
-        let eps = self.positive(key, default)?;
-        if eps > 1.0 { Err(out_of_range(key, "a number in 0..=1".into(), &eps.into())) } else { Ok(eps) }
+        let Some(value) = self.0.get(key) else { return Ok(default) };
+        let eps = number(key, value)? as f32;
+        if (0.0..=1.0).contains(&eps) { Ok(eps) } else { Err(out_of_range(key, "a number in 0..=1".into(), value)) }
     }
 
     /// A text.
@@ -110,9 +129,7 @@ impl Config {
                 Activation::GeluTanh
             }
             "silu" | "swish" => Activation::Silu,
-            // ProSparse.
-            "fatrelu" => Activation::FatRelu(self.positive("hidden_act_param", 0.01)?),
-            other => return Err(self.unsupported(key, other, ACTIVATIONS)),
+            other => return Err(unsupported(key, &other.into(), ACTIVATIONS)),
         })
     }
 
@@ -148,15 +165,6 @@ impl Config {
     pub(crate) fn architectures(&self) -> Vec<String> {
         let list = self.get("architectures").and_then(Value::as_array);
         list.into_iter().flatten().filter_map(Value::as_str).map(shorten).collect()
-    }
-
-    /// A value that is understood and not supported.
-    pub(crate) fn unsupported(&self, key: &str, found: &str, supported: &str) -> ConfigError {
-        ConfigError::Unsupported {
-            key: key.into(),
-            found: format!("{:?}", shorten(found)),
-            supported: supported.into(),
-        }
     }
 
     /// Refuse weights that another tool has quantised.
@@ -197,9 +205,21 @@ pub(crate) fn head_dim(hidden: (&str, usize), heads: (&str, usize)) -> Result<us
     })
 }
 
+/// A value that is understood and not supported.
+pub(crate) fn unsupported(key: &str, found: &Value, supported: &str) -> ConfigError {
+    ConfigError::Unsupported { key: key.into(), found: short(found), supported: supported.into() }
+}
+
+/// Infinity and its kin are numbers, too, but never in range.
+fn number(key: &str, value: &Value) -> Result<f64, ConfigError> {
+    match value.get(python_json::FLOAT_KEY) {
+        Some(_) => Ok(f64::NAN),
+        None => value.as_f64().ok_or_else(|| wrong_type(key, "a number", value)),
+    }
+}
+
 fn positive(key: &str, value: &Value) -> Result<f32, ConfigError> {
-    let Some(number) = value.as_f64() else { return Err(wrong_type(key, "a number", value)) };
-    let single = number as f32;
+    let single = number(key, value)? as f32;
     if single.is_finite() && single > 0.0 {
         Ok(single)
     } else {
@@ -227,12 +247,15 @@ fn out_of_range(key: &str, expected: String, found: &Value) -> ConfigError {
 fn short(value: &Value) -> String {
     match value {
         Value::Array(_) => "an array".into(),
-        Value::Object(_) => "an object".into(),
+        Value::Object(map) => match map.get(python_json::FLOAT_KEY) {
+            Some(Value::String(word)) => shorten(word),
+            _ => "an object".into(),
+        },
         scalar => shorten(&scalar.to_string()),
     }
 }
 
-fn shorten(text: &str) -> String {
+pub(crate) fn shorten(text: &str) -> String {
     let mut short: String = text.chars().take(60).collect();
     if short.len() < text.len() {
         short.push('…');

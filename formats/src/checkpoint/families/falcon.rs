@@ -4,6 +4,7 @@
 //! each architecture; here it becomes all queries, all keys, all values.
 
 use super::config::{HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, VOCABULARY_MAX, WIDTH_MAX, head_dim};
+use super::keys::{Keys, Refused};
 use super::{Config, Family, LM_HEAD, fused, rotary};
 use crate::checkpoint::error::ConfigError;
 use crate::checkpoint::plan::{Part, Plan};
@@ -11,15 +12,81 @@ use crate::model::{Attention, Block, Ffn, ModelSpec, Norm, NormKind, Positions};
 
 pub(super) static FAMILY: Family = Family {
     name: "falcon",
-    // RefinedWebModel was the 7b and the rw models, RefinedWeb the 40b.
-    model_types: &["falcon", "RefinedWebModel", "RefinedWeb"],
+    model_types: &["falcon"],
+    keys: &Keys {
+        followed: &[
+            "hidden_size",
+            "n_embed",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_kv_heads",
+            "ffn_hidden_size",
+            "max_position_embeddings",
+            "layer_norm_epsilon",
+            "activation",
+            "bias",
+            "alibi",
+            "new_decoder_architecture",
+            "multi_query",
+            "parallel_attn",
+            "num_ln_in_parallel_attn",
+            "rope_theta",
+            "rope_scaling",
+            "rope_parameters",
+            "original_max_position_embeddings",
+        ],
+        refused: &[
+            Refused { key: "head_dim", is_harmless: |_| false, supported: "hidden_size / num_attention_heads alone" },
+            Refused { key: "rotary", is_harmless: |_| false, supported: "\"alibi\" alone" },
+        ],
+        // transformers' code has no such connection.
+        idle: &["apply_residual_connection_post_layernorm"],
+    },
     architectures: &["FalconForCausalLM", "RWForCausalLM"],
     prefixes: &["transformer.", ""],
     embedding: "word_embeddings.weight",
     head: LM_HEAD,
     spec,
     plan,
-    is_ignorable,
+    is_ignorable: |_, _| false,
+};
+
+/// The same models with their first names: RefinedWebModel was the 7b and the rw models, RefinedWeb the 40b.
+pub(super) static REFINED_WEB: Family = Family {
+    model_types: &["RefinedWebModel", "RefinedWeb"],
+    keys: &Keys {
+        followed: &[
+            "hidden_size",
+            "n_embed",
+            "num_hidden_layers",
+            "n_layer",
+            "num_attention_heads",
+            "n_head",
+            "num_kv_heads",
+            "n_head_kv",
+            "ffn_hidden_size",
+            "max_position_embeddings",
+            "layer_norm_epsilon",
+            "activation",
+            "bias",
+            "alibi",
+            "new_decoder_architecture",
+            "multi_query",
+            "parallel_attn",
+            "num_ln_in_parallel_attn",
+            "rope_theta",
+            "rope_scaling",
+            "rope_parameters",
+            "original_max_position_embeddings",
+        ],
+        refused: &[Refused {
+            key: "apply_residual_connection_post_layernorm",
+            is_harmless: |value| value.is_null() || *value == false,
+            supported: "false",
+        }],
+        idle: &[],
+    },
+    ..FAMILY
 };
 
 const HIDDEN: &[&str] = &["hidden_size", "n_embed"];
@@ -49,13 +116,6 @@ fn row_order(config: &Config) -> Result<Fused, ConfigError> {
 }
 
 fn spec(config: &Config) -> Result<ModelSpec, ConfigError> {
-    if config.flag("apply_residual_connection_post_layernorm", false)? {
-        return Err(ConfigError::Unsupported {
-            key: "apply_residual_connection_post_layernorm".into(),
-            found: "true".into(),
-            supported: "false".into(),
-        });
-    }
     let fused = row_order(config)?;
     let vocab_size = config.count(&["vocab_size"], Some(65_024), VOCABULARY_MAX)?;
     let hidden_size = config.count(HIDDEN, Some(4544), WIDTH_MAX)?;
@@ -186,9 +246,4 @@ fn unfuse(projection: &Part, order: Fused, spec: &ModelSpec) -> Vec<Part> {
         Fused::MultiQuery => vec![projection.clone()],
         Fused::Grouped | Fused::PerHead => fused::by_head(projection, &spec.attention),
     }
-}
-
-/// Old files keep the rotary frequencies and attention masks.
-fn is_ignorable(_: &ModelSpec, name: &str) -> bool {
-    ["inv_freq", "masked_bias", "attn_mask"].iter().any(|buffer| name.ends_with(&format!(".{buffer}")))
 }

@@ -3,6 +3,7 @@
 //! Keys and defaults are those of transformers' `GPTNeoXConfig`.
 
 use super::config::{HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, VOCABULARY_MAX, WIDTH_MAX, head_dim};
+use super::keys::Keys;
 use super::rotary::{self, RotaryKeys};
 use super::{Config, Family, fused};
 use crate::checkpoint::error::ConfigError;
@@ -12,16 +13,39 @@ use crate::model::{Attention, Block, Ffn, ModelSpec, Norm, NormKind};
 pub(super) static FAMILY: Family = Family {
     name: "gpt_neox",
     model_types: &["gpt_neox"],
+    keys: &KEYS,
     architectures: &["GPTNeoXForCausalLM"],
     prefixes: &["gpt_neox.", ""],
     embedding: "embed_in.weight",
     head: HEAD,
     spec,
     plan,
-    is_ignorable,
+    is_ignorable: |_, _| false,
 };
 
-const HEAD: &str = "embed_out.weight";
+const KEYS: Keys = Keys {
+    followed: &[
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "head_dim",
+        "intermediate_size",
+        "max_position_embeddings",
+        "layer_norm_eps",
+        "hidden_act",
+        "attention_bias",
+        "use_parallel_residual",
+        "rotary_emb_base",
+        "rotary_pct",
+        "rope_scaling",
+        "rope_parameters",
+        "original_max_position_embeddings",
+    ],
+    refused: &[],
+    idle: &["hidden_dropout_prob", "attention_probs_dropout_prob"],
+};
+
+pub(super) const HEAD: &str = "embed_out.weight";
 
 const ROTARY: RotaryKeys =
     RotaryKeys { theta: "rotary_emb_base", default_theta: 10_000.0, share: Some(("rotary_pct", 0.25)) };
@@ -31,6 +55,7 @@ fn spec(config: &Config) -> Result<ModelSpec, ConfigError> {
     let hidden_size = config.count(&["hidden_size"], Some(6144), WIDTH_MAX)?;
     let heads = config.count(&["num_attention_heads"], Some(64), HEADS_MAX)?;
     let head_dim = head_dim(("hidden_size", hidden_size), ("num_attention_heads", heads))?;
+    let rotated = config.optional_count("head_dim", WIDTH_MAX)?;
     let max_positions = config.count(&["max_position_embeddings"], Some(2048), POSITIONS_MAX)?;
     let attention_bias = config.flag("attention_bias", true)?;
     let parallel = config.flag("use_parallel_residual", true)?;
@@ -47,7 +72,8 @@ fn spec(config: &Config) -> Result<ModelSpec, ConfigError> {
             weight: true,
             bias: true,
         },
-        positions: rotary::rotary(config, &ROTARY, head_dim, max_positions)?,
+        // A stated width of heads decides how much of them is rotated and nothing else.
+        positions: rotary::rotary_part(config, &ROTARY, rotated.unwrap_or(head_dim), head_dim, max_positions)?,
         attention: Attention {
             heads,
             kv_heads: heads,
@@ -108,9 +134,4 @@ fn plan(spec: &ModelSpec, _: &Config, prefix: &str, plan: &mut Plan) -> Result<(
         plan.add("head.weight", vec![Part::whole(HEAD, &[spec.vocab_size, hidden])]);
     }
     Ok(())
-}
-
-/// Old files keep the rotary frequencies and attention masks.
-fn is_ignorable(_: &ModelSpec, name: &str) -> bool {
-    ["rotary_emb.inv_freq", "attention.bias", "attention.masked_bias"].iter().any(|buffer| name.ends_with(buffer))
 }

@@ -4,15 +4,37 @@
 //! of their own on the hub, known here by name: ProSparse (`sparsellama`: FATReLU with the threshold in `hidden_act_param`) and
 //! Bamboo or TurboSparse (`bamboo`: a Mistral whose activation is applied to gate and up).
 
-use super::config::{HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, VOCABULARY_MAX, WIDTH_MAX, head_dim};
+use super::config::{HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, VOCABULARY_MAX, WIDTH_MAX, head_dim, unsupported};
+use super::keys::Keys;
 use super::{Config, Family, LM_HEAD, rotary};
 use crate::checkpoint::error::ConfigError;
 use crate::checkpoint::plan::{Part, Plan};
-use crate::model::{Attention, Block, Ffn, ModelSpec, Norm, NormKind};
+use crate::model::{Activation, Attention, Block, Ffn, ModelSpec, Norm, NormKind};
 
 pub(super) static FAMILY: Family = Family {
     name: "llama",
-    model_types: &["llama", "mistral", "qwen2", "sparsellama", "bamboo"],
+    model_types: &["llama"],
+    keys: &Keys {
+        followed: &[
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "intermediate_size",
+            "max_position_embeddings",
+            "rms_norm_eps",
+            "hidden_act",
+            "attention_bias",
+            "mlp_bias",
+            "rope_theta",
+            "rope_scaling",
+            "rope_parameters",
+            "original_max_position_embeddings",
+        ],
+        refused: &[],
+        idle: &["rope_interleaved", "is_llama_config"],
+    },
     architectures: &[
         "LlamaForCausalLM",
         "MistralForCausalLM",
@@ -28,45 +50,129 @@ pub(super) static FAMILY: Family = Family {
     is_ignorable,
 };
 
+pub(super) static MISTRAL: Family = Family { model_types: &["mistral"], keys: &MISTRAL_KEYS, ..FAMILY };
+
+/// Its code is Mistral's but for the activation.
+pub(super) static BAMBOO: Family = Family { model_types: &["bamboo"], keys: &MISTRAL_KEYS, ..FAMILY };
+
+/// Its projections have the biases they have, and no key switches them.
+const MISTRAL_KEYS: Keys = Keys {
+    followed: &[
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "intermediate_size",
+        "max_position_embeddings",
+        "sliding_window",
+        "rms_norm_eps",
+        "hidden_act",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "original_max_position_embeddings",
+    ],
+    refused: &[],
+    idle: &[],
+};
+
+/// The same with biases that no key switches, and a window that three keys do.
+pub(super) static QWEN2: Family = Family {
+    model_types: &["qwen2"],
+    keys: &Keys {
+        followed: &[
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "intermediate_size",
+            "max_position_embeddings",
+            "sliding_window",
+            "use_sliding_window",
+            "max_window_layers",
+            "layer_types",
+            "rms_norm_eps",
+            "hidden_act",
+            "rope_theta",
+            "rope_scaling",
+            "rope_parameters",
+            "original_max_position_embeddings",
+        ],
+        refused: &[],
+        idle: &["use_mrope"],
+    },
+    ..FAMILY
+};
+
+pub(super) static SPARSE: Family = Family {
+    model_types: &["sparsellama"],
+    keys: &Keys {
+        followed: &[
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "intermediate_size",
+            "max_position_embeddings",
+            "rms_norm_eps",
+            "hidden_act",
+            "hidden_act_param",
+            "attention_bias",
+            "mlp_bias",
+            "rope_theta",
+            "rope_scaling",
+            "rope_parameters",
+            "original_max_position_embeddings",
+        ],
+        refused: &[],
+        idle: &[],
+    },
+    ..FAMILY
+};
+
 /// What the relatives do differently where a configuration is silent.
 struct Kind {
     vocab_size: usize,
     ffn_size: usize,
     kv_heads: Option<usize>,
     max_positions: usize,
-    /// Tokens that attention sees at most, where the configuration does not say.
-    sliding_window: Option<usize>,
-    /// Biases of the query, key and value projections, and of the output projection, where there is no `attention_bias`.
-    biases: (bool, bool),
+    /// Biases of the query, key and value projections, where no `attention_bias` is read.
+    qkv_bias: bool,
+    /// How many tokens attention sees, of that many layers, if not all.
+    window: fn(&Config, usize) -> Result<Option<usize>, ConfigError>,
     has_bos: bool,
 }
 
-const LLAMA: Kind = Kind {
+const LIKE_LLAMA: Kind = Kind {
     vocab_size: 32_000,
     ffn_size: 11_008,
     kv_heads: None,
     max_positions: 2048,
-    sliding_window: None,
-    biases: (false, false),
+    qkv_bias: false,
+    window: |_, _| Ok(None),
     has_bos: true,
 };
-const MISTRAL: Kind =
-    Kind { ffn_size: 14_336, kv_heads: Some(8), max_positions: 131_072, sliding_window: Some(4096), ..LLAMA };
-const QWEN2: Kind = Kind {
+const LIKE_MISTRAL: Kind =
+    Kind { ffn_size: 14_336, kv_heads: Some(8), max_positions: 131_072, window: stated_window, ..LIKE_LLAMA };
+const LIKE_QWEN2: Kind = Kind {
     vocab_size: 151_936,
     ffn_size: 22_016,
     kv_heads: Some(32),
     max_positions: 32_768,
-    biases: (true, false),
+    qkv_bias: true,
+    window: switched_window,
     has_bos: false,
-    ..LLAMA
+    ..LIKE_LLAMA
 };
 
 fn kind(config: &Config) -> Result<Kind, ConfigError> {
     Ok(match config.text("model_type", "")? {
-        "mistral" | "bamboo" => MISTRAL,
-        "qwen2" => QWEN2,
-        _ => LLAMA,
+        "mistral" | "bamboo" => LIKE_MISTRAL,
+        "qwen2" => LIKE_QWEN2,
+        _ => LIKE_LLAMA,
     })
 }
 
@@ -90,26 +196,26 @@ fn spec(config: &Config) -> Result<ModelSpec, ConfigError> {
         None => head_dim(("hidden_size", hidden_size), ("num_attention_heads", heads))?,
     };
     let max_positions = config.count(&["max_position_embeddings"], Some(kind.max_positions), POSITIONS_MAX)?;
-    let (qkv_bias, out_bias) = match config.says("attention_bias") {
-        true => [config.flag("attention_bias", false)?; 2].into(),
-        false => kind.biases,
-    };
+    // Whoever has the key has it for all four projections.
+    let attention_bias = config.flag("attention_bias", false)?;
+    let (qkv_bias, out_bias) = (kind.qkv_bias || attention_bias, attention_bias);
+    let layers = config.count(&["num_hidden_layers"], Some(32), LAYERS_MAX)?;
     let mlp_bias = config.flag("mlp_bias", false)?;
     Ok(ModelSpec {
         family: FAMILY.name.into(),
         vocab_size,
         hidden_size,
         embed_size: hidden_size,
-        layers: config.count(&["num_hidden_layers"], Some(32), LAYERS_MAX)?,
+        layers,
         // Up to there a sliding window and full attention are the same.
-        max_positions: sliding_window(config, &kind)?.map_or(max_positions, |window| window.min(max_positions)),
+        max_positions: (kind.window)(config, layers)?.map_or(max_positions, |window| window.min(max_positions)),
         norm: Norm { kind: NormKind::RmsNorm, eps: config.epsilon("rms_norm_eps", 1e-6)?, weight: true, bias: false },
         positions: rotary::rotary(config, &rotary::PLAIN, head_dim, max_positions)?,
         attention: Attention { heads, kv_heads, head_dim, qkv_bias, out_bias, qk_norm: false },
         block: Block::PreNorm,
         ffn: Ffn {
             size: config.count(&["intermediate_size"], Some(kind.ffn_size), WIDTH_MAX)?,
-            activation: config.activation("hidden_act", "silu")?,
+            activation: activation(config)?,
             gated: true,
             up_activated: is_bamboo(config)?,
             gate_bias: mlp_bias,
@@ -131,15 +237,54 @@ fn is_bamboo(config: &Config) -> Result<bool, ConfigError> {
     Ok(named || config.text("model_type", "")? == "bamboo")
 }
 
-/// How many tokens attention sees, if not all.
-fn sliding_window(config: &Config, kind: &Kind) -> Result<Option<usize>, ConfigError> {
-    if !config.flag("use_sliding_window", kind.sliding_window.is_some())? {
-        return Ok(None);
+/// ProSparse's own function besides those that all have.
+fn activation(config: &Config) -> Result<Activation, ConfigError> {
+    if config.text("model_type", "")? == SPARSE.model_types[0] && config.text("hidden_act", "")? == "fatrelu" {
+        return Ok(Activation::FatRelu(config.positive("hidden_act_param", 0.01)?));
     }
+    config.activation("hidden_act", "silu")
+}
+
+/// Mistral's window: of every layer, and of 4096 tokens where the configuration is silent; null is none.
+fn stated_window(config: &Config, _: usize) -> Result<Option<usize>, ConfigError> {
     match config.says("sliding_window") {
         true => config.optional_count("sliding_window", POSITIONS_MAX),
-        false => Ok(kind.sliding_window),
+        false => Ok(Some(4096)),
     }
+}
+
+/// Qwen2's window: of the layers that are named, or of those from a certain one on, where it is switched on.
+fn switched_window(config: &Config, layers: usize) -> Result<Option<usize>, ConfigError> {
+    let window = match config.flag("use_sliding_window", false)? {
+        true => stated_window(config, layers)?,
+        false => None,
+    };
+    let contradiction = |first: String, second: String, rule| ConfigError::Contradiction { first, second, rule };
+    let does_any_slide = match config.get("layer_types") {
+        None => config.whole("max_window_layers", 0..=POSITIONS_MAX)?.unwrap_or(28) < layers,
+        Some(types) => {
+            let supported = "a list of full_attention and sliding_attention";
+            let list = types.as_array().ok_or_else(|| unsupported("layer_types", types, supported))?;
+            let mut does_any_slide = false;
+            for kind in list {
+                match kind.as_str() {
+                    Some("full_attention" | "attention") => {}
+                    Some("sliding_attention") => does_any_slide = true,
+                    _ => return Err(unsupported("layer_types", kind, supported)),
+                }
+            }
+            if list.len() != layers {
+                let (first, second) = (format!("{} layer_types", list.len()), format!("num_hidden_layers = {layers}"));
+                return Err(contradiction(first, second, "each layer has one"));
+            }
+            if does_any_slide && window.is_none() {
+                let first = "sliding_attention in layer_types".into();
+                return Err(contradiction(first, "no sliding_window".into(), "what slides has a window"));
+            }
+            does_any_slide
+        }
+    };
+    Ok(window.filter(|_| does_any_slide))
 }
 
 fn plan(spec: &ModelSpec, _: &Config, prefix: &str, plan: &mut Plan) -> Result<(), ConfigError> {
@@ -179,7 +324,7 @@ fn plan(spec: &ModelSpec, _: &Config, prefix: &str, plan: &mut Plan) -> Result<(
     Ok(())
 }
 
-/// Old files keep the rotary frequencies; TurboSparse files the predictors that it was trained with, which see another input.
+/// TurboSparse files keep the predictors that it was trained with, which see another input.
 fn is_ignorable(spec: &ModelSpec, name: &str) -> bool {
-    name.ends_with(".rotary_emb.inv_freq") || (spec.ffn.up_activated && name.contains(".mlp.predictor."))
+    spec.ffn.up_activated && name.contains(".mlp.predictor.")
 }

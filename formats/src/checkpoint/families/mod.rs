@@ -8,14 +8,18 @@ mod falcon;
 mod fused;
 mod gpt_neox;
 mod info;
+mod keys;
 mod llama;
 mod opt;
 mod persimmon;
 mod phi;
 mod rotary;
 
-pub(crate) use config::Config;
+pub(crate) use config::{Config, shorten};
 pub use info::{FAMILY_INFOS, FamilyInfo};
+pub(crate) use keys::Unread;
+
+use keys::Keys;
 
 use super::error::ConfigError;
 use super::plan::Plan;
@@ -27,6 +31,8 @@ pub(crate) struct Family {
     pub(crate) name: &'static str,
     /// Values of `model_type`, today's first.
     pub(crate) model_types: &'static [&'static str],
+    /// What is done with the keys of a configuration.
+    pub(crate) keys: &'static Keys,
     /// Names of the classes whose arithmetic this is known to be.
     pub(crate) architectures: &'static [&'static str],
     /// What may stand before the names of the body's tensors, the usual one first.
@@ -39,18 +45,54 @@ pub(crate) struct Family {
     pub(crate) spec: fn(&Config) -> Result<ModelSpec, ConfigError>,
     /// Say where each canonical tensor of such a model comes from, given a prefix.
     pub(crate) plan: fn(&ModelSpec, &Config, &str, &mut Plan) -> Result<(), ConfigError>,
-    /// Whether a stored tensor, named without its prefix, can be left unread: buffers, and what the configuration switched off.
+    /// Whether a stored tensor, named without its prefix, can be left unread for a reason of the family's
+    /// own, such as what the configuration switched off.
     pub(crate) is_ignorable: fn(&ModelSpec, &str) -> bool,
 }
 
 /// Name of the head in most families.
 pub(crate) const LM_HEAD: &str = "lm_head.weight";
 
-static FAMILIES: &[&Family] =
-    &[&opt::FAMILY, &falcon::FAMILY, &llama::FAMILY, &persimmon::FAMILY, &phi::FAMILY, &phi::MSFT, &gpt_neox::FAMILY];
+/// Names under which the head is known; files of either sort are about for GPT-NeoX.
+pub(crate) const HEADS: [&str; 2] = [LM_HEAD, gpt_neox::HEAD];
 
-/// The family of a configuration.
-pub(crate) fn find(config: &Config) -> Result<&'static Family, ConfigError> {
+/// A row for each set of keys; families of several have as many rows.
+static FAMILIES: &[&Family] = &[
+    &opt::FAMILY,
+    &falcon::FAMILY,
+    &falcon::REFINED_WEB,
+    &llama::FAMILY,
+    &llama::MISTRAL,
+    &llama::QWEN2,
+    &llama::SPARSE,
+    &llama::BAMBOO,
+    &persimmon::FAMILY,
+    &phi::FAMILY,
+    &phi::MSFT,
+    &gpt_neox::FAMILY,
+];
+
+/// A configuration that its family has looked through.
+pub(crate) struct Admitted {
+    pub(crate) family: &'static Family,
+    /// What the family follows.
+    pub(crate) config: Config,
+    /// What it does not follow and nobody switched off.
+    pub(crate) unread: Unread,
+    /// Name of a class with code of its own that no family is known to compute.
+    pub(crate) unknown_code: Option<String>,
+}
+
+/// Find the family of a configuration and leave it what it follows.
+pub(crate) fn admit(config: Config) -> Result<Admitted, ConfigError> {
+    let family = find(&config)?;
+    config.refuse_quantized()?;
+    let unknown_code = unknown_code(&config, family);
+    let (config, unread) = family.keys.admit(config)?;
+    Ok(Admitted { family, config, unread, unknown_code })
+}
+
+fn find(config: &Config) -> Result<&'static Family, ConfigError> {
     if config.get("model_type").is_none() {
         return Err(ConfigError::Missing { key: "model_type".into(), expected: "the name of a model family" });
     }
@@ -66,7 +108,7 @@ pub(crate) fn find(config: &Config) -> Result<&'static Family, ConfigError> {
 }
 
 /// The class of a model with code of its own that no family is known to compute, if the configuration names one.
-pub(crate) fn unknown_code(config: &Config, family: &Family) -> Option<String> {
+fn unknown_code(config: &Config, family: &Family) -> Option<String> {
     config.get("auto_map")?;
     config.architectures().into_iter().find(|class| !family.architectures.contains(&class.as_str()))
 }

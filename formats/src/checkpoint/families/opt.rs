@@ -3,6 +3,7 @@
 //! Keys and defaults are those of transformers' `OPTConfig`.
 
 use super::config::{HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, VOCABULARY_MAX, WIDTH_MAX, head_dim};
+use super::keys::Keys;
 use super::{Config, Family, LM_HEAD};
 use crate::checkpoint::error::ConfigError;
 use crate::checkpoint::plan::{Part, Plan};
@@ -11,6 +12,7 @@ use crate::model::{Attention, Block, Ffn, ModelSpec, Norm, NormKind, Positions};
 pub(super) static FAMILY: Family = Family {
     name: "opt",
     model_types: &["opt"],
+    keys: &KEYS,
     architectures: &["OPTForCausalLM"],
     // The files of 2022 were those of the bare decoder.
     prefixes: &["model.decoder.", "decoder.", ""],
@@ -19,6 +21,25 @@ pub(super) static FAMILY: Family = Family {
     spec,
     plan,
     is_ignorable,
+};
+
+const KEYS: Keys = Keys {
+    followed: &[
+        "hidden_size",
+        "word_embed_proj_dim",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "ffn_dim",
+        "max_position_embeddings",
+        "activation_function",
+        "enable_bias",
+        "layer_norm_elementwise_affine",
+        "do_layer_norm_before",
+        "_remove_final_layer_norm",
+    ],
+    refused: &[],
+    // Of Galactica's files; no code reads them.
+    idle: &["learned_embeddings", "scale_embeddings"],
 };
 
 /// Rows of the position table before that of position 0.

@@ -3,6 +3,7 @@
 //! Keys and defaults are those of transformers' `PersimmonConfig`.
 
 use super::config::{HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, VOCABULARY_MAX, WIDTH_MAX, head_dim};
+use super::keys::Keys;
 use super::rotary::{self, RotaryKeys};
 use super::{Config, Family, LM_HEAD, fused};
 use crate::checkpoint::error::ConfigError;
@@ -12,23 +13,55 @@ use crate::model::{Attention, Block, Ffn, ModelSpec, Norm, NormKind};
 pub(super) static FAMILY: Family = Family {
     name: "persimmon",
     model_types: &["persimmon"],
+    keys: &KEYS,
     architectures: &["PersimmonForCausalLM"],
     prefixes: &["model.", ""],
     embedding: "embed_tokens.weight",
     head: LM_HEAD,
     spec,
     plan,
-    is_ignorable,
+    is_ignorable: |_, _| false,
 };
 
+const KEYS: Keys = Keys {
+    followed: &[
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "head_dim",
+        "intermediate_size",
+        "max_position_embeddings",
+        "layer_norm_eps",
+        "hidden_act",
+        "qk_layernorm",
+        "rope_theta",
+        "partial_rotary_factor",
+        "rope_scaling",
+        "rope_parameters",
+        "original_max_position_embeddings",
+    ],
+    refused: &[],
+    // Every head has a key of its own.
+    idle: &["num_key_value_heads"],
+};
+
+/// The published models say 25 000; silence has meant 10 000 since transformers 5.
 const ROTARY: RotaryKeys =
-    RotaryKeys { theta: "rope_theta", default_theta: 25_000.0, share: Some(("partial_rotary_factor", 0.5)) };
+    RotaryKeys { theta: "rope_theta", default_theta: 10_000.0, share: Some(("partial_rotary_factor", 0.5)) };
 
 fn spec(config: &Config) -> Result<ModelSpec, ConfigError> {
     let vocab_size = config.count(&["vocab_size"], Some(262_144), VOCABULARY_MAX)?;
     let hidden_size = config.count(&["hidden_size"], Some(4096), WIDTH_MAX)?;
     let heads = config.count(&["num_attention_heads"], Some(64), HEADS_MAX)?;
     let head_dim = head_dim(("hidden_size", hidden_size), ("num_attention_heads", heads))?;
+    // Whoever states another width gets frequencies that do not fit the heads.
+    if let Some(stated) = config.optional_count("head_dim", WIDTH_MAX)?.filter(|&stated| stated != head_dim) {
+        return Err(ConfigError::Contradiction {
+            first: format!("head_dim = {stated}"),
+            second: format!("hidden_size / num_attention_heads = {head_dim}"),
+            rule: "a persimmon's heads divide its width",
+        });
+    }
     let max_positions = config.count(&["max_position_embeddings"], Some(16_384), POSITIONS_MAX)?;
     Ok(ModelSpec {
         family: FAMILY.name.into(),
@@ -107,9 +140,4 @@ fn plan(spec: &ModelSpec, _: &Config, prefix: &str, plan: &mut Plan) -> Result<(
         plan.add("head.weight", vec![Part::whole(LM_HEAD, &[spec.vocab_size, hidden])]);
     }
     Ok(())
-}
-
-/// Old files keep the rotary frequencies.
-fn is_ignorable(_: &ModelSpec, name: &str) -> bool {
-    name.ends_with(".rotary_emb.inv_freq")
 }

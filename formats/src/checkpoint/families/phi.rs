@@ -5,6 +5,7 @@
 //! in other words.
 
 use super::config::{HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, VOCABULARY_MAX, WIDTH_MAX, head_dim};
+use super::keys::Keys;
 use super::rotary::{self, RotaryKeys};
 use super::{Config, Family, LM_HEAD};
 use crate::checkpoint::error::ConfigError;
@@ -14,18 +15,55 @@ use crate::model::{Attention, Block, Ffn, ModelSpec, Norm, NormKind, Positions};
 pub(super) static FAMILY: Family = Family {
     name: "phi",
     model_types: &["phi"],
+    keys: &Keys {
+        followed: &[
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "intermediate_size",
+            "max_position_embeddings",
+            "layer_norm_eps",
+            "hidden_act",
+            "qk_layernorm",
+            "rope_theta",
+            "partial_rotary_factor",
+            "rope_scaling",
+            "rope_parameters",
+            "original_max_position_embeddings",
+        ],
+        refused: &[],
+        idle: &[],
+    },
     architectures: &["PhiForCausalLM"],
     prefixes: &["model.", ""],
     embedding: "embed_tokens.weight",
     head: LM_HEAD,
     spec,
     plan,
-    is_ignorable,
+    is_ignorable: |_, _| false,
 };
 
 /// The same models with their first names.
 pub(super) static MSFT: Family = Family {
     model_types: &["phi-msft"],
+    keys: &Keys {
+        followed: &[
+            "n_embd",
+            "n_layer",
+            "n_head",
+            "n_head_kv",
+            "n_inner",
+            "n_positions",
+            "rotary_dim",
+            "layer_norm_epsilon",
+            "activation_function",
+        ],
+        refused: &[],
+        // The last: the stored embedding has the rows it has.
+        idle: &["flash_attn", "flash_rotary", "fused_dense", "pad_vocab_size_multiple"],
+    },
     prefixes: &["transformer."],
     embedding: "embd.wte.weight",
     head: "lm_head.linear.weight",
@@ -43,6 +81,7 @@ struct Sizes {
     layers: usize,
     heads: usize,
     kv_heads: Option<usize>,
+    head_dim: Option<usize>,
     ffn_size: usize,
     max_positions: usize,
 }
@@ -54,6 +93,7 @@ fn spec(config: &Config) -> Result<ModelSpec, ConfigError> {
         layers: config.count(&["num_hidden_layers"], Some(24), LAYERS_MAX)?,
         heads: config.count(&["num_attention_heads"], Some(32), HEADS_MAX)?,
         kv_heads: config.optional_count("num_key_value_heads", HEADS_MAX)?,
+        head_dim: config.optional_count("head_dim", WIDTH_MAX)?,
         ffn_size: config.count(&["intermediate_size"], Some(8192), WIDTH_MAX)?,
         max_positions: config.count(&["max_position_embeddings"], Some(2048), POSITIONS_MAX)?,
     };
@@ -69,6 +109,7 @@ fn msft_spec(config: &Config) -> Result<ModelSpec, ConfigError> {
         layers: config.count(&["n_layer"], Some(20), LAYERS_MAX)?,
         heads: config.count(&["n_head"], Some(16), HEADS_MAX)?,
         kv_heads: config.optional_count("n_head_kv", HEADS_MAX)?,
+        head_dim: None,
         ffn_size: config.optional_count("n_inner", WIDTH_MAX)?.unwrap_or(4 * hidden_size),
         max_positions: config.count(&["n_positions"], Some(2048), POSITIONS_MAX)?,
     };
@@ -93,8 +134,19 @@ fn build(
     eps: &str,
     positions: &dyn Fn(usize, usize) -> Result<Positions, ConfigError>,
 ) -> Result<ModelSpec, ConfigError> {
-    let &Sizes { vocab_size, hidden_size, layers, heads, kv_heads, ffn_size, max_positions } = sizes;
-    let head_dim = head_dim(("the width", hidden_size), ("the number of heads", heads))?;
+    let &Sizes { vocab_size, hidden_size, layers, heads, kv_heads, ffn_size, max_positions, .. } = sizes;
+    let head_dim = match sizes.head_dim {
+        Some(width) => width,
+        None => head_dim(("the width", hidden_size), ("the number of heads", heads))?,
+    };
+    let qk_norm = config.flag("qk_layernorm", false)?;
+    if qk_norm && head_dim * heads != hidden_size {
+        return Err(ConfigError::Contradiction {
+            first: format!("head_dim = {head_dim}"),
+            second: "qk_layernorm = true".into(),
+            rule: "the norms are as wide as hidden_size / num_attention_heads",
+        });
+    }
     let kv_heads = kv_heads.unwrap_or(heads);
     if !heads.is_multiple_of(kv_heads) {
         return Err(ConfigError::Contradiction {
@@ -112,14 +164,7 @@ fn build(
         max_positions,
         norm: Norm { kind: NormKind::LayerNorm, eps: config.epsilon(eps, 1e-5)?, weight: true, bias: true },
         positions: positions(head_dim, max_positions)?,
-        attention: Attention {
-            heads,
-            kv_heads,
-            head_dim,
-            qkv_bias: true,
-            out_bias: true,
-            qk_norm: config.flag("qk_layernorm", false)?,
-        },
+        attention: Attention { heads, kv_heads, head_dim, qkv_bias: true, out_bias: true, qk_norm },
         block: Block::ParallelOneNorm,
         ffn: Ffn {
             size: ffn_size,
@@ -144,10 +189,10 @@ fn plan(spec: &ModelSpec, _: &Config, prefix: &str, plan: &mut Plan) -> Result<(
     let (hidden, attention) = (spec.hidden_size, &spec.attention);
     let whole = |name: &str, shape: &[usize]| Part::whole(format!("{prefix}{name}"), shape);
     plan.add("embed.tokens", vec![whole("embed_tokens.weight", &[spec.vocab_size, hidden])]);
-    let keys = attention.kv_heads * attention.head_dim;
+    let (queries, keys) = (attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim);
     for layer in 0..spec.layers {
         let source = |name: &str, shape: &[usize]| whole(&format!("layers.{layer}.{name}"), shape);
-        let rows = [("q", hidden), ("k", keys), ("v", keys)];
+        let rows = [("q", queries), ("k", keys), ("v", keys)];
         let qkv = rows.map(|(which, rows)| source(&format!("self_attn.{which}_proj.weight"), &[rows, hidden]));
         let bias = rows.map(|(which, rows)| source(&format!("self_attn.{which}_proj.bias"), &[rows]));
         plan.add(format!("layers.{layer}.attention.qkv.weight"), qkv.into());
@@ -202,8 +247,9 @@ fn block(
     plan: &mut Plan,
 ) {
     let (hidden, ffn) = (spec.hidden_size, spec.ffn.size);
+    let heads = spec.attention.heads * spec.attention.head_dim;
     let mut add = |name: &str, part| plan.add(format!("layers.{layer}.{name}"), vec![part]);
-    add("attention.out.weight", source(&format!("{out}.weight"), &[hidden, hidden]));
+    add("attention.out.weight", source(&format!("{out}.weight"), &[hidden, heads]));
     add("attention.out.bias", source(&format!("{out}.bias"), &[hidden]));
     add("ffn.up.weight", source("mlp.fc1.weight", &[ffn, hidden]));
     add("ffn.up_bias", source("mlp.fc1.bias", &[ffn]));
@@ -212,9 +258,4 @@ fn block(
     for kind in ["weight", "bias"] {
         add(&format!("attention_norm.{kind}"), source(&format!("{norm}.{kind}"), &[hidden]));
     }
-}
-
-/// Old files keep the rotary frequencies.
-fn is_ignorable(_: &ModelSpec, name: &str) -> bool {
-    name.ends_with(".inv_freq")
 }

@@ -1,9 +1,42 @@
 //! How a configuration describes rotary positions: base, stretching, and the part of a head that is rotated.
 
 use super::Config;
-use super::config::POSITIONS_MAX;
+use super::config::{POSITIONS_MAX, shorten, unsupported};
 use crate::checkpoint::error::ConfigError;
 use crate::model::{Positions, RopeScaling};
+
+/// Keys of the objects that describe rotary positions; the first counts where both are there.
+pub(crate) const OBJECTS: [&str; 2] = ["rope_scaling", "rope_parameters"];
+
+/// Every key that one of them may have: those that are read, and those of kinds that are refused by name.
+const KEYS: &[&str] = &[
+    "rope_type",
+    "type",
+    "rope_theta",
+    "partial_rotary_factor",
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    "short_factor",
+    "long_factor",
+    "finetuned",
+];
+
+/// Keys inside [`OBJECTS`] that nobody knows, with the object's name in front.
+pub(crate) fn unknown_keys(config: &Config) -> Vec<String> {
+    let objects = OBJECTS.iter().filter_map(|name| Some((name, config.get(name)?.as_object()?)));
+    let keys = objects.flat_map(|(name, map)| map.keys().map(move |key| (name, key)));
+    keys.filter(|(_, key)| !KEYS.contains(&key.as_str()))
+        .map(|(name, key)| format!("{name}.{}", shorten(key)))
+        .collect()
+}
 
 /// Where a family's configurations say it, before transformers 5, and what holds where they do not.
 pub(crate) struct RotaryKeys {
@@ -24,31 +57,47 @@ pub(crate) fn rotary(
     head_dim: usize,
     max_positions: usize,
 ) -> Result<Positions, ConfigError> {
+    rotary_part(config, keys, head_dim, head_dim, max_positions)
+}
+
+/// The same where the width that the share is of is not that of the heads.
+pub(crate) fn rotary_part(
+    config: &Config,
+    keys: &RotaryKeys,
+    width: usize,
+    head_dim: usize,
+    max_positions: usize,
+) -> Result<Positions, ConfigError> {
     let mut theta = config.positive(keys.theta, keys.default_theta)?;
     let mut share = match keys.share {
         Some((key, default)) => config.positive(key, default)?,
         None => 1.0,
     };
     let mut scaling = None;
-    let object = match config.object("rope_scaling")? {
-        Some(object) => Some(("rope_scaling", object)),
-        None => config.object("rope_parameters")?.map(|object| ("rope_parameters", object)),
-    };
+    let mut object = None;
+    for name in OBJECTS {
+        object = object.or(config.object(name)?.map(|object| (name, object)));
+    }
     if let Some((key, rope)) = object {
         let inside = |error: ConfigError| error.within(key);
         theta = rope.positive("rope_theta", theta).map_err(inside)?;
-        if keys.share.is_some() {
+        scaling = stretching(&rope, config, key, max_positions)?;
+        // Where heads are rotated whole the plain frequencies do not ask for a share; stretched ones do, and would not fit.
+        if keys.share.is_some() || scaling.is_some() {
             share = rope.positive("partial_rotary_factor", share).map_err(inside)?;
+            if keys.share.is_none() && share != 1.0 {
+                let found = rope.get("partial_rotary_factor").unwrap_or(&serde_json::Value::Null);
+                return Err(unsupported(&format!("{key}.partial_rotary_factor"), found, "1"));
+            }
         }
-        scaling = stretching(&rope, key, max_positions)?;
     }
     // Rounded down, as Python does it; the product in double precision, so that 80 x 0.4 is 32.
-    let dims = (head_dim as f64 * decimal(share)) as usize;
-    if share > 1.0 || dims == 0 || !dims.is_multiple_of(2) {
+    let dims = (width as f64 * decimal(share)) as usize;
+    if share > 1.0 || dims == 0 || dims > head_dim || !dims.is_multiple_of(2) {
         return Err(ConfigError::Contradiction {
             first: format!("heads of width {head_dim}"),
-            second: format!("{share} of each rotated"),
-            rule: "rotary positions need an even number of dimensions",
+            second: format!("{share} of {width} rotated"),
+            rule: "rotary positions need an even number of dimensions, and no more than there are",
         });
     }
     Ok(Positions::Rotary { dims, theta, scaling })
@@ -59,26 +108,40 @@ fn decimal(single: f32) -> f64 {
     single.to_string().parse().unwrap_or(f64::from(single))
 }
 
-fn stretching(rope: &Config, key: &str, max_positions: usize) -> Result<Option<RopeScaling>, ConfigError> {
+/// The context that a model with stretched frequencies was first trained for.
+const ORIGINAL: &str = "original_max_position_embeddings";
+
+fn stretching(
+    rope: &Config,
+    config: &Config,
+    key: &str,
+    max_positions: usize,
+) -> Result<Option<RopeScaling>, ConfigError> {
     let inside = |error: ConfigError| error.within(key);
-    let kind =
-        rope.text(if rope.get("rope_type").is_some() { "rope_type" } else { "type" }, "default").map_err(inside)?;
+    let kind = rope.text(if rope.says("rope_type") { "rope_type" } else { "type" }, "default").map_err(inside)?;
     let required = |name: &str| match rope.get(name) {
         Some(_) => rope.positive(name, 1.0).map_err(inside),
         None => Err(ConfigError::Missing { key: format!("{key}.{name}"), expected: "a positive number" }),
     };
     Ok(match kind {
         "default" => None,
+        // Plain up to max_position_embeddings, which is where contexts end here.
+        "dynamic" => required("factor").map(|_| None)?,
         "linear" => Some(RopeScaling::Linear { factor: required("factor")? }),
         "llama3" => Some(RopeScaling::Llama3 {
             factor: required("factor")?,
             low_freq_factor: required("low_freq_factor")?,
             high_freq_factor: required("high_freq_factor")?,
-            original_positions: rope
-                .count(&["original_max_position_embeddings"], Some(max_positions), POSITIONS_MAX)
-                .map_err(inside)?,
+            // What stands beside the object goes before what stands in it.
+            original_positions: match config.says(ORIGINAL) {
+                true => config.count(&[ORIGINAL], None, POSITIONS_MAX)?,
+                false => rope.count(&[ORIGINAL], Some(max_positions), POSITIONS_MAX).map_err(inside)?,
+            },
         }),
-        other => return Err(rope.unsupported(&format!("{key}.rope_type"), other, "default, linear, llama3")),
+        other => {
+            let supported = "default, linear, llama3, dynamic";
+            return Err(unsupported(&format!("{key}.rope_type"), &other.into(), supported));
+        }
     })
 }
 
