@@ -105,9 +105,11 @@ fn names_behind_a_wrapper_lose_it() {
 #[test]
 fn two_models_in_one_file_are_not_chosen_between() {
     let dir = changed("llama-relu-gqa", |tensors| {
-        let copy = |prefix: &str, t: &(String, _, _, _)| (format!("{prefix}{}", t.0), t.1, t.2.clone(), t.3.clone());
-        let both: Tensors =
-            tensors.iter().flat_map(|t| ["student.", "teacher."].map(|prefix| copy(prefix, t))).collect();
+        let mut both = Tensors::new();
+        for (name, dtype, shape, data) in tensors.drain(..) {
+            both.push((format!("student.{name}"), dtype, shape.clone(), data.clone()));
+            both.push((format!("teacher.{name}"), dtype, shape, data));
+        }
         *tensors = both;
     });
     let error = Checkpoint::open(dir.path()).unwrap_err();
