@@ -3,6 +3,7 @@
 //! `cargo test` runs a small share of each campaign; `FLASHLM_CAMPAIGN=1` runs them whole. `FLASHLM_ATTACK_SEED=N` gives other
 //! damage; the seed is printed. What needs root, mounts or cgroups says why it skips, and fails under `FLASHLM_REQUIRE_ROOT=1`.
 
+mod as_found;
 mod budgets;
 mod corruption;
 mod crash;

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Odd configurations of every family: random miniatures, and their logits in flashlm against those of transformers.
 
-    python odd_configurations.py SCRATCH --bin target/release [--table parity.md] [--keep DIR NAME ..] [NAME ..]
+    python odd_configurations.py SCRATCH --bin target/release [--table parity.md] [--keep DIR] [NAME ..]
 
 (needs torch, transformers 5, safetensors). Each miniature is written to SCRATCH/NAME as a checkpoint, converted with
 `flashlm-prep convert`, and asked with `flashlm logits --kv f32` for prompts of 1, 7, 33 and 130 ids; the reference is
@@ -78,7 +78,7 @@ CONFIGURATIONS = {
     "falcon-sequential-rotary": dict(FALCON, parallel_attn=False),
     "falcon-per-head-sequential": dict(FALCON, multi_query=False, parallel_attn=False, ffn_hidden_size=49),
     "falcon-linear-rope": dict(FALCON, rope_scaling=dict(type="linear", factor=3.0)),
-    "falcon-llama3-top-original": dict(GROUPED, rope_scaling=dict(LLAMA3, original_max_position_embeddings=200), original_max_position_embeddings=32),
+    "falcon-llama3-top-original": dict(GROUPED, rope_scaling=dict(LLAMA3, original_max_position_embeddings=200), original_max_position_embeddings=32, num_hidden_layers=1),
     "falcon-theta-in-parameters": dict(FALCON, rope_theta=77.0, rope_parameters=dict(rope_type="default", rope_theta=123456.0)),
     "falcon-residual-key-ignored": dict(FALCON, apply_residual_connection_post_layernorm=True, n_head=2, n_layer=9),
     "falcon-epsilon-0": dict(FALCON, layer_norm_epsilon=0.0),
@@ -92,7 +92,7 @@ CONFIGURATIONS = {
     "llama-epsilon-large": dict(LLAMA, rms_norm_eps=0.5, hidden_act="gelu_pytorch_tanh"),
     "llama-linear-rope": dict(LLAMA, rope_scaling=dict(type="linear", factor=2.5)),
     "llama-linear-rope-5": dict(LLAMA, rope_parameters=linear(1.5, rope_theta=500.0), rope_theta=3.0),
-    "llama-llama3-top-original": dict(LLAMA, rope_parameters=dict(LLAMA3, original_max_position_embeddings=128), original_max_position_embeddings=24),
+    "llama-llama3-top-original": dict(LLAMA, rope_parameters=dict(LLAMA3, original_max_position_embeddings=128), original_max_position_embeddings=24, num_hidden_layers=1),
     "llama-llama3-original-unsaid": dict(LLAMA, rope_scaling=LLAMA3, head_dim=16),
     "llama-llama3-crossed-factors": dict(LLAMA, rope_scaling=dict(LLAMA3, low_freq_factor=4.0, high_freq_factor=1.5, original_max_position_embeddings=40), head_dim=16),
     "llama-both-rope-objects": dict(LLAMA, rope_scaling=linear(4.0), rope_parameters=dict(rope_type="default", rope_theta=9.0)),
@@ -106,7 +106,7 @@ CONFIGURATIONS = {
     "mistral-window-200": dict(MISTRAL, sliding_window=200, hidden_act="relu"),
     "mistral-no-window": dict(MISTRAL, sliding_window=None, tie_word_embeddings=True),
     "mistral-window-unsaid": dict(MISTRAL, num_key_value_heads=3, _stored="float32"),
-    "mistral-switch-ignored": dict(MISTRAL, sliding_window=16, use_sliding_window=False, max_window_layers=0, _limit=16),
+    "mistral-switch-ignored": dict(MISTRAL, sliding_window=16, use_sliding_window=False, max_window_layers=0, _limit=16, num_hidden_layers=1),
     "mistral-biases-ignored": dict(MISTRAL, sliding_window=None, attention_bias=True, mlp_bias=True),
     "qwen2-window-off": dict(QWEN, sliding_window=16, use_sliding_window=False, max_window_layers=0),
     "qwen2-no-layer-slides": dict(QWEN, sliding_window=16, use_sliding_window=True, max_window_layers=3),
@@ -115,21 +115,21 @@ CONFIGURATIONS = {
     "qwen2-layer-types-full": dict(QWEN, sliding_window=16, use_sliding_window=True, max_window_layers=0, layer_types=["full_attention"] * 3),
     "qwen2-biases-ignored": dict(QWEN, attention_bias=False, mlp_bias=True, tie_word_embeddings=True, hidden_act="relu"),
     "qwen2-head-dim-llama3": dict(QWEN, head_dim=12, rope_scaling=dict(LLAMA3, original_max_position_embeddings=64), _stored="float32"),
-    "persimmon-theta-unsaid": PERSIMMON,
+    "persimmon-theta-unsaid": dict(PERSIMMON, num_hidden_layers=1),
     "persimmon-without-norms-quarter": dict(PERSIMMON, qk_layernorm=False, partial_rotary_factor=0.2, hidden_act="relu"),
     "persimmon-whole-heads": dict(PERSIMMON, partial_rotary_factor=1.0, hidden_act="gelu", tie_word_embeddings=True),
     "persimmon-linear-rope": dict(PERSIMMON, rope_scaling=linear(2.0), rope_theta=25000.0),
     "persimmon-share-in-parameters": dict(PERSIMMON, partial_rotary_factor=0.9, rope_parameters=dict(rope_type="default", partial_rotary_factor=0.3)),
     "persimmon-llama3": dict(PERSIMMON, rope_scaling=LLAMA3, original_max_position_embeddings=50, layer_norm_eps=0.0, _stored="float32"),
     "phi-plain": PHI,
-    "phi-head-dim-20": dict(PHI, head_dim=20, hidden_act="relu"),
+    "phi-head-dim-20": dict(PHI, head_dim=20, hidden_act="relu", num_hidden_layers=1),
     "phi-one-key-head": dict(PHI, num_key_value_heads=1, partial_rotary_factor=0.34),
     "phi-norms": dict(PHI, qk_layernorm=True, partial_rotary_factor=1.0, _stored="float32"),
     "phi-tied": dict(PHI, tie_word_embeddings=True, hidden_act="silu", layer_norm_eps=0.1),
     "phi-linear-rope": dict(PHI, rope_scaling=linear(4.0), rope_theta=321.0),
     "phi-foreign-keys": dict(PHI, attention_bias=False, rotary_dim=2, mlp_bias=False, sliding_window=16),
     "neox-quarter": NEOX,
-    "neox-head-dim-widens-the-rotated-part": dict(NEOX, head_dim=48),
+    "neox-head-dim-widens-the-rotated-part": dict(NEOX, head_dim=48, num_hidden_layers=1),
     "neox-head-dim-narrows-it": dict(NEOX, head_dim=16, rotary_pct=0.5),
     "neox-whole-heads-sequential": dict(NEOX, rotary_pct=1.0, use_parallel_residual=False, hidden_act="gelu_fast"),
     "neox-without-attention-biases": dict(NEOX, attention_bias=False, rotary_pct=0.5, rotary_emb_base=200, _stored="float32"),
@@ -200,7 +200,7 @@ def compare(name, given, scratch, bins):
         if not difference < 1e-4:
             faults.append(f"{length} ids: logits differ by {difference}, the largest is {expected.abs().max().item()}")
         if length <= 33:
-            kept = dict(ids=ids.int(), logits=expected.contiguous())
+            kept = dict(ids=ids, logits=expected.contiguous())
     return faults, kept, row
 
 
@@ -211,7 +211,7 @@ def main():
     parser.add_argument("--table", type=Path)
     parser.add_argument("--keep", type=Path)
     parser.add_argument("names", nargs="*")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     args.scratch.mkdir(parents=True, exist_ok=True)
     lines, bad = [], 0

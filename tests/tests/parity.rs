@@ -219,3 +219,26 @@ fn the_trained_opt() {
 fn the_trained_falcon() {
     check_trained(&tiny_falcon(), false);
 }
+
+/// The oddest of `tests/parity/odd_configurations.py`, which compares many more.
+#[test]
+fn odd_configurations() {
+    let entries = fs::read_dir(fixtures().join("odd")).unwrap();
+    let mut dirs: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    dirs.sort();
+    assert_eq!(dirs.len(), 6, "{dirs:?}");
+    for dir in dirs {
+        let golden = Golden::read(&dir.join("golden.safetensors"));
+        let (ids, expected) = (golden.ids("ids"), golden.f32("logits"));
+        let scratch = scratch();
+        let bundle = pack_checkpoint(&dir, &scratch.path().join("model.flashlm"));
+        for ffn in [FfnChoice::Resident, FfnChoice::Streamed] {
+            let found = logits(&mut loaded(&bundle, &options(ids.len(), ffn)), &ids);
+            let difference = largest_difference(&found, &expected);
+            assert!(difference < EXPECTED_DIFFERENCE, "{}: {ffn:?}: {difference:e}", dir.display());
+        }
+        // A window of 16, whatever else the configuration says of it.
+        let limit = if dir.ends_with("mistral-switch-ignored") { 16 } else { 256 };
+        assert_eq!(bundle.spec().max_positions, limit, "{}", dir.display());
+    }
+}

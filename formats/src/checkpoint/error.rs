@@ -110,7 +110,7 @@ pub enum CheckpointError {
         source: Box<ConfigError>,
     },
     /// A safetensors file lies about itself.
-    #[error("{} is not a valid safetensors file: {source}. Download it again", path.display())]
+    #[error("{} is not a valid safetensors file: {source}. {}", path.display(), source.way_out())]
     Safetensors {
         /// The file.
         path: PathBuf,
@@ -356,6 +356,16 @@ pub enum SafetensorsError {
         /// Data bytes there are.
         found: u64,
     },
+}
+
+impl SafetensorsError {
+    /// Only a file that is too short can be one that was not fetched whole.
+    const fn way_out(&self) -> &'static str {
+        match self {
+            Self::TooShort { .. } | Self::HeaderLength { .. } | Self::Length { .. } => "Download it again",
+            _ => "Download it again if it came from elsewhere; if it was made here, save it again",
+        }
+    }
 }
 
 /// Why a PyTorch file cannot be read.

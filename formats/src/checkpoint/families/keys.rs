@@ -213,6 +213,8 @@ impl Keys {
         if self.followed.contains(&rotary::OBJECTS[0]) {
             unread.unknown.extend(rotary::unknown_keys(&config));
         }
+        unread.foreign.sort();
+        unread.unknown.sort();
         config.retain(|key| self.place(key) == Place::Followed);
         Ok((config, unread))
     }
@@ -449,7 +451,7 @@ mod tests {
         let config = br#"{"model_type": "mistral", "use_sliding_window": false, "attention_bias": null, "twist": 3,
             "use_cache": true, "rope_scaling": {"type": "linear", "factor": 2, "knots": 5}, "layer_types": []}"#;
         let admitted = super::super::admit(Config::parse(config).unwrap()).unwrap();
-        let unknown = vec!["twist".to_owned(), "rope_scaling.knots".to_owned()];
+        let unknown = vec!["rope_scaling.knots".to_owned(), "twist".to_owned()];
         assert_eq!(admitted.unread, Unread { foreign: vec!["use_sliding_window".to_owned()], unknown });
         assert_eq!(admitted.config.entries().map(|(key, _)| key).collect::<Vec<_>>(), ["model_type", "rope_scaling"]);
     }
