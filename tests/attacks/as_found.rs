@@ -53,7 +53,8 @@ fn keys_that_nobody_follows_are_named() {
     let config = config.replacen('{', "{\"twist\": 3, \"sliding_window\": 16, \"some_limit\": Infinity,", 1);
     fs::write(dir.path().join("config.json"), config).unwrap();
     let said = inspect(dir.path(), "-n 256").succeeded();
-    for words in ["some_limit, twist", "which flashlm does not know", "sliding_window, which means nothing to a llama"] {
+    for words in ["some_limit, twist", "which flashlm does not know", "sliding_window, which means nothing to a llama"]
+    {
         assert!(said.contains(words), "no {words:?} in {said}");
     }
 }
