@@ -165,7 +165,6 @@ const LIKE_QWEN2: Kind = Kind {
     qkv_bias: true,
     window: switched_window,
     has_bos: false,
-    ..LIKE_LLAMA
 };
 
 fn kind(config: &Config) -> Result<Kind, ConfigError> {
