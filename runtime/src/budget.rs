@@ -43,6 +43,8 @@ impl FromStr for Budget {
             "k" | "kib" => 1024.0,
             "m" | "mib" => 1024.0 * 1024.0,
             "g" | "gib" => 1024.0 * 1024.0 * 1024.0,
+            "tb" => 1e12,
+            "t" | "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
             _ => return Err(fail()),
         };
         let bytes = number * factor;
@@ -59,6 +61,11 @@ pub fn human_bytes(bytes: u64) -> String {
     }
 }
 
+/// A number of things for people: `1 token`, `2 tokens`.
+pub fn counted(number: usize, noun: &str) -> String {
+    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,6 +78,8 @@ mod tests {
             ("4GiB", Budget::Bytes(4 << 30)),
             ("6.7GB", Budget::Bytes(6_700_000_000)),
             ("512m", Budget::Bytes(512 << 20)),
+            ("1TB", Budget::Bytes(1_000_000_000_000)),
+            ("2TiB", Budget::Bytes(2 << 40)),
             ("1000", Budget::Bytes(1000)),
         ];
         for (text, budget) in cases {

@@ -5,6 +5,7 @@
 //! `bos` in front of a text. [`Tokenizer::of`] knows which it is; nobody else asks. Decoding is a stream that never splits a
 //! character.
 
+mod bounded;
 mod bytes;
 mod matcher;
 mod stages;
@@ -18,6 +19,7 @@ use crate::error::{Result, RuntimeError};
 use crate::guard::guarded;
 use crate::tokenizer_limits;
 
+pub use bounded::ReadTextError;
 pub use stop::StopStrings;
 pub use stream::TextStream;
 
@@ -107,6 +109,19 @@ impl Tokenizer {
     /// The id of a token by its text.
     pub fn id_of(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
+    }
+
+    /// The id of a special token, which has no text of its own, by how it is written.
+    pub fn special_id(&self, token: &str) -> Option<u32> {
+        self.inner.get_added_vocabulary().is_special_token(token).then(|| self.id_of(token)).flatten()
+    }
+
+    /// The special tokens that are written somewhere in `text`.
+    pub fn specials_in(&self, text: &str) -> Vec<String> {
+        let specials = self.inner.get_added_tokens_decoder().into_values().filter(|token| token.special);
+        let mut found: Vec<_> = specials.map(|token| token.content).filter(|token| text.contains(&**token)).collect();
+        found.sort();
+        found
     }
 
     /// The highest id of all tokens.

@@ -17,6 +17,8 @@ mod plan;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod power;
 mod programs;
+mod script;
+mod shown;
 #[allow(unreachable_pub, reason = "shared with the fuzzers")]
 mod targets;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

@@ -74,7 +74,7 @@ struct Machine {
 pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     // The step's process ends by itself; this one goes on to take its cgroup and the list of ids away.
     super::watch_signals()?;
-    let bundle = Bundle::open(&args.bundle)?;
+    let bundle = super::open_bundle(&args.bundle)?;
     let budget = args.memory.bytes(bundle.manifest().model_bytes);
     let names: Vec<&str> = match &args.steps {
         Some(steps) => steps.iter().map(String::as_str).collect(),

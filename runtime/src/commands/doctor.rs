@@ -34,7 +34,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode> {
     });
     let mut advice = Vec::new();
     if let Some(path) = &args.bundle {
-        let bundle = Bundle::open(path)?;
+        let bundle = super::open_bundle(path)?;
         disk(path, &mut report, &mut advice)?;
         model(&bundle, &mut report, &mut advice);
     }

@@ -30,7 +30,7 @@ pub(crate) struct LogitsArgs {
 
 pub(crate) fn run(args: LogitsArgs) -> Result<ExitCode> {
     let output = Destination::take(&args.output, FileKind::Logits, std::slice::from_ref(&args.model.bundle))?;
-    let bundle = Bundle::open(&args.model.bundle)?;
+    let bundle = super::open_bundle(&args.model.bundle)?;
     check_ids(bundle.spec(), &args.ids)?;
     write_logits(&args, &bundle, &mut BufWriter::new(output.file()))?;
     output.publish()?;

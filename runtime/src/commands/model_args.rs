@@ -13,6 +13,8 @@ use flashlm_runtime::load::{FfnChoice, LoadOptions, Loaded, load};
 use flashlm_runtime::model::kv_cache::KvDtype;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::values;
+
 /// How to open a bundle.
 #[derive(Args)]
 pub(crate) struct ModelArgs {
@@ -45,10 +47,10 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "N", value_parser = flashlm_runtime::command_line::thread_count)]
     threads: Option<NonZeroUsize>,
     /// Whether reads must, may or must not bypass the page cache
-    #[arg(long, value_name = "WHEN", default_value = "optional")]
+    #[arg(long, value_name = "WHEN", default_value = "optional", value_parser = values::direct_io())]
     direct: DirectIo,
     /// How reads are issued
-    #[arg(long, value_name = "ENGINE", default_value = "auto")]
+    #[arg(long, value_name = "ENGINE", default_value = "auto", value_parser = values::engine())]
     engine: EngineChoice,
     /// Trust what is read while decoding, without holding it against the bundle's checksums
     #[arg(long)]

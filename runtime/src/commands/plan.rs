@@ -35,7 +35,7 @@ pub(crate) struct PlanArgs {
 }
 
 pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
-    let bundle = Bundle::open(&args.model.bundle)?;
+    let bundle = super::open_bundle(&args.model.bundle)?;
     let options = args.model.options(&bundle, args.context);
     let smallest = smallest(&bundle, &options);
     let Planned { choice, plan, arena, pinned, predicted, fallback } = plan(&bundle, &options)?;

@@ -1,23 +1,31 @@
 //! `flashlm run`: text in, text out, and what it cost.
 
-use std::io::{IsTerminal, Read, Write};
-use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+mod conversation;
+mod prompt;
+mod session;
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
-use flashlm_formats::bundle::Bundle;
-use flashlm_runtime::budget::human_bytes;
-use flashlm_runtime::generate::{Finish, Generation, NewToken, Percentiles, Request, generate};
+use flashlm_runtime::budget::{counted, human_bytes};
+use flashlm_runtime::generate::{Generation, Percentiles};
 use flashlm_runtime::memory::{self, PeakMemory};
-use flashlm_runtime::model::forward::{Forward, check_ids};
+use flashlm_runtime::model::forward::check_ids;
 use flashlm_runtime::sampler::{Sampler, Sampling};
-use flashlm_runtime::text::{StopStrings, TextStream, Tokenizer};
+use flashlm_runtime::text::Tokenizer;
 use flashlm_runtime::{signals, terminal};
 use serde_json::json;
 
-use super::{ModelArgs, load_with_progress, parse_ids, with_figures};
+use conversation::converse;
+use prompt::prompt_ids;
+use session::Session;
+
+use super::values::{non_negative, positive, share};
+use super::{ModelArgs, load_with_progress, open_bundle, parse_ids, with_figures};
 
 /// Arguments of `flashlm run`.
 #[derive(Args)]
@@ -30,9 +38,9 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// Text to continue
-    #[arg(long, value_name = "TEXT", group = "input")]
+    #[arg(long, value_name = "TEXT", group = "input", allow_hyphen_values = true)]
     prompt: Option<String>,
-    /// File with the text to continue; - for standard input
+    /// File with the text to continue, without its last line end and a byte order mark; - for standard input
     #[arg(long, value_name = "FILE", group = "input")]
     prompt_file: Option<PathBuf>,
     /// Token ids to continue, like 2,713,16; taken as they are
@@ -56,11 +64,11 @@ pub(crate) struct RunArgs {
     /// Make tokens already seen less likely; 1 changes nothing
     #[arg(long, value_name = "R", default_value_t = 1.0, value_parser = positive)]
     repetition_penalty: f32,
-    /// Seed of the random choice
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// End before this text appears; may be given several times
-    #[arg(long, value_name = "TEXT")]
+    /// Seed of the random choice [default: another one every time, which is shown]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// End before this text appears, or at this special token; may be given several times
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = clap::builder::NonEmptyStringValueParser::new())]
     stop: Vec<String>,
     /// Go on when the model ends its text
     #[arg(long)]
@@ -73,40 +81,27 @@ pub(crate) struct RunArgs {
     verbose: bool,
 }
 
-fn number(text: &str) -> Result<f32, String> {
-    text.parse().ok().filter(|v: &f32| v.is_finite()).ok_or_else(|| format!("`{text}` is not a number"))
-}
-
-fn non_negative(text: &str) -> Result<f32, String> {
-    number(text).and_then(|v| if v >= 0.0 { Ok(v) } else { Err("must not be negative".into()) })
-}
-
-fn positive(text: &str) -> Result<f32, String> {
-    number(text).and_then(|v| if v > 0.0 { Ok(v) } else { Err("must be above 0".into()) })
-}
-
-fn share(text: &str) -> Result<f32, String> {
-    number(text).and_then(|v| if v > 0.0 && v <= 1.0 { Ok(v) } else { Err("must be above 0 and at most 1".into()) })
-}
-
-pub(crate) fn run(args: RunArgs) -> Result<ExitCode> {
+pub(crate) fn run(mut args: RunArgs) -> Result<ExitCode> {
     super::watch_signals()?;
     // Until there is text, nothing is lost.
     signals::end_at_once(true);
-    let bundle = Bundle::open(&args.model.bundle)?;
+    choose_seed(&mut args);
+    let bundle = open_bundle(&args.model.bundle)?;
     let tokenizer = Tokenizer::of(&bundle)?;
-    let prompt = prompt_ids(&args, &tokenizer)?;
+    let max = bundle.spec().max_positions;
+    let prompt = prompt_ids(&args, &tokenizer, prompt_room(&args, max)?)?;
     if let Some(prompt) = &prompt {
         check_ids(bundle.spec(), prompt)?;
     }
-    let context = context(&args, bundle.spec().max_positions, prompt.as_deref())?;
+    let context = context(&args, max, prompt.as_deref())?;
+    let ends = ends(&args, &tokenizer, &bundle.spec().eos);
     let loaded = load_with_progress(&bundle, &args.model, context, args.verbose)?;
     let mut session = Session {
         forward: loaded.forward,
         sampler: Sampler::new(sampling(&args), bundle.spec().vocab_size),
         tokenizer: &tokenizer,
         stream: tokenizer.stream(&[]),
-        eos: if args.ignore_eos { &[] } else { &bundle.spec().eos },
+        ends,
         args: &args,
         unfed: None,
     };
@@ -120,26 +115,66 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode> {
     Ok(signals::asked().map_or(ExitCode::SUCCESS, ExitCode::from))
 }
 
+/// Draws a seed where one is needed and none was given, and says which.
+fn choose_seed(args: &mut RunArgs) {
+    if args.temperature > 0.0 && args.seed.is_none() {
+        // Short enough to be typed.
+        let drawn = RandomState::new().build_hasher().finish() % 1_000_000_000;
+        args.seed = Some(drawn);
+        if !args.json {
+            eprintln!("seed {drawn}: --seed {drawn} gives the same text again");
+        }
+    }
+}
+
+/// Ids that end the text. A stop string that is a special token counts for its id: such tokens have no text to be found in.
+fn ends(args: &RunArgs, tokenizer: &Tokenizer, eos: &[u32]) -> Vec<u32> {
+    let mut ends = if args.ignore_eos { Vec::new() } else { eos.to_vec() };
+    for stop in &args.stop {
+        match tokenizer.special_id(stop) {
+            Some(id) => ends.push(id),
+            None => tokenizer.specials_in(stop).iter().for_each(|token| {
+                eprintln!(
+                    "note: --stop {stop:?} holds the special token {token}, which has no text, so it is only found where the model \
+                    spells it out; --stop {token:?} ends at the token itself"
+                );
+            }),
+        }
+    }
+    ends
+}
+
+/// Tokens that a prompt may have; an error if the context cannot be, before anything is read.
+fn prompt_room(args: &RunArgs, max: usize) -> Result<usize> {
+    match args.context {
+        Some(0) => bail!("--context 0 holds nothing; leave it out for prompt + n"),
+        Some(context) if context > max => bail!(
+            "--context {context} is more than the {} that this model was made for; give {max} or less",
+            counted(max, "token")
+        ),
+        // The last new token is shown, not fed.
+        Some(context) => Ok(context.saturating_sub(args.tokens.saturating_sub(1))),
+        None => Ok(max.saturating_sub(args.tokens)),
+    }
+}
+
 /// Tokens the KV cache has to hold; an error if they cannot, before anything is loaded.
 fn context(args: &RunArgs, max: usize, prompt: Option<&[u32]>) -> Result<usize> {
-    let context = match (args.context, prompt) {
-        (Some(0), _) => bail!("--context 0 holds nothing; leave it out for prompt + n"),
-        // The last new token is shown, not fed.
-        (Some(context), Some(prompt)) if prompt.len().saturating_add(args.tokens.saturating_sub(1)) > context => bail!(
-            "a prompt of {} tokens and {} new ones do not fit --context {context}; give a larger one, a shorter prompt or a smaller -n",
-            prompt.len(),
-            args.tokens
-        ),
-        (Some(context), _) => context,
-        (None, Some(prompt)) => prompt.len().saturating_add(args.tokens),
-        (None, None) => max.min(2048),
-    };
-    if context > max {
-        bail!(
-            "a context of {context} tokens is more than the {max} that this model was made for; use a shorter prompt or a smaller -n"
-        );
+    let Some(prompt) = prompt else { return Ok(args.context.unwrap_or(max.min(2048))) };
+    let parts = format!("a prompt of {} and {} new", counted(prompt.len(), "token"), args.tokens);
+    match args.context {
+        Some(context) if prompt.len().saturating_add(args.tokens.saturating_sub(1)) > context => {
+            bail!("{parts} do not fit --context {context}; give a larger one, a shorter prompt or a smaller -n")
+        }
+        Some(context) => Ok(context),
+        None => match prompt.len().saturating_add(args.tokens) {
+            context if context > max => bail!(
+                "{parts} are more than the {} that this model was made for; use a shorter prompt or a smaller -n",
+                counted(max, "token")
+            ),
+            context => Ok(context),
+        },
     }
-    Ok(context)
 }
 
 fn sampling(args: &RunArgs) -> Sampling {
@@ -148,146 +183,7 @@ fn sampling(args: &RunArgs) -> Sampling {
         top_k: args.top_k,
         top_p: args.top_p,
         repetition_penalty: args.repetition_penalty,
-        seed: args.seed,
-    }
-}
-
-/// The ids to start from; `None` on a terminal without a prompt.
-fn prompt_ids(args: &RunArgs, tokenizer: &Tokenizer) -> Result<Option<Vec<u32>>> {
-    if let Some(ids) = &args.ids {
-        return Ok(Some(ids.clone()));
-    }
-    let text = match (&args.prompt, &args.prompt_file) {
-        (Some(text), _) => text.clone(),
-        (None, Some(path)) => read_prompt(path)?,
-        (None, None) if std::io::stdin().is_terminal() && !args.json => return Ok(None),
-        (None, None) => {
-            bail!("no prompt: give --prompt TEXT, --prompt-file FILE (- for standard input) or --ids 2,713,16")
-        }
-    };
-    let ids = tokenizer.encode(&text)?;
-    say(tokenizer, &ids);
-    Ok(Some(ids))
-}
-
-/// Says what the writer of a prompt may not have meant.
-fn say(tokenizer: &Tokenizer, ids: &[u32]) {
-    for notice in tokenizer.notices(ids) {
-        eprintln!("note: {notice}");
-    }
-}
-
-fn read_prompt(path: &Path) -> Result<String> {
-    let mut bytes = Vec::new();
-    if path == Path::new("-") {
-        std::io::stdin().read_to_end(&mut bytes).context("cannot read the prompt from standard input")?;
-    } else {
-        bytes = std::fs::read(path).with_context(|| format!("cannot read the prompt from {}", path.display()))?;
-    }
-    String::from_utf8(bytes).with_context(|| format!("the prompt in {} is not UTF-8 text", path.display()))
-}
-
-struct Session<'a> {
-    forward: Forward,
-    sampler: Sampler,
-    tokenizer: &'a Tokenizer,
-    stream: TextStream<'a>,
-    eos: &'a [u32],
-    args: &'a RunArgs,
-    /// The last token that was shown and not fed: the next turn begins with it.
-    unfed: Option<u32>,
-}
-
-impl Session<'_> {
-    /// Feeds `prompt` and shows what follows, as it comes; returns what it cost and the text that only its end let out.
-    fn turn(&mut self, ids: &[u32], tokens: usize) -> Result<(Generation, String)> {
-        let prompt: Vec<u32> = self.unfed.take().into_iter().chain(ids.iter().copied()).collect();
-        let mut out = std::io::stdout().lock();
-        self.stream.prompt(ids);
-        let stream = &mut self.stream;
-        let mut stops = StopStrings::new(self.args.stop.clone());
-        let mut failure = None;
-        let json = self.args.json;
-        let mut show = |token: &NewToken, text: &str| -> std::io::Result<()> {
-            if json {
-                let ms = token.time.as_secs_f64() * 1e3;
-                let more = json!({ "id": token.id, "text": text, "ms": ms });
-                writeln!(terminal::Printable(&mut out), "{}", with_figures(token.reads.per_token(1), more))?;
-            } else {
-                out.write_all(terminal::text_for(&out, text).as_bytes())?;
-            }
-            out.flush()
-        };
-        let request = Request { prompt: &prompt, tokens, eos: self.eos };
-        let mut last = None;
-        let generation = generate(&mut self.forward, &mut self.sampler, &request, &mut |token| {
-            last = Some(token.id);
-            signals::end_at_once(false);
-            let (text, stopped) = stops.push(&stream.push(token.id));
-            if let Err(error) = show(&token, &text) {
-                failure = Some(error);
-                return ControlFlow::Break(());
-            }
-            if stopped || signals::asked().is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })?;
-        if let Some(error) = failure {
-            return Err(error).context("cannot write the text to standard output");
-        }
-        // What ended at the model's own will was fed whole.
-        self.unfed = last.filter(|_| generation.finish != Finish::Eos);
-        // What was held back: the beginning of a stop string, or of a character.
-        let mut rest = String::new();
-        if generation.finish != Finish::Stopped || signals::asked().is_some() {
-            let (text, stopped) = stops.push(&stream.rest());
-            rest = if stopped { text } else { text + &stops.finish() };
-        }
-        if !json {
-            writeln!(out, "{}", terminal::text_for(&out, &rest))?;
-            out.flush()?;
-        }
-        Ok((generation, rest))
-    }
-}
-
-/// Turn by turn on a terminal; the KV cache is kept.
-fn converse(session: &mut Session<'_>) -> Result<()> {
-    eprintln!("Type text for the model to continue. Ctrl-C ends a turn, Ctrl-D the conversation.");
-    let mut line = String::new();
-    loop {
-        eprint!("> ");
-        line.clear();
-        signals::end_at_once(true);
-        let read = std::io::stdin().read_line(&mut line).context("cannot read from the terminal")?;
-        signals::end_at_once(false);
-        if read == 0 {
-            eprintln!();
-            return Ok(());
-        }
-        let text = line.trim_end_matches(['\n', '\r']);
-        let mut ids = session.tokenizer.encode_bare(text)?;
-        if ids.is_empty() {
-            continue;
-        }
-        if session.forward.is_empty() {
-            // The beginning of a text; later turns go on with it.
-            ids = session.tokenizer.encode(text)?;
-            say(session.tokenizer, &ids);
-        }
-        let left = session.forward.context() - session.forward.len() - usize::from(session.unfed.is_some());
-        if ids.len() >= left {
-            eprintln!(
-                "{} tokens do not fit the {left} left of the context; start again, or with a larger --context",
-                ids.len()
-            );
-            continue;
-        }
-        let tokens = session.args.tokens.min(left - ids.len());
-        let (figures, rest) = session.turn(&ids, tokens)?;
-        report(session.args, &figures, &rest)?;
-        signals::forget_interrupt();
-        if signals::asked().is_some() {
-            return Ok(());
-        }
+        seed: args.seed.unwrap_or_default(),
     }
 }
 
@@ -297,7 +193,7 @@ fn report(args: &RunArgs, figures: &Generation, rest: &str) -> Result<()> {
     let prefill_ms = figures.prefill.as_secs_f64() * 1e3;
     let PeakMemory { bytes: peak, source } = memory::peak();
     if args.json {
-        let object = json!({
+        let mut object = json!({
             "text": rest,
             "prompt_tokens": figures.prompt_tokens,
             "tokens": figures.tokens,
@@ -307,15 +203,18 @@ fn report(args: &RunArgs, figures: &Generation, rest: &str) -> Result<()> {
             "peak_memory_bytes": peak,
             "memory_source": source,
         });
+        if args.temperature > 0.0 {
+            object["seed"] = args.seed.into();
+        }
         writeln!(terminal::Printable(std::io::stdout()), "{}", with_figures(reads, object))?;
         return Ok(());
     }
     eprintln!(
-        "prefill {} tokens in {:.2} s ({:.1} tokens/s); decode {} tokens at {:.2} ms a token (p95 {:.2}, p99 {:.2}; {:.1} tokens/s)",
-        figures.prompt_tokens,
+        "prefill {} in {:.2} s ({:.1} tokens/s); decode {} at {:.2} ms a token (p95 {:.2}, p99 {:.2}; {:.1} tokens/s)",
+        counted(figures.prompt_tokens, "token"),
         figures.prefill.as_secs_f64(),
         figures.prompt_tokens as f64 / figures.prefill.as_secs_f64().max(1e-9),
-        figures.decode.len(),
+        counted(figures.decode.len(), "token"),
         ms.median,
         ms.p95,
         ms.p99,
