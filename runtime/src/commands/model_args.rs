@@ -22,7 +22,7 @@ pub(crate) struct ModelArgs {
     #[arg(value_name = "BUNDLE")]
     pub(crate) bundle: PathBuf,
     /// Memory for the whole process: 50% (of the model), 4GiB, 6.7GB [default: what is available]
-    #[arg(long, value_name = "AMOUNT")]
+    #[arg(long, value_name = "AMOUNT", allow_hyphen_values = true)]
     pub(crate) memory: Option<Budget>,
     /// Where the feed-forward weights come from; the text is the same [default: resident if it fits, else flash if the bundle has
     /// predictors, else streamed]
