@@ -38,7 +38,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
     let bundle = super::open_bundle(&args.model.bundle)?;
     let options = args.model.options(&bundle, args.context);
     let smallest = smallest(&bundle, &options);
-    let Planned { choice, plan, arena, pinned, predicted, fallback } = plan(&bundle, &options)?;
+    let Planned { choice, plan, arena, pinned, predicted, fallback, .. } = plan(&bundle, &options)?;
     let groups = bundle.layout().groups() as u64 * bundle.spec().layers as u64;
     let (cost, known) = read_cost(&bundle, &options);
     let expected = arena.as_ref().and_then(|arena| Expectation::new(&bundle, arena, &cost, args.context));
