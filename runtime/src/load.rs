@@ -249,6 +249,16 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
     Ok(Loaded { forward, plan, notices })
 }
 
+/// How old the kept profile of a disk is, in words.
+fn measured(device: &str) -> String {
+    match profile_dir().and_then(|dir| DiskProfile::age(&dir, device)).map(|age| age.as_secs()) {
+        None => String::new(),
+        Some(seconds) if seconds < 3600 => ", measured within the hour".into(),
+        Some(seconds) if seconds < 2 * 24 * 3600 => format!(", measured {} hours ago", seconds / 3600),
+        Some(seconds) => format!(", measured {} days ago", seconds / (24 * 3600)),
+    }
+}
+
 /// The section of the predictors that decide what `choice` computes, if any do.
 pub(crate) fn predictors_of<'a>(
     bundle: &'a Bundle,
@@ -301,7 +311,7 @@ pub fn read_cost(bundle: &Bundle, options: &LoadOptions) -> (ReadCost, String) {
         ReadCost::fit(&points).ok()
     });
     match fitted {
-        Some(cost) => (cost, format!("reads planned with the kept profile of {device}")),
+        Some(cost) => (cost, format!("reads planned with the kept profile of {device}{}", measured(&device))),
         None => (
             ReadCost::new(USUAL_REQUEST_NS, USUAL_BYTE_NS).expect("a possible cost"),
             format!("reads planned for a usual disk; `flashlm disk {}` measures yours", bundle.path().display()),

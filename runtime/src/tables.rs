@@ -80,6 +80,13 @@ impl TablePlan {
         self.cut(bundle).into_iter().map(|(tensor, rows)| tensor.extent.bytes - rows as u64 * row_bytes(tensor)).sum()
     }
 
+    /// Bytes of the head that are left on flash.
+    pub(crate) fn head_left_out(&self, bundle: &Bundle) -> u64 {
+        let cut = self.cut(bundle);
+        let head = cut.iter().filter(|_| self.is_cut(bundle.spec())).next_back();
+        head.map_or(0, |(tensor, rows)| tensor.extent.bytes - *rows as u64 * row_bytes(tensor))
+    }
+
     /// Bytes of the buffers and checksums for what is left on flash.
     pub(crate) fn bytes(&self, bundle: &Bundle) -> u64 {
         let (spec, cut) = (bundle.spec(), self.cut(bundle));
@@ -314,17 +321,17 @@ impl TablesOnFlash {
     fn head_logits(&mut self, threads: &Threads, input: &[f32], logits: &mut [f32]) -> Result<()> {
         let Some((rows, reader, extents)) = &mut self.head else { return Ok(()) };
         if std::mem::replace(&mut self.broken, true) {
-            reader.restart(extents)?;
+            reader.restart(extents).map_err(RuntimeError::ReadVocabulary)?;
         }
         for at in 0..extents.len() {
             let first = rows.first + at * self.rows_per_chunk;
-            let chunk = reader.next()?.expect("the list has every row");
+            let chunk = reader.next().map_err(RuntimeError::ReadVocabulary)?.expect("the list has every row");
             rows.check(Some(threads), first, chunk.bytes)?;
             let matrix = rows.matrix(first, chunk.bytes);
             matvec(threads, matrix, input, &mut logits[first..first + matrix.rows()]);
         }
         // The first rows of the next token are read while its layers are computed.
-        reader.restart(extents)?;
+        reader.restart(extents).map_err(RuntimeError::ReadVocabulary)?;
         self.broken = false;
         Ok(())
     }
@@ -334,8 +341,8 @@ impl TableSource for TablesOnFlash {
     fn embedding(&mut self, id: u32, out: &mut [f32]) -> Result<()> {
         let (rows, reader) = self.embedding.as_mut().expect("asked for rows that are not in memory");
         let row = id as usize;
-        reader.restart(&[rows.extent(row, 1)])?;
-        let chunk = reader.next()?.expect("one extent is one chunk");
+        reader.restart(&[rows.extent(row, 1)]).map_err(RuntimeError::ReadVocabulary)?;
+        let chunk = reader.next().map_err(RuntimeError::ReadVocabulary)?.expect("one extent is one chunk");
         rows.check(None, row, chunk.bytes)?;
         match rows.row_scales(row) {
             None => to_f32(rows.element, chunk.bytes, out),
