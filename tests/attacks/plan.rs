@@ -58,11 +58,13 @@ fn a31_one_text_at_every_budget_and_in_every_mode() {
         let predicted = bundle_with_predictors(checkpoint, &path, LayoutOptions::default(), *look_ahead);
         let plain = pack_checkpoint(checkpoint, &dir.path().join("plain"));
         let base = LoadOptions { ffn: None, ..options(64, FfnChoice::Flash) };
-        let (least, most) = (smallest(&predicted, &base), predicted.manifest().model_bytes * 2 + (64 << 20));
+        // An engine of threads takes more than a ring.
+        let least = smallest(&predicted, &LoadOptions { engine: EngineChoice::Threads, ..base.clone() });
+        let most = predicted.manifest().model_bytes * 2 + (64 << 20);
         let dense = told(&plain, &options(64, FfnChoice::Resident));
         let mut one: Option<Vec<_>> = None;
         let mut chosen = Vec::new();
-        for budget in [least, least + (most - least) / 50, least + (most - least) / 8, most] {
+        for budget in [least, least + (most - least) / 40, most] {
             for (ffn, engine) in [
                 (None, EngineChoice::Auto),
                 (None, EngineChoice::Threads),
@@ -138,7 +140,8 @@ fn a33_a_fallback_is_said() {
         }
         // Asked for, it is no surprise.
         let asked = LoadOptions { ffn: Some(FfnChoice::Streamed), ..way };
-        assert!(load(bundle, &asked, &mut |_, _| ()).unwrap().notices.iter().all(|notice| !notice.important));
+        let notices = load(bundle, &asked, &mut |_, _| ()).unwrap().notices;
+        assert!(!notices.iter().any(|notice| notice.text.contains("all neurons are read for every token")));
     }
     exact_on_the_command_line(&dir.path().join("m"));
 }
