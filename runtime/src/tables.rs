@@ -83,7 +83,7 @@ impl TablePlan {
     /// Bytes of the head that are left on flash.
     pub(crate) fn head_left_out(&self, bundle: &Bundle) -> u64 {
         let cut = self.cut(bundle);
-        let head = cut.iter().filter(|_| self.is_cut(bundle.spec())).next_back();
+        let head = if self.is_cut(bundle.spec()) { cut.last() } else { None };
         head.map_or(0, |(tensor, rows)| tensor.extent.bytes - *rows as u64 * row_bytes(tensor))
     }
 
