@@ -2,7 +2,7 @@
 //!
 //! Everything is written under a temporary name, `NAME.partial`, by one process at a time; it is made durable, given its
 //! name, and the name is made durable. Nothing else in the project gives files their names, but for the downloads of the hub, whose
-//! temporary names are other programs' as well, and disk profiles, which know nothing of this crate.
+//! temporary names are other programs' as well. What only one process needs (scratch files) has no name at all.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write};

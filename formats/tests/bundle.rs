@@ -98,27 +98,33 @@ fn version_1_opens() {
     assert!(verify(&path, &mut |_, _| ()).unwrap().damages.is_empty());
 }
 
-/// Format version 2 has to open forever, with gates and quantised. `FLASHLM_BLESS=1` writes the files anew: only when the version was
-/// never published.
+/// Format version 2 has to open forever, with gates and quantised.
 #[test]
 fn version_2_opens() {
-    version_2("bundle-v2.flashlm", &Small::gated_with_everything());
-    version_2("bundle-v2-quantised.flashlm", &Small::quantised());
+    opens("bundle-v2.flashlm", &Small::gated_with_everything(), false);
+    opens("bundle-v2-quantised.flashlm", &Small::quantised(), false);
 }
 
-fn version_2(name: &str, small: &Small) {
+fn opens(name: &str, small: &Small, wide_kv: bool) {
+    let bundle = Bundle::open(fixture(name)).unwrap();
+    assert_eq!(bundle.spec(), &small.plan.model);
+    assert_eq!(bundle.manifest().wide_kv, wide_kv);
+    assert_eq!(bundle.read_predictors().unwrap().unwrap(), ramp(8, 5000));
+    assert!(verify(bundle.path(), &mut |_, _| ()).unwrap().damages.is_empty());
+}
+
+/// Format version 3 has to open forever. `FLASHLM_BLESS=1` writes the file anew: only when the version was never published.
+#[test]
+fn version_3_opens() {
+    let (name, small, blob) = ("bundle-v3.flashlm", Small::gated_with_everything(), ramp(8, 5000));
     let path = fixture(name);
-    let blob = ramp(8, 5000);
     if std::env::var_os("FLASHLM_BLESS").is_some() {
         let _ = fs::remove_file(&path);
         small.write(&path, Some(blob.clone()));
     }
-    let bundle = Bundle::open(&path).unwrap();
-    assert_eq!(bundle.spec(), &small.plan.model);
-    assert_eq!(bundle.read_predictors().unwrap().unwrap(), blob);
-    assert!(verify(&path, &mut |_, _| ()).unwrap().damages.is_empty());
-    // As long as version 2 is what is written, it is written like this.
-    assert_eq!(FORMAT_VERSION, 2);
+    opens(name, &small, true);
+    // As long as version 3 is what is written, it is written like this.
+    assert_eq!(FORMAT_VERSION, 3);
     let dir = tempfile::tempdir().unwrap();
     let again = dir.path().join("again.flashlm");
     small.write(&again, Some(blob));
@@ -138,7 +144,7 @@ fn a_reader_by_the_book_finds_every_row() {
         let u64_at = |at: usize| u64::from_le_bytes(file[at..at + 8].try_into().unwrap()) as usize;
         let xxh3 = xxhash_rust::xxh3::xxh3_64;
         assert_eq!(&file[..8], [0x89, 0x46, 0x4C, 0x4D, 0x0D, 0x0A, 0x1A, 0x0A]);
-        assert_eq!((u32_at(8), u32_at(12), u64_at(16)), (2, 6, file.len()));
+        assert_eq!((u32_at(8), u32_at(12), u64_at(16)), (3, 6, file.len()));
         assert_eq!(u64_at(504) as u64, xxh3(&file[..504]));
         let section = |at: usize| &file[u64_at(at)..u64_at(at) + u64_at(at + 8)];
         for at in [24, 48, 72, 120] {

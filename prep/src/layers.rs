@@ -6,7 +6,7 @@ use flashlm_formats::model::ModelSpec;
 use flashlm_kernels::Threads;
 use flashlm_runtime::error::RuntimeError;
 use flashlm_runtime::model::ffn::{FfnObserver, FfnSource};
-use flashlm_runtime::model::forward::{EmbedScratch, embed};
+use flashlm_runtime::model::forward::{EmbedScratch, check_context, embed};
 use flashlm_runtime::model::kv_cache::{KvCache, KvDtype};
 use flashlm_runtime::model::layer::{LayerScratch, Pass};
 use flashlm_runtime::model::positions::PositionTables;
@@ -38,6 +38,7 @@ pub enum PassError {
 impl<'a> LayerRunner<'a> {
     /// A runner for sequences of at most `longest` tokens.
     pub fn new(spec: &'a ModelSpec, threads: &'a Threads, longest: usize) -> Result<Self, PassError> {
+        check_context(spec, longest)?;
         Ok(Self {
             spec,
             threads,

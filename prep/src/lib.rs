@@ -4,6 +4,7 @@ pub mod coactivation;
 pub mod evaluate;
 pub mod foreign_predictors;
 pub mod hub;
+mod kv_range;
 pub mod layers;
 pub mod ordering;
 pub mod own_text;

@@ -9,6 +9,7 @@ use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 use flashlm_runtime::command_line::{self, EXIT_CODES, FLASHLM};
 use flashlm_runtime::error::sentence;
+use flashlm_runtime::signals;
 
 #[derive(Parser)]
 #[command(
@@ -63,6 +64,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if let Err(error) = signals::outlive_file_size_limits() {
+        eprintln!("flashlm-prep: cannot watch for signals: {error}");
+        return ExitCode::FAILURE;
+    }
     let cli = match command_line::parse::<Cli>(&FLASHLM) {
         Ok(cli) => cli,
         Err(code) => return code,

@@ -19,6 +19,7 @@ use flashlm_runtime::model::weights::element;
 use rayon::prelude::*;
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::kv_range::KvRange;
 use crate::quantise::{NotFinite, quantise_rows};
 use crate::records::fill_layer;
 
@@ -72,6 +73,9 @@ pub enum PackError {
         /// Which tensor.
         what: String,
     },
+    /// No thread is to be had.
+    #[error("cannot start a thread that reads beside writing: {0}; allow more (`ulimit -u`, a container's pids limit)")]
+    Thread(std::io::Error),
     /// The caller wanted to stop.
     #[error("interrupted; no bundle was left behind")]
     Interrupted,
@@ -153,11 +157,13 @@ pub fn pack_unpublished(
     };
     let mut done = 0;
     let mut hash = Xxh3::new();
+    let mut kv_range = KvRange::new(spec);
     let mut bytes = Vec::new();
     for tensor in &tensors {
         let dtype = checkpoint.resident(&tensor.name)?.dtype;
         checkpoint.read_resident(&tensor.name, &mut bytes)?;
         hash.update(&bytes);
+        kv_range.see(&tensor.name, dtype, &bytes);
         if let Some(layer) = neuron_bias_layer(&tensor.name) {
             permute(&mut bytes, &order_of(layer));
         }
@@ -188,7 +194,7 @@ pub fn pack_unpublished(
             _ = emptied.send(Layer::default());
         }
         let order_of = &order_of;
-        let reader = scope.spawn(move || {
+        let read = move || {
             let mut hash = hash;
             let mut maker = LayerMaker { checkpoint, layout, format: ffn_format, plain: Vec::new() };
             for layer in 0..spec.layers {
@@ -200,7 +206,8 @@ pub fn pack_unpublished(
                 }
             }
             hash.digest()
-        });
+        };
+        let reader = std::thread::Builder::new().spawn_scoped(scope, read).map_err(PackError::Thread)?;
         let mut write = || -> Result<(), PackError> {
             for layer in 0..spec.layers {
                 let Ok(made) = to_write.recv() else { break };
@@ -230,7 +237,8 @@ pub fn pack_unpublished(
         files: checkpoint.files().into_iter().map(|f| SourceFile { name: f.name, bytes: f.bytes }).collect(),
         content_hash: format!("{hash:016x}"),
     };
-    let extras = Extras { predictors: options.predictors, sparsity: options.sparsity, provenance };
+    let extras =
+        Extras { predictors: options.predictors, sparsity: options.sparsity, wide_kv: kv_range.is_wide(), provenance };
     Ok(writer.complete(extras)?)
 }
 

@@ -1,6 +1,7 @@
 //! The hidden states between two layers, in a file: `[tokens, hidden]`, f32 in the machine's byte order, and the XXH3-64 of that.
 //!
-//! A file that is visible under its name is complete. These are scratch files of one recording, not a format.
+//! A file that is visible under its name is complete. These are scratch files of one recording, not a format. What need not outlive
+//! the process has no name: nothing can leave it behind, and nobody can put something else in its place.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -60,7 +61,8 @@ pub struct HiddenStates {
 
 enum Kept {
     New(NewFile, Box<Xxh3>, u64),
-    Old(File),
+    /// Opened by its name, or without one.
+    Open(File),
 }
 
 impl HiddenStates {
@@ -71,7 +73,7 @@ impl HiddenStates {
     fn file(&self) -> &File {
         match &self.file {
             Kept::New(new, ..) => new.file(),
-            Kept::Old(file) => file,
+            Kept::Open(file) => file,
         }
     }
 
@@ -114,6 +116,14 @@ impl HiddenStates {
         Ok(Self { file: Kept::New(new, Box::default(), 0), path, hidden })
     }
 
+    /// Begins states without a name, in a file in `dir` that goes away with this value, or with the process.
+    pub fn temporary(dir: &Path, tokens: usize, hidden: usize) -> Result<Self, StatesError> {
+        create_directory(dir).map_err(io(dir))?;
+        let file = tempfile::tempfile_in(dir).map_err(io(dir))?;
+        file.set_len((tokens * hidden * 4) as u64).map_err(io(dir))?;
+        Ok(Self { file: Kept::Open(file), path: dir.join("scratch file"), hidden })
+    }
+
     /// Opens the states that enter `layer`.
     pub fn open(dir: &Path, layer: usize, tokens: usize, hidden: usize) -> Result<Self, StatesError> {
         let path = Self::path(dir, layer);
@@ -122,7 +132,7 @@ impl HiddenStates {
         if expected != found {
             return Err(StatesError::Length { path, expected, found });
         }
-        Ok(Self { file: Kept::Old(file), path, hidden })
+        Ok(Self { file: Kept::Open(file), path, hidden })
     }
 
     /// Reads states from `token` on.
@@ -151,7 +161,7 @@ impl HiddenStates {
                 new.file().write_all_at(&hash.digest().to_le_bytes(), end).map_err(io(&self.path))?;
                 new.publish().map_err(io(&self.path))
             }
-            Kept::Old(_) => Ok(()),
+            Kept::Open(_) => Ok(()),
         }
     }
 

@@ -63,6 +63,21 @@ pub enum RuntimeError {
         /// Context and FFN source that were asked for.
         what: String,
     },
+    /// The budget is more than the system lets the process have.
+    #[error(
+        "a memory budget of {} is more than the {} that the memory cgroup {} allows: give --memory {limit} at most, or raise that limit",
+        human_bytes(*budget),
+        human_bytes(*limit),
+        cgroup.display()
+    )]
+    BudgetAboveLimit {
+        /// The budget.
+        budget: u64,
+        /// The smallest limit of the cgroups that hold the process.
+        limit: u64,
+        /// The cgroup whose limit that is.
+        cgroup: PathBuf,
+    },
     /// The tokenizer in the bundle cannot be used.
     #[error("the bundle's tokenizer cannot be used: {0}")]
     Tokenizer(String),
@@ -85,6 +100,40 @@ pub enum RuntimeError {
         context: usize,
         /// Longest context of the model.
         model_max: usize,
+    },
+    /// A context that the model cannot have.
+    #[error(
+        "a context of {context} tokens is not between 1 and the {model_max} that this model was made for; give fewer tokens"
+    )]
+    ContextOutOfRange {
+        /// Tokens asked for.
+        context: usize,
+        /// Longest context of the model: its positions, or the window within which it attends to everything.
+        model_max: usize,
+    },
+    /// A key or value that half precision does not hold. Stored all the same it would be infinite, and any text from it untrue.
+    #[error(
+        "layer {layer} makes a key or value of {value:.0} for token {position}, and an f16 KV cache holds at most 65504; give --kv f32"
+    )]
+    KvRange {
+        /// The layer.
+        layer: usize,
+        /// Tokens before the one it is of.
+        position: usize,
+        /// Its magnitude.
+        value: f32,
+    },
+    /// A key or value that is no finite number.
+    #[error(
+        "what layer {layer} computed for token {position} is not a finite number (a key or value is {value}): weights of its checkpoint are not, or grow beyond what is; get a good copy and convert it again"
+    )]
+    KvNoNumber {
+        /// The layer.
+        layer: usize,
+        /// Tokens before the one it is of.
+        position: usize,
+        /// What it is.
+        value: f32,
     },
     /// There is nothing to start from.
     #[error("the prompt is empty and the model has no token that begins a sequence; give at least one token")]
@@ -116,7 +165,9 @@ pub enum RuntimeError {
         what: String,
     },
     /// Threads could not be started.
-    #[error("cannot start {threads} threads: {source}")]
+    #[error(
+        "cannot start {threads} threads: {source}; give fewer with --threads, or allow more (`ulimit -u`, a container's pids limit)"
+    )]
     Threads {
         /// Number asked for.
         threads: usize,
@@ -128,17 +179,30 @@ pub enum RuntimeError {
 /// Result with a [`RuntimeError`].
 pub type Result<T, E = RuntimeError> = std::result::Result<T, E>;
 
+/// What helps where the system's own words do not say it.
+fn next_step(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    match error.downcast_ref::<std::io::Error>()?.kind() {
+        std::io::ErrorKind::FileTooLarge => {
+            Some("allow larger files (`ulimit -f`), or write to a file system that holds them")
+        }
+        _ => None,
+    }
+}
+
 /// An error with its causes as one sentence, for the command line; a cause that the text has already is not said twice.
 pub fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
+    let mut next_step = next_step(error);
     let mut cause = error.source();
     while let Some(error) = cause {
+        next_step = next_step.or(self::next_step(error));
         let more = error.to_string();
         if !text.contains(&more) {
             text = format!("{text}: {more}");
         }
         cause = error.source();
     }
+    text.extend(next_step.map(|step| format!("; {step}")));
     printable(&text)
 }
 
@@ -156,7 +220,13 @@ mod tests {
     fn a_cause_is_said_once() {
         let system = || std::io::Error::other("the disk is gone");
         let says = RuntimeError::Threads { threads: 2, source: system() };
-        assert_eq!(sentence(&says), "cannot start 2 threads: the disk is gone");
+        assert!(sentence(&says).starts_with("cannot start 2 threads: the disk is gone; give fewer with --threads"));
+        assert_eq!(sentence(&says).matches("the disk is gone").count(), 1);
+        let limit = anyhow::Error::new(std::io::Error::from_raw_os_error(27)).context("cannot write x");
+        assert!(
+            sentence(limit.as_ref())
+                .ends_with("; allow larger files (`ulimit -f`), or write to a file system that holds them")
+        );
         let hides = anyhow::Error::new(system()).context("cannot write x");
         assert_eq!(sentence(hides.as_ref()), "cannot write x: the disk is gone");
     }

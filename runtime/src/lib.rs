@@ -25,4 +25,5 @@ pub mod signals;
 pub mod tables;
 pub mod terminal;
 pub mod text;
+pub mod threads;
 mod tokenizer_limits;

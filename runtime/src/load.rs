@@ -14,6 +14,7 @@ use flashlm_kernels::Threads;
 
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::budget::human_bytes;
 use crate::cache::PolicyKind;
 use crate::error::{Result, RuntimeError};
 use crate::ffn::checks::GroupChecks;
@@ -21,6 +22,7 @@ use crate::ffn::flash::{FlashFfn, FlashOptions, ReadCut};
 use crate::ffn::predicted::PredictedFfn;
 use crate::ffn::resident::ResidentFfn;
 use crate::ffn::streamed::{Pinned, StreamedFfn, StreamedParts};
+use crate::memory;
 use crate::model::ffn::{FfnSource, Records};
 use crate::model::forward::{Forward, Room};
 use crate::model::kv_cache::KvDtype;
@@ -30,6 +32,7 @@ use crate::plan::MemoryPlan;
 use crate::planner::ReadCost;
 use crate::predictor::LayerPredictors;
 use crate::tables::{Cut, TablePlan, TablesOnFlash};
+use crate::threads;
 
 pub use crate::plan::{Planned, plan};
 
@@ -75,7 +78,7 @@ impl FfnChoice {
 pub struct LoadOptions {
     /// Tokens the KV cache holds.
     pub context: usize,
-    /// Bytes for the whole process; `None` takes what the machine or the memory cgroup has.
+    /// Bytes for the whole process; `None` takes what the machine and the memory cgroups leave, less a reserve.
     pub budget: Option<u64>,
     /// Where the FFN comes from; `None` takes `Resident` where it fits, else `Flash` where predictors choose, else `Streamed`.
     /// The text is the same.
@@ -91,8 +94,8 @@ pub struct LoadOptions {
     pub cut: ReadCut,
     /// What reading costs; `None` takes the profile kept for the disk, or a usual one. For `Flash` only.
     pub read_cost: Option<ReadCost>,
-    /// Precision of the KV cache.
-    pub kv: KvDtype,
+    /// Precision of the KV cache; `None` takes what the bundle says that its model needs: mostly f16.
+    pub kv: Option<KvDtype>,
     /// Threads that compute.
     pub threads: NonZeroUsize,
     /// Whether reads bypass the page cache.
@@ -119,14 +122,20 @@ impl LoadOptions {
             policy: PolicyKind::DEFAULT,
             cut: ReadCut::default(),
             read_cost: None,
-            kv: KvDtype::F16,
-            threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            kv: None,
+            threads: threads::default_count(),
             direct: DirectIo::Optional,
             engine: EngineChoice::Auto,
             verify: true,
             deadline: EngineOptions::default().deadline,
             faults: None,
         }
+    }
+
+    /// Precision of the KV cache of `bundle`.
+    pub fn kv(&self, bundle: &Bundle) -> KvDtype {
+        let wide = bundle.manifest().wide_kv;
+        self.kv.unwrap_or(if wide { KvDtype::F32 } else { KvDtype::F16 })
     }
 }
 
@@ -152,12 +161,12 @@ pub struct Loaded {
 /// Loads a bundle; `progress` is told bytes read and bytes in all.
 pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<Loaded> {
     let spec = bundle.spec();
+    options.budget.map_or(Ok(()), memory::check_budget)?;
     let Planned { choice, plan, arena, pinned, chunks, scratch_tokens, tables, loading_bytes, fallback, .. } =
         plan(bundle, options)?;
 
     let file = Arc::new(DirectFile::open(bundle.path(), options.direct)?);
-    let threads = Threads::new(options.threads)
-        .map_err(|source| RuntimeError::Threads { threads: options.threads.get(), source })?;
+    let threads = threads::start(options.threads)?;
     if (file.identity().device, file.identity().inode, file.identity().size) != bundle.identity() {
         return Err(RuntimeError::Replaced { path: bundle.path().to_path_buf() });
     }
@@ -172,6 +181,16 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
     let total = resident.extent.bytes + (layers_loaded * bundle.layout().layer_bytes()) as u64;
 
     let mut notices: Vec<Notice> = fallback.map(|text| Notice { important: true, text }).into_iter().collect();
+    if let (Some(budget), Some(room)) = (options.budget, memory::room())
+        && plan.total() > room.bytes
+    {
+        let (budget, left) = (human_bytes(budget), human_bytes(room.bytes));
+        let text = format!(
+            "the memory budget is {budget}, but only {left} are left ({}): the system may end this run",
+            room.bound
+        );
+        notices.push(Notice { important: true, text });
+    }
     if file.mode() == Mode::Buffered {
         notices.push(Notice {
             important: options.direct != DirectIo::Disabled,
@@ -244,7 +263,11 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
         important: false,
         text: format!("{} threads, {}", threads.count(), flashlm_kernels::instruction_set()),
     });
-    let room = Room { context: options.context, kv: options.kv, scratch_tokens };
+    if options.kv.is_none() && bundle.manifest().wide_kv {
+        let text = "keys and values are kept in f32: this model's may be larger than f16 holds".to_owned();
+        notices.push(Notice { important: false, text });
+    }
+    let room = Room { context: options.context, kv: options.kv(bundle), scratch_tokens };
     let forward = Forward::new(spec.clone(), weights, ffn, threads, room)?.with_tables(on_flash);
     Ok(Loaded { forward, plan, notices })
 }

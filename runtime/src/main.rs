@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use flashlm_runtime::command_line::{self, EXIT_CODES, FLASHLM_PREP};
 use flashlm_runtime::error::sentence;
+use flashlm_runtime::signals;
 
 #[derive(Parser)]
 #[command(
@@ -46,6 +47,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if let Err(error) = signals::outlive_file_size_limits() {
+        eprintln!("flashlm: cannot watch for signals: {error}");
+        return ExitCode::FAILURE;
+    }
     let cli = match command_line::parse::<Cli>(&FLASHLM_PREP) {
         Ok(cli) => cli,
         Err(code) => return code,

@@ -7,7 +7,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 
 /// Which signal asked; 0 for none.
@@ -27,6 +27,15 @@ pub fn watch() -> io::Result<()> {
         flag::register(signal, Arc::clone(&AT_ONCE))?;
     }
     Ok(())
+}
+
+/// From now on a write beyond a file size limit (`ulimit -f`) is an error like any other of a full disk; by itself the system
+/// would end the process without a word, and half-written files would stay.
+///
+/// # Errors
+/// What the system said.
+pub fn outlive_file_size_limits() -> io::Result<()> {
+    flag::register(SIGXFSZ, Arc::default()).map(|_| ())
 }
 
 /// Whether the first signal, too, ends the process at once: while loading, or while the user is being asked.

@@ -11,6 +11,7 @@ mod disk;
 mod grid;
 mod hostile;
 mod hub;
+mod limits;
 mod long_runs;
 mod mini;
 mod plan;

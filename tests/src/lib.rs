@@ -160,7 +160,7 @@ pub fn budgets(bundle: &Bundle, options: &LoadOptions) -> (u64, u64) {
 pub fn options(context: usize, ffn: FfnChoice) -> LoadOptions {
     LoadOptions {
         ffn: Some(ffn),
-        kv: KvDtype::F32,
+        kv: Some(KvDtype::F32),
         threads: NonZeroUsize::new(2).expect("two is not zero"),
         ..LoadOptions::new(context)
     }

@@ -14,7 +14,7 @@ fn ways() -> Vec<LoadOptions> {
     for threads in [1, 2, 3] {
         let base = LoadOptions {
             threads: NonZeroUsize::new(threads).unwrap(),
-            kv: KvDtype::F16,
+            kv: Some(KvDtype::F16),
             ..options(128, FfnChoice::Resident)
         };
         ways.push(base.clone());

@@ -9,7 +9,7 @@ use super::error::Fault;
 pub(crate) const MAGIC: [u8; 8] = *b"\x89FLM\r\n\x1a\n";
 
 /// The bundle format that this crate writes, and the newest that it reads.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 /// The oldest format that this crate reads.
 pub(super) const OLDEST_VERSION: u32 = 1;
 

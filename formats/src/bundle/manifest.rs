@@ -22,6 +22,9 @@ pub struct Manifest {
     /// How resident matrices are stored, if they are quantised; else they have the source's element types.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resident: Option<WeightFormat>,
+    /// Keys or values of the model may be larger than f16 holds: they are kept in f32 unless the user asks for something else.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub wide_kv: bool,
     /// The predictors, if there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predictors: Option<PredictorInfo>,

@@ -48,6 +48,8 @@ pub struct Extras {
     pub predictors: Option<(PredictorInfo, Vec<u8>)>,
     /// Measured sparsity of each layer.
     pub sparsity: Option<Vec<LayerSparsity>>,
+    /// See [`Manifest::wide_kv`].
+    pub wide_kv: bool,
     /// Where the bundle comes from.
     pub provenance: Provenance,
 }
@@ -276,6 +278,7 @@ impl<S: Storage> BundleWriter<S> {
             model_bytes: self.model_bytes,
             ffn: self.ffn.clone(),
             resident: self.resident_format,
+            wide_kv: extras.wide_kv,
             predictors: predictor_info,
             sparsity: extras.sparsity,
             special_tokens: SpecialTokens::Tokenizer,
@@ -317,6 +320,11 @@ pub struct CompleteBundle<S: Storage = FileStorage> {
 }
 
 impl<S: Storage> CompleteBundle<S> {
+    /// What it holds.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
     /// What [`bundle_identity`](super::bundle_identity) will say of the file.
     pub fn identity(&self) -> u64 {
         self.identity

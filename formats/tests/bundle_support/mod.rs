@@ -220,6 +220,8 @@ impl Small {
                 .unwrap();
         }
         let predictors = predictors.map(|blob| (self.predictor_info(4), blob));
-        writer.finish(Extras { predictors, sparsity: None, provenance: self.provenance() }).unwrap()
+        // Some with, some without.
+        let wide_kv = self.plan.model.ffn.gated;
+        writer.finish(Extras { predictors, wide_kv, provenance: self.provenance(), ..Extras::default() }).unwrap()
     }
 }

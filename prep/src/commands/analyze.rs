@@ -82,6 +82,7 @@ struct Report {
 }
 
 pub(crate) fn run(args: &AnalyzeArgs) -> Result<()> {
+    super::start_pool(None)?;
     let recording =
         Recording::open(&args.recording).context("a recording is a directory made by `flashlm-prep record`")?;
     let layers = layer_range(args.layers.as_deref(), &recording)?;

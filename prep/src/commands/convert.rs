@@ -43,6 +43,7 @@ pub(crate) struct ConvertArgs {
 }
 
 pub(crate) fn run(args: &ConvertArgs) -> Result<ExitCode> {
+    super::start_pool(None)?;
     let reserved = reserve_bundle(&args.output, &inputs([&args.checkpoint]), args.force)?;
     let checkpoint = source::open(&args.checkpoint)?;
     for note in checkpoint.notes() {
@@ -60,6 +61,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<ExitCode> {
     drop(reserved);
     let manifest = pack(&checkpoint, &args.output, options, &mut |done, total| stage.set(done, total))?;
     drop(stage);
+    super::note_wide_kv(&manifest);
     let bytes = std::fs::metadata(&args.output)?.len();
     if args.json {
         println!("{}", json!({ "output": args.output, "bytes": bytes, "manifest": manifest }));

@@ -73,20 +73,17 @@ pub(crate) fn run(args: &EvaluateArgs) -> Result<ExitCode> {
         }
     }
     stream.truncate(args.tokens);
-    let windows = Windows::new(&stream, args.window.clamp(2, spec.max_positions), tokenizer.first_ids());
+    let windows = Windows::new(&stream, args.window.min(spec.max_positions).max(2), tokenizer.first_ids());
     let choice = match args.predictor {
         PredictorArg::Bundle => PredictorChoice::Bundle,
         PredictorArg::All => PredictorChoice::All,
         PredictorArg::Active => PredictorChoice::Active,
     };
     let scratch = args.scratch.clone().unwrap_or_else(std::env::temp_dir);
-    let scratch = scratch.join(format!("flashlm-evaluate-{}", std::process::id()));
     let stage = Stage::new("evaluating", "layers", spec.layers as u64);
     let threads = super::threads(args.threads)?;
     let progress = &mut |done, total| stage.set(done as u64, total as u64);
-    let result = evaluate(&bundle, &checkpoint, &windows, choice, &threads, &scratch, progress, &mut |_, _| ());
-    _ = std::fs::remove_dir_all(&scratch);
-    let evaluation = result?;
+    let evaluation = evaluate(&bundle, &checkpoint, &windows, choice, &threads, &scratch, progress, &mut |_, _| ())?;
     drop(stage);
     if args.json {
         super::print_json(&evaluation)?;

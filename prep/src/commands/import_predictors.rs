@@ -52,6 +52,7 @@ enum Between {
 }
 
 pub(crate) fn run(args: &ImportArgs) -> Result<ExitCode> {
+    super::start_pool(None)?;
     ensure!(args.recall > 0.0 && args.recall < 1.0, "--recall {}: give a share between 0 and 1", args.recall);
     ensure!(args.worth >= 0.0, "--worth {}: give a share of at least 0", args.worth);
     let recording = Recording::open(&args.recording).context("make a recording with `flashlm-prep record`")?;

@@ -33,18 +33,52 @@ pub(crate) mod verify;
 pub(crate) use flashlm_runtime::console::print_json;
 pub(crate) use progress::Stage;
 
+use std::error::Error;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
+use flashlm_formats::bundle::Manifest;
 use flashlm_formats::destination::{Destination, DestinationError, FileKind, check_new_file};
 use flashlm_formats::publish::publish_bytes;
 use flashlm_kernels::Threads;
+use flashlm_runtime::error::RuntimeError;
+use flashlm_runtime::threads;
 
 /// Threads as asked for, or one for each processor.
 pub(crate) fn threads(asked: Option<NonZeroUsize>) -> anyhow::Result<Threads> {
-    let count = asked.unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN));
-    Ok(Threads::new(count)?)
+    let count = asked.unwrap_or_else(threads::default_count);
+    start_pool(Some(count))?;
+    Ok(threads::start(count)?)
+}
+
+/// Starts rayon's threads, which packing, training and ordering divide their work over: as many as asked for, or one for each
+/// processor. Left to itself rayon starts them at first use, and panics where the system has none to give.
+pub(crate) fn start_pool(asked: Option<NonZeroUsize>) -> anyhow::Result<()> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(asked.map_or(0, NonZeroUsize::get));
+    match pool.build_global() {
+        Err(error) if error.source().is_some() => {
+            let source = std::io::Error::other(error);
+            match asked {
+                Some(count) => Err(RuntimeError::Threads { threads: count.get(), source }.into()),
+                None => Err(anyhow!(
+                    "cannot start {} threads: {source}; allow more (`ulimit -u`, a container's pids limit)",
+                    threads::default_count()
+                )),
+            }
+        }
+        // Started already.
+        _ => Ok(()),
+    }
+}
+
+/// Says what a bundle asks of its users' memory, if it does.
+pub(crate) fn note_wide_kv(manifest: &Manifest) {
+    if manifest.wide_kv {
+        eprintln!(
+            "note: keys or values of this model may be larger than f16 holds; the bundle asks for a KV cache in f32, which takes twice the memory"
+        );
+    }
 }
 
 /// Writes a file whole: it is there complete, or not at all.

@@ -178,6 +178,7 @@ impl From<&ReplayCounts> for Figures {
 }
 
 pub(crate) fn run(args: &OrderArgs) -> Result<()> {
+    super::start_pool(None)?;
     let recording =
         Recording::open(&args.recording).context("a recording is a directory made by `flashlm-prep record`")?;
     let layers = layer_range(args.layers.as_deref(), &recording)?;

@@ -123,6 +123,7 @@ pub(crate) fn layer_sparsity(
 }
 
 pub(crate) fn run(args: &PackArgs) -> Result<ExitCode> {
+    super::start_pool(None)?;
     let read = [Some(&args.checkpoint), Some(&args.predictors), args.orders.as_ref(), args.recording.as_ref()];
     let inputs = inputs(read.into_iter().chain([args.thresholds.as_ref()]).flatten());
     let reserved = reserve_bundle(&args.output, &inputs, args.force)?;
@@ -160,6 +161,7 @@ pub(crate) fn run(args: &PackArgs) -> Result<ExitCode> {
     drop(reserved);
     let manifest = pack(&checkpoint, &args.output, options, &mut |done, total| stage.set(done, total))?;
     drop(stage);
+    super::note_wide_kv(&manifest);
     let bytes = std::fs::metadata(&args.output)?.len();
     eprintln!("wrote {}: {}, neurons in {} order", args.output.display(), human_bytes(bytes), manifest.ffn.order);
     Ok(ExitCode::SUCCESS)

@@ -235,6 +235,7 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
         let stage = Stage::bytes("packing");
         drop(reserved);
         let bundle = pack_unpublished(&checkpoint, &args.output, options, &mut |done, total| stage.set(done, total))?;
+        super::note_wide_kv(bundle.manifest());
         let identity = bundle.identity();
         work.record_bundle(identity, &from.bundle)?;
         bundle.publish()?;

@@ -26,7 +26,11 @@ impl Stage {
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
-        bar.enable_steady_tick(Duration::from_millis(500));
+        // The bar's clock is a thread, and indicatif panics where there is none to be had.
+        let is_to_be_had = || std::thread::Builder::new().spawn(|| ()).is_ok_and(|thread| thread.join().is_ok());
+        if !bar.is_hidden() && is_to_be_had() {
+            bar.enable_steady_tick(Duration::from_millis(500));
+        }
         Stage { bar }
     }
 

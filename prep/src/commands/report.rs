@@ -40,6 +40,7 @@ pub(crate) struct ReportArgs {
 }
 
 pub(crate) fn run(args: &ReportArgs) -> Result<ExitCode> {
+    super::start_pool(None)?;
     let read = [Some(&args.recording), args.predictors.as_ref(), args.orders.as_ref(), args.disk.as_ref()];
     let output = Destination::take(&args.output, FileKind::Report, &inputs(read.into_iter().flatten()))?;
     let recording =

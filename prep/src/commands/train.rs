@@ -114,6 +114,7 @@ pub(crate) fn parse_percent(text: &str) -> Result<f64, String> {
 }
 
 pub(crate) fn run(args: &TrainArgs) -> Result<ExitCode> {
+    super::start_pool(None)?;
     ensure!(args.recall > 0.0 && args.recall < 1.0, "--recall {}: give a share between 0 and 1", args.recall);
     ensure!(args.worth >= 0.0, "--worth {}: give a share of at least 0", args.worth);
     ensure!(args.over_fetch >= 0.0, "--over-fetch {}: give a factor of at least 0", args.over_fetch);

@@ -24,7 +24,7 @@ use flashlm_runtime::predictor::{Predictor, PredictorTensors};
 
 use crate::layers::{LayerRunner, PassError};
 use crate::record::{CheckpointTensors, RecordError, layer_ffn};
-use crate::states::{self, HiddenStates, StatesError};
+use crate::states::{HiddenStates, StatesError};
 use crate::thresholds::WithCutoff;
 
 pub(crate) use measures::log_sum_exp;
@@ -119,8 +119,8 @@ impl Windows {
     }
 }
 
-/// Compares `bundle` with `checkpoint` on `windows`; scratch files go to `scratch`, which is deleted afterwards. `progress` is told
-/// layers done and layers in all; `logits` sees those of checkpoint and bundle at every scored id of the windows.
+/// Compares `bundle` with `checkpoint` on `windows`; scratch files, which have no names, go to the directory `scratch`. `progress` is
+/// told layers done and layers in all; `logits` sees those of checkpoint and bundle at every scored id of the windows.
 #[expect(clippy::too_many_arguments, reason = "inputs, and two ways to watch")]
 pub fn evaluate(
     bundle: &Bundle,
@@ -165,16 +165,15 @@ pub fn evaluate(
         predictor_bytes: 0,
         only_active: choice == PredictorChoice::Active,
     };
-    let result = run.layers(progress).and_then(|layers| {
-        let comparison = run.heads(logits)?;
-        let ffn_bytes =
-            (spec.ffn.vectors() * spec.ffn.size * bundle.manifest().ffn.dtype.row_bytes(spec.hidden_size)) as u64;
-        Ok(Evaluation::new(comparison, layers, run.predictor_bytes, ffn_bytes * spec.layers as u64))
-    });
-    states::remove_dir(&scratch.join("checkpoint"))?;
-    states::remove_dir(&scratch.join("bundle"))?;
-    result
+    let (layers, states) = run.layers(progress)?;
+    let comparison = run.heads(&states, logits)?;
+    let ffn_bytes =
+        (spec.ffn.vectors() * spec.ffn.size * bundle.manifest().ffn.dtype.row_bytes(spec.hidden_size)) as u64;
+    Ok(Evaluation::new(comparison, layers, run.predictor_bytes, ffn_bytes * spec.layers as u64))
 }
+
+/// The states of checkpoint and bundle.
+type Both = [HiddenStates; 2];
 
 struct Run<'a> {
     bundle: &'a Bundle,
@@ -193,25 +192,18 @@ impl Run<'_> {
         self.bundle.spec()
     }
 
-    fn states(&self, which: &str, layer: usize) -> Result<HiddenStates, StatesError> {
-        HiddenStates::open(&self.dir.join(which), layer, self.windows.ids.len(), self.spec().hidden_size)
+    fn new_states(&self) -> Result<HiddenStates, StatesError> {
+        HiddenStates::temporary(self.dir, self.windows.ids.len(), self.spec().hidden_size)
     }
 
-    fn new_states(&self, which: &str, layer: usize) -> Result<HiddenStates, StatesError> {
-        HiddenStates::create(&self.dir.join(which), layer, self.windows.ids.len(), self.spec().hidden_size)
-    }
-
-    fn layers(&mut self, progress: &mut dyn FnMut(usize, usize)) -> Result<Vec<LayerErrors>, EvaluateError> {
-        let layers = self.spec().layers;
-        for which in ["checkpoint", "bundle"] {
-            let spec = self.bundle.spec();
-            let outer = match which {
-                "checkpoint" => OuterWeights::load(spec, &mut CheckpointTensors::new(self.checkpoint))?,
-                _ => OuterWeights::load(spec, &mut BundleTensors(self.bundle))?,
-            };
-            let mut output = self.new_states(which, 0)?;
-            self.runner.embed(&outer, &self.windows.ids, self.windows.ranges(), &mut output)?;
-            output.publish()?;
+    fn layers(&mut self, progress: &mut dyn FnMut(usize, usize)) -> Result<(Vec<LayerErrors>, Both), EvaluateError> {
+        let (spec, layers) = (self.bundle.spec(), self.spec().layers);
+        let mut states = [self.new_states()?, self.new_states()?];
+        let sources: [&mut dyn TensorSource; 2] =
+            [&mut CheckpointTensors::new(self.checkpoint), &mut BundleTensors(self.bundle)];
+        for (source, states) in sources.into_iter().zip(&mut states) {
+            let outer = OuterWeights::load(spec, source)?;
+            self.runner.embed(&outer, &self.windows.ids, self.windows.ranges(), states)?;
         }
         let mut errors = Vec::with_capacity(layers);
         let blob = self.predictors.clone();
@@ -220,12 +212,11 @@ impl Run<'_> {
             let weights =
                 LayerWeights::load(self.checkpoint.spec(), layer, &mut CheckpointTensors::new(self.checkpoint))?;
             let (mut ffn, down_norms) = layer_ffn(self.checkpoint, layer)?;
-            let (input, mut output) = (self.states("checkpoint", layer)?, self.new_states("checkpoint", layer + 1)?);
+            let mut output = self.new_states()?;
             for range in self.windows.ranges() {
-                self.runner.run(&weights, &mut ffn, range, (&input, &mut output), None)?;
+                self.runner.run(&weights, &mut ffn, range, (&states[0], &mut output), None)?;
             }
-            output.publish()?;
-            input.remove()?;
+            states[0] = output;
             drop((weights, ffn));
 
             let weights = LayerWeights::load(self.bundle.spec(), layer, &mut BundleTensors(self.bundle))?;
@@ -241,33 +232,31 @@ impl Run<'_> {
                 true => Box::new(WithCutoff { source, cutoff: threshold }),
                 false => Box::new(PredictedFfn::new(source, predictor, self.spec().ffn.size)),
             };
-            let (input, mut output) = (self.states("bundle", layer)?, self.new_states("bundle", layer + 1)?);
+            let mut output = self.new_states()?;
             let norms = self.bundle.storage_order(layer).iter().map(|n| down_norms[*n as usize]).collect();
             let mut observer = LayerObserver::new(norms, threshold, self.only_active);
             for range in self.windows.ranges() {
-                self.runner.run(&weights, &mut *ffn, range, (&input, &mut output), Some(&mut observer))?;
+                self.runner.run(&weights, &mut *ffn, range, (&states[1], &mut output), Some(&mut observer))?;
             }
-            output.publish()?;
-            input.remove()?;
+            states[1] = output;
             errors.push(observer.errors());
             progress(layer + 1, layers);
         }
-        Ok(errors)
+        Ok((errors, states))
     }
 
-    fn heads(&mut self, seen: &mut dyn FnMut(usize, [&[f32]; 2])) -> Result<Comparison, EvaluateError> {
+    fn heads(&mut self, states: &Both, seen: &mut dyn FnMut(usize, [&[f32]; 2])) -> Result<Comparison, EvaluateError> {
         let spec = self.bundle.spec();
         let outer = [
             OuterWeights::load(spec, &mut CheckpointTensors::new(self.checkpoint))?,
             OuterWeights::load(spec, &mut BundleTensors(self.bundle))?,
         ];
-        let states = [self.states("checkpoint", spec.layers)?, self.states("bundle", spec.layers)?];
         let mut scratch = [HeadScratch::new(spec), HeadScratch::new(spec)];
         let mut comparison = Comparison::default();
         let mut state = vec![0.0; spec.hidden_size];
         for range in self.windows.ranges() {
             for position in range.start..range.end.saturating_sub(1) {
-                for ((outer, states), scratch) in outer.iter().zip(&states).zip(&mut scratch) {
+                for ((outer, states), scratch) in outer.iter().zip(states).zip(&mut scratch) {
                     states.read(position, &mut state)?;
                     Head { spec, weights: outer, threads: self.threads }.logits(&state, position + 1, scratch)?;
                 }

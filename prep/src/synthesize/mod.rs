@@ -53,6 +53,16 @@ pub enum SynthesizeError {
     /// Not enough room.
     #[error(transparent)]
     Space(#[from] PackError),
+    /// Threads could not be started.
+    #[error(
+        "cannot start {threads} threads: {source}; give fewer with --threads, or allow more (`ulimit -u`, a container's pids limit)"
+    )]
+    Threads {
+        /// Number asked for.
+        threads: usize,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// A file.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {

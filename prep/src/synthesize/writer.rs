@@ -216,7 +216,16 @@ fn fill(
         Ok(())
     };
     std::thread::scope(|scope| {
-        let helpers: Vec<_> = (1..options.threads.get()).map(|_| scope.spawn(|| work(&mut |_| ()))).collect();
+        let mut helpers = Vec::new();
+        for _ in 1..options.threads.get() {
+            match std::thread::Builder::new().spawn_scoped(scope, || work(&mut |_| ())) {
+                Ok(helper) => helpers.push(helper),
+                Err(source) => {
+                    stop.store(true, Ordering::Relaxed);
+                    return Err(SynthesizeError::Threads { threads: options.threads.get(), source });
+                }
+            }
+        }
         let result = work(&mut |done| progress(done, total));
         let join = |helper: std::thread::ScopedJoinHandle<'_, _>| {
             helper.join().unwrap_or_else(|p| std::panic::resume_unwind(p))

@@ -169,6 +169,12 @@ pub enum IoError {
         /// What the system said.
         source: io::Error,
     },
+    /// No thread is to be had.
+    #[error("cannot start a thread that reads: {source}; allow more (`ulimit -u`, a container's pids limit)")]
+    Thread {
+        /// What the system said.
+        source: io::Error,
+    },
     /// A word that names no choice.
     #[error("`{found}` is not one of {expected}")]
     UnknownChoice {

@@ -1,12 +1,11 @@
-//! Where profiles are kept, one file for each disk, and how disks are told apart.
+//! Where profiles are kept, one file for each disk, and how disks are told apart. Who measured one writes it.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::{DiskProfile, IoError};
+use crate::DiskProfile;
 
 /// Overrides the folder that profiles are kept in.
 pub const CACHE_DIR_VARIABLE: &str = "FLASHLM_CACHE_DIR";
@@ -44,39 +43,25 @@ pub fn profile_dir() -> Option<PathBuf> {
         .or_else(|| set("HOME").map(|home| home.join(".cache").join("flashlm")))
 }
 
-fn file_in(folder: &Path, device: &str) -> PathBuf {
-    folder.join(format!("disk-{device}.json"))
-}
-
 impl DiskProfile {
-    /// Writes the profile to a folder, made if need be. Whole or not at all.
-    pub fn save(&self, folder: &Path) -> Result<PathBuf, IoError> {
-        let path = file_in(folder, &self.device);
-        let fail = |source| IoError::Write { path: path.clone(), source };
-        fs::create_dir_all(folder).map_err(fail)?;
-        let temporary = folder.join(format!(".disk-{}.{}", self.device, std::process::id()));
-        let outcome = (|| -> io::Result<()> {
-            let mut file = File::create(&temporary)?;
-            file.write_all(&serde_json::to_vec_pretty(self)?)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            File::open(folder)?.sync_all()
-        })();
-        if outcome.is_err() {
-            let _ = fs::remove_file(&temporary);
-        }
-        outcome.map_err(fail)?;
-        Ok(path)
+    /// The file that the profile of `device` is kept in, in a folder of profiles.
+    pub fn path_in(folder: &Path, device: &str) -> PathBuf {
+        folder.join(format!("disk-{device}.json"))
+    }
+
+    /// What stands in that file.
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec_pretty(self).expect("numbers and texts have a JSON form")
     }
 
     /// Time since the kept profile of a disk was written, as far as the file tells.
     pub fn age(folder: &Path, device: &str) -> Option<Duration> {
-        fs::metadata(file_in(folder, device)).ok()?.modified().ok()?.elapsed().ok()
+        fs::metadata(Self::path_in(folder, device)).ok()?.modified().ok()?.elapsed().ok()
     }
 
     /// The kept profile of a disk; `None` where there is none, or none that can be used.
     pub fn load(folder: &Path, device: &str) -> Option<Self> {
-        let bytes = fs::read(file_in(folder, device)).ok()?;
+        let bytes = fs::read(Self::path_in(folder, device)).ok()?;
         let profile: Self = serde_json::from_slice(&bytes).ok()?;
         (profile.is_sound() && profile.device == device).then_some(profile)
     }
@@ -93,9 +78,10 @@ mod tests {
         let folder = folder.path().join("made/for/it");
         let profile = plain_disk();
         assert_eq!(DiskProfile::load(&folder, "plain"), None);
-        let path = profile.save(&folder).unwrap();
+        let path = DiskProfile::path_in(&folder, "plain");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(&path, profile.to_json()).unwrap();
         assert_eq!(DiskProfile::load(&folder, "plain"), Some(profile));
-        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
         fs::write(&path, b"{").unwrap();
         assert_eq!(DiskProfile::load(&folder, "plain"), None);
     }

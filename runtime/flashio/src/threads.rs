@@ -65,12 +65,14 @@ impl ThreadTransport {
             Self { shared, workers: Vec::with_capacity(threads), open: 0, fresh: Vec::with_capacity(depth) };
         for index in 0..threads.clamp(1, depth.max(1)) {
             let shared = Arc::clone(&transport.shared);
-            let worker = Builder::new()
-                .name(format!("flash-read-{index}"))
-                .stack_size(64 << 10)
-                .spawn(move || work(&shared))
-                .map_err(|source| IoError::Engine { engine: NAME, operation: "start a thread", source })?;
-            transport.workers.push(worker);
+            let worker =
+                Builder::new().name(format!("flash-read-{index}")).stack_size(64 << 10).spawn(move || work(&shared));
+            match worker {
+                Ok(worker) => transport.workers.push(worker),
+                // With fewer it is slower, and the engine's description tells how many there are.
+                Err(source) if transport.workers.is_empty() => return Err(IoError::Thread { source }),
+                Err(_) => break,
+            }
         }
         Ok(transport)
     }

@@ -6,7 +6,8 @@
 mod limited;
 mod step;
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
@@ -18,11 +19,13 @@ use flashlm_formats::bundle::Bundle;
 use flashlm_io::{
     AlignedMemory, DirectFile, DirectIo, DiskProfile, StreamOptions, device_key, profile_dir, sequential_read_rate,
 };
-use flashlm_kernels::{Threads, read_bandwidth_of};
+use flashlm_kernels::read_bandwidth_of;
 use flashlm_runtime::budget::{Budget, human_bytes};
 use flashlm_runtime::load::{LoadOptions, plan};
+use flashlm_runtime::memory;
 use flashlm_runtime::signals;
 use flashlm_runtime::text::Tokenizer;
+use flashlm_runtime::threads;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
@@ -45,13 +48,13 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// Tokens of the prompt
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    prompt_tokens: usize,
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..))]
+    prompt_tokens: u64,
     /// Tokens decoded in a repeat of a step
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u64).range(2..))]
     tokens: u64,
     /// Repeats of every step
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
     repeats: u64,
     /// Steps to run, like naive,overlap [default: all]
     #[arg(long, value_name = "STEPS", value_delimiter = ',')]
@@ -65,6 +68,9 @@ pub(crate) struct BenchArgs {
 const NAIVE_TOKENS: u64 = 9;
 const HYBRID_TOKENS: u64 = 33;
 
+/// How often a waiting bench looks whether it was asked to end.
+const LOOK_OUT: Duration = Duration::from_millis(50);
+
 struct Machine {
     disk_bytes_per_s: f64,
     dram_bytes_per_s: f64,
@@ -72,10 +78,11 @@ struct Machine {
 }
 
 pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
-    // The step's process ends by itself; this one goes on to take its cgroup and the list of ids away.
+    // The step's process ends by itself; this one goes on to take its cgroup away.
     super::watch_signals()?;
     let bundle = super::open_bundle(&args.bundle)?;
     let budget = args.memory.bytes(bundle.manifest().model_bytes);
+    memory::check_budget(budget)?;
     let names: Vec<&str> = match &args.steps {
         Some(steps) => steps.iter().map(String::as_str).collect(),
         None => STEPS.iter().map(|step| step.name).collect(),
@@ -88,11 +95,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     if !steps().any(|step| fits(step, &bundle, budget, ids.len()).is_ok()) {
         steps().try_for_each(|step| fits(step, &bundle, budget, ids.len()))?;
     }
-    let ids_file = std::env::temp_dir().join(format!("flashlm-bench-{}.ids", std::process::id()));
-    let text: Vec<String> = ids.iter().map(u32::to_string).collect();
-    std::fs::write(&ids_file, text.join(",")).with_context(|| format!("cannot write {}", ids_file.display()))?;
-    let result = ladder(args, &bundle, budget, &names, (&ids_file, ids.len()));
-    _ = std::fs::remove_file(&ids_file);
+    let result = ladder(args, &bundle, budget, &names, &ids);
     if let Some(code) = signals::asked() {
         eprintln!("interrupted; nothing was left behind");
         return Ok(ExitCode::from(code));
@@ -107,7 +110,7 @@ fn fits(step: &Step, bundle: &Bundle, budget: u64, tokens: usize) -> flashlm_run
     plan(bundle, &options).map(|_| ())
 }
 
-fn ladder(args: &BenchArgs, bundle: &Bundle, budget: u64, names: &[&str], ids: (&Path, usize)) -> Result<()> {
+fn ladder(args: &BenchArgs, bundle: &Bundle, budget: u64, names: &[&str], ids: &[u32]) -> Result<()> {
     let bar = ProgressBar::new(args.repeats * names.len() as u64 + 1);
     bar.set_style(
         ProgressStyle::with_template("{msg:16} [{bar:30}] {pos}/{len}, {elapsed} gone, {eta} left")?
@@ -122,8 +125,8 @@ fn ladder(args: &BenchArgs, bundle: &Bundle, budget: u64, names: &[&str], ids: (
         for (at, name) in names.iter().enumerate() {
             bar.set_message((*name).to_owned());
             let step = STEPS.iter().find(|step| step.name == *name).expect("the names were looked at");
-            rounds[at].push(match fits(step, bundle, budget, ids.1) {
-                Ok(()) => child(args, budget, name, ids.0)?,
+            rounds[at].push(match fits(step, bundle, budget, ids.len()) {
+                Ok(()) => child(args, budget, name, ids)?,
                 Err(reason) => json!({ "not_applicable": reason.to_string() }),
             });
             bar.inc(1);
@@ -153,10 +156,15 @@ fn ladder(args: &BenchArgs, bundle: &Bundle, budget: u64, names: &[&str], ids: (
 
 /// The ids that every step is fed.
 fn ids(args: &BenchArgs, bundle: &Bundle) -> Result<Vec<u32>> {
-    let wanted = args.prompt_tokens.max(1) + args.tokens as usize;
+    let wanted = usize::try_from(args.prompt_tokens.saturating_add(args.tokens)).unwrap_or(usize::MAX);
     let spec = bundle.spec();
     if wanted > spec.max_positions {
-        bail!("{wanted} tokens are more than the {} that this model was made for", spec.max_positions);
+        bail!(
+            "a prompt of {} and {} further tokens are more than the {} that this model was made for; give fewer --prompt-tokens or --tokens",
+            args.prompt_tokens,
+            args.tokens,
+            spec.max_positions
+        );
     }
     let mut ids = match &args.text {
         Some(path) => {
@@ -184,8 +192,9 @@ fn ids(args: &BenchArgs, bundle: &Bundle) -> Result<Vec<u32>> {
 fn machine(bundle: &Path) -> Result<Machine> {
     let file = Arc::new(DirectFile::open(bundle, DirectIo::Optional)?);
     let disk_bytes_per_s = sequential_read_rate(&file, StreamOptions::default(), Duration::from_secs(2), 1)?;
-    let threads = Threads::new(LoadOptions::new(1).threads)?;
-    let mut plain = AlignedMemory::new(1 << 30)?;
+    let threads = threads::start(LoadOptions::new(1).threads)?;
+    // More than any cache holds, and no more than can be spared.
+    let mut plain = AlignedMemory::new(memory::available().map_or(1 << 30, |bytes| (bytes / 4).min(1 << 30)) as usize)?;
     plain.as_mut_slice().fill(1);
     let dram_bytes_per_s = read_bandwidth_of(&threads, bytemuck::cast_slice(plain.as_slice()));
     let profile = profile_dir().and_then(|dir| DiskProfile::load(&dir, &device_key(bundle)));
@@ -193,7 +202,7 @@ fn machine(bundle: &Path) -> Result<Machine> {
 }
 
 /// Runs a step once, in its own process and cgroup.
-fn child(args: &BenchArgs, budget: u64, name: &str, ids: &Path) -> Result<Value> {
+fn child(args: &BenchArgs, budget: u64, name: &str, ids: &[u32]) -> Result<Value> {
     let group = limited::LimitedGroup::new(budget).ok();
     let tokens = match name {
         "naive" => args.tokens.min(NAIVE_TOKENS),
@@ -201,18 +210,41 @@ fn child(args: &BenchArgs, budget: u64, name: &str, ids: &Path) -> Result<Value>
         _ => args.tokens,
     };
     let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
-    command.arg("bench-step").arg(&args.bundle).args(["--step", name]).arg("--ids-file").arg(ids);
-    command.args(["--prompt-tokens", &args.prompt_tokens.max(1).to_string(), "--tokens", &tokens.to_string()]);
+    command.arg("bench-step").arg(&args.bundle).args(["--step", name]);
+    command.args(["--prompt-tokens", &args.prompt_tokens.to_string(), "--tokens", &tokens.to_string()]);
     command.args(["--memory", &budget.to_string()]);
     if let Some(group) = &group {
         command.arg("--cgroup").arg(group.processes());
     }
-    let output = command.stderr(Stdio::piped()).stdout(Stdio::piped()).output().context("cannot start the step")?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        bail!("step {name} ended with {}: {}", output.status, said.trim());
+    // Files hold whatever it says while this process looks out for signals. They have no names.
+    let file = || tempfile::tempfile().context("cannot make a temporary file");
+    let (mut out, mut error) = (file()?, file()?);
+    command.stdin(Stdio::piped()).stdout(out.try_clone()?).stderr(error.try_clone()?);
+    let mut step = command.spawn().context("cannot start the step")?;
+    // One that ends before it has read them has its reason to say.
+    let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
+    _ = step.stdin.take().map(|mut pipe| pipe.write_all(ids.join(",").as_bytes()));
+    let status = loop {
+        if let Some(status) = step.try_wait()? {
+            break status;
+        }
+        if signals::asked().is_some() {
+            _ = step.kill();
+            step.wait()?;
+            bail!("interrupted");
+        }
+        std::thread::sleep(LOOK_OUT);
+    };
+    let said = |file: &mut File| -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        file.rewind()?;
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    if !status.success() {
+        bail!("step {name} ended with {status}: {}", String::from_utf8_lossy(&said(&mut error)?).trim());
     }
-    serde_json::from_slice(&output.stdout).with_context(|| format!("step {name} said something unexpected"))
+    serde_json::from_slice(&said(&mut out)?).with_context(|| format!("step {name} said something unexpected"))
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

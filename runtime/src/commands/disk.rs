@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use flashlm_formats::publish::{create_directory, publish_bytes};
 use flashlm_io::{DiskProfile, measure_profile, profile_dir};
 use flashlm_runtime::budget::human_bytes;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -41,7 +42,10 @@ pub(crate) fn run(args: &DiskArgs) -> Result<ExitCode> {
     bar.finish_and_clear();
     let profile = profile?;
     let dir = profile_dir().context("no directory to keep the profile in; set FLASHLM_CACHE_DIR")?;
-    let kept = profile.save(&dir)?;
+    let kept = DiskProfile::path_in(&dir, &profile.device);
+    create_directory(&dir)
+        .and_then(|()| publish_bytes(&kept, &profile.to_json()))
+        .with_context(|| format!("cannot keep the profile in {}", kept.display()))?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&profile)?);
     } else {

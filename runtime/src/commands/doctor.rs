@@ -11,6 +11,7 @@ use flashlm_io::{DirectFile, DirectIo, DiskProfile, EngineChoice, Mode, Slots, d
 use flashlm_runtime::budget::human_bytes;
 use flashlm_runtime::load::LoadOptions;
 use flashlm_runtime::memory;
+use flashlm_runtime::terminal::printable_line;
 use serde_json::{Value, json};
 
 /// Arguments of `flashlm doctor`.
@@ -26,11 +27,15 @@ pub(crate) struct DoctorArgs {
 }
 
 pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode> {
+    let (room, limit) = (memory::room(), memory::cgroup_limit());
     let mut report = json!({
         "instruction_set": flashlm_kernels::instruction_set().to_string(),
         "processors": LoadOptions::new(1).threads.get(),
-        "memory_available_bytes": memory::available(),
-        "memory_cgroup_limit_bytes": memory::cgroup_limit(),
+        "memory_available_bytes": room.as_ref().map(|room| room.bytes),
+        "memory_bound": room.as_ref().map(|room| room.bound.to_string()),
+        "memory_default_bytes": memory::available(),
+        "memory_cgroup_limit_bytes": limit.as_ref().map(|(limit, _)| *limit),
+        "memory_cgroup": limit.as_ref().map(|(_, cgroup)| cgroup.display().to_string()),
     });
     let mut advice = Vec::new();
     if let Some(path) = &args.bundle {
@@ -54,9 +59,9 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode> {
             }
             value => value.to_string(),
         };
-        println!("{words:<28} {text}");
+        println!("{words:<28} {}", printable_line(&text));
     }
-    advice.iter().for_each(|line| println!("- {line}"));
+    advice.iter().for_each(|line| println!("- {}", printable_line(line)));
     Ok(ExitCode::SUCCESS)
 }
 

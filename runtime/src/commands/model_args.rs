@@ -21,7 +21,7 @@ pub(crate) struct ModelArgs {
     /// The bundle, made by `flashlm-prep`
     #[arg(value_name = "BUNDLE")]
     pub(crate) bundle: PathBuf,
-    /// Memory for the whole process: 50% (of the model), 4GiB, 6.7GB [default: what is available]
+    /// Memory for the whole process: 50% (of the model), 4GiB, 6.7GB [default: what the machine and its memory cgroups leave, less a reserve]
     #[arg(long, value_name = "AMOUNT", allow_hyphen_values = true)]
     pub(crate) memory: Option<Budget>,
     /// Where the feed-forward weights come from; the text is the same [default: resident if it fits, else flash if the bundle has
@@ -40,9 +40,9 @@ pub(crate) struct ModelArgs {
     /// Which neurons stay in memory: window:TOKENS, lru, lfu:TOKENS, s3-fifo or w-tinylfu
     #[arg(long, value_name = "POLICY", default_value_t = PolicyKind::DEFAULT)]
     policy: PolicyKind,
-    /// Precision of the KV cache
-    #[arg(long, value_enum, default_value = "f16")]
-    kv: KvArg,
+    /// Precision of the KV cache [default: f16; f32 where the bundle says that its model's keys or values may be too large for it]
+    #[arg(long, value_enum)]
+    kv: Option<KvArg>,
     /// Threads that compute [default: all processors]
     #[arg(long, value_name = "N", value_parser = flashlm_runtime::command_line::thread_count)]
     threads: Option<NonZeroUsize>,
@@ -97,10 +97,10 @@ impl ModelArgs {
             predict: !self.exact,
             look_ahead: !self.no_look_ahead,
             policy: self.policy,
-            kv: match self.kv {
+            kv: self.kv.map(|kv| match kv {
                 KvArg::F16 => KvDtype::F16,
                 KvArg::F32 => KvDtype::F32,
-            },
+            }),
             threads: self.threads.unwrap_or(defaults.threads),
             direct: self.direct,
             engine: self.engine,

@@ -3,21 +3,26 @@
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use flashlm_formats::bundle::Bundle;
-use flashlm_kernels::{Threads, read_bandwidth};
+use flashlm_kernels::read_bandwidth;
 use flashlm_runtime::budget::human_bytes;
 use flashlm_runtime::error::RuntimeError;
 use flashlm_runtime::load::{LoadOptions, Planned, plan, read_cost};
 use flashlm_runtime::memory;
 use flashlm_runtime::reuse::Expectation;
+use flashlm_runtime::terminal::printable_line;
+use flashlm_runtime::threads;
 use serde_json::json;
 
 use super::ModelArgs;
 
 /// Memory that is read, at most, to see how fast this machine does it: far more than its caches hold.
 const MEASURED_BYTES: u64 = 512 << 20;
+
+/// Tokens that are planned for where nothing is said.
+const USUAL_CONTEXT: usize = 256;
 
 /// Arguments of `flashlm plan`.
 #[derive(Args)]
@@ -26,9 +31,9 @@ const MEASURED_BYTES: u64 = 512 << 20;
 pub(crate) struct PlanArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Tokens the KV cache holds: the prompt and what follows
-    #[arg(long, value_name = "N", default_value_t = 256)]
-    context: usize,
+    /// Tokens the KV cache holds: the prompt and what follows [default: 256, or what the model allows]
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
     /// One JSON object
     #[arg(long)]
     json: bool,
@@ -36,27 +41,34 @@ pub(crate) struct PlanArgs {
 
 pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
     let bundle = super::open_bundle(&args.model.bundle)?;
-    let options = args.model.options(&bundle, args.context);
+    let context = args.context.unwrap_or(USUAL_CONTEXT.min(bundle.spec().max_positions));
+    let options = args.model.options(&bundle, context);
     let smallest = smallest(&bundle, &options);
     let planned = plan(&bundle, &options)?;
     let groups = bundle.layout().groups() as u64 * bundle.spec().layers as u64;
     let (cost, known) = read_cost(&bundle, &options);
-    let expected = match Expectation::new(&bundle, &planned, &cost, args.context) {
+    let expected = match Expectation::new(&bundle, &planned, &cost, context) {
         Some(expected) => Some((expected, memory_rate(options.threads)?)),
         None => None,
     };
     let Planned { choice, plan, arena, pinned, predicted, fallback, .. } = planned;
     let kept = arena.as_ref().map(|arena| arena.slots.iter().map(|s| u64::from(*s)).sum::<u64>());
+    let budget = options.budget.or_else(memory::available);
+    let origin = match options.budget {
+        Some(_) => "--memory".to_owned(),
+        None => memory::room().map_or_else(|| "nothing is known".into(), |room| room.bound.to_string()),
+    };
     if args.json {
         let items: serde_json::Map<_, _> = plan.items.iter().map(|i| (i.name.to_owned(), i.bytes.into())).collect();
         let object = json!({
             "ffn": choice.name(),
             "fallback": fallback,
             "computes": if predicted { "predicted" } else { "all" },
-            "context": args.context,
+            "context": context,
             "items": items,
             "total_bytes": plan.total(),
-            "budget_bytes": options.budget,
+            "budget_bytes": budget,
+            "budget_from": origin,
             "smallest_budget_bytes": smallest,
             "model_bytes": bundle.manifest().model_bytes,
             "cached_groups": kept,
@@ -78,8 +90,11 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let computed = if predicted { "neurons chosen by the predictors" } else { "every neuron computed" };
-    println!("{} FFN, {computed}, {} tokens of context:", choice.name(), args.context);
+    println!("{} FFN, {computed}, {} tokens of context:", choice.name(), context);
     print!("{}", plan.table());
+    if let Some(budget) = budget {
+        println!("  {:<18} {:>12} ({})", "budget", human_bytes(budget), printable_line(&origin));
+    }
     if let Some(fallback) = &fallback {
         println!("{fallback}");
     }
@@ -114,8 +129,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
 /// Bytes of memory that all threads read in a second. Takes a quarter of what is available at most.
 fn memory_rate(threads: NonZeroUsize) -> Result<f64> {
     let bytes = memory::available().map_or(MEASURED_BYTES, |available| MEASURED_BYTES.min(available / 4));
-    let threads = Threads::new(threads).context("cannot start threads")?;
-    Ok(read_bandwidth(&threads, bytes as usize))
+    Ok(read_bandwidth(&threads::start(threads)?, bytes as usize))
 }
 
 /// The smallest budget that works with these options.

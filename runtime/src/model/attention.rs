@@ -6,6 +6,7 @@ use flashlm_kernels::{Threads, add_weighted_rows_serial, layer_norm, matvec_seri
 use super::kv_cache::KvCache;
 use super::positions::PositionTables;
 use super::weights::QkNorm;
+use crate::error::Result;
 
 /// Widest head with a norm of its own.
 const HEAD_DIM_MAX: usize = 1024;
@@ -51,6 +52,9 @@ pub struct AttentionCall<'a> {
 /// Attends `qkv` (`[tokens, heads + 2 * kv_heads, head_dim]`, changed in place) to the cache and itself; stores its keys and values.
 ///
 /// `out` becomes `[tokens, heads * head_dim]`.
+///
+/// # Errors
+/// If a key or value cannot be stored.
 pub fn attend(
     call: &AttentionCall<'_>,
     threads: &Threads,
@@ -58,7 +62,7 @@ pub fn attend(
     cache: &mut KvCache,
     scratch: &mut AttentionScratch,
     out: &mut [f32],
-) {
+) -> Result<()> {
     let AttentionCall { spec, layer, start, tokens, .. } = *call;
     let shape = &spec.attention;
     let (heads, kv_heads, dim) = (shape.heads, shape.kv_heads, shape.head_dim);
@@ -66,7 +70,7 @@ pub fn attend(
         let row = &mut qkv[t * shape.qkv_size()..(t + 1) * shape.qkv_size()];
         let (queries_keys, values) = row.split_at_mut((heads + kv_heads) * dim);
         normalise_and_rotate(call, start + t, queries_keys);
-        cache.put(layer, start + t, &queries_keys[heads * dim..], values);
+        cache.put(layer, start + t, &queries_keys[heads * dim..], values)?;
     }
 
     let cache = &*cache;
@@ -102,6 +106,7 @@ pub fn attend(
             out[(t * heads + head) * dim..][..dim].copy_from_slice(&buffer[from..from + dim]);
         }
     }
+    Ok(())
 }
 
 fn normalise_and_rotate(call: &AttentionCall<'_>, position: usize, queries_keys: &mut [f32]) {

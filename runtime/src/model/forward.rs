@@ -99,6 +99,7 @@ impl Forward {
         threads: Threads,
         room: Room,
     ) -> Result<Self> {
+        check_context(&spec, room.context)?;
         let (context, tokens) = (room.context, room.scratch());
         Ok(Self {
             positions: PositionTables::new(&spec, context),
@@ -232,6 +233,17 @@ impl Forward {
         let state = &self.states[token * self.spec.hidden_size..(token + 1) * self.spec.hidden_size];
         let head = Head { spec: &self.spec, weights: &self.weights.outer, threads: &self.threads };
         head.logits_with(state, position, &mut self.head, self.tables.as_deref_mut())
+    }
+}
+
+/// An error unless the model can hold a sequence of `context` tokens. Every way to run a model asks here, before it takes memory:
+/// learned positions have no row beyond, and beyond a sliding window the forward pass would compute another model.
+pub fn check_context(spec: &ModelSpec, context: usize) -> Result<()> {
+    let model_max = spec.max_positions;
+    if (1..=model_max).contains(&context) {
+        Ok(())
+    } else {
+        Err(RuntimeError::ContextOutOfRange { context, model_max })
     }
 }
 

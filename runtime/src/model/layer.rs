@@ -136,7 +136,7 @@ impl Pass<'_> {
             tokens,
         };
         let attended = &mut attended[..tokens * spec.attention.heads * spec.attention.head_dim];
-        attend(&call, self.threads, qkv, self.cache, attention, attended);
+        attend(&call, self.threads, qkv, self.cache, attention, attended)?;
         let delta = &mut delta[..tokens * spec.hidden_size];
         linear(self.threads, &weights.out, attended, tokens, delta, ffn, source)
     }

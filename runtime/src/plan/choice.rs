@@ -14,7 +14,7 @@ use crate::ffn::streamed::{CHUNKS, CHUNKS_MIN, StreamedFfn};
 use crate::load::{FfnChoice, LoadOptions, predictors_of, read_cost};
 use crate::memory;
 use crate::model::ffn::Selection;
-use crate::model::forward::{PIECE_TOKENS, Room, SCRATCH_TOKENS_MIN};
+use crate::model::forward::{PIECE_TOKENS, Room, SCRATCH_TOKENS_MIN, check_context};
 use crate::planner::ReadCost;
 use crate::predictor::LayerPredictors;
 use crate::tables::TablePlan;
@@ -52,8 +52,9 @@ pub struct Planned {
 /// The FFN source and its memory plan: what was asked for, else the first that fits.
 ///
 /// # Errors
-/// `BudgetTooSmall` with the smallest budget that any of them works in.
+/// `BudgetTooSmall` with the smallest budget that any of them works in; `ContextOutOfRange`.
 pub fn plan(bundle: &Bundle, options: &LoadOptions) -> Result<Planned> {
+    check_context(bundle.spec(), options.context)?;
     let budget = options.budget.or_else(memory::available).unwrap_or(u64::MAX);
     let predicted = bundle.predictors().is_some() && options.predict;
     let choices = match options.ffn {
@@ -174,7 +175,8 @@ impl<'a> Case<'a> {
     }
 
     fn base(&self, scratch_tokens: usize, tables: TablePlan) -> Base<'a> {
-        let LoadOptions { context, kv, threads, .. } = *self.options;
+        let LoadOptions { context, threads, .. } = *self.options;
+        let kv = self.options.kv(self.bundle);
         Base {
             bundle: self.bundle,
             room: Room { context, kv, scratch_tokens },

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
 use flashlm_formats::bundle::Bundle;
 use flashlm_runtime::cache::PolicyKind;
@@ -55,8 +55,6 @@ pub(crate) struct StepArgs {
     #[arg(long)]
     step: String,
     #[arg(long)]
-    ids_file: PathBuf,
-    #[arg(long)]
     prompt_tokens: usize,
     #[arg(long)]
     tokens: usize,
@@ -66,14 +64,15 @@ pub(crate) struct StepArgs {
     cgroup: Option<PathBuf>,
 }
 
-/// Runs the step and prints what it cost as one JSON object.
+/// Runs the step on the ids that standard input gives, and prints what it cost as one JSON object.
 pub(crate) fn run_step(args: &StepArgs) -> Result<ExitCode> {
+    end_with_parent()?;
     if let Some(cgroup) = &args.cgroup {
         std::fs::write(cgroup, std::process::id().to_string())
             .with_context(|| format!("cannot join the memory cgroup {}", cgroup.display()))?;
     }
     let step = STEPS.iter().find(|step| step.name == args.step).ok_or_else(|| anyhow!("no step {}", args.step))?;
-    let ids = std::fs::read_to_string(&args.ids_file).context("cannot read the ids")?;
+    let ids = std::io::read_to_string(std::io::stdin()).context("cannot read the ids")?;
     let ids = parse_ids(&ids).map_err(|e| anyhow!(e))?;
     let bundle = Bundle::open(&args.bundle)?;
     if step.cut == ReadCut::Halves && step.ffn == FfnChoice::Flash {
@@ -97,7 +96,9 @@ pub(crate) fn run_step(args: &StepArgs) -> Result<ExitCode> {
     let mut forward = load(&bundle, &options, &mut |_, _| {})?.forward;
     let load_ms = begin.elapsed().as_secs_f64() * 1e3;
     let mut sampler = Sampler::new(Sampling::default(), bundle.spec().vocab_size);
-    let (prompt, rest) = ids.split_at(args.prompt_tokens);
+    let (prompt, rest) =
+        ids.split_at_checked(args.prompt_tokens).ok_or_else(|| anyhow!("fewer ids than --prompt-tokens"))?;
+    ensure!(args.tokens >= 2 && rest.len() >= args.tokens, "{} ids for --tokens {}", rest.len(), args.tokens);
     let begin = Instant::now();
     std::hint::black_box(sampler.choose(forward.feed(prompt)?));
     let prefill_ms = begin.elapsed().as_secs_f64() * 1e3;
@@ -138,6 +139,13 @@ pub(crate) fn run_step(args: &StepArgs) -> Result<ExitCode> {
     });
     println!("{}", with_figures(figures, report));
     Ok(ExitCode::SUCCESS)
+}
+
+/// A step whose bench was killed is nobody's any more: it would go on, and keep its cgroup.
+fn end_with_parent() -> Result<()> {
+    #[cfg(target_os = "linux")]
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    Ok(())
 }
 
 /// Bytes of memory that a token touches outside the neurons that its source counts.
