@@ -496,7 +496,7 @@ fn an_interrupted_run_ends_with_its_figures() {
     };
     wait_until("tokens", || written(child.id()) > 1000);
     rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT).unwrap();
-    // The handler runs on a thread of the program's own.
+    // The program may have to be given the processor first.
     std::thread::sleep(Duration::from_millis(200));
     let mut out = String::new();
     reader.read_to_string(&mut out).unwrap();

@@ -74,7 +74,7 @@ mod tests {
         {"type":"ByteFallback"},{"type":"Fuse"},{"type":"Strip","content":" ","start":1,"stop":0}]}"#;
 
     /// Decoders whose open text is at most as long as a character's bytes.
-    const BOUNDED: [&str; 22] = [
+    const BOUNDED: [&str; 20] = [
         "null",
         LLAMA,
         r#"{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true}"#,
@@ -94,14 +94,14 @@ mod tests {
         r#"{"type":"Replace","pattern":{"String":""},"content":"-"}"#,
         r#"{"type":"Sequence","decoders":[]}"#,
         r#"{"type":"Sequence","decoders":[{"type":"ByteFallback"},{"type":"Metaspace","replacement":"▁"}]}"#,
+        r#"{"type":"Sequence","decoders":[{"type":"Fuse"},{"type":"Metaspace","replacement":"▁","prepend_scheme":"always"}]}"#,
+    ];
+    /// Decoders behind which the rest of a token may be open, or the beginning of what a rule replaces or takes off.
+    const BY_TOKEN: [&str; 4] = [
         r#"{"type":"Sequence","decoders":[{"type":"ByteFallback"},{"type":"Fuse"},{"type":"Replace","pattern":{"String":"aba"},"content":"▁"},
             {"type":"Replace","pattern":{"String":"▁"},"content":" "},{"type":"Strip","content":" ","start":2,"stop":1}]}"#,
         r#"{"type":"Sequence","decoders":[{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true},{"type":"Sequence","decoders":[
             {"type":"Replace","pattern":{"String":"é"},"content":"e"},{"type":"Strip","content":" ","start":0,"stop":2}]}]}"#,
-        r#"{"type":"Sequence","decoders":[{"type":"Fuse"},{"type":"Metaspace","replacement":"▁","prepend_scheme":"always"}]}"#,
-    ];
-    /// Decoders behind which the rest of a token may be open.
-    const BY_TOKEN: [&str; 2] = [
         r#"{"type":"BPEDecoder","suffix":""}"#,
         r#"{"type":"Sequence","decoders":[{"type":"CTC","pad_token":"a","word_delimiter_token":"x","cleanup":false},
             {"type":"Metaspace","replacement":"▁"},{"type":"BPEDecoder","suffix":"a"}]}"#,
