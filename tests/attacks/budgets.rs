@@ -13,10 +13,10 @@ use crate::mini::Mini;
 use crate::skip;
 
 /// A memory cgroup (version 1; page cache counts), removed when dropped.
-struct Cgroup(PathBuf);
+pub(crate) struct Cgroup(PathBuf);
 
 impl Cgroup {
-    fn new(limit: u64) -> Result<Self, String> {
+    pub(crate) fn new(limit: u64) -> Result<Self, String> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("flashlm-attack-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let dir = Path::new("/sys/fs/cgroup/memory").join(name);
@@ -27,7 +27,7 @@ impl Cgroup {
         Ok(cgroup)
     }
 
-    fn command(&self, program: &Path) -> Command {
+    pub(crate) fn command(&self, program: &Path) -> Command {
         let script = format!("echo $$ > {}/cgroup.procs && exec \"$@\"", self.0.display());
         let mut command = Command::new("sh");
         command.args(["-c", &script, "sh"]).arg(program).stdin(Stdio::null());

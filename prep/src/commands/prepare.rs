@@ -6,6 +6,7 @@
 mod estimate;
 mod layers;
 mod made_from;
+mod memory;
 mod packed;
 mod source_hash;
 mod work;
@@ -160,9 +161,12 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
     let source = Source::new(&checkpoint, &tokenizer_file, &work)?;
     // What is left to do is known in full only when there are a text and thresholds: said, and refused, before the first long work.
     let mut announced = false;
+    let tokenizer_bytes = tokenizer_file.len() as u64;
     let mut announce = |checkpoint: &Checkpoint, left: Left| -> Result<()> {
         if !std::mem::replace(&mut announced, true) {
-            estimate::announce(args, tokens, checkpoint, &work, left)?;
+            let memory = memory::least(checkpoint, left.tokens as u64, args.sequence_tokens, tokenizer_bytes);
+            estimate::announce(args, checkpoint, &work, left, memory)?;
+            memory::check(memory)?;
         }
         Ok(())
     };
@@ -270,7 +274,7 @@ fn find_thresholds(
     let dir = work.stage("thresholds", &made_from::thresholds(source, calibration, checkpoint, loss))?;
     let path = dir.join("thresholds.json");
     if !work::is_whole(&dir) {
-        announce(checkpoint, Left::all(checkpoint, false))?;
+        announce(checkpoint, Left::all(checkpoint, false, calibration.tokens.len()))?;
         let calibration = calibration.head(thresholds::default_tokens(checkpoint.spec()));
         let scratch = work.path("thresholds.scratch");
         let measured = thresholds::measure(checkpoint, &calibration, loss, args.threads, &scratch);
@@ -307,7 +311,7 @@ fn own_text(
     let dir = work.stage("own-text", &made_from::own_text(source, &asked))?;
     let path = dir.join("text.txt");
     if !work::is_whole(&dir) {
-        announce(checkpoint, Left::all(checkpoint, true))?;
+        announce(checkpoint, Left::all(checkpoint, true, tokens))?;
         let begin = Instant::now();
         let stage = Stage::new("the model writes calibration text", "tokens", tokens as u64);
         let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN));

@@ -7,6 +7,7 @@ use std::process::Command;
 use flashlm_tests::{Said, copied, program, scratch};
 use tempfile::TempDir;
 
+use crate::budgets::Cgroup;
 use crate::disk::SmallDisk;
 use crate::mini::{Mini, Stage, contents};
 use crate::{Dice, rounds, skip};
@@ -352,4 +353,30 @@ fn a88_what_is_there_needs_no_room() {
     fill();
     flip(&output, whole.len() / 2);
     case.prepare(&output, &["--keep-recordings"]).failed(1, &["free some space"]);
+}
+
+/// Memory that is not there is said before the work, with numbers; what fits is done.
+#[test]
+fn a89_too_little_memory_is_said_before_the_work() {
+    let prepare = |bytes: u64, tokens: &str, output: &Path| -> Result<Said, String> {
+        let cgroup = Cgroup::new(bytes)?;
+        let mut command = cgroup.command(&program("flashlm-prep"));
+        command
+            .arg("prepare")
+            .arg(flashlm_tests::tiny_opt())
+            .arg("-o")
+            .arg(output)
+            .args(["--tokens", tokens, "--text"]);
+        command.arg(flashlm_tests::root().join("examples/synthetic.txt"));
+        Ok(command.output().unwrap().into())
+    };
+    let dir = scratch();
+    let output = dir.path().join("out.flashlm");
+    match prepare(20 << 20, "20000", &output) {
+        Err(why) => skip(&why),
+        Ok(said) => {
+            let told = said.failed(1, &["needs at least", "of memory", "--tokens"]);
+            assert!(!told.contains("layer") && !output.exists(), "{told}");
+        }
+    }
 }

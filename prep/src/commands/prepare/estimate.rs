@@ -23,6 +23,8 @@ const OVERHEAD: f64 = 1.5;
 /// What earlier runs left to do.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Left {
+    /// Tokens to calibrate on.
+    pub(super) tokens: usize,
     /// The model has to write its text.
     pub(super) text: bool,
     /// Thresholds have to be found.
@@ -37,25 +39,26 @@ pub(super) struct Left {
 
 impl Left {
     /// Everything from the thresholds on, or from the text on.
-    pub(super) fn all(checkpoint: &Checkpoint, text: bool) -> Self {
-        Self { text, thresholds: true, ranks: true, layers: checkpoint.spec().layers, replaced: false }
+    pub(super) fn all(checkpoint: &Checkpoint, text: bool, tokens: usize) -> Self {
+        Self { tokens, text, thresholds: true, ranks: true, layers: checkpoint.spec().layers, replaced: false }
     }
 }
 
 /// Directories and files in the work directory that what is left to do writes anew or goes on with.
 const SCRATCH: [&str; 3] = ["recording", "pilot", "thresholds.scratch"];
 
-/// Says what is about to be done, and what it takes. Refuses when the disk is too small for what is not there yet.
+/// Says what is about to be done, and what it takes, at least so many bytes of `memory`. Refuses when the disk is too small for what is not
+/// there yet.
 pub(super) fn announce(
     args: &PrepareArgs,
-    tokens: usize,
     checkpoint: &Checkpoint,
     work: &Work,
     left: Left,
+    memory: u64,
 ) -> Result<()> {
     let spec = checkpoint.spec();
-    let pilot = pilot_tokens(tokens) as u64;
-    let tokens = tokens as u64;
+    let tokens = left.tokens as u64;
+    let pilot = (pilot_tokens(left.tokens) as u64).min(tokens);
     let (hidden, ffn, layers) = (spec.hidden_size as u64, spec.ffn.size as u64, spec.layers as u64);
     // A layer's inputs, packed activity, magnitudes of a tenth of the neurons.
     let recorded = |tokens: u64| tokens * (2 * hidden + ffn / 8 + ffn / 5);
@@ -97,7 +100,8 @@ pub(super) fn announce(
     let training = step * rank.min(hidden as f64 / 2.0) * (EPOCHS * tokens as f64 * left.layers as f64 + trials);
     let seconds = OVERHEAD * (recording + training) / rate + bundle as f64 / 4e8 + 2.0;
     eprintln!(
-        "preparing a model of family {}, {}: about {} plus up to {} of scratch files on disk{}, about {} of computing{}",
+        "preparing a model of family {}, {}: about {} plus up to {} of scratch files on disk{}, at least {} of memory, about {} of \
+         computing{}",
         spec.family,
         human_bytes(checkpoint.model_bytes()),
         human_bytes(bundle),
@@ -106,6 +110,7 @@ pub(super) fn announce(
             0 => String::new(),
             here => format!(" ({} of it there already)", human_bytes(here)),
         },
+        human_bytes(memory),
         duration(seconds),
         if left.text {
             format!(", and up to {} minutes in which the model writes calibration text", args.minutes)

@@ -110,7 +110,7 @@ impl Layers<'_> {
     pub(super) fn left(&self, stages: &Stages, replaced: bool) -> Left {
         let done = stages.look(self.checkpoint.spec().layers);
         Left {
-            text: false,
+            tokens: self.calibration.tokens.len(),
             ranks: done.iter().any(|layer| !layer.trained) && read_sealed::<Vec<usize>>(&stages.ranks()).is_none(),
             layers: done.iter().filter(|layer| !layer.all()).count(),
             replaced,

@@ -1,0 +1,44 @@
+//! The memory that a preparation takes, said before it begins.
+
+use anyhow::{Result, bail};
+use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_prep::layers::LayerRunner;
+use flashlm_runtime::budget::human_bytes;
+use flashlm_runtime::memory;
+
+/// The program, its libraries and its buffers, with a small model.
+const PROGRAM_BYTES: u64 = 12 << 20;
+/// A tokenizer in memory, in bytes of its JSON.
+const TOKENIZER: u64 = 4;
+/// Held-out tokens that predictors are measured on at most, and bytes for a score and its place.
+const MEASURED_TOKENS: u64 = 16_384;
+const SCORE_BYTES: u64 = 8;
+
+/// Bytes that preparing takes at least: less than this and it would be ended in the middle of its work. It grows with a layer, and with
+/// the tokens; not with the number of layers.
+pub(super) fn least(checkpoint: &Checkpoint, tokens: u64, sequence_tokens: usize, tokenizer_bytes: u64) -> u64 {
+    let spec = checkpoint.spec();
+    let (hidden, ffn) = (spec.hidden_size as u64, spec.ffn.size as u64);
+    let dtype = checkpoint.ffn_dtype().bytes() as u64;
+    let layer = spec.ffn.vectors() as u64 * ffn * hidden * dtype;
+    let longest = sequence_tokens.min(spec.max_positions);
+    // A layer's records are made of its rows; embeddings and head come and go as a whole.
+    let record = 2 * layer + LayerRunner::bytes(spec, longest) + longest as u64 * ffn * 4;
+    let embedding = (spec.vocab_size * spec.embed_size) as u64 * dtype;
+    // Inputs, activity (packed, and the active neurons of a sparse model), scores of the held-out tokens.
+    let train = tokens * (2 * hidden + ffn / 8 + ffn / 4) + (tokens / 10).min(MEASURED_TOKENS) * ffn * SCORE_BYTES;
+    PROGRAM_BYTES + TOKENIZER * tokenizer_bytes + record.max(embedding).max(train)
+}
+
+/// An error if there is less memory to take.
+pub(super) fn check(needed: u64) -> Result<()> {
+    match memory::available() {
+        Some(available) if available < needed => bail!(
+            "preparing this model needs at least {} of memory and {} can be taken here (flashlm doctor says what bounds it): fewer \
+             --tokens or a shorter --sequence-tokens need less",
+            human_bytes(needed),
+            human_bytes(available)
+        ),
+        _ => Ok(()),
+    }
+}
