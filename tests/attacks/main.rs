@@ -19,6 +19,7 @@ mod power;
 mod programs;
 #[allow(unreachable_pub, reason = "shared with the fuzzers")]
 mod targets;
+mod tokens;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod watched;
 mod whose;

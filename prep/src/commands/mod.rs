@@ -37,14 +37,26 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::destination::{Destination, DestinationError, FileKind, check_new_file};
 use flashlm_formats::publish::publish_bytes;
 use flashlm_kernels::Threads;
+use flashlm_prep::tokenizer::packed_tokenizer;
+use flashlm_runtime::error::printable;
 
 /// Threads as asked for, or one for each processor.
 pub(crate) fn threads(asked: Option<NonZeroUsize>) -> anyhow::Result<Threads> {
     let count = asked.unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN));
     Ok(Threads::new(count)?)
+}
+
+/// The checkpoint's tokenizer as a bundle holds it; what there is to say of it is said.
+pub(crate) fn tokenizer(checkpoint: &Checkpoint) -> anyhow::Result<Vec<u8>> {
+    let packed = packed_tokenizer(checkpoint)?;
+    for note in &packed.notes {
+        eprintln!("note: {}", printable(&note.to_string()));
+    }
+    Ok(packed.json)
 }
 
 /// Writes a file whole: it is there complete, or not at all.
