@@ -13,16 +13,30 @@ use super::sentencepiece::SentencePiece;
 use super::side_files::{AddedToken, SideFiles};
 use super::{TokenizerError, TokenizerNote, object};
 
+/// A `tokenizer.json`, and what is to be known of it.
+pub(super) struct Built {
+    pub(super) json: Map<String, Value>,
+    pub(super) notes: Vec<TokenizerNote>,
+    /// Tokens that the class brought and no file names.
+    pub(super) of_class: Vec<String>,
+}
+
 /// The `tokenizer.json` of `files`.
-pub(super) fn build(files: &TokenizerFiles) -> Result<(Map<String, Value>, Vec<TokenizerNote>), TokenizerError> {
+pub(super) fn build(files: &TokenizerFiles) -> Result<Built, TokenizerError> {
     let (stored, bytes) = match &files.source {
         TokenizerSource::TokenizerJson(json) => (object("tokenizer.json", Some(json))?, Some(json.as_slice())),
         _ => (Map::new(), None),
     };
     let in_tokenizer = stored.get("added_tokens").and_then(Value::as_array).cloned().unwrap_or_default();
     let mut side = SideFiles::read(files, &in_tokenizer)?;
-    let (class, unknown) = class(&side, bytes);
+    let (mut class, unknown) = class(&side, bytes);
     let mut notes = Vec::new();
+    // A class with merges makes nothing but noise of another kind of vocabulary, though transformers 5 lets it.
+    let kind = stored.get("model").and_then(|model| model["type"].as_str()).unwrap_or("BPE");
+    if class != Class::Backend && kind != "BPE" {
+        notes.push(TokenizerNote::Kind { class: class.name(), kind: kind.chars().take(60).collect() });
+        class = Class::Backend;
+    }
     let mut extra = side.extra();
     // What a rebuilt tokenizer keeps of the file besides vocabulary and merges.
     let post_processor = stored.get("post_processor").filter(|value| !value.is_null()).cloned();
@@ -71,7 +85,9 @@ pub(super) fn build(files: &TokenizerFiles) -> Result<(Map<String, Value>, Vec<T
     if side.flag("clean_up_tokenization_spaces") == Some(true) {
         builder.clean_up();
     }
-    Ok((builder.finish(), notes))
+    let of_class = defaults(class).iter().filter(|(name, _)| !side.config.contains_key(*name));
+    let of_class = of_class.map(|(_, token)| (*token).to_owned()).collect();
+    Ok(Built { json: builder.finish(), notes, of_class })
 }
 
 /// A vocabulary as ids by token, whatever the model.

@@ -18,7 +18,7 @@ pub(super) enum Class {
 }
 
 impl Class {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Backend => "TokenizersBackend",
             Self::Llama => "LlamaTokenizer",

@@ -80,6 +80,16 @@ pub enum TokenizerNote {
         /// The class.
         class: String,
     },
+    /// A vocabulary of another kind than the class is for.
+    #[error(
+        "tokenizer.json holds a {kind} and the tokenizer's class, {class}, is for BPE: tokenizer.json is followed as it stands"
+    )]
+    Kind {
+        /// The class.
+        class: &'static str,
+        /// The kind.
+        kind: String,
+    },
     /// A setting that transformers passes over.
     #[error(
         "tokenizer_config.json says {setting}, and tokenizer.json says otherwise: tokenizer.json is followed, as by transformers 5"
@@ -125,8 +135,9 @@ pub fn packed_tokenizer(checkpoint: &Checkpoint) -> Result<PackedTokenizer, Toke
 }
 
 fn from_files(files: &TokenizerFiles, vocab_size: usize) -> Result<(PackedTokenizer, Tokenizer), TokenizerError> {
-    let (mut tokenizer, mut notes) = build::build(files)?;
-    let strangers = take_strangers(&mut tokenizer, vocab_size);
+    let build::Built { json: mut tokenizer, mut notes, of_class } = build::build(files)?;
+    let mut strangers = take_strangers(&mut tokenizer, vocab_size);
+    strangers.retain(|token| !of_class.contains(token));
     if !strangers.is_empty() {
         notes.push(TokenizerNote::Strangers(strangers));
     }
@@ -284,6 +295,11 @@ mod tests {
             assert!(said.contains(setting), "{said}");
         }
         assert!(notes(r#"{"tokenizer_class": "T5Tokenizer"}"#).contains("T5Tokenizer is not known here"));
+        let words = br#"{"pre_tokenizer": {"type": "WhitespaceSplit"}, "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}"#;
+        let source = TokenizerSource::TokenizerJson(words.to_vec());
+        let (packed, tokenizer) = from_files(&TokenizerFiles { model_type: "opt".into(), ..files(source) }, 1).unwrap();
+        assert_eq!(tokenizer.encode("a b").unwrap(), [0, 0]);
+        assert_eq!(packed.notes, [TokenizerNote::Kind { class: "GPT2Tokenizer", kind: "WordLevel".into() }]);
     }
 
     #[test]

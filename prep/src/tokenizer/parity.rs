@@ -104,11 +104,13 @@ fn ids_and_texts_are_those_of_transformers() {
             let text = set_up.texts[at].as_ref().unwrap_or(string);
             let ids = tokenizer.encode(string).unwrap();
             let decoded = library.decode(&expected, true).unwrap();
-            if ids != expected || decoded != *text {
+            // The runtime's own, one token at a time.
+            let shown = tokenizer.decode(&expected);
+            if ids != expected || decoded != *text || shown != *text {
                 differing += 1;
                 if differing <= 3 {
                     wrong.push(format!(
-                        "{}: {string:?}\n  {ids:?}\n  {expected:?} is right\n  {decoded:?}\n  {text:?} is right",
+                        "{}: {string:?}\n  {ids:?}\n  {expected:?} is right\n  {decoded:?}\n  {shown:?}\n  {text:?} is right",
                         set_up.name
                     ));
                 }
