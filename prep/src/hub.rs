@@ -87,10 +87,9 @@ pub fn fetch(name: &ModelName, settings: &Settings, watch: &mut dyn Watch) -> Re
         return Err(HubError::NotACheckpoint { model: name.to_string(), wanted, found: info.files });
     };
     let old = OLD_TOKENIZER.iter().filter(|_| !has("tokenizer.json"));
-    if !has("tokenizer.json") && !OLD_TOKENIZER.iter().all(|file| has(file)) {
+    if !has("tokenizer.json") && !has(SENTENCE_PIECE) && !OLD_TOKENIZER.iter().all(|file| has(file)) {
         // Said before gigabytes are fetched.
-        let only = if has(SENTENCE_PIECE) { " but SentencePiece's tokenizer.model" } else { "" };
-        watch.say(&format!("{name} has no tokenizer that can be used{only}; `prepare` will need tokenizer.json"));
+        watch.say(&format!("{name} has no tokenizer that can be used; `prepare` will need tokenizer.json"));
     }
     let old = old.chain([SENTENCE_PIECE].iter().filter(|_| !has("tokenizer.json")));
     let small = SIDE_FILES.iter().chain(old).filter(|file| has(file)).map(|file| (*file).to_owned());

@@ -22,6 +22,7 @@ mod script;
 mod shown;
 #[allow(unreachable_pub, reason = "shared with the fuzzers")]
 mod targets;
+mod tokens;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod watched;
 mod whose;

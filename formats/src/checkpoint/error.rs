@@ -191,16 +191,8 @@ pub enum CheckpointError {
         bytes: usize,
     },
     /// No tokenizer.
-    #[error("{} has no tokenizer: expected tokenizer.json, or vocab.json with merges.txt; copy them from the model's repository", dir.display())]
+    #[error("{} has no tokenizer: expected tokenizer.json, tokenizer.model, or vocab.json with merges.txt; copy them from the model's repository", dir.display())]
     NoTokenizer {
-        /// The checkpoint directory.
-        dir: PathBuf,
-    },
-    /// A tokenizer in SentencePiece's own form only.
-    #[error(
-        "{} has its tokenizer as tokenizer.model (SentencePiece) alone, which is not read. transformers makes tokenizer.json of it: \
-         AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)", dir.display())]
-    SentencePiece {
         /// The checkpoint directory.
         dir: PathBuf,
     },

@@ -7,7 +7,6 @@ use anyhow::Result;
 use clap::Args;
 use flashlm_formats::bundle::{DEFAULT_ALIGNMENT, DEFAULT_GROUP_BYTES, LayoutOptions};
 use flashlm_prep::pack::{PackOptions, pack};
-use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_runtime::budget::human_bytes;
 use serde_json::json;
 
@@ -51,7 +50,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<ExitCode> {
     }
     let options = PackOptions {
         layout: LayoutOptions { alignment: args.alignment, group_bytes: args.group_bytes },
-        tokenizer: tokenizer_json(&checkpoint)?,
+        tokenizer: super::tokenizer(&checkpoint)?,
         ffn: args.formats.dtype,
         resident: args.formats.resident_dtype,
         overwrite: args.force,

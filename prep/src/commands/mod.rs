@@ -39,10 +39,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use flashlm_formats::bundle::Manifest;
+use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::destination::{Destination, DestinationError, FileKind, check_new_file};
 use flashlm_formats::publish::publish_bytes;
 use flashlm_kernels::Threads;
-use flashlm_runtime::error::RuntimeError;
+use flashlm_prep::tokenizer::packed_tokenizer;
+use flashlm_runtime::error::{RuntimeError, printable};
 use flashlm_runtime::threads;
 
 /// Threads as asked for, or one for each processor.
@@ -79,6 +81,15 @@ pub(crate) fn note_wide_kv(manifest: &Manifest) {
             "note: keys or values of this model may be larger than f16 holds; the bundle asks for a KV cache in f32, which takes twice the memory"
         );
     }
+}
+
+/// The checkpoint's tokenizer as a bundle holds it; what there is to say of it is said.
+pub(crate) fn tokenizer(checkpoint: &Checkpoint) -> anyhow::Result<Vec<u8>> {
+    let packed = packed_tokenizer(checkpoint)?;
+    for note in &packed.notes {
+        eprintln!("note: {}", printable(&note.to_string()));
+    }
+    Ok(packed.json)
 }
 
 /// Writes a file whole: it is there complete, or not at all.

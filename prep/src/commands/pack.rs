@@ -14,7 +14,6 @@ use flashlm_prep::ordering::{GroupShape, OrderFile, positions};
 use flashlm_prep::pack::{PackOptions, pack};
 use flashlm_prep::predictors::assemble;
 use flashlm_prep::thresholds::ThresholdFile;
-use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_prep::wanted::measure_reuse;
 use flashlm_runtime::budget::human_bytes;
 
@@ -149,7 +148,7 @@ pub(crate) fn run(args: &PackArgs) -> Result<ExitCode> {
         args.recording.as_ref().map(|dir| sparsity(args, dir, &checkpoint, orders.as_ref(), &layout)).transpose()?;
     let options = PackOptions {
         sparsity,
-        tokenizer: tokenizer_json(&checkpoint)?,
+        tokenizer: super::tokenizer(&checkpoint)?,
         orders,
         predictors: Some(predictors),
         ffn: args.formats.dtype,

@@ -28,7 +28,6 @@ use flashlm_prep::predictors::assemble;
 use flashlm_prep::record::Calibration;
 use flashlm_prep::record::text::{Sampling, read_documents};
 use flashlm_prep::thresholds::ThresholdFile;
-use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_prep::train::TRIAL_TOKENS;
 use flashlm_runtime::budget::human_bytes;
 use flashlm_runtime::text::Tokenizer;
@@ -156,7 +155,7 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
     }
     let spec = checkpoint.spec().clone();
     let tokens = args.tokens(&spec);
-    let tokenizer_file = tokenizer_json(&checkpoint)?;
+    let tokenizer_file = super::tokenizer(&checkpoint)?;
     let tokenizer = Tokenizer::from_json(&tokenizer_file)?;
     let source = Source::new(&checkpoint, &tokenizer_file, &work)?;
     // What is left to do is known in full only when there are a text and thresholds: said, and refused, before the first long work.

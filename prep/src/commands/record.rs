@@ -10,7 +10,6 @@ use flashlm_formats::destination::{Directory, DirectoryKind};
 use flashlm_prep::record::text::{Sampling, read_documents};
 use flashlm_prep::record::{Calibration, Recorder};
 use flashlm_prep::thresholds::ThresholdFile;
-use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_runtime::text::Tokenizer;
 
 use super::source::{self, CHECKPOINT_HELP};
@@ -60,7 +59,7 @@ pub(crate) fn run(args: &RecordArgs) -> Result<ExitCode> {
     let calibration = if args.random_ids {
         Calibration::random(checkpoint.spec(), sampling)
     } else {
-        let tokenizer = Tokenizer::from_json(&tokenizer_json(&checkpoint)?)?;
+        let tokenizer = Tokenizer::from_json(&super::tokenizer(&checkpoint)?)?;
         Calibration::new(&read_documents(&args.text)?, &tokenizer, checkpoint.spec(), sampling)?
     };
     let _taken = Directory::take(&args.output, DirectoryKind::Recording, &inputs)?;

@@ -12,7 +12,6 @@ use flashlm_formats::model::ModelSpec;
 use flashlm_prep::record::Calibration;
 use flashlm_prep::record::text::{Sampling, read_documents};
 use flashlm_prep::thresholds::{Measured, ThresholdFile, find_thresholds};
-use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_runtime::budget::human_bytes;
 use flashlm_runtime::text::Tokenizer;
 
@@ -70,7 +69,7 @@ pub(crate) fn run(args: &ThresholdsArgs) -> Result<ExitCode> {
     let output = args.output.as_ref().map(|path| Destination::take(path, FileKind::Thresholds, &inputs)).transpose()?;
     let checkpoint = source::open(&args.checkpoint)?;
     let spec = checkpoint.spec();
-    let tokenizer = Tokenizer::from_json(&tokenizer_json(&checkpoint)?)?;
+    let tokenizer = Tokenizer::from_json(&super::tokenizer(&checkpoint)?)?;
     let tokens = args.tokens.map_or(default_tokens(spec), NonZeroUsize::get);
     let sampling = Sampling { tokens, sequence_tokens: args.sequence_tokens, seed: args.seed };
     let calibration = Calibration::new(&read_documents(&args.text)?, &tokenizer, spec, sampling)?;
