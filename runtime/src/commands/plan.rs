@@ -18,7 +18,8 @@ use serde_json::json;
 
 use super::ModelArgs;
 
-/// Memory that is read, at most, to see how fast this machine does it: far more than its caches hold.
+/// Memory that is read, at most, to see how fast this machine does it: far more than its caches hold. What a small model touches they
+/// do hold, so no more than that is read.
 const MEASURED_BYTES: u64 = 512 << 20;
 
 /// Tokens that are planned for where nothing is said.
@@ -48,7 +49,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
     let groups = bundle.layout().groups() as u64 * bundle.spec().layers as u64;
     let (cost, known) = read_cost(&bundle, &options);
     let expected = match Expectation::new(&bundle, &planned, &cost, context) {
-        Some(expected) => Some((expected, memory_rate(options.threads)?)),
+        Some(expected) => Some((expected, memory_rate(options.threads, expected.bytes_touched as u64)?)),
         None => None,
     };
     let Planned { choice, plan, arena, pinned, predicted, fallback, .. } = planned;
@@ -126,9 +127,9 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Bytes of memory that all threads read in a second. Takes a quarter of what is available at most.
-fn memory_rate(threads: NonZeroUsize) -> Result<f64> {
-    let bytes = memory::available().map_or(MEASURED_BYTES, |available| MEASURED_BYTES.min(available / 4));
+/// Bytes of so much memory, read again and again, that all threads read in a second. Takes a quarter of what is available at most.
+fn memory_rate(threads: NonZeroUsize, touched: u64) -> Result<f64> {
+    let bytes = touched.min(MEASURED_BYTES).min(memory::available().unwrap_or(u64::MAX) / 4);
     Ok(read_bandwidth(&threads::start(threads)?, bytes as usize))
 }
 
