@@ -337,7 +337,7 @@ fn a24_a_source_that_changes_meanwhile() {
         // Recording notices at its end at the latest.
         crate::mini::write_checkpoint(&source);
         let checkpoint = Checkpoint::open(&source).unwrap();
-        let sampling = TextSampling { tokens: 60, sequence_tokens: 30, seed: 1 };
+        let sampling = TextSampling { tokens: 60, sequence_tokens: 30, seed: 1, held_out: 0.1 };
         let calibration = Calibration::random(checkpoint.spec(), sampling);
         let recording = dir.path().join(name);
         let threads = Threads::new(std::num::NonZeroUsize::MIN).unwrap();
