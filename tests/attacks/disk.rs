@@ -360,7 +360,7 @@ fn a25_a_source_that_changed_between_two_runs() {
         let mut command = Command::new(program("flashlm-prep"));
         command.arg("prepare").arg(&source).arg("--text").arg(Mini::get().path("text.txt"));
         command
-            .args(["--tokens", "1400", "--sequence-tokens", "40", "--size-budget", "15%", "-o"])
+            .args(["--tokens", "1400", "--sequence-tokens", "40", "--size-budget", "15%", "--anyway", "-o"])
             .arg(dir.path().join(output));
         let said = Said::from(command.stdin(Stdio::null()).output().unwrap());
         (said.stderr.clone(), said.succeeded()).0

@@ -33,13 +33,13 @@ pub(crate) struct AnalyzeArgs {
     #[arg(long)]
     held_out: bool,
     /// Windows of up to so many tokens.
-    #[arg(long, value_name = "K", default_value_t = 8, value_parser = numbers::count)]
+    #[arg(long, value_name = "K", default_value_t = 8, value_parser = numbers::few)]
     windows: usize,
     /// Window, in tokens, that the closest-friend analysis takes as cached.
-    #[arg(long, value_name = "K", default_value_t = 4, value_parser = numbers::count)]
+    #[arg(long, value_name = "K", default_value_t = 4, value_parser = numbers::few)]
     window: usize,
     /// Partners kept for each neuron.
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = numbers::count)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = numbers::few)]
     partners: usize,
     /// Print JSON instead of tables.
     #[arg(long)]

@@ -23,7 +23,17 @@ pub(crate) fn sequence(text: &str) -> Result<usize, String> {
     whole(text, 2..=TOKENS_MAX)
 }
 
-/// A count of small things: windows, partners, epochs, ranks.
+/// Few of something of which each costs a pass over everything: windows, partners.
+pub(crate) fn few(text: &str) -> Result<usize, String> {
+    whole(text, 1..=1024)
+}
+
+/// Minutes: two years at most.
+pub(crate) fn minutes(text: &str) -> Result<u64, String> {
+    whole(text, 1..=1 << 20).map(|minutes| minutes as u64)
+}
+
+/// A count of small things: epochs, ranks, records of a group.
 pub(crate) fn count(text: &str) -> Result<usize, String> {
     whole(text, 1..=65_536)
 }
@@ -71,6 +81,7 @@ mod tests {
         for text in NONSENSE {
             let parsed = [tokens(text).is_ok(), sequence(text).is_ok(), count(text).is_ok(), bytes(text).is_ok()];
             assert_eq!(parsed, [false; 4], "{text:?}");
+            assert!(few(text).is_err() && minutes(text).is_err(), "{text:?}");
             let parsed = [share(text).is_ok(), part(text).is_ok(), times(text).is_ok(), percent(text).is_ok()];
             assert_eq!(parsed, [false; 4], "{text:?}");
             assert!(percent(&format!("{text}%")).is_err(), "{text:?}%");

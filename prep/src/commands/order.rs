@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use flashlm_formats::bundle::{DEFAULT_ALIGNMENT, FlashLayout, LayoutOptions};
 use flashlm_formats::destination::{Directory, DirectoryKind};
+use flashlm_formats::model::DType;
 use flashlm_formats::publish::create_directory;
 use flashlm_formats::recording::{Recording, Split};
 use flashlm_formats::regular::read_regular;
@@ -228,7 +229,7 @@ impl Ordering {
         };
         let (records, groups) = (layout.records_per_group() as u32, layout.groups() as u32);
         let cost = read_cost(args.disk.as_deref())?;
-        let usual = || usual_cache_share(model, args.dtype, WeightFormat::F16, PREDICTOR_SHARE);
+        let usual = || usual_cache_share(model, args.dtype, WeightFormat::Plain(DType::F16), PREDICTOR_SHARE);
         let slots = (f64::from(groups) * args.cache.unwrap_or_else(usual)) as u32;
         let whole =
             |recording: &Recording| -> Vec<Range<usize>> { std::iter::once(0..recording.tokens().len()).collect() };

@@ -89,7 +89,7 @@ pub(crate) struct PrepareArgs {
     #[arg(long, value_name = "N", value_parser = numbers::count)]
     look_ahead: Option<usize>,
     /// Minutes that the model may write for, when it writes its own text
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = numbers::minutes)]
     minutes: u64,
     #[command(flatten)]
     formats: FormatArgs,
@@ -168,6 +168,12 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
     }
     let spec = checkpoint.spec().clone();
     let tokens = args.tokens(&spec);
+    let most = spec.hidden_size.min(spec.ffn.size);
+    ensure!(
+        args.look_ahead.is_none_or(|rank| rank <= most),
+        "--look-ahead {}: predictors of this model have a rank of {most} at most",
+        args.look_ahead.unwrap_or_default()
+    );
     let tokenizer_file = tokenizer_json(&checkpoint)?;
     let tokenizer = Tokenizer::from_json(&tokenizer_file)?;
     let source = Source::new(&checkpoint, &tokenizer_file, &work)?;

@@ -71,13 +71,13 @@ mod tests {
             thresholds: vec![],
         };
         let share = |ffn, resident| usual_cache_share(&opt_6_7b, ffn, resident, 0.03);
-        let sixteen = WeightFormat::F16;
+        let sixteen = WeightFormat::Plain(DType::F16);
         assert!((0.14..0.18).contains(&share(sixteen, sixteen)), "{}", share(sixteen, sixteen));
-        assert!(share(WeightFormat::Int8, sixteen) > 0.25, "of smaller neurons more");
-        assert_eq!(share(sixteen, WeightFormat::F32), LEAST);
+        assert!(share(WeightFormat::INT8, sixteen) > 0.25, "of smaller neurons more");
+        assert_eq!(share(sixteen, WeightFormat::Plain(DType::F32)), LEAST);
         let mut small = opt_6_7b.clone();
         small.vocab_size = 10;
         small.attention = Attention { heads: 1, kv_heads: 1, head_dim: 1, ..small.attention };
-        assert_eq!(usual_cache_share(&small, WeightFormat::Int8, sixteen, 0.0), MOST);
+        assert_eq!(usual_cache_share(&small, WeightFormat::INT8, sixteen, 0.0), MOST);
     }
 }

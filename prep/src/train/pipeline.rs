@@ -184,6 +184,15 @@ pub fn train_recording(
     if layers.is_empty() || layers.end > model.layers {
         return Err(TrainError::Layers { first: layers.start, end: layers.end, layers: model.layers });
     }
+    let (hidden, ffn) = (model.hidden_size, model.ffn.size);
+    let asked = match &options.rank {
+        RankChoice::Fixed(rank) => std::slice::from_ref(rank),
+        RankChoice::Each(ranks) => ranks,
+        RankChoice::Auto => &[],
+    };
+    if let Some(&rank) = asked.iter().chain(&options.look_ahead).find(|&&rank| rank > hidden.min(ffn)) {
+        return Err(TrainError::Rank { rank, hidden, ffn });
+    }
     let mut trials = vec![None; model.layers];
     let ranks = match &options.rank {
         RankChoice::Fixed(rank) => vec![*rank; model.layers],

@@ -82,6 +82,26 @@ fn a_low_rank_layer_is_learned() {
     assert!(missed * 8 < hits && alarms * 3 < hits, "{hits} hits, {missed} missed, {alarms} false alarms");
 }
 
+/// What is held out decides when to stop, and nothing else: with a single epoch it has no influence at all.
+#[test]
+fn held_out_tokens_teach_nothing() {
+    let with = |held_out: f32| {
+        let (inputs, activations) = Layer::new(1).run(600, 2);
+        let mut activity = Activity::empty(FFN);
+        let mut values: Vec<f16> = inputs.iter().map(|&v| f16::from_f32(v)).collect();
+        for (token, row) in activations.chunks_exact(FFN).enumerate() {
+            let is_held_out = token / 20 % 10 == 3;
+            if is_held_out {
+                values[token * HIDDEN..][..HIDDEN].fill(f16::from_f32(held_out));
+            }
+            activity.push((0u32..).zip(row.iter().copied()).filter(|(_, a)| *a > 0.0), is_held_out);
+        }
+        let set = DatasetBase::new(Inputs::new(values, HIDDEN), activity);
+        LowRankPredictor::params(4).epochs(1).check().unwrap().fit(&set).unwrap()
+    };
+    assert!(with(0.0) == with(1.0));
+}
+
 #[test]
 fn threads_change_no_bit() {
     let set = dataset(1500);
