@@ -54,8 +54,8 @@ fn every_kind_of_text_is_recorded() {
     write("directory/c.csv", "1,2");
     for (what, texts, said) in [
         ("a book", vec![book.clone()], "<|endoftext|>"),
-        ("a note beside a book", vec![note, book], "1 of 2 documents are longer"),
-        ("three books", vec![three], "3 of 3 documents are longer"),
+        ("a note beside a book", vec![note, book], "1 of 2, are cut"),
+        ("three books", vec![three], "3 of 3, are cut"),
         ("JSON lines", vec![lines], ""),
         ("a directory", vec![dir.path().join("directory")], "c.csv"),
     ] {
@@ -79,7 +79,7 @@ fn text_that_cannot_be_used_is_refused_at_once() {
         ("a.parquet", b"PAR1", "900", &["is not supported", "<|endoftext|>"]),
         ("a.html", b"<p>w5</p>", "900", &["HTML or XML is not supported"]),
         ("a.jsonl", b"{\"body\": \"w5\"}\n", "900", &["line 1", "\"text\""]),
-        ("short.txt", b"w5 w6 w7\n", "900", &["the text has only 4 tokens in 1 documents", "<|endoftext|>"]),
+        ("short.txt", b"w5 w6 w7\n", "900", &["tokens (documents: 1); at least 256", "<|endoftext|>"]),
         ("zeros.txt", &[0; 100], "900", &["not UTF-8 text"]),
         ("enough.txt", &[b'w', b'5', b' '].repeat(1000).leak()[..], "200", &["200 tokens are asked for"]),
     ];

@@ -31,7 +31,7 @@ const PIECE_BYTES_MAX: usize = 64 << 10;
 pub enum TextError {
     /// There is hardly any text.
     #[error(
-        "the text has only {tokens} tokens in {documents} documents; at least {NEEDED} tokens are needed, and 20000 or more serve \
+        "the text has only {tokens} tokens (documents: {documents}); at least {NEEDED} are needed, and 20000 or more serve \
          well (documents are separated by lines {SEPARATOR}, or are files of their own)"
     )]
     TooShort {
@@ -165,9 +165,8 @@ impl Calibration {
         }
         if cut > 0 {
             calibration.notes.push(format!(
-                "{cut} of {} documents are longer than a tenth of what is used: they are cut into pieces where paragraphs, lines or \
-                 sentences end, and some of the pieces are held out (documents are separated by lines {SEPARATOR}, or are files of \
-                 their own)",
+                "documents longer than a tenth of what is used, {cut} of {}, are cut into pieces where paragraphs, lines or sentences \
+                 end, and some of the pieces are held out (documents are separated by lines {SEPARATOR}, or are files of their own)",
                 texts.len()
             ));
         }
@@ -421,7 +420,7 @@ mod tests {
         let said = |texts, tokens| sampled(texts, tokens).unwrap_err().to_string();
         assert!(said(vec![words(9000, 0)], 255).contains("255 tokens are asked for; at least 256"));
         let short = said(vec![words(100, 0), words(60, 1)], 2000);
-        assert!(short.contains("the text has only 16") && short.contains("in 2 documents; at least 256"), "{short}");
+        assert!(short.contains("the text has only 16") && short.contains("(documents: 2); at least 256"), "{short}");
         assert!(short.contains(SEPARATOR));
         let enough = sampled(vec![words(300, 0), words(60, 1)], 2000).unwrap();
         assert!(enough.notes[0].contains("tokens, and 2000 were asked for"), "{:?}", enough.notes);
