@@ -153,7 +153,7 @@ impl Calibration {
             return Err(TextError::TooShort { tokens: count, documents: texts.len() });
         }
         let mut calibration = Self { sequence_tokens, seed: sampling.seed, ..Self::default() };
-        let cut = calibration.fill(taken, first, count.min(sampling.tokens));
+        let cut = calibration.fill(taken, [first, &between_texts(tokenizer, spec)], count.min(sampling.tokens));
         calibration.hold_out(sampling.held_out);
         let mut fingerprint = Xxh3::new();
         texts.iter().for_each(|text| [text.as_bytes(), &[0]].iter().for_each(|bytes| fingerprint.update(bytes)));
@@ -174,7 +174,10 @@ impl Calibration {
     }
 
     /// Takes in `tokens` tokens of `taken`, and gives the number of documents that were too long to stay whole.
-    fn fill(&mut self, mut taken: Vec<Taken>, first: &[u32], tokens: usize) -> usize {
+    ///
+    /// Sequences begin as a prompt does, or, each second document, as a text does that stands behind another. Only where a tokenizer
+    /// puts nothing in front of a prompt is that not the same, and then predictors have to know both.
+    fn fill(&mut self, mut taken: Vec<Taken>, [first, between]: [&[u32]; 2], tokens: usize) -> usize {
         // Documents in the order in which they were met, each from its beginning on.
         let (mut rank, mut sizes) = (HashMap::new(), HashMap::new());
         for part in &taken {
@@ -196,6 +199,7 @@ impl Calibration {
                 (number, filled) = (number + 1, 0);
             }
             let longest = if whole { self.sequence_tokens } else { self.sequence_tokens.min(unit_tokens) };
+            let first = if part.piece == 0 && rank[&part.document] % 2 == 1 { between } else { first };
             for ids in part.ids.chunks(longest.saturating_sub(first.len()).max(1)) {
                 let taken = (first.len() + ids.len()).min(tokens - self.tokens.len());
                 if taken <= first.len() {
