@@ -204,7 +204,11 @@ fn a85_the_models_own_text_is_one_of_the_inputs() {
     let prepare = |minutes: &str| -> Said {
         let mut command = Command::new(program("flashlm-prep"));
         command.arg("prepare").arg(case.path("checkpoint")).arg("-o").arg(&output).args(["--minutes", minutes]);
-        command.args(["--size-budget", "15%", "--tokens", "1400", "--sequence-tokens", "40", "--anyway"]).output().unwrap().into()
+        command
+            .args(["--size-budget", "15%", "--tokens", "1400", "--sequence-tokens", "40", "--anyway"])
+            .output()
+            .unwrap()
+            .into()
     };
     assert!(!is_up_to_date(&prepare("20")) && is_up_to_date(&prepare("20")));
     assert!(prepare("21").stderr.contains("the model wrote"));
