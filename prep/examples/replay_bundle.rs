@@ -14,7 +14,7 @@ use flashlm_formats::bundle::Bundle;
 use flashlm_formats::recording::Recording;
 use flashlm_prep::wanted::wanted_sets;
 use flashlm_runtime::cache::PolicyKind;
-use flashlm_runtime::load::{LoadOptions, plan};
+use flashlm_runtime::load::{FfnChoice, LoadOptions, plan};
 use flashlm_runtime::planner::PlanLimits;
 use flashlm_runtime::replay::{ReplayCounts, ReplayOptions, WantedSets, replay, replay_optimal};
 use rayon::prelude::*;
@@ -34,7 +34,8 @@ fn main() -> Result<()> {
 
     let layout = bundle.layout();
     ensure!(layout.records_per_group() == 1, "groups of several neurons: the orders would have to be known");
-    let options = LoadOptions { budget: Some(args[3].parse().context("MEMORY_BYTES")?), ..LoadOptions::new(384) };
+    let budget = Some(args[3].parse().context("MEMORY_BYTES")?);
+    let options = LoadOptions { budget, ffn: Some(FfnChoice::Flash), ..LoadOptions::new(384) };
     let slots = plan(&bundle, &options)?.arena.context("the budget has no neuron cache")?.slots;
     let limits = PlanLimits::adjacent_only(layout.group_bytes() as u64);
 

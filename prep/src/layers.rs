@@ -50,7 +50,8 @@ impl<'a> LayerRunner<'a> {
 
     /// Bytes that a runner for `longest` tokens takes.
     pub fn bytes(spec: &ModelSpec, longest: usize) -> u64 {
-        LayerScratch::bytes(spec, longest, longest)
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        LayerScratch::bytes(spec, longest, longest, threads)
             + KvCache::layer_bytes(spec, longest, KvDtype::F32) as u64
             + (longest * spec.hidden_size * 4) as u64
     }

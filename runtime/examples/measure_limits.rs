@@ -74,6 +74,7 @@ fn main() -> anyhow::Result<()> {
     let open = |ffn| -> Result<Forward> {
         let options = LoadOptions {
             ffn: Some(ffn),
+            predict: false,
             threads: args.threads,
             direct: DirectIo::Required,
             verify: !args.no_verify,

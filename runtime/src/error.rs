@@ -26,6 +26,9 @@ pub enum RuntimeError {
         /// File, offset and reason.
         source: IoError,
     },
+    /// Reading rows of the vocabulary's matrices failed for good.
+    #[error("the vocabulary's matrix: {0}")]
+    ReadVocabulary(IoError),
     /// A part of the bundle does not have the checksum that its header states.
     #[error(
         "{path}: {part} is damaged: checksum {found:016x}, expected {expected:016x}; copy the bundle again or rebuild it"

@@ -22,6 +22,7 @@ pub mod replay;
 pub mod reuse;
 pub mod sampler;
 pub mod signals;
+pub mod tables;
 pub mod terminal;
 pub mod text;
 mod tokenizer_limits;

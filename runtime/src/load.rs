@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flashlm_formats::bundle::{Bundle, Extent as BundleExtent, PredictorInfo, Section, SectionInfo};
+use flashlm_formats::bundle::{Bundle, Extent as BundleExtent, PredictorInfo, SectionInfo, TensorEntry};
 use flashlm_formats::model::ModelSpec;
 use flashlm_io::{
     AlignedMemory, DirectFile, DirectIo, DiskProfile, EngineChoice, EngineOptions, Extent, FaultPlan, Mode,
@@ -14,22 +14,24 @@ use flashlm_kernels::Threads;
 
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::budget::human_bytes;
 use crate::cache::PolicyKind;
 use crate::error::{Result, RuntimeError};
 use crate::ffn::checks::GroupChecks;
-use crate::ffn::flash::{ArenaPlan, FlashFfn, FlashOptions, ReadCut};
+use crate::ffn::flash::{FlashFfn, FlashOptions, ReadCut};
 use crate::ffn::predicted::PredictedFfn;
 use crate::ffn::resident::ResidentFfn;
 use crate::ffn::streamed::{Pinned, StreamedFfn, StreamedParts};
-use crate::memory;
-use crate::model::ffn::{FfnSource, Records, Selection};
-use crate::model::forward::{Forward, PIECE_TOKENS};
+use crate::model::ffn::{FfnSource, Records};
+use crate::model::forward::{Forward, Room};
 use crate::model::kv_cache::KvDtype;
+use crate::model::tables::TableSource;
 use crate::model::weights::{BytesRange, ModelWeights, SharedBytes, TensorBytes, TensorSource};
-use crate::plan::{MemoryPlan, PlanItem, SectionBytes};
+use crate::plan::MemoryPlan;
 use crate::planner::ReadCost;
 use crate::predictor::LayerPredictors;
+use crate::tables::{Cut, TablePlan, TablesOnFlash};
+
+pub use crate::plan::{Planned, plan};
 
 /// A disk of which nothing is known: 16 KiB at 0.75 GB/s, 64 KiB at 1.5 GB/s.
 const USUAL_REQUEST_NS: f64 = 14_500.0;
@@ -150,7 +152,8 @@ pub struct Loaded {
 /// Loads a bundle; `progress` is told bytes read and bytes in all.
 pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<Loaded> {
     let spec = bundle.spec();
-    let Planned { choice, plan, arena, pinned, fallback, .. } = plan(bundle, options)?;
+    let Planned { choice, plan, arena, pinned, chunks, scratch_tokens, tables, loading_bytes, fallback, .. } =
+        plan(bundle, options)?;
 
     let file = Arc::new(DirectFile::open(bundle.path(), options.direct)?);
     let threads = Threads::new(options.threads)
@@ -159,7 +162,9 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
         return Err(RuntimeError::Replaced { path: bundle.path().to_path_buf() });
     }
     let LoadOptions { engine, deadline, faults, .. } = *options;
-    let stream = StreamOptions { engine, deadline, faults, ..StreamOptions::default() };
+    let usual = StreamOptions::default();
+    let chunk_bytes = (loading_bytes as usize / usual.chunks).min(usual.chunk_bytes);
+    let stream = StreamOptions { chunk_bytes, engine, deadline, faults, ..usual };
     let mut reader = SequentialReader::new(Arc::clone(&file), stream)?;
 
     let resident = bundle.resident();
@@ -188,7 +193,7 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
             obeying(predictors, load_layers(&mut reader)?, spec)
         }
         FfnChoice::Streamed | FfnChoice::Naive | FfnChoice::Hybrid => {
-            let mut parts = StreamedParts { resident_too: choice == FfnChoice::Naive, ..StreamedParts::default() };
+            let mut parts = StreamedParts { resident_too: choice == FfnChoice::Naive, pinned: None, chunks };
             if pinned > 0 {
                 parts.pinned = Some(Pinned { layers: pinned, source: load_layers(&mut reader)? });
                 notices.push(Notice { important: false, text: format!("{pinned} layers pinned") });
@@ -223,18 +228,39 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
     // Last: the memory for neurons is taken from the system meanwhile.
     let before = (layers_loaded * bundle.layout().layer_bytes()) as u64;
     let progress = &mut |done| progress(before + done, total);
-    let memory = read_section(bundle, &mut reader, resident, "resident section", progress)?;
-    let weights = ModelWeights::load(spec, &mut BundleTensors { bundle, memory: Arc::new(memory) })?;
+    let mut cuts = Cut::of(bundle, &tables);
+    let memory = read_section(bundle, &mut reader, resident, "resident section", &mut cuts, progress)?;
+    // Gone before anything that comes now is touched.
+    drop(reader);
+    let mut tensors = BundleTensors { bundle, tables, left_out: places(&cuts), memory: Arc::new(memory) };
+    let weights = ModelWeights::load(spec, &mut tensors)?;
+    let on_flash: Option<Box<dyn TableSource>> = if cuts.is_empty() {
+        None
+    } else {
+        let scales = |tensor: &TensorEntry| tensor.scales.map(|scales| tensors.part(scales));
+        Some(Box::new(TablesOnFlash::new(bundle, &file, stream, options.verify, &tables, cuts, scales)?))
+    };
     notices.push(Notice {
         important: false,
         text: format!("{} threads, {}", threads.count(), flashlm_kernels::instruction_set()),
     });
-    let forward = Forward::new(spec.clone(), weights, ffn, threads, options.context, options.kv)?;
+    let room = Room { context: options.context, kv: options.kv, scratch_tokens };
+    let forward = Forward::new(spec.clone(), weights, ffn, threads, room)?.with_tables(on_flash);
     Ok(Loaded { forward, plan, notices })
 }
 
+/// How old the kept profile of a disk is, in words.
+fn measured(device: &str) -> String {
+    match profile_dir().and_then(|dir| DiskProfile::age(&dir, device)).map(|age| age.as_secs()) {
+        None => String::new(),
+        Some(seconds) if seconds < 3600 => ", measured within the hour".into(),
+        Some(seconds) if seconds < 2 * 24 * 3600 => format!(", measured {} hours ago", seconds / 3600),
+        Some(seconds) => format!(", measured {} days ago", seconds / (24 * 3600)),
+    }
+}
+
 /// The section of the predictors that decide what `choice` computes, if any do.
-fn predictors_of<'a>(
+pub(crate) fn predictors_of<'a>(
     bundle: &'a Bundle,
     options: &LoadOptions,
     choice: FfnChoice,
@@ -249,7 +275,8 @@ fn load_predictors(
     info: &PredictorInfo,
     reader: &mut SequentialReader,
 ) -> Result<Vec<LayerPredictors>> {
-    let blob: SharedBytes = Arc::new(read_section(bundle, reader, section, "predictors section", &mut |_| ())?);
+    let blob: SharedBytes =
+        Arc::new(read_section(bundle, reader, section, "predictors section", &mut [], &mut |_| ())?);
     LayerPredictors::load_all(&blob, info, bundle.spec())
 }
 
@@ -284,7 +311,7 @@ pub fn read_cost(bundle: &Bundle, options: &LoadOptions) -> (ReadCost, String) {
         ReadCost::fit(&points).ok()
     });
     match fitted {
-        Some(cost) => (cost, format!("reads planned with the kept profile of {device}")),
+        Some(cost) => (cost, format!("reads planned with the kept profile of {device}{}", measured(&device))),
         None => (
             ReadCost::new(USUAL_REQUEST_NS, USUAL_BYTE_NS).expect("a possible cost"),
             format!("reads planned for a usual disk; `flashlm disk {}` measures yours", bundle.path().display()),
@@ -292,147 +319,45 @@ pub fn read_cost(bundle: &Bundle, options: &LoadOptions) -> (ReadCost, String) {
     }
 }
 
-/// What was chosen for a run, and the memory it takes.
-pub struct Planned {
-    /// Where the FFN comes from.
-    pub choice: FfnChoice,
-    /// The memory.
-    pub plan: MemoryPlan,
-    /// How the memory for neurons is divided, for [`FfnChoice::Flash`].
-    pub arena: Option<ArenaPlan>,
-    /// Layers whose neurons stay in memory, for [`FfnChoice::Hybrid`].
-    pub pinned: usize,
-    /// Whether predictors choose what is computed; every neuron is where they do not.
-    pub predicted: bool,
-    /// Why it is a slow way, where the budget left no better one.
-    pub fallback: Option<String>,
-}
-
-/// The FFN source and its memory plan: what was asked for, else the first that fits.
-///
-/// # Errors
-/// `BudgetTooSmall` with the smallest budget that any of them works in.
-pub fn plan(bundle: &Bundle, options: &LoadOptions) -> Result<Planned> {
-    let budget = options.budget.or_else(memory::available);
-    let predicted = bundle.predictors().is_some() && options.predict;
-    let choices = match options.ffn {
-        Some(choice) => vec![choice],
-        None if predicted => vec![FfnChoice::Resident, FfnChoice::Flash, FfnChoice::Streamed],
-        None => vec![FfnChoice::Resident, FfnChoice::Streamed],
-    };
-    let mut refused: Vec<Planned> = Vec::new();
-    for choice in choices {
-        let mut planned = plan_choice(bundle, options, choice, budget);
-        if budget.is_none_or(|budget| planned.plan.total() <= budget) {
-            if let (FfnChoice::Streamed, Some(better)) = (choice, refused.last()) {
-                planned.fallback = Some(fallback(better, budget.unwrap_or(u64::MAX), predicted));
-            }
-            return Ok(planned);
-        }
-        refused.push(planned);
-    }
-    // What the error names: on a small model the buffers of a streamed FFN can be more than all of a resident one.
-    let smallest = refused.into_iter().map(|planned| planned.plan).min_by_key(MemoryPlan::total);
-    let plan = smallest.expect("there is at least one choice");
-    plan.check(budget.unwrap_or(0))?;
-    unreachable!("a plan within the budget was returned")
-}
-
-/// What is said where neurons are read for every token though nobody asked for that; `better` is the way that did not fit.
-fn fallback(better: &Planned, budget: u64, predicted: bool) -> String {
-    let what = if predicted { "a neuron cache does" } else { "all neurons do" };
-    let (budget, needed) = (human_bytes(budget), better.plan.total());
-    format!(
-        "{what} not fit in {budget}: all neurons are read for every token; --memory {needed} is enough to avoid that"
-    )
-}
-
-/// The plan with this source: within the budget, or the smallest there is.
-fn plan_choice(bundle: &Bundle, options: &LoadOptions, choice: FfnChoice, budget: Option<u64>) -> Planned {
-    let item = |name, bytes| PlanItem { name, bytes };
-    let sections = SectionBytes {
-        resident: bundle.resident().extent.bytes,
-        index: bundle.section(Section::Index).map_or(0, |s| s.extent.bytes),
-        tokenizer: bundle.tokenizer().len() as u64,
-    };
-    let spec = bundle.spec();
-    let predictors = predictors_of(bundle, options, choice).map_or(0, |(section, info)| {
-        // Their vectors are kept as numbers, beside the blob; and what they choose for the tokens of a piece.
-        section.extent.bytes
-            + LayerPredictors::vector_bytes(info, spec)
-            + Selection::bytes(PIECE_TOKENS.min(options.context), spec.ffn.size)
-    });
-    let whole = |items: &[PlanItem]| {
-        let items = [&[item("predictors", predictors)], items].concat();
-        MemoryPlan::new(spec, options.context, options.kv, sections, (choice.name(), &items))
-    };
-    let predicted = predictors > 0;
-    let planned = |plan, arena, pinned| Planned { choice, plan, arena, pinned, predicted, fallback: None };
-    match choice {
-        FfnChoice::Resident => {
-            let bytes = spec.layers as u64 * bundle.layout().layer_bytes() as u64;
-            planned(whole(&[item("FFN", bytes)]), None, 0)
-        }
-        FfnChoice::Streamed | FfnChoice::Naive | FfnChoice::Hybrid => {
-            let buffers = item("FFN buffers", StreamedFfn::bytes(bundle.layout()));
-            let layer = bundle.layout().layer_bytes() as u64;
-            let pinned = match (choice, budget) {
-                (FfnChoice::Hybrid, Some(budget)) => {
-                    let left = budget.saturating_sub(whole(std::slice::from_ref(&buffers)).total());
-                    ((left / layer) as usize).min(spec.layers)
-                }
-                (FfnChoice::Hybrid, None) => spec.layers,
-                _ => 0,
-            };
-            planned(whole(&[buffers, item("pinned layers", pinned as u64 * layer)]), None, pinned)
-        }
-        FfnChoice::Flash => {
-            let slot = slot_bytes(bundle, options);
-            let items = |arena: &ArenaPlan| {
-                let kept: u64 = arena.slots.iter().map(|s| u64::from(*s)).sum();
-                [
-                    item("neuron cache", kept * slot),
-                    item("transient neurons", 2 * u64::from(arena.transient) * slot),
-                    item("neuron tables", FlashFfn::working_bytes(bundle.layout(), spec.layers, arena)),
-                ]
-            };
-            let plan_of = |arena: &ArenaPlan| whole(&items(arena));
-            let (cost, _) = read_cost(bundle, options);
-            let arena =
-                ArenaPlan::within(bundle, &cost, |arena| budget.is_none_or(|budget| plan_of(arena).total() <= budget));
-            planned(plan_of(&arena), Some(arena), 0)
-        }
-    }
-}
-
-/// Bytes that a slot takes: a group, and what the disk's alignment adds.
-fn slot_bytes(bundle: &Bundle, options: &LoadOptions) -> u64 {
-    let group = bundle.layout().group_bytes();
-    let unit = DirectFile::open(bundle.path(), options.direct).map_or(512, |file| {
-        let alignment = file.alignment();
-        alignment.memory.max(alignment.length).max(64)
-    });
-    group.next_multiple_of(unit) as u64
-}
-
-/// Reads a section whole, checking its checksum.
+/// Reads a section, checking its checksum; what is cut is not kept, but the checksums of its rows.
 fn read_section(
     bundle: &Bundle,
     reader: &mut SequentialReader,
     section: SectionInfo,
     name: &str,
+    cuts: &mut [Cut],
     progress: &mut dyn FnMut(u64),
 ) -> Result<AlignedMemory> {
-    let mut memory = AlignedMemory::new(section.extent.bytes as usize)?;
+    let left_out: u64 = cuts.iter().map(|cut| cut.bytes).sum();
+    let mut memory = AlignedMemory::new((section.extent.bytes - left_out) as usize)?;
     memory.populate();
     let mut hasher = Xxh3::new();
     let mut at = 0;
+    let mut kept = 0;
     reader.restart(&[Extent { offset: section.extent.offset, length: section.extent.bytes }])?;
     while let Some(chunk) = reader.next()? {
-        memory.as_mut_slice()[at..at + chunk.bytes.len()].copy_from_slice(chunk.bytes);
         hasher.update(chunk.bytes);
-        at += chunk.bytes.len();
-        progress(at as u64);
+        let mut rest = chunk.bytes;
+        while !rest.is_empty() {
+            // What is left of this chunk before the next cut begins or the one here ends.
+            let cut = cuts.iter_mut().find(|cut| at < cut.start + cut.bytes);
+            let (inside, until) = match &cut {
+                Some(cut) if at >= cut.start => (true, cut.start + cut.bytes),
+                Some(cut) => (false, cut.start),
+                None => (false, u64::MAX),
+            };
+            let (part, more) = rest.split_at(rest.len().min((until - at).min(usize::MAX as u64) as usize));
+            match cut {
+                Some(cut) if inside => cut.pass(part),
+                _ => {
+                    memory.as_mut_slice()[kept..kept + part.len()].copy_from_slice(part);
+                    kept += part.len();
+                }
+            }
+            at += part.len() as u64;
+            rest = more;
+        }
+        progress(at);
     }
     let (expected, found) = (section.checksum, hasher.digest());
     if expected != found {
@@ -470,12 +395,21 @@ fn read_flash(
 
 struct BundleTensors<'a> {
     bundle: &'a Bundle,
+    tables: TablePlan,
+    /// Where the parts that are left on flash begin in the section, and how long they are.
+    left_out: Vec<(u64, u64)>,
     memory: Arc<AlignedMemory>,
+}
+
+fn places(cuts: &[Cut]) -> Vec<(u64, u64)> {
+    cuts.iter().map(|cut| (cut.start, cut.bytes)).collect()
 }
 
 impl BundleTensors<'_> {
     fn part(&self, extent: BundleExtent) -> BytesRange {
-        let start = (extent.offset - self.bundle.resident().extent.offset) as usize;
+        let start = extent.offset - self.bundle.resident().extent.offset;
+        let before: u64 = self.left_out.iter().filter(|(cut, _)| *cut < start).map(|(_, bytes)| bytes).sum();
+        let start = (start - before) as usize;
         BytesRange::new(self.memory.clone(), start..start + extent.bytes as usize)
     }
 }
@@ -483,8 +417,14 @@ impl BundleTensors<'_> {
 impl TensorSource for BundleTensors<'_> {
     fn tensor(&mut self, name: &str) -> Result<TensorBytes> {
         let entry = self.bundle.resident_tensor(name).ok_or_else(|| RuntimeError::MissingTensor(name.into()))?;
-        let (data, scales) = (self.part(entry.extent), entry.scales.map(|scales| self.part(scales)));
+        let kept = self.rows_kept(name).map(|rows| rows as u64 * entry.extent.bytes / entry.shape[0] as u64);
+        let extent = BundleExtent { bytes: kept.unwrap_or(entry.extent.bytes), ..entry.extent };
+        let (data, scales) = (self.part(extent), entry.scales.map(|scales| self.part(scales)));
         Ok(TensorBytes { format: entry.format, shape: entry.shape.clone(), data, scales })
+    }
+
+    fn rows_kept(&self, name: &str) -> Option<usize> {
+        self.tables.cut(self.bundle).into_iter().find(|(tensor, _)| tensor.name == name).map(|(_, rows)| rows)
     }
 
     fn ffn_scales(&mut self, layer: usize) -> Result<Option<BytesRange>> {

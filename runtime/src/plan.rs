@@ -1,11 +1,14 @@
-//! Everything the process will hold, added up before any of it is allocated.
+//! Everything the process will hold, added up before any of it is allocated; `choice` finds the source of neurons that fits.
 
-use flashlm_formats::bundle::{Bundle, TensorEntry};
-use flashlm_formats::model::ModelSpec;
+mod choice;
+
+pub use choice::{Planned, plan};
+
+use flashlm_formats::bundle::{Bundle, Section, TensorEntry};
 
 use crate::budget::human_bytes;
 use crate::error::{Result, RuntimeError};
-use crate::model::forward::Forward;
+use crate::model::forward::{Forward, Room};
 use crate::model::kv_cache::{KvCache, KvDtype};
 use crate::model::weights::vector_bytes;
 use crate::sampler::Sampler;
@@ -30,17 +33,6 @@ pub struct MemoryPlan {
     pub ffn: &'static str,
 }
 
-/// Lengths of a bundle's sections that a plan needs.
-#[derive(Clone, Copy, Debug)]
-pub struct SectionBytes {
-    /// Resident tensors.
-    pub resident: u64,
-    /// Index.
-    pub index: u64,
-    /// tokenizer.json.
-    pub tokenizer: u64,
-}
-
 /// Bytes of memory that decoding a token touches outside the FFN, with `tokens` in an f16 KV cache: attention, head, keys and values.
 pub fn resident_bytes_touched(bundle: &Bundle, tokens: usize) -> u64 {
     let spec = bundle.spec();
@@ -57,36 +49,78 @@ fn stored_bytes(tensor: &TensorEntry) -> u64 {
     tensor.extent.bytes + tensor.scales.map_or(0, |scales| scales.bytes)
 }
 
-/// The program itself: code, allocator, stacks, and what the kernel keeps for it. Measured: docs/measurements/memory.md.
-const PROCESS_BYTES: u64 = 24 << 20;
+/// The program before it has read anything: its code as far as it is used, its heap, and what the kernel keeps for it and has
+/// counted in advance. Measured: docs/measurements/memory.md.
+const PROCESS_BYTES: u64 = 6 << 20;
+
+/// A thread: what it uses of its stack, and the kernel's for it.
+const THREAD_BYTES: u64 = 48 << 10;
+
+/// Of so many bytes of memory one goes to page tables, and to what allocations are rounded up by.
+const BYTES_PER_TABLE_BYTE: u64 = 400;
 
 /// Memory that a tokenizer takes while it is read, per byte of its tokenizer.json. Measured on vocabularies of 4 096 to 65 024.
 const TOKENIZER_FACTOR: u64 = 14;
 
-impl MemoryPlan {
-    /// The plan for a model: `resident` and `index` are the bundle's section lengths, `tokenizer` the length of its
-    /// tokenizer.json, `ffn` what the FFN's source is called and takes.
-    pub fn new(
-        spec: &ModelSpec,
-        context: usize,
-        kv: KvDtype,
-        sections: SectionBytes,
-        (ffn, ffn_items): (&'static str, &[PlanItem]),
-    ) -> Self {
-        let item = |name, bytes| PlanItem { name, bytes };
-        let mut items = vec![item("resident weights", sections.resident + vector_bytes(spec))];
-        items.extend_from_slice(ffn_items);
-        items.extend([
-            item("KV cache", (spec.layers * KvCache::layer_bytes(spec, context, kv)) as u64),
-            item("activations", Forward::working_bytes(spec, context) + Sampler::bytes(spec.vocab_size)),
-            // Read whole, and taken apart, before the checksums are kept.
-            item("index", 2 * sections.index),
-            item("tokenizer", sections.tokenizer * TOKENIZER_FACTOR),
-            item("process", PROCESS_BYTES),
-        ]);
-        Self { items, context, ffn }
+/// What the ring of buffers that a bundle is loaded through may take: as much as what is used after that alone, but not less than
+/// the first and no more than the second.
+const LOADING_BYTES: (u64, u64) = (512 << 10, 16 << 20);
+
+/// What a process holds whatever its FFN's source is.
+#[derive(Clone, Copy, Debug)]
+pub struct Base<'a> {
+    /// The bundle.
+    pub bundle: &'a Bundle,
+    /// What a sequence may take.
+    pub room: Room,
+    /// Threads that compute.
+    pub threads: usize,
+    /// Threads that only read.
+    pub readers: usize,
+    /// Bytes of the resident section that are left on flash.
+    pub left_out: u64,
+}
+
+impl Base<'_> {
+    fn kv_bytes(&self) -> u64 {
+        let spec = self.bundle.spec();
+        (spec.layers * KvCache::layer_bytes(spec, self.room.context, self.room.kv)) as u64
     }
 
+    /// What computing keeps beside weights and the KV cache.
+    pub fn working_bytes(&self) -> u64 {
+        let spec = self.bundle.spec();
+        Forward::working_bytes(spec, self.room, self.threads) + Sampler::bytes(spec.vocab_size)
+    }
+
+    /// Bytes of the ring that the bundle is loaded through: it is gone before KV cache and activations are touched.
+    pub fn loading_bytes(&self) -> u64 {
+        (self.kv_bytes() + self.working_bytes()).clamp(LOADING_BYTES.0, LOADING_BYTES.1)
+    }
+
+    /// The plan with an FFN source of this name, which takes `ffn`.
+    pub fn plan(&self, name: &'static str, ffn: &[PlanItem]) -> MemoryPlan {
+        let item = |name, bytes| PlanItem { name, bytes };
+        let (spec, kv) = (self.bundle.spec(), self.kv_bytes());
+        let index = self.bundle.section(Section::Index).map_or(0, |section| section.extent.bytes);
+        let resident = self.bundle.resident().extent.bytes - self.left_out;
+        let mut items = vec![item("resident weights", resident + vector_bytes(spec))];
+        items.extend_from_slice(ffn);
+        items.extend([
+            item("KV cache", kv),
+            item("activations", self.working_bytes().max(self.loading_bytes().saturating_sub(kv))),
+            // Read whole, and taken apart, before the checksums are kept.
+            item("index", 2 * index),
+            item("tokenizer", self.bundle.tokenizer().len() as u64 * TOKENIZER_FACTOR),
+        ]);
+        let so_far: u64 = items.iter().map(|item| item.bytes).sum();
+        let threads = (self.threads + self.readers) as u64 * THREAD_BYTES;
+        items.push(item("process", PROCESS_BYTES + threads + so_far / BYTES_PER_TABLE_BYTE));
+        MemoryPlan { items, context: self.room.context, ffn: name }
+    }
+}
+
+impl MemoryPlan {
     /// Bytes in all.
     pub fn total(&self) -> u64 {
         self.items.iter().map(|i| i.bytes).sum()

@@ -21,7 +21,10 @@ fn a30_the_grid_of_engines_threads_budgets_and_policies() {
         let dir = scratch();
         let bundle = bundle_with_predictors(&checkpoint, &dir.path().join("m"), LayoutOptions::default(), true);
         let base = options(80, FfnChoice::Flash);
-        let (smallest, largest) = budgets(&bundle, &base);
+        // Threads take memory: those that compute, and those of an engine.
+        let most =
+            LoadOptions { engine: EngineChoice::Threads, threads: NonZeroUsize::new(5).unwrap(), ..base.clone() };
+        let (smallest, largest) = budgets(&bundle, &most);
         let mut reference = None;
         let mut ways = 0;
         for engine in [EngineChoice::Auto, EngineChoice::Threads] {

@@ -11,7 +11,7 @@ use flashlm_kernels::Threads;
 use flashlm_prep::evaluate::{PredictorChoice, Windows, evaluate};
 use flashlm_runtime::cache::PolicyKind;
 use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::load::{FfnChoice, LoadOptions, load};
+use flashlm_runtime::load::{FfnChoice, LoadOptions, load, plan};
 use flashlm_runtime::planner::ReadCost;
 use flashlm_runtime::sampler::Sampling;
 use flashlm_tests::{
@@ -140,7 +140,15 @@ fn groups_of_every_size_are_found_and_only_they_are_read() {
         let path = dir.path().join("model.flashlm");
         let layout = LayoutOptions { group_bytes, ..LayoutOptions::default() };
         let bundle = bundle_with_predictors(&tiny_opt(), &path, layout, false);
-        let (smallest, largest) = budgets(&bundle, &flash(64));
+        let (least, largest) = budgets(&bundle, &flash(64));
+        // The smallest in which nothing but neurons is read.
+        let only_neurons =
+            |budget: u64| plan(&bundle, &LoadOptions { budget: Some(budget), ..flash(64) }).unwrap().fallback.is_none();
+        let (mut below, mut smallest) = (least, largest);
+        while smallest - below > 1 {
+            let middle = below.midpoint(smallest);
+            if only_neurons(middle) { smallest = middle } else { below = middle }
+        }
         let ids = |budget| {
             let mut model = loaded(&bundle, &LoadOptions { budget: Some(budget), ..flash(64) });
             let ids = continuation(&mut model, &[2, 50, 60], 20, Sampling::default());

@@ -156,6 +156,18 @@ pub fn open_engine_with(
     Ok(Box::new(QueuedEngine::new(transport, note, file, slots, options)?))
 }
 
+/// Whether an engine of this choice reads with threads of its own on this machine.
+pub fn reads_with_threads(choice: EngineChoice) -> bool {
+    match choice {
+        EngineChoice::Threads => true,
+        EngineChoice::IoUring => false,
+        #[cfg(target_os = "linux")]
+        EngineChoice::Auto => !crate::uring::is_there(),
+        #[cfg(not(target_os = "linux"))]
+        EngineChoice::Auto => true,
+    }
+}
+
 /// The transport and, where it is not the first choice, why.
 fn open_transport(
     choice: EngineChoice,

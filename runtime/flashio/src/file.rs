@@ -81,7 +81,7 @@ impl Alignment {
     pub const NONE: Alignment = Alignment { offset: 1, memory: 1, length: 1 };
 
     /// The unit that offsets and lengths must share.
-    pub(crate) fn file_unit(self) -> u64 {
+    pub fn file_unit(self) -> u64 {
         self.offset.max(self.length) as u64
     }
 }

@@ -29,7 +29,9 @@ mod transport;
 #[cfg(target_os = "linux")]
 mod uring;
 
-pub use engine::{Completion, Counters, EngineChoice, EngineOptions, ReadEngine, open_engine, open_engine_with};
+pub use engine::{
+    Completion, Counters, EngineChoice, EngineOptions, ReadEngine, open_engine, open_engine_with, reads_with_threads,
+};
 pub use error::IoError;
 pub use faults::FaultPlan;
 pub use file::{Alignment, DirectFile, DirectIo, FileIdentity, Mode};

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::{DiskProfile, IoError};
 
@@ -66,6 +67,11 @@ impl DiskProfile {
         }
         outcome.map_err(fail)?;
         Ok(path)
+    }
+
+    /// Time since the kept profile of a disk was written, as far as the file tells.
+    pub fn age(folder: &Path, device: &str) -> Option<Duration> {
+        fs::metadata(file_in(folder, device)).ok()?.modified().ok()?.elapsed().ok()
     }
 
     /// The kept profile of a disk; `None` where there is none, or none that can be used.

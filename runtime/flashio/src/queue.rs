@@ -110,7 +110,8 @@ impl QueuedEngine {
         if !note.is_empty() {
             description.push_str(&format!("; {note}"));
         }
-        let piece_room = slots.count().min(1 << 16) + depth;
+        // A gap before each slot, at most.
+        let piece_room = 2 * slots.count().min(1 << 16) + depth;
         let request_room = slots.count().min(1 << 16);
         Ok(Self {
             transport,

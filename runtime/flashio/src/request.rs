@@ -48,6 +48,11 @@ impl ReadBatch {
         Self::default()
     }
 
+    /// An empty batch with room for so many requests and pieces: filling it up to that allocates nothing.
+    pub fn with_capacity(requests: usize, pieces: usize) -> Self {
+        Self { heads: Vec::with_capacity(requests), pieces: Vec::with_capacity(pieces) }
+    }
+
     /// Removes all requests, keeping the memory.
     pub fn clear(&mut self) {
         self.heads.clear();

@@ -19,6 +19,11 @@ use crate::{DirectFile, IoError};
 
 const NAME: &str = "io_uring";
 
+/// Whether the system lets this process have a ring.
+pub(crate) fn is_there() -> bool {
+    IoUring::new(1).is_ok()
+}
+
 /// A ring with one registered file.
 pub(crate) struct UringTransport {
     ring: IoUring,

@@ -30,6 +30,29 @@ fn tokens_of_block(tokens: usize) -> usize {
     tokens.div_ceil(tokens.div_ceil(TOKENS_MAX)).next_multiple_of(TOKENS_UNIT)
 }
 
+/// Tokens of a block with the lanes of a last strip, whatever the width of one on this instruction set.
+fn strips_width(block: usize) -> usize {
+    block.next_multiple_of(2 * LANES_MAX)
+}
+
+/// Floats of a thread's own in `matmul_many`, and in `matmul_rows_add_many` with so many columns at once.
+fn own_rows_floats(width: usize) -> usize {
+    TASK_ROWS * A_STRIDE + TASK_ROWS * (width + PAD)
+}
+
+fn own_cols_floats(cols: usize, block: usize) -> usize {
+    BLOCK * cols + block * A_STRIDE
+}
+
+/// The most that the products of up to `tokens` tokens keep.
+pub(crate) fn floats_needed(threads: usize, tokens: usize, cols: usize) -> usize {
+    // Of fewer tokens a block can be larger: 241 make two blocks of 144, 240 one of 240.
+    let block = tokens.min(TOKENS_MAX).next_multiple_of(TOKENS_UNIT);
+    let width = strips_width(block);
+    let rows = width * cols + threads * own_rows_floats(width);
+    rows.max(threads * own_cols_floats(TASK_COLS_MAX, block))
+}
+
 /// A product's arrays. `Kernels::matmul` and `matmul_rows_add` check their shapes.
 #[derive(Clone, Copy)]
 pub(crate) struct Shape<'a> {
@@ -55,10 +78,9 @@ impl Kernels {
             return;
         }
         let block = tokens_of_block(tokens);
-        // Whole strips, whatever their width on this instruction set.
-        let width = block.next_multiple_of(2 * LANES_MAX);
+        let width = strips_width(block);
         let strips_len = width * w.cols();
-        let own_len = TASK_ROWS * A_STRIDE + TASK_ROWS * (width + PAD);
+        let own_len = own_rows_floats(width);
         let scratch = room(scratch, strips_len + threads.count() * own_len);
         let (strips, own) = scratch.split_at_mut(strips_len);
         let (y, own) = (SendPtr(y.as_mut_ptr()), SendPtr(own.as_mut_ptr()));
@@ -111,7 +133,7 @@ impl Kernels {
         // Two tasks for each thread at least, where columns allow it.
         let cols = w.cols().div_ceil(2 * threads.count()).next_multiple_of(unit).min(TASK_COLS_MAX);
         let col_tasks = w.cols().div_ceil(cols);
-        let own_len = BLOCK * cols + block * A_STRIDE;
+        let own_len = own_cols_floats(cols, block);
         let own = SendPtr(room(scratch, threads.count() * own_len).as_mut_ptr());
         let y = SendPtr(y.as_mut_ptr());
         threads.run_indexed(col_tasks * tokens.div_ceil(block), &|task, thread| {

@@ -25,6 +25,11 @@ impl MatmulScratch {
     pub fn bytes(&self) -> usize {
         self.floats.capacity() * 4
     }
+
+    /// Bytes that products of up to `tokens` tokens make it hold, on so many threads, where no input has more than `cols` elements.
+    pub fn bytes_needed(threads: usize, tokens: usize, cols: usize) -> usize {
+        if tokens < ROWS_ADD_TOKENS_MIN { 0 } else { crate::many::floats_needed(threads, tokens, cols) * 4 }
+    }
 }
 
 /// `y[t, r] = sum over c of x[t, c] W[r, c]`: `x` is `[tokens, cols]`, token `t` of `y` begins at `t * y_stride`.

@@ -273,6 +273,43 @@ fn matmul_agrees_with_its_twin_and_not_with_the_threads() {
     }
 }
 
+/// Many tokens in parts that are still many: the same bits, in no more scratch than is announced.
+#[test]
+fn parts_of_many_tokens_give_the_bits_of_all() {
+    let mut random = Random(16);
+    for element in Element::ALL {
+        for (rows, cols, tokens) in [(70, 96, 256), (33, 517, 100), (129, 64, 33), (40, 300, 241)] {
+            let data = filled(element, &mut random, strided_bytes(element, rows, cols));
+            let (w, x) = (strided(element, &data, rows, cols), random.floats(tokens * cols));
+            let a = random.floats(tokens * rows);
+            for kernels in Kernels::all_present() {
+                let threads = pool(2);
+                let all = |part: usize| {
+                    let mut scratch = MatmulScratch::default();
+                    let (mut y, mut z) = (vec![0.0; tokens * rows], vec![0.5; tokens * cols]);
+                    for first in (0..tokens).step_by(part) {
+                        let count = part.min(tokens - first);
+                        let x = &x[first * cols..(first + count) * cols];
+                        kernels.matmul(&threads, w, x, count, &mut y[first * rows..], rows, &mut scratch);
+                        let a = &a[first * rows..(first + count) * rows];
+                        let z = &mut z[first * cols..(first + count) * cols];
+                        kernels.matmul_rows_add(&threads, w, a, rows, count, z, &mut scratch);
+                    }
+                    let most = MatmulScratch::bytes_needed(2, part.min(tokens), cols.max(rows));
+                    assert!(scratch.bytes() <= most, "{} bytes, {most} announced", scratch.bytes());
+                    (bits(&y), bits(&z))
+                };
+                let whole = all(tokens);
+                for part in [MATMUL_TOKENS_MIN, 17, 50, 84] {
+                    if tokens % part == 0 || tokens % part >= MATMUL_TOKENS_MIN {
+                        assert!(all(part) == whole, "{element:?} {rows} x {cols}, {tokens} tokens in parts of {part}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn matmul_rows_add_agrees_with_its_twin_and_equals_scaled_rows() {
     let mut random = Random(7);

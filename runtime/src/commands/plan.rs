@@ -38,14 +38,14 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
     let bundle = super::open_bundle(&args.model.bundle)?;
     let options = args.model.options(&bundle, args.context);
     let smallest = smallest(&bundle, &options);
-    let Planned { choice, plan, arena, pinned, predicted, fallback } = plan(&bundle, &options)?;
+    let planned = plan(&bundle, &options)?;
     let groups = bundle.layout().groups() as u64 * bundle.spec().layers as u64;
     let (cost, known) = read_cost(&bundle, &options);
-    let expected = arena.as_ref().and_then(|arena| Expectation::new(&bundle, arena, &cost, args.context));
-    let expected = match expected {
+    let expected = match Expectation::new(&bundle, &planned, &cost, args.context) {
         Some(expected) => Some((expected, memory_rate(options.threads)?)),
         None => None,
     };
+    let Planned { choice, plan, arena, pinned, predicted, fallback, .. } = planned;
     let kept = arena.as_ref().map(|arena| arena.slots.iter().map(|s| u64::from(*s)).sum::<u64>());
     if args.json {
         let items: serde_json::Map<_, _> = plan.items.iter().map(|i| (i.name.to_owned(), i.bytes.into())).collect();
@@ -64,10 +64,13 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
             "slots_of_layers": arena.map(|arena| arena.slots),
             "pinned_layers": pinned,
             "expected": expected.map(|(expected, rate)| json!({
-                "tokens_per_s": 1e3 / expected.ms_per_token(rate),
+                "tokens_per_s_least": 1e3 / expected.ms_per_token(rate).1,
+                "tokens_per_s_most": 1e3 / expected.ms_per_token(rate).0,
+                "rests_on": known,
                 "bytes_read_per_token": expected.bytes_read,
                 "reads_per_token": expected.reads,
                 "io_limit_ms": expected.io_ms,
+                "io_most_ms": expected.io_most_ms,
                 "dram_limit_ms": expected.bytes_touched / rate * 1e3,
             })),
         });
@@ -86,15 +89,19 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
         println!("the neuron cache holds {share:.1} % of the neurons, {least} to {most} groups of each layer");
     }
     if let Some((expected, rate)) = expected {
+        let (least_ms, most_ms) = expected.ms_per_token(rate);
         println!(
-            "at best {:.2} tokens/s: {} in {:.0} reads take {:.0} ms, {} of memory {:.0} ms ({known})",
-            1e3 / expected.ms_per_token(rate),
+            "{:.3} to {:.3} tokens/s: {} in {:.0} reads take {:.2} ms ({:.2} with no gap read through), {} of memory {:.2} ms",
+            1e3 / most_ms,
+            1e3 / least_ms,
             human_bytes(expected.bytes_read as u64),
             expected.reads,
             expected.io_ms,
+            expected.io_most_ms,
             human_bytes(expected.bytes_touched as u64),
             expected.bytes_touched / rate * 1e3,
         );
+        println!("that rests on this budget, on text like that of preparation, and on a disk as supposed: {known}");
     }
     println!(
         "model {}; smallest budget that works {}",

@@ -17,21 +17,26 @@ use super::resident::ResidentFfn;
 use crate::error::Result;
 use crate::model::ffn::{FfnCall, FfnSource, NeuronBlock, ReadCounters, Records, dense};
 
-/// Chunks read ahead, the one being computed included.
-const CHUNKS: usize = 8;
+/// Chunks read ahead, the one being computed included: as many as this where there is room, and the fewest that work.
+pub const CHUNKS: usize = 8;
+/// See [`CHUNKS`].
+pub const CHUNKS_MIN: usize = 2;
 /// A chunk is about this long: long enough for the disk's full bandwidth.
 const CHUNK_BYTES: usize = 2 << 20;
+/// What an engine keeps beside its buffers.
+const ENGINE_BYTES: u64 = 256 << 10;
 /// The largest step in which disks are read.
 const DISK_STEP_MAX: usize = 4096;
 
-/// What is read besides, or not read.
-#[derive(Default)]
+/// What is read besides, or not read, and how far ahead.
 pub struct StreamedParts {
     /// The first layers' neurons, in memory: the others are streamed.
     pub pinned: Option<Pinned>,
     /// Read the resident section for every token as well, and throw it away: what a model costs that is not split. Attention is
     /// computed from memory all the same, so this measures time, not memory.
     pub resident_too: bool,
+    /// Chunks read ahead.
+    pub chunks: usize,
 }
 
 /// Layers whose neurons stay in memory.
@@ -73,7 +78,7 @@ impl StreamedFfn {
         parts: StreamedParts,
     ) -> Result<Self> {
         let layout = *bundle.layout();
-        let options = StreamOptions { chunk_bytes: buffer_bytes(&layout), chunks: CHUNKS, ..reads };
+        let options = StreamOptions { chunk_bytes: buffer_bytes(&layout), chunks: parts.chunks, ..reads };
         let mut reader = SequentialReader::new(file, options)?;
         let cut = |pieces: &mut Vec<Extent>, offset: u64, bytes: usize| {
             let piece = piece_bytes(&layout);
@@ -102,9 +107,9 @@ impl StreamedFfn {
         Ok(Self { ffn, records, layout, pieces, layers, pinned, reader, checks, places, next_layer: 0 })
     }
 
-    /// Bytes of its buffers.
-    pub fn bytes(layout: &FlashLayout) -> u64 {
-        (CHUNKS * buffer_bytes(layout)) as u64
+    /// Bytes of its buffers, with so many chunks.
+    pub fn bytes(layout: &FlashLayout, chunks: usize) -> u64 {
+        (chunks * buffer_bytes(layout)) as u64 + ENGINE_BYTES
     }
 
     /// How reads are issued, for announcements.

@@ -76,6 +76,21 @@ pub struct ReadCounters {
 }
 
 impl ReadCounters {
+    /// Both together.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes + other.bytes,
+            reads: self.reads + other.reads,
+            retries: self.retries + other.retries,
+            wait_ns: self.wait_ns + other.wait_ns,
+            manage_ns: self.manage_ns + other.manage_ns,
+            wanted: self.wanted + other.wanted,
+            hits: self.hits + other.hits,
+            wasted_bytes: self.wasted_bytes + other.wasted_bytes,
+            touched_bytes: self.touched_bytes + other.touched_bytes,
+        }
+    }
+
     /// What was added since `before`.
     pub fn since(self, before: Self) -> Self {
         Self {
@@ -247,9 +262,6 @@ pub struct FfnScratch {
     matmul: MatmulScratch,
 }
 
-/// What the matrix products keep for themselves: panels of widened weights. Measured.
-const MATMUL_BYTES: u64 = 8 << 20;
-
 /// Activations held at a time, as a count of f32.
 const ACTIVATIONS: usize = 1 << 18;
 
@@ -279,11 +291,16 @@ impl FfnScratch {
         room(spec.ffn.size, tokens)
     }
 
-    /// Bytes of that scratch.
-    pub fn bytes(spec: &ModelSpec, tokens: usize) -> u64 {
+    /// Bytes of that scratch, once products on so many threads have made it as large as it gets.
+    pub fn bytes(spec: &ModelSpec, tokens: usize, threads: usize) -> u64 {
         let floats = Self::len(spec, tokens) * (1 + usize::from(spec.ffn.gated));
         let active = spec.ffn.size.min(ACTIVATIONS).max(Self::len(spec, tokens) / SPARSE);
-        (floats * 4 + active * 8 + (tokens + 1) * 8 + spec.ffn.size.min(ACTIVATIONS) * 12) as u64 + MATMUL_BYTES
+        let chosen = spec.ffn.size.min(ACTIVATIONS);
+        // The longest input of a matrix product.
+        let cols = spec.hidden_size.max(spec.attention.heads * spec.attention.head_dim);
+        // Beside blocks: vectors rounded for rows of whole numbers, of a few tokens at a time.
+        let products = MatmulScratch::bytes_needed(threads, tokens, cols) + MATMUL_TOKENS_MIN * cols * 4;
+        (floats * 4 + active * 8 + (tokens + 1) * 8 + chosen * 12 + products) as u64
     }
 
     /// The scratch of matrix products.

@@ -1,17 +1,52 @@
 //! From token ids to logits: embedding, all blocks, head.
 
+use std::ops::Range;
+
 use flashlm_formats::model::{ModelSpec, Positions};
-use flashlm_kernels::{Threads, matvec};
+use flashlm_kernels::{MATMUL_TOKENS_MIN, Threads, matvec};
 
 use super::ffn::{FfnObserver, FfnSource, ReadCounters};
 use super::kv_cache::{KvCache, KvDtype};
 use super::layer::{LayerScratch, Pass, norm};
 use super::positions::PositionTables;
+use super::tables::TableSource;
 use super::weights::{ModelWeights, OuterWeights};
 use crate::error::{Result, RuntimeError};
 
-/// Tokens that go through a block together. Fixed, so that a result never depends on how much memory there was.
+/// Tokens of a prompt that are one piece: what is left behind the last whole piece is computed as a piece, or token by token where
+/// it is short. Fixed, so that a result never depends on how much memory there was.
 pub const PIECE_TOKENS: usize = 256;
+
+/// Fewest tokens that scratch is made for. A piece is cut into equal parts that fit the scratch, and each part is then long enough
+/// for the products of many tokens ([`MATMUL_TOKENS_MIN`]), whose results do not depend on how many those are.
+pub const SCRATCH_TOKENS_MIN: usize = 2 * MATMUL_TOKENS_MIN;
+
+/// What a sequence may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Tokens the KV cache holds.
+    pub context: usize,
+    /// How keys and values are stored.
+    pub kv: KvDtype,
+    /// Tokens that go through a block together, from [`SCRATCH_TOKENS_MIN`] to [`PIECE_TOKENS`]: the same bits with any number.
+    pub scratch_tokens: usize,
+}
+
+impl Room {
+    /// Tokens that scratch is made for.
+    fn scratch(&self) -> usize {
+        self.scratch_tokens.clamp(SCRATCH_TOKENS_MIN, PIECE_TOKENS).min(self.context.max(1))
+    }
+}
+
+/// The parts in which `ids` tokens go through the blocks, with scratch for so many.
+fn parts(ids: usize, scratch_tokens: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..ids).step_by(PIECE_TOKENS).flat_map(move |piece| {
+        let tokens = PIECE_TOKENS.min(ids - piece);
+        let count = tokens.div_ceil(scratch_tokens);
+        (0..count).map(move |part| piece + part * tokens / count..piece + (part + 1) * tokens / count)
+    })
+}
 
 /// A model with its KV cache: feeds tokens, gives logits.
 pub struct Forward {
@@ -21,10 +56,14 @@ pub struct Forward {
     threads: Threads,
     positions: PositionTables,
     cache: KvCache,
+    /// Tokens that the scratch is for.
+    scratch_tokens: usize,
     states: Vec<f32>,
     scratch: LayerScratch,
     embed: EmbedScratch,
     head: HeadScratch,
+    /// Rows of the vocabulary's matrices that are not among the weights.
+    tables: Option<Box<dyn TableSource>>,
 }
 
 /// Room for one position's way through the head, and its logits.
@@ -52,23 +91,24 @@ impl HeadScratch {
 }
 
 impl Forward {
-    /// A model with room for `context` tokens, fed at most `piece_tokens` (up to [`PIECE_TOKENS`]) at a time.
+    /// A model with room for a sequence.
     pub fn new(
         spec: ModelSpec,
         weights: ModelWeights,
         ffn: Box<dyn FfnSource>,
         threads: Threads,
-        context: usize,
-        kv: KvDtype,
+        room: Room,
     ) -> Result<Self> {
-        let piece = PIECE_TOKENS.min(context);
+        let (context, tokens) = (room.context, room.scratch());
         Ok(Self {
             positions: PositionTables::new(&spec, context),
-            cache: KvCache::new(&spec, spec.layers, context, kv)?,
-            states: vec![0.0; piece * spec.hidden_size],
-            scratch: LayerScratch::new(&spec, piece, context),
+            cache: KvCache::new(&spec, spec.layers, context, room.kv)?,
+            scratch_tokens: tokens,
+            states: vec![0.0; tokens * spec.hidden_size],
+            scratch: LayerScratch::new(&spec, tokens, context),
             embed: EmbedScratch::new(&spec),
             head: HeadScratch::new(&spec),
+            tables: None,
             spec,
             weights,
             ffn,
@@ -76,11 +116,17 @@ impl Forward {
         })
     }
 
-    /// Bytes of states, scratch, tables and KV cache for a context.
-    pub fn working_bytes(spec: &ModelSpec, context: usize) -> u64 {
-        let piece = PIECE_TOKENS.min(context);
-        let floats = (piece + 2) * spec.hidden_size + 2 * spec.embed_size + spec.vocab_size;
-        floats as u64 * 4 + LayerScratch::bytes(spec, piece, context) + PositionTables::bytes(spec, context)
+    /// The same with a source of those rows of the vocabulary's matrices that are not among the weights.
+    pub fn with_tables(mut self, tables: Option<Box<dyn TableSource>>) -> Self {
+        self.tables = tables;
+        self
+    }
+
+    /// Bytes of states, scratch and tables, with so many threads: everything but weights and KV cache.
+    pub fn working_bytes(spec: &ModelSpec, room: Room, threads: usize) -> u64 {
+        let (context, tokens) = (room.context, room.scratch());
+        let floats = (tokens + 2) * spec.hidden_size + 2 * spec.embed_size + spec.vocab_size;
+        floats as u64 * 4 + LayerScratch::bytes(spec, tokens, context, threads) + PositionTables::bytes(spec, context)
     }
 
     /// The architecture.
@@ -110,7 +156,8 @@ impl Forward {
 
     /// What has been read from flash so far.
     pub fn read_counters(&self) -> ReadCounters {
-        self.ffn.read_counters()
+        let tables = self.tables.as_ref().map_or_else(ReadCounters::default, |tables| tables.read_counters());
+        self.ffn.read_counters().and(tables)
     }
 
     /// How often reads of each size, in bytes, were asked for so far.
@@ -122,9 +169,9 @@ impl Forward {
     pub fn feed(&mut self, ids: &[u32]) -> Result<&mut [f32]> {
         self.check(ids)?;
         let mut last = 0;
-        for piece in ids.chunks(PIECE_TOKENS) {
-            self.run_piece(piece, None)?;
-            last = piece.len() - 1;
+        for part in parts(ids.len(), self.scratch_tokens) {
+            last = part.len() - 1;
+            self.run_part(&ids[part], None)?;
         }
         self.logits(last, self.len())?;
         Ok(&mut self.head.logits)
@@ -133,18 +180,18 @@ impl Forward {
     /// As [`Forward::feed`], without the logits, and shows `observer` what goes through the FFN of every block.
     pub fn feed_observed(&mut self, ids: &[u32], observer: &mut dyn FfnObserver) -> Result<()> {
         self.check(ids)?;
-        ids.chunks(PIECE_TOKENS).try_for_each(|piece| self.run_piece(piece, Some(&mut *observer)))
+        parts(ids.len(), self.scratch_tokens).try_for_each(|part| self.run_part(&ids[part], Some(&mut *observer)))
     }
 
     /// Feeds tokens and hands the logits of each one to `each`, with its place in `ids`.
     pub fn feed_all(&mut self, ids: &[u32], each: &mut dyn FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
         self.check(ids)?;
         let before = self.len() + 1;
-        for (p, piece) in ids.chunks(PIECE_TOKENS).enumerate() {
-            self.run_piece(piece, None)?;
-            for t in 0..piece.len() {
-                self.logits(t, before + p * PIECE_TOKENS + t)?;
-                each(p * PIECE_TOKENS + t, &self.head.logits)?;
+        for part in parts(ids.len(), self.scratch_tokens) {
+            self.run_part(&ids[part.clone()], None)?;
+            for (t, at) in part.enumerate() {
+                self.logits(t, before + at)?;
+                each(at, &self.head.logits)?;
             }
         }
         Ok(())
@@ -159,10 +206,11 @@ impl Forward {
         Ok(())
     }
 
-    fn run_piece(&mut self, ids: &[u32], mut observer: Option<&mut dyn FfnObserver>) -> Result<()> {
+    fn run_part(&mut self, ids: &[u32], mut observer: Option<&mut dyn FfnObserver>) -> Result<()> {
         let states = &mut self.states[..ids.len() * self.spec.hidden_size];
         let start = self.cache.len();
-        embed(&self.spec, &self.weights.outer, &self.threads, ids, start, states, &mut self.embed);
+        let (outer, mut tables) = (&self.weights.outer, self.tables.as_deref_mut());
+        embed_rows(&self.spec, outer, &self.threads, ids, start, states, &mut self.embed, &mut tables)?;
         for (layer, weights) in self.weights.layers.iter().enumerate() {
             let mut pass = Pass {
                 spec: &self.spec,
@@ -179,11 +227,11 @@ impl Forward {
         Ok(())
     }
 
-    /// The logits of a token of the piece that was just run, for the token behind `position` others.
+    /// The logits of a token of the part that was just run, for the token behind `position` others.
     fn logits(&mut self, token: usize, position: usize) -> Result<()> {
         let state = &self.states[token * self.spec.hidden_size..(token + 1) * self.spec.hidden_size];
         let head = Head { spec: &self.spec, weights: &self.weights.outer, threads: &self.threads };
-        head.logits(state, position, &mut self.head)
+        head.logits_with(state, position, &mut self.head, self.tables.as_deref_mut())
     }
 }
 
@@ -223,7 +271,7 @@ impl EmbedScratch {
     }
 }
 
-/// Token and position embeddings of `ids` from position `start` on, `[tokens, hidden]`.
+/// Token and position embeddings of `ids` from position `start` on, `[tokens, hidden]`. All rows are among the weights.
 pub fn embed(
     spec: &ModelSpec,
     weights: &OuterWeights,
@@ -233,16 +281,38 @@ pub fn embed(
     states: &mut [f32],
     scratch: &mut EmbedScratch,
 ) {
+    let embedded = embed_rows(spec, weights, threads, ids, start, states, scratch, &mut None);
+    embedded.expect("nothing is read");
+}
+
+#[expect(clippy::too_many_arguments, reason = "inputs and room")]
+fn embed_rows(
+    spec: &ModelSpec,
+    weights: &OuterWeights,
+    threads: &Threads,
+    ids: &[u32],
+    start: usize,
+    states: &mut [f32],
+    scratch: &mut EmbedScratch,
+    tables: &mut Option<&mut (dyn TableSource + '_)>,
+) -> Result<()> {
     let hidden = spec.hidden_size;
     let tokens = weights.tokens.matrix();
     let EmbedScratch { token, position } = scratch;
     for (t, (&id, state)) in ids.iter().zip(states.chunks_exact_mut(hidden)).enumerate() {
+        let mut look_up = |to: &mut [f32]| match tables {
+            Some(tables) if id as usize >= tokens.rows() => tables.embedding(id, to),
+            _ => {
+                flashlm_kernels::to_f32(tokens.element(), tokens.row(id as usize), to);
+                Ok(())
+            }
+        };
         match &weights.project_in {
             Some(project) => {
-                flashlm_kernels::to_f32(tokens.element(), tokens.row(id as usize), token);
+                look_up(token)?;
                 matvec(threads, project.matrix(), token, state);
             }
-            None => flashlm_kernels::to_f32(tokens.element(), tokens.row(id as usize), state),
+            None => look_up(state)?,
         }
         if let (Some(table), Positions::Learned { offset }) = (&weights.positions, spec.positions) {
             let table = table.matrix();
@@ -250,6 +320,7 @@ pub fn embed(
             state.iter_mut().zip(position.iter()).for_each(|(s, p)| *s += p);
         }
     }
+    Ok(())
 }
 
 /// What turns a state into logits: final norm, projection, head.
@@ -263,11 +334,21 @@ pub struct Head<'a> {
 }
 
 impl Head<'_> {
-    /// Logits of one state, into the scratch: what is said of the token behind `position` others.
+    /// Logits of one state, into the scratch: what is said of the token behind `position` others. All rows are among the weights.
     ///
     /// # Errors
     /// `NoNumber` if any of them is infinite or no number: nothing can be chosen among such, and any text would be a lie.
     pub fn logits(&self, state: &[f32], position: usize, scratch: &mut HeadScratch) -> Result<()> {
+        self.logits_with(state, position, scratch, None)
+    }
+
+    fn logits_with(
+        &self,
+        state: &[f32],
+        position: usize,
+        scratch: &mut HeadScratch,
+        tables: Option<&mut (dyn TableSource + '_)>,
+    ) -> Result<()> {
         let HeadScratch { normed, projected, logits } = scratch;
         match &self.weights.final_norm {
             Some(final_norm) => norm(self.spec, final_norm, state, normed),
@@ -280,7 +361,11 @@ impl Head<'_> {
             }
             None => normed,
         };
-        matvec(self.threads, self.weights.head().matrix(), input, logits);
+        let head = self.weights.head();
+        matvec(self.threads, head.matrix(), input, &mut logits[..head.rows()]);
+        if let Some(tables) = tables {
+            tables.logits(self.threads, input, logits)?;
+        }
         if let Some(bias) = &self.weights.head_bias {
             logits.iter_mut().zip(bias).for_each(|(l, b)| *l += b);
         }
@@ -304,6 +389,26 @@ mod tests {
                     let Err(RuntimeError::NoNumber { position: 3, id, value }) = found else { panic!("{found:?}") };
                     assert_eq!((id as usize, value.to_bits()), (at, wrong.to_bits()));
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn parts_cover_pieces_and_are_computed_as_their_piece_is() {
+        for ids in 1..700 {
+            for scratch_tokens in [SCRATCH_TOKENS_MIN, 33, 50, 64, 100, 128, 255, 256] {
+                let parts: Vec<Range<usize>> = parts(ids, scratch_tokens).collect();
+                let mut next = 0;
+                for part in parts {
+                    assert_eq!(part.start, next);
+                    let piece = part.start / PIECE_TOKENS * PIECE_TOKENS;
+                    let tokens = PIECE_TOKENS.min(ids - piece);
+                    assert!(part.end <= piece + tokens && part.len() <= scratch_tokens, "{part:?} of {ids}");
+                    let many = |tokens| tokens >= MATMUL_TOKENS_MIN;
+                    assert_eq!(many(part.len()), many(tokens), "{part:?} of {ids} with room for {scratch_tokens}");
+                    next = part.end;
+                }
+                assert_eq!(next, ids);
             }
         }
     }

@@ -39,11 +39,13 @@ impl LayerScratch {
         }
     }
 
-    /// Bytes of that scratch.
-    pub fn bytes(spec: &ModelSpec, tokens: usize, context: usize) -> u64 {
+    /// Bytes of that scratch, with so many threads.
+    pub fn bytes(spec: &ModelSpec, tokens: usize, context: usize, threads: usize) -> u64 {
         let shape = &spec.attention;
         let width = 4 * spec.hidden_size + shape.qkv_size() + shape.heads * shape.head_dim;
-        (tokens * width * 4) as u64 + AttentionScratch::bytes(spec, tokens, context) + FfnScratch::bytes(spec, tokens)
+        (tokens * width * 4) as u64
+            + AttentionScratch::bytes(spec, tokens, context)
+            + FfnScratch::bytes(spec, tokens, threads)
     }
 }
 

@@ -10,4 +10,5 @@ pub mod forward;
 pub mod kv_cache;
 pub mod layer;
 pub mod positions;
+pub mod tables;
 pub mod weights;

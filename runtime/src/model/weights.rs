@@ -20,6 +20,11 @@ pub trait TensorSource {
     /// The tensor's format, shape and bytes (row-major, little-endian).
     fn tensor(&mut self, name: &str) -> Result<TensorBytes>;
 
+    /// How many rows of a table of the vocabulary are given, the first ones, where that is not all.
+    fn rows_kept(&self, _name: &str) -> Option<usize> {
+        None
+    }
+
     /// The scales of a layer's neuron records, where they are quantised.
     fn ffn_scales(&mut self, _layer: usize) -> Result<Option<BytesRange>> {
         Ok(None)
@@ -107,7 +112,8 @@ pub struct Weight {
 impl Weight {
     fn load(source: &mut dyn TensorSource, name: &str, rows: usize, cols: usize) -> Result<Self> {
         let TensorBytes { format, data, scales, .. } = checked(source, name, &[rows, cols])?;
-        Ok(Self { data, scales: scales.zip(scale_group(format)), element: element(format), rows, cols })
+        let (rows, scales) = (source.rows_kept(name).unwrap_or(rows), scales.zip(scale_group(format)));
+        Ok(Self { data, scales, element: element(format), rows, cols })
     }
 
     /// The matrix, for the kernels.
@@ -117,7 +123,9 @@ impl Weight {
         match &self.scales {
             None => matrix,
             Some((scales, group)) => {
-                let scaled = matrix.with_scales(scales.get(), group.scale_bytes(self.cols), *group);
+                let stride = group.scale_bytes(self.cols);
+                // Those of all rows, where some rows are elsewhere.
+                let scaled = matrix.with_scales(&scales.get()[..self.rows * stride], stride, *group);
                 scaled.expect("their length was checked when the weight was loaded")
             }
         }
@@ -138,7 +146,7 @@ fn checked(source: &mut dyn TensorSource, name: &str, shape: &[usize]) -> Result
     let tensor = source.tensor(name)?;
     let (cols, outer) = shape.split_last().expect("a tensor has a dimension");
     let rows: usize = outer.iter().product();
-    let bytes = rows * tensor.format.row_bytes(*cols);
+    let bytes = source.rows_kept(name).unwrap_or(rows) * tensor.format.row_bytes(*cols);
     let scales = rows * tensor.format.scales(*cols) * SCALE_BYTES;
     let found = (tensor.data.len(), tensor.scales.as_ref().map_or(0, BytesRange::len));
     if tensor.shape != shape || found != (bytes, scales) {
@@ -275,7 +283,8 @@ impl LayerWeights {
 
 /// What stands before the first and behind the last block.
 pub struct OuterWeights {
-    /// Token embedding `[vocab, embed]`; the head too, when tied.
+    /// Token embedding `[vocab, embed]`; the head too, when tied. Like the head, it may have its first rows alone: a
+    /// [`TableSource`](super::tables::TableSource) has the others.
     pub tokens: Weight,
     /// Learned positions `[max_positions + offset, hidden]`.
     pub positions: Option<Weight>,

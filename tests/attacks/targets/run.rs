@@ -9,7 +9,7 @@ use flashlm_runtime::error::{Result, RuntimeError};
 use flashlm_runtime::ffn::resident::ResidentFfn;
 use flashlm_runtime::load::{LoadOptions, plan};
 use flashlm_runtime::model::ffn::Records;
-use flashlm_runtime::model::forward::Forward;
+use flashlm_runtime::model::forward::{Forward, PIECE_TOKENS, Room};
 use flashlm_runtime::model::kv_cache::KvDtype;
 use flashlm_runtime::model::weights::{BytesRange, ModelWeights, SharedBytes, TensorBytes, TensorSource};
 use flashlm_runtime::predictor::LayerPredictors;
@@ -63,7 +63,13 @@ fn feed(bundle: &Bundle) -> Result<()> {
     let ffn = ResidentFfn::new(spec.ffn, Records::of(bundle), data);
     let threads = Threads::new(std::num::NonZeroUsize::MIN).expect("no thread beside this one");
     let context = spec.max_positions.min(4);
-    let mut forward = Forward::new(spec.clone(), weights, Box::new(ffn), threads, context, KvDtype::F16)?;
+    let mut forward = Forward::new(
+        spec.clone(),
+        weights,
+        Box::new(ffn),
+        threads,
+        Room { context, kv: KvDtype::F16, scratch_tokens: PIECE_TOKENS },
+    )?;
     forward.feed(&[0])?;
     forward.feed(&[spec.vocab_size as u32 - 1, 0])?;
     Ok(())

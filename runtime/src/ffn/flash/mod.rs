@@ -33,6 +33,10 @@ pub use arena::ArenaPlan;
 use decode::{DecodeScratch, Foresight};
 use store::Store;
 
+/// What an engine keeps for its reads in flight, and for their own buffers where they need such. Measured.
+const ENGINE_BYTES: u64 = 1 << 20;
+const BOUNCE_BYTES: u64 = 9 << 20;
+
 /// How neurons are chosen, kept and read.
 pub struct FlashOptions {
     /// How the arena is divided.
@@ -121,13 +125,14 @@ impl FlashFfn {
         })
     }
 
-    /// Bytes of everything but the arena and the predictors, for a model of so many layers.
-    pub fn working_bytes(layout: &FlashLayout, layers: usize, arena: &ArenaPlan) -> u64 {
+    /// Bytes of everything but the arena and the predictors, for a model of so many layers; `bounces`: where the disk is read in larger
+    /// steps than groups are aligned to, every read goes through a buffer of its own.
+    pub fn working_bytes(layout: &FlashLayout, layers: usize, arena: &ArenaPlan, bounces: bool) -> u64 {
         let groups = layout.groups() as u64;
         let tables = arena.total() as u64 * 48 + groups * layers as u64 * 48;
         let ring = groups * 64 + layout.neurons() as u64 * 64;
-        // Requests in flight, and what is read through.
-        tables + ring + (2 << 20)
+        // Requests in flight with the pieces of each, and what is read through.
+        tables + ring + ENGINE_BYTES + if bounces { BOUNCE_BYTES } else { 0 }
     }
 
     /// How reads are issued, for announcements.

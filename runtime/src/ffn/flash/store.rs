@@ -173,7 +173,8 @@ impl Store {
             reads: Vec::with_capacity(groups),
             missing: Vec::with_capacity(groups),
             requests: Vec::with_capacity(groups),
-            batch: ReadBatch::new(),
+            // A request, and a gap before each group, for every group at most.
+            batch: ReadBatch::with_capacity(groups * parts, 2 * groups * parts),
             done: Vec::with_capacity(groups),
             ring_first: first_slot,
             parts: parts as u32,

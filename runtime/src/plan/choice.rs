@@ -1,0 +1,269 @@
+//! Which source of neurons a run takes, and how the budget is divided: what fits first, with what is left given to what saves most.
+//!
+//! Nothing chosen here changes the text. A budget is met by smaller scratch for prompts, then by a smaller neuron cache, then by
+//! leaving rows of the vocabulary's matrices on flash, then by reading every neuron for every token.
+
+use flashlm_formats::bundle::Bundle;
+use flashlm_io::{DirectFile, EngineChoice, reads_with_threads};
+
+use super::{Base, MemoryPlan, PlanItem};
+use crate::budget::human_bytes;
+use crate::error::Result;
+use crate::ffn::flash::{ArenaPlan, FlashFfn};
+use crate::ffn::streamed::{CHUNKS, CHUNKS_MIN, StreamedFfn};
+use crate::load::{FfnChoice, LoadOptions, predictors_of, read_cost};
+use crate::memory;
+use crate::model::ffn::Selection;
+use crate::model::forward::{PIECE_TOKENS, Room, SCRATCH_TOKENS_MIN};
+use crate::planner::ReadCost;
+use crate::predictor::LayerPredictors;
+use crate::tables::TablePlan;
+
+/// Scratch for prompts takes at most this part of a budget, if it can.
+const SCRATCH_SHARE: u64 = 16;
+
+/// Threads that an engine of threads has: of the reader that loads, and of the source.
+const READERS: usize = 40;
+
+/// What was chosen for a run, and the memory it takes.
+pub struct Planned {
+    /// Where the FFN comes from.
+    pub choice: FfnChoice,
+    /// The memory.
+    pub plan: MemoryPlan,
+    /// How the memory for neurons is divided, for [`FfnChoice::Flash`].
+    pub arena: Option<ArenaPlan>,
+    /// Layers whose neurons stay in memory, for [`FfnChoice::Hybrid`].
+    pub pinned: usize,
+    /// Pieces of a layer that are read ahead, for the choices that read whole layers.
+    pub chunks: usize,
+    /// Tokens of a prompt that go through a block together.
+    pub scratch_tokens: usize,
+    /// What stays in memory of the vocabulary's matrices.
+    pub tables: TablePlan,
+    /// Bytes of the ring that the bundle is loaded through.
+    pub loading_bytes: u64,
+    /// Whether predictors choose what is computed; every neuron is where they do not.
+    pub predicted: bool,
+    /// Why it is a slow way, where the budget left no better one.
+    pub fallback: Option<String>,
+}
+
+/// The FFN source and its memory plan: what was asked for, else the first that fits.
+///
+/// # Errors
+/// `BudgetTooSmall` with the smallest budget that any of them works in.
+pub fn plan(bundle: &Bundle, options: &LoadOptions) -> Result<Planned> {
+    let budget = options.budget.or_else(memory::available).unwrap_or(u64::MAX);
+    let predicted = bundle.predictors().is_some() && options.predict;
+    let choices = match options.ffn {
+        Some(choice) => vec![choice],
+        None if predicted => vec![FfnChoice::Resident, FfnChoice::Flash, FfnChoice::Streamed],
+        None => vec![FfnChoice::Resident, FfnChoice::Streamed],
+    };
+    let mut refused: Vec<MemoryPlan> = Vec::new();
+    for choice in choices {
+        let case = Case::new(bundle, options, choice, budget);
+        let mut planned = case.best();
+        if planned.plan.total() > budget {
+            refused.push(planned.plan);
+            continue;
+        }
+        let mut reasons = Vec::new();
+        if let (FfnChoice::Streamed, Some(better)) = (choice, refused.last()) {
+            let what = if predicted { "a neuron cache does" } else { "all neurons do" };
+            reasons.push(format!(
+                "{what} not fit in {}: all neurons are read for every token; --memory {} is enough to avoid that",
+                human_bytes(budget),
+                better.total()
+            ));
+        }
+        let whole = TablePlan::whole(bundle.spec());
+        if planned.tables != whole {
+            let needed = case.of(SCRATCH_TOKENS_MIN, whole, Parts::Least).plan.total();
+            reasons.push(planned.tables.said(bundle.spec(), budget, needed));
+        }
+        planned.fallback = (!reasons.is_empty()).then(|| reasons.join("; "));
+        return Ok(planned);
+    }
+    // What the error names: on a small model the buffers of a streamed FFN can be more than all of a resident one.
+    let plan = refused.into_iter().min_by_key(MemoryPlan::total).expect("there is at least one choice");
+    plan.check(budget)?;
+    unreachable!("a plan within the budget was returned")
+}
+
+/// How much of what is not needed is taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Parts {
+    /// As little as works.
+    Least,
+    /// As much as fits.
+    Most,
+}
+
+/// One source of neurons, with what does not depend on how the budget is divided.
+struct Case<'a> {
+    bundle: &'a Bundle,
+    options: &'a LoadOptions,
+    choice: FfnChoice,
+    budget: u64,
+    predictors: u64,
+    /// Bytes of a slot, and whether every read goes through a buffer of its own.
+    slot: u64,
+    bounces: bool,
+    readers: usize,
+    cost: ReadCost,
+}
+
+impl<'a> Case<'a> {
+    fn new(bundle: &'a Bundle, options: &'a LoadOptions, choice: FfnChoice, budget: u64) -> Self {
+        let (spec, layout) = (bundle.spec(), bundle.layout());
+        let predictors = predictors_of(bundle, options, choice).map_or(0, |(section, info)| {
+            // Their vectors are kept as numbers, beside the blob.
+            section.extent.bytes + LayerPredictors::vector_bytes(info, spec)
+        });
+        let alignment = DirectFile::open(bundle.path(), options.direct).map(|file| file.alignment()).ok();
+        let memory = alignment.map_or(512, |alignment| alignment.memory.max(alignment.length).max(64));
+        let step = alignment.map_or(1, |alignment| alignment.file_unit());
+        let by_threads = options.engine == EngineChoice::Threads || reads_with_threads(options.engine);
+        Self {
+            bundle,
+            options,
+            choice,
+            budget,
+            predictors,
+            slot: layout.group_bytes().next_multiple_of(memory) as u64,
+            bounces: !(layout.alignment() as u64).is_multiple_of(step),
+            readers: if by_threads { READERS } else { 0 },
+            cost: read_cost(bundle, options).0,
+        }
+    }
+
+    /// The best plan within the budget, or the smallest there is.
+    fn best(&self) -> Planned {
+        let spec = self.bundle.spec();
+        let mut smallest: Option<Planned> = None;
+        for tables in TablePlan::choices(spec, matches!(self.choice, FfnChoice::Flash | FfnChoice::Streamed)) {
+            let mut tokens = PIECE_TOKENS;
+            while tokens >= SCRATCH_TOKENS_MIN {
+                let is_least = tokens == SCRATCH_TOKENS_MIN;
+                if is_least || self.base(tokens, tables).working_bytes() <= self.budget / SCRATCH_SHARE {
+                    let least = self.of(tokens, tables, Parts::Least);
+                    if least.plan.total() <= self.budget {
+                        return match tables.is_cut(spec) {
+                            true => self.of(tokens, self.head_rows(tokens, tables), Parts::Least),
+                            false => self.of(tokens, tables, Parts::Most),
+                        };
+                    }
+                    // Buffers for what is left on flash can be more than all of a small vocabulary.
+                    if smallest.as_ref().is_none_or(|smallest| least.plan.total() < smallest.plan.total()) {
+                        smallest = Some(least);
+                    }
+                }
+                tokens /= 2;
+            }
+        }
+        smallest.expect("the smallest scratch is always tried")
+    }
+
+    /// As many rows of the head as fit: every one of them is used for every token, which is more than a neuron can say.
+    fn head_rows(&self, tokens: usize, tables: TablePlan) -> TablePlan {
+        let spec = self.bundle.spec();
+        let fits = |rows| self.of(tokens, tables.with_head(spec, rows), Parts::Least).plan.total() <= self.budget;
+        tables.with_head(spec, largest(spec.vocab_size as u64 - 1, |rows| fits(rows as usize)) as usize)
+    }
+
+    fn base(&self, scratch_tokens: usize, tables: TablePlan) -> Base<'a> {
+        let LoadOptions { context, kv, threads, .. } = *self.options;
+        Base {
+            bundle: self.bundle,
+            room: Room { context, kv, scratch_tokens },
+            threads: threads.get(),
+            readers: self.readers,
+            left_out: tables.left_out(self.bundle),
+        }
+    }
+
+    /// The plan with this division.
+    fn of(&self, scratch_tokens: usize, tables: TablePlan, parts: Parts) -> Planned {
+        let item = |name, bytes| PlanItem { name, bytes };
+        let (spec, layout, choice) = (self.bundle.spec(), self.bundle.layout(), self.choice);
+        let base = self.base(scratch_tokens, tables);
+        let chosen = match self.predictors {
+            0 => 0,
+            _ => Selection::bytes(scratch_tokens.min(self.options.context), spec.ffn.size),
+        };
+        let common = [item("predictors", self.predictors + chosen), item("vocabulary", tables.bytes(self.bundle))];
+        let whole = |items: &[PlanItem]| base.plan(choice.name(), &[&common, items].concat());
+        let fits = |items: &[PlanItem]| whole(items).total() <= self.budget;
+        let planned = |plan, arena, pinned, chunks| Planned {
+            choice,
+            plan,
+            arena,
+            pinned,
+            chunks,
+            scratch_tokens,
+            tables,
+            loading_bytes: base.loading_bytes(),
+            predicted: self.predictors > 0,
+            fallback: None,
+        };
+        let layer = layout.layer_bytes() as u64;
+        let buffers = |chunks| item("FFN buffers", StreamedFfn::bytes(layout, chunks));
+        match choice {
+            FfnChoice::Resident => planned(whole(&[item("FFN", spec.layers as u64 * layer)]), None, 0, 0),
+            FfnChoice::Streamed => {
+                let most = (CHUNKS_MIN..=CHUNKS).rev().find(|chunks| parts == Parts::Most && fits(&[buffers(*chunks)]));
+                let chunks = most.unwrap_or(CHUNKS_MIN);
+                planned(whole(&[buffers(chunks)]), None, 0, chunks)
+            }
+            FfnChoice::Naive => planned(whole(&[buffers(CHUNKS)]), None, 0, CHUNKS),
+            FfnChoice::Hybrid => {
+                let items = |pinned: u64| [buffers(CHUNKS), item("pinned layers", pinned * layer)];
+                let pinned = match parts {
+                    Parts::Least => 0,
+                    Parts::Most => largest(spec.layers as u64, |pinned| fits(&items(pinned))),
+                };
+                planned(whole(&items(pinned)), None, pinned as usize, CHUNKS)
+            }
+            FfnChoice::Flash => {
+                let items = |arena: &ArenaPlan| {
+                    let kept: u64 = arena.slots.iter().map(|s| u64::from(*s)).sum();
+                    let tables = FlashFfn::working_bytes(layout, spec.layers, arena, self.bounces);
+                    [
+                        item("neuron cache", kept * self.slot),
+                        item("transient neurons", 2 * u64::from(arena.transient) * self.slot),
+                        item("neuron tables", tables),
+                    ]
+                };
+                let fits = |arena: &ArenaPlan| parts == Parts::Most && fits(&items(arena));
+                let arena = ArenaPlan::within(self.bundle, &self.cost, fits);
+                planned(whole(&items(&arena)), Some(arena), 0, 0)
+            }
+        }
+    }
+}
+
+/// The largest number up to `most` that fits, where all smaller ones do; 0 if none does.
+fn largest(most: u64, fits: impl Fn(u64) -> bool) -> u64 {
+    let (mut low, mut high) = (0, most);
+    while low < high {
+        let middle = low + (high - low).div_ceil(2);
+        if fits(middle) { low = middle } else { high = middle - 1 }
+    }
+    low
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_that_fits_is_found() {
+        for most in 0..40 {
+            for limit in 0..45 {
+                assert_eq!(largest(most, |n| n <= limit), most.min(limit));
+            }
+        }
+    }
+}
