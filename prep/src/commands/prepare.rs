@@ -39,6 +39,7 @@ use flashlm_runtime::text::Tokenizer;
 use super::formats::FormatArgs;
 use super::gain::{self, verdict};
 use super::pack::read_orders;
+use super::publish;
 use super::source::{self, CHECKPOINT_HELP};
 use super::thresholds::{self, DEFAULT_LOSS};
 use super::{Stage, inputs, numbers, say_notes};

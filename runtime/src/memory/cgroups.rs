@@ -19,7 +19,7 @@ impl Cgroups {
     pub(super) fn of_process(root: &Path) -> Option<Self> {
         let read = |path: &str| fs::read_to_string(root.join(path)).ok();
         let (memberships, mounts) = (read("proc/self/cgroup")?, read("proc/self/mountinfo")?);
-        let found = memberships.lines().find_map(|line| {
+        memberships.lines().find_map(|line| {
             let mut fields = line.splitn(3, ':').skip(1);
             let (controllers, own) = (fields.next()?, fields.next()?);
             let v1 = controllers.split(',').any(|c| c == "memory");
@@ -31,8 +31,7 @@ impl Cgroups {
             let groups = Self::up_to(&top, &mount.inside(own), v1);
             // Version 2 may be mounted beside version 1, without a say on memory.
             (!groups.0.is_empty()).then_some(groups)
-        });
-        found
+        })
     }
 
     fn up_to(top: &Path, inside: &Path, v1: bool) -> Self {
