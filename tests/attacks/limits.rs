@@ -331,7 +331,8 @@ fn killed(mut command: Command, after: Duration) -> bool {
 fn measurements_that_are_killed_leave_nothing() {
     let mini = Mini::get();
     let (checkpoint, bundle, words) = (mini.path("checkpoint"), mini.bundle(), mini.path("text.txt"));
-    let commands: [(&str, &[&str]); 3] = [
+    let commands: [(&str, &[&str]); 4] = [
+        ("flashlm-prep", &["thresholds", text(&checkpoint), "--text", text(&words), "--tokens", "1400"]),
         ("flashlm-prep", &["evaluate", text(&bundle), "--against", text(&checkpoint), "--text", text(&words)]),
         ("flashlm", &["disk", ".", "--scratch", "64"]),
         ("flashlm", &["bench", text(&bundle), "--memory", "100%", "--prompt-tokens", "20", "--tokens", "20"]),

@@ -42,7 +42,7 @@ use super::pack::read_orders;
 use super::publish;
 use super::source::{self, CHECKPOINT_HELP};
 use super::thresholds::{self, DEFAULT_LOSS};
-use super::{Stage, inputs, numbers, say_notes};
+use super::{Stage, inputs, numbers, publish, say_notes};
 use estimate::Left;
 use layers::{Layers, Stages};
 use made_from::{MadeFrom, Source};

@@ -84,9 +84,7 @@ pub(crate) fn run(args: &ThresholdsArgs) -> Result<ExitCode> {
     let calibration = Calibration::new(&read_documents(&args.text)?, &tokenizer, spec, sampling)?;
     say_notes(&calibration.notes);
     let scratch = args.scratch.clone().unwrap_or_else(std::env::temp_dir);
-    let scratch = scratch.join(format!("flashlm-thresholds-{}", std::process::id()));
     let measured = measure(&checkpoint, &calibration, args.quality_loss, args.threads, &scratch);
-    _ = std::fs::remove_dir_all(&scratch);
     let file = ThresholdFile::new(&checkpoint, measured?);
     if let Some(output) = output {
         output.publish_bytes(&file.to_json())?;

@@ -129,8 +129,8 @@ pub enum ThresholdError {
 }
 
 /// Finds thresholds for `checkpoint` that cost at most `loss` of perplexity: chosen on the documents of `calibration` that are to be
-/// trained on, and lowered until those held out keep it, with a standard error to spare. Scratch files go to `scratch`, which is
-/// deleted afterwards; `progress` is told the work done and the work in all, which may grow.
+/// trained on, and lowered until those held out keep it, with a standard error to spare. Scratch files, which have no
+/// names, go to the directory `scratch`; `progress` is told the work done and the work in all, which may grow.
 pub fn find_thresholds(
     checkpoint: &Checkpoint,
     calibration: &Calibration,

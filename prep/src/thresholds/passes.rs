@@ -1,7 +1,7 @@
 //! Copies of a model going through the same text side by side, each with other neurons left out, layer by layer.
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::model::ModelSpec;
@@ -16,7 +16,7 @@ use super::{Spread, ThresholdError};
 use crate::evaluate::log_sum_exp;
 use crate::layers::LayerRunner;
 use crate::record::{CheckpointTensors, layer_ffn};
-use crate::states::{self, HiddenStates, StatesError};
+use crate::states::{HiddenStates, StatesError};
 
 /// Positions whose logits are computed together.
 const HEAD_ROWS: usize = 32;
@@ -91,35 +91,28 @@ impl Passes<'_> {
         ranges: &[Range<usize>],
         copies: &[Copy<'_>],
     ) -> Result<(Vec<Scores>, Vec<Spread>), ThresholdError> {
-        let found = self.layers(ranges, copies).and_then(|spreads| Ok((self.heads(ranges, copies.len())?, spreads)));
-        for copy in 0..copies.len() {
-            states::remove_dir(&self.dir(copy))?;
-        }
-        found
+        let (spreads, states) = self.layers(ranges, copies)?;
+        Ok((self.heads(ranges, &states)?, spreads))
     }
 
-    fn dir(&self, copy: usize) -> PathBuf {
-        self.scratch.join(format!("stream-{copy}"))
+    fn new_states(&self) -> Result<HiddenStates, StatesError> {
+        HiddenStates::temporary(self.scratch, self.tokens.len(), self.checkpoint.spec().hidden_size)
     }
 
-    fn states(&self, copy: usize, layer: usize) -> Result<HiddenStates, StatesError> {
-        HiddenStates::open(&self.dir(copy), layer, self.tokens.len(), self.checkpoint.spec().hidden_size)
-    }
-
-    fn new_states(&self, copy: usize, layer: usize) -> Result<HiddenStates, StatesError> {
-        HiddenStates::create(&self.dir(copy), layer, self.tokens.len(), self.checkpoint.spec().hidden_size)
-    }
-
-    fn layers(&mut self, ranges: &[Range<usize>], copies: &[Copy<'_>]) -> Result<Vec<Spread>, ThresholdError> {
+    /// Also gives the states behind the last layer, of every copy.
+    fn layers(
+        &mut self,
+        ranges: &[Range<usize>],
+        copies: &[Copy<'_>],
+    ) -> Result<(Vec<Spread>, Vec<HiddenStates>), ThresholdError> {
         let checkpoint = self.checkpoint;
         let spec = checkpoint.spec();
         let longest = ranges.iter().map(|r| r.len()).max().unwrap_or(0);
         let mut runner = LayerRunner::new(spec, self.threads, longest)?;
         let outer = OuterWeights::load(spec, &mut CheckpointTensors::new(checkpoint))?;
-        for copy in 0..copies.len() {
-            let mut output = self.new_states(copy, 0)?;
-            runner.embed(&outer, self.tokens, ranges.iter().cloned(), &mut output)?;
-            output.publish()?;
+        let mut states = copies.iter().map(|_| self.new_states()).collect::<Result<Vec<_>, _>>()?;
+        for states in &mut states {
+            runner.embed(&outer, self.tokens, ranges.iter().cloned(), states)?;
         }
         drop(outer);
         let mut spreads = Vec::with_capacity(spec.layers);
@@ -135,33 +128,31 @@ impl Passes<'_> {
                     Copy::Share(cut) => observer.spread.threshold(*cut),
                     Copy::Thresholds(thresholds) => thresholds[layer],
                 };
-                let (input, mut output) = (self.states(number, layer)?, self.new_states(number, layer + 1)?);
+                let mut output = self.new_states()?;
                 for range in ranges.iter().cloned() {
                     let tokens = range.len();
                     let watched = matches!(copy, Copy::Whole).then_some(&mut observer as &mut dyn FfnObserver);
-                    runner.run(&weights, &mut ffn, range, (&input, &mut output), watched)?;
+                    runner.run(&weights, &mut ffn, range, (&states[number], &mut output), watched)?;
                     let weights = (spec.ffn.vectors() * spec.ffn.size + spec.attention.qkv_size() + spec.hidden_size)
                         * spec.hidden_size;
                     (self.progress)((tokens * weights) as u64);
                 }
                 observer.take_in();
-                output.publish()?;
-                input.remove()?;
+                states[number] = output;
             }
             spreads.push(observer.spread);
         }
-        Ok(spreads)
+        Ok((spreads, states))
     }
 
-    fn heads(&mut self, ranges: &[Range<usize>], copies: usize) -> Result<Vec<Scores>, ThresholdError> {
+    fn heads(&mut self, ranges: &[Range<usize>], states: &[HiddenStates]) -> Result<Vec<Scores>, ThresholdError> {
         let checkpoint = self.checkpoint;
         let spec = checkpoint.spec();
         let outer = OuterWeights::load(spec, &mut CheckpointTensors::new(checkpoint))?;
         let head = Head { spec, weights: &outer, threads: self.threads };
         let (mut logits, mut scratch) = (Vec::new(), MatmulScratch::default());
-        let mut all = Vec::with_capacity(copies);
-        for copy in 0..copies {
-            let states = self.states(copy, spec.layers)?;
+        let mut all = Vec::with_capacity(states.len());
+        for states in states {
             let mut scores = Scores::default();
             for range in ranges {
                 let last = range.end.saturating_sub(1);
