@@ -17,7 +17,7 @@ pub(crate) fn watch() -> Result<()> {
         loop {
             if let Some(code) = signals::asked() {
                 publish::abandon();
-                eprintln!("flashlm-prep: interrupted; nothing half-written was left behind");
+                eprintln!("flashlm-prep: interrupted; files that were not whole are removed, what was fetched is kept");
                 std::process::exit(code.into());
             }
             std::thread::sleep(STEP);

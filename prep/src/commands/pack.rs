@@ -74,7 +74,7 @@ fn compare_groups(made_for: Option<GroupShape>, bundle: &FlashLayout, format: We
     let bundle = GroupShape::from(bundle);
     if let Some(made_for) = made_for.filter(|made_for| *made_for != bundle) {
         eprintln!(
-            "note: the orders were made for {made_for}, the bundle has {bundle}: it will read more than it need; \
+            "note: the orders were made for {made_for}, the bundle has {bundle}: it will read more than it needs to; \
              `flashlm-prep order --dtype {format}` makes orders for it"
         );
     }

@@ -152,7 +152,7 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
     work.refuse_inside(inputs.iter().chain([&args.output]))?;
     let mut checkpoint = source::open(&args.checkpoint)?;
     for note in checkpoint.notes() {
-        eprintln!("note: {}", note);
+        eprintln!("note: {note}");
     }
     let spec = checkpoint.spec().clone();
     let tokens = args.tokens(&spec);
