@@ -10,6 +10,7 @@
 mod error;
 mod layer_reader;
 mod layer_writer;
+mod split;
 mod tensor_file;
 
 use std::io::Read;
@@ -26,12 +27,13 @@ use crate::seal::{self, SealBroken};
 pub use error::RecordingError;
 pub use layer_reader::{LayerRecording, NeuronSummary};
 pub use layer_writer::LayerWriter;
+pub use split::{HELD_OUT, Split, hold_out};
 use tensor_file::{Region, TensorFile, header_bytes};
 
 /// The version this build writes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The versions this build reads.
-pub const VERSIONS_READ: std::ops::RangeInclusive<u32> = 1..=1;
+pub const VERSIONS_READ: std::ops::RangeInclusive<u32> = 1..=2;
 
 const FORMAT: &str = "flashlm-recording";
 const FORMAT_TOKENS: &str = "flashlm-recording-tokens";
@@ -102,6 +104,9 @@ pub struct Recording {
     tokens: Vec<u32>,
     sequences: Vec<u32>,
     documents: Vec<u32>,
+    /// Numbers of the documents held out; empty where the recording does not say.
+    held_out: Vec<u32>,
+    split: Split,
 }
 
 impl Recording {
@@ -109,25 +114,33 @@ impl Recording {
     /// [`Recording::layer_writer`].
     ///
     /// `sequences` are the start offsets of the sequences with the number of tokens behind them; `documents` gives for
-    /// every token the number of its document, never decreasing. The counts of `info` are filled in from them.
+    /// every token the number of its document, never decreasing. `held_out` are the numbers of the documents that nothing may be
+    /// trained on, ascending; without any the split is left to the rule for recordings that do not say. The counts of `info` are
+    /// filled in from them.
     pub fn create(
         dir: &Path,
         mut info: RecordingInfo,
         tokens: Vec<u32>,
         sequences: Vec<u32>,
         documents: Vec<u32>,
+        held_out: Vec<u32>,
     ) -> Result<Self, RecordingError> {
         info.tokens = tokens.len() as u64;
         info.sequences = sequences.len().saturating_sub(1) as u64;
         info.documents = count_documents(&documents);
         let longest = sequences.windows(2).map(|w| w[1].saturating_sub(w[0]) as u64).max().unwrap_or(0);
         info.sequence_tokens = info.sequence_tokens.max(longest);
-        let recording = Recording { dir: dir.to_path_buf(), info, tokens, sequences, documents };
-        recording.validate()?;
+        let recording = Self::checked(dir, info, tokens, sequences, documents, held_out)?;
         create_directory(dir).map_err(|e| RecordingError::io(dir, e))?;
 
-        let parts: [(&str, &[u32]); 3] =
-            [("tokens", &recording.tokens), ("sequences", &recording.sequences), ("documents", &recording.documents)];
+        let mut parts: Vec<(&str, &[u32])> = vec![
+            ("tokens", &recording.tokens),
+            ("sequences", &recording.sequences),
+            ("documents", &recording.documents),
+        ];
+        if recording.says_what_is_held_out() {
+            parts.push(("held_out", &recording.held_out));
+        }
         let regions: Vec<_> = parts.iter().map(|(name, data)| Region::new(name, "U32", &[data.len() as u64])).collect();
         let mut json = serde_json::to_vec_pretty(&recording.info).expect("plain data serialises");
         json.push(b'\n');
@@ -181,8 +194,28 @@ impl Recording {
         let tokens = file.read_u32("tokens", &[info.tokens])?;
         let sequences = file.read_u32("sequences", &[info.sequences.saturating_add(1)])?;
         let documents = file.read_u32("documents", &[info.tokens])?;
-        let recording = Recording { dir: dir.to_path_buf(), info, tokens, sequences, documents };
+        let held_out = match file.length_of("held_out") {
+            Ok(count) => file.read_u32("held_out", &[count])?,
+            Err(_) => Vec::new(),
+        };
+        Self::checked(dir, info, tokens, sequences, documents, held_out)
+    }
+
+    fn checked(
+        dir: &Path,
+        info: RecordingInfo,
+        tokens: Vec<u32>,
+        sequences: Vec<u32>,
+        documents: Vec<u32>,
+        held_out: Vec<u32>,
+    ) -> Result<Self, RecordingError> {
+        let dir = dir.to_path_buf();
+        let mut recording = Recording { dir, info, tokens, sequences, documents, held_out, split: Split::default() };
         recording.validate()?;
+        recording.split = match recording.says_what_is_held_out() {
+            true => Split::of_documents(&recording.documents, &recording.held_out),
+            false => Split::by_rule(&recording.documents),
+        };
         Ok(recording)
     }
 
@@ -227,6 +260,15 @@ impl Recording {
         if documents != info.documents {
             return lie("documents", 0, format!("{} documents", info.documents), documents);
         }
+        if let Some(at) = self.held_out.windows(2).position(|w| w[1] <= w[0]) {
+            return lie("held_out", at + 1, format!("above {}", self.held_out[at]), self.held_out[at + 1] as u64);
+        }
+        if let Some(at) = self.held_out.iter().position(|number| self.documents.binary_search(number).is_err()) {
+            return lie("held_out", at, "the number of a document".into(), self.held_out[at] as u64);
+        }
+        if self.held_out.len() as u64 >= documents {
+            return lie("held_out", 0, format!("fewer than all {documents} documents"), self.held_out.len() as u64);
+        }
         if let Some(at) = self.tokens.iter().position(|&t| t as usize >= info.model.vocab_size) {
             return lie("tokens", at, format!("an id below {}", info.model.vocab_size), self.tokens[at] as u64);
         }
@@ -261,6 +303,17 @@ impl Recording {
     /// For every token the number of the document that it comes from; never decreasing.
     pub fn documents(&self) -> &[u32] {
         &self.documents
+    }
+
+    /// Which tokens are trained on and which are held out: the same for everything that is made from the recording.
+    pub fn split(&self) -> &Split {
+        &self.split
+    }
+
+    /// Whether the recorder decided what is held out. Recordings of version 1 do not say it, and those of other recorders need
+    /// not: then the rule of `docs/recording-format.md` does.
+    pub fn says_what_is_held_out(&self) -> bool {
+        !self.held_out.is_empty()
     }
 
     /// Where the file of `layer` lies, or would lie.

@@ -6,6 +6,7 @@
 //!
 //! Works on sets of wanted neurons: knows nothing of recordings, models or how an order ends up in a bundle.
 
+mod cache_share;
 mod file;
 mod gaps;
 mod greedy;
@@ -14,6 +15,7 @@ mod path;
 mod score;
 mod strategy;
 
+pub use cache_share::usual_cache_share;
 pub use file::{GroupShape, OrderFile, OrderFileError};
 pub use score::{OrderScore, ScoreOptions, score};
 pub use strategy::{

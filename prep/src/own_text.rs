@@ -17,7 +17,8 @@ use flashlm_runtime::sampler::{Sampler, Sampling};
 use flashlm_runtime::text::Tokenizer;
 
 use crate::pack::{PackError, PackOptions, pack};
-use crate::record::text::{SEPARATOR, between_texts};
+use crate::record::documents::SEPARATOR;
+use crate::record::text::between_texts;
 
 /// Why no text was written.
 #[derive(Debug, thiserror::Error)]

@@ -114,7 +114,9 @@ pub fn build(input: &ReportInput, progress: &(dyn Fn() + Sync)) -> Result<String
         return Err(ReportError::NoSuchLayer { layer: stray, layers: model.layers });
     }
     let (storage, cost_source) = storage(input)?;
-    let sample = measures::sample(recording, input.tokens_max);
+    // Orders are not judged on what they were made from.
+    let own_orders = input.orders.is_some_and(|orders| orders.recording == recording.info().id);
+    let sample = measures::sample(recording, input.tokens_max, own_orders);
     let matrix_layer = present[present.len() / 2];
     let layers: Result<Vec<LayerMeasures>, ReportError> = present
         .par_iter()

@@ -23,7 +23,7 @@ mod start;
 mod store;
 mod sweep;
 
-pub use activity::{Activity, Inputs, Split, TrainingSet, training_set};
+pub use activity::{Activity, Inputs, TrainingSet, training_set};
 pub use adopt::adopt_layer;
 pub use curve::{Curve, OperatingPoint};
 pub use look_ahead::LookAheadReport;

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use flashlm_formats::bundle::{LayerSparsity, ReusePoint};
-use flashlm_formats::recording::{LayerRecording, RecordingError};
+use flashlm_formats::recording::{LayerRecording, RecordingError, Split};
 use flashlm_kernels::Threads;
 use flashlm_runtime::cache::PolicyKind;
 use flashlm_runtime::error::RuntimeError;
@@ -98,21 +98,20 @@ pub fn wanted_sets(
 
 /// What one layer's neurons do, for the bundle: how many are active and predicted, and what caches of several sizes miss.
 ///
-/// `training` fills the caches, misses are counted on `held_out`; `position` is the place of each neuron in storage order.
+/// Tokens to train on fill the caches, misses are counted on those held out, as are the neurons that the predictor chooses;
+/// `position` is the place of each neuron in storage order.
 pub fn measure_reuse(
     recorded: &mut LayerRecording,
-    (training, held_out): (&[Range<usize>], &[Range<usize>]),
+    split: &Split,
     predictor: (&Path, usize),
     position: &[u32],
     records_per_group: u32,
 ) -> Result<LayerSparsity, WantedError> {
-    let before: usize = training.iter().map(Range::len).sum();
-    let last = skipped(training, before.saturating_sub(WARM_UP));
-    let warm_up = before.min(WARM_UP);
-    let parts: Vec<Range<usize>> = last.into_iter().chain(held_out.iter().cloned()).collect();
+    let (parts, warm_up) = behind_a_warm_up(split, WARM_UP);
     let wanted = wanted_sets(recorded, &parts, warm_up + COUNTED, Some(predictor))?;
-    let neurons = f64::from(wanted.groups());
-    let predicted = wanted.wishes() as f64 / (wanted.tokens().max(1) as f64 * neurons);
+    let counted = wanted.tokens().saturating_sub(warm_up).max(1);
+    let wishes: usize = wanted.iter().skip(warm_up).map(<[u32]>::len).sum();
+    let predicted = wishes as f64 / (counted as f64 * f64::from(wanted.groups()));
     let groups = wanted.regrouped(position, records_per_group);
     drop(wanted);
     let sizes = SIZES.map(|size| (u64::from(groups.groups()) * u64::from(size) / 1000) as u32);
@@ -128,6 +127,13 @@ pub fn measure_reuse(
     // A layer of few groups has fewer sizes.
     reuse.dedup_by_key(|point| point.slots);
     Ok(LayerSparsity { active: recorded.active_fraction() as f32, predicted: Some(predicted as f32), reuse })
+}
+
+/// The tokens held out, behind the last of those to train on, at most so many, which fill a cache; and the number of these.
+pub fn behind_a_warm_up(split: &Split, tokens_max: usize) -> (Vec<Range<usize>>, usize) {
+    let before = Split::tokens(&split.training);
+    let last = skipped(&split.training, before.saturating_sub(tokens_max));
+    (last.into_iter().chain(split.held_out.iter().cloned()).collect(), before.min(tokens_max))
 }
 
 /// What is left of `parts` behind the first `tokens`.

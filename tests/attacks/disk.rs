@@ -337,7 +337,7 @@ fn a24_a_source_that_changes_meanwhile() {
         // Recording notices at its end at the latest.
         crate::mini::write_checkpoint(&source);
         let checkpoint = Checkpoint::open(&source).unwrap();
-        let sampling = TextSampling { tokens: 60, sequence_tokens: 30, seed: 1 };
+        let sampling = TextSampling { tokens: 60, sequence_tokens: 30, seed: 1, held_out: 0.1 };
         let calibration = Calibration::random(checkpoint.spec(), sampling);
         let recording = dir.path().join(name);
         let threads = Threads::new(std::num::NonZeroUsize::MIN).unwrap();
@@ -360,7 +360,7 @@ fn a25_a_source_that_changed_between_two_runs() {
         let mut command = Command::new(program("flashlm-prep"));
         command.arg("prepare").arg(&source).arg("--text").arg(Mini::get().path("text.txt"));
         command
-            .args(["--tokens", "1400", "--sequence-tokens", "40", "--size-budget", "15%", "-o"])
+            .args(["--tokens", "1400", "--sequence-tokens", "40", "--size-budget", "15%", "--anyway", "-o"])
             .arg(dir.path().join(output));
         let said = Said::from(command.stdin(Stdio::null()).output().unwrap());
         (said.stderr.clone(), said.succeeded()).0

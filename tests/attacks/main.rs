@@ -19,6 +19,7 @@ mod power;
 mod programs;
 mod script;
 mod shown;
+mod split;
 #[allow(unreachable_pub, reason = "shared with the fuzzers")]
 mod targets;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

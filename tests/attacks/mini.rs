@@ -156,7 +156,8 @@ impl Stage {
             }
             Self::Prepare => {
                 command.arg("prepare").arg(path("checkpoint")).arg("--text").arg(path("text.txt"));
-                command.args(["--tokens", "1400", "--sequence-tokens", "40", "--size-budget", "15%"])
+                // Of a model of random weights most neurons are admitted.
+                command.args(["--tokens", "1400", "--sequence-tokens", "40", "--size-budget", "15%", "--anyway"])
             }
             Self::Thresholds => {
                 command.arg("thresholds").arg(path("checkpoint")).arg("--text").arg(path("text.txt"));

@@ -28,8 +28,7 @@ fn our_recording_agrees_with_the_one_made_with_transformers() {
         sequences: theirs.sequence_offsets().to_vec(),
         documents: theirs.documents().to_vec(),
         sequence_tokens: 48,
-        seed: 0,
-        text_fingerprint: 0,
+        ..Calibration::default()
     };
     let dir = scratch();
     let mut recorder = Recorder::open(&checkpoint, &calibration, dir.path(), threads()).unwrap();

@@ -45,7 +45,7 @@ fn a_model_is_prepared_with_thresholds() {
     assert!(all.kl_mean < 1e-8 && all.layers.iter().all(|l| l.predicted_fraction == 1.0 && l.active_fraction < 0.3));
     let active = evaluated(PredictorChoice::Active);
     for layer in &active.layers {
-        assert_eq!((layer.false_negative_rate, layer.false_positive_rate), (0.0, 0.0));
+        assert_eq!((layer.false_negative_rate, layer.false_positive_rate), (0.0, Some(0.0)));
         assert!(layer.active_fraction == layer.predicted_fraction && layer.energy_recall < 1.0, "{layer:?}");
     }
     assert!(active.kl_mean > 1e-6, "nothing was left out");

@@ -51,7 +51,7 @@ fn activations() -> Vec<f32> {
 
 fn create(dir: &Path) -> Recording {
     let info = RecordingInfo { seed: Some(7), ..RecordingInfo::new(spec(), "abc".into()) };
-    Recording::create(dir, info, vec![2, 5, 6, 2, 7, 8], vec![0, 4, 6], vec![0, 0, 0, 3, 3, 4]).unwrap()
+    Recording::create(dir, info, vec![2, 5, 6, 2, 7, 8], vec![0, 4, 6], vec![0, 0, 0, 3, 3, 4], vec![4]).unwrap()
 }
 
 fn write_layer(recording: &Recording, layer: usize, blocks: &[usize]) {
@@ -81,6 +81,8 @@ fn what_is_written_is_read() {
     assert_eq!(recording.info().seed, Some(7));
     assert_eq!(recording.sequences().collect::<Vec<_>>(), [0..4, 4..6]);
     assert_eq!(recording.tokens(), [2, 5, 6, 2, 7, 8]);
+    assert!(recording.says_what_is_held_out());
+    assert_eq!((&recording.split().training[..], &recording.split().held_out[..]), (&[0..5][..], &[5..6][..]));
     assert!(recording.has_layer(0) && !recording.has_layer(1));
     let mut layer = recording.layer(0).unwrap();
     let (expected_inputs, activations) = (inputs(), activations());
@@ -237,12 +239,12 @@ fn hostile_layers_are_refused() {
         ),
         (
             "a later version",
-            |p| edit_header(p, r#""version":"1""#, r#""version":"2""#),
-            |e| matches!(e, RecordingError::TooNew { found: 2, .. }),
+            |p| edit_header(p, r#""version":"2""#, r#""version":"3""#),
+            |e| matches!(e, RecordingError::TooNew { found: 3, .. }),
         ),
         (
             "no version",
-            |p| edit_header(p, r#""version":"1""#, r#""version":"x""#),
+            |p| edit_header(p, r#""version":"2""#, r#""version":"x""#),
             |e| matches!(e, RecordingError::Version { found: None, .. }),
         ),
         (
@@ -324,22 +326,26 @@ fn an_input_that_is_not_finite_is_refused_when_read() {
 
 #[test]
 fn hostile_tokens_are_refused() {
-    type Lie = (&'static str, Vec<u32>, Vec<u32>, Vec<u32>);
-    let lies: [Lie; 9] = [
-        ("nothing", vec![], vec![0], vec![]),
-        ("an id beyond the vocabulary", vec![2, 50], vec![0, 2], vec![0, 0]),
-        ("no sequence", vec![2, 3], vec![], vec![0, 0]),
-        ("a first sequence that begins late", vec![2, 3], vec![1, 2], vec![0, 0]),
-        ("an empty sequence", vec![2, 3], vec![0, 0, 2], vec![0, 0]),
-        ("a sequence that ends early", vec![2, 3], vec![0, 1], vec![0, 0]),
-        ("a sequence that ends late", vec![2, 3], vec![0, 3], vec![0, 0]),
-        ("documents going back", vec![2, 3], vec![0, 2], vec![1, 0]),
-        ("documents missing", vec![2, 3], vec![0, 2], vec![0]),
+    type Lie = (&'static str, Vec<u32>, Vec<u32>, Vec<u32>, Vec<u32>);
+    let lies: [Lie; 13] = [
+        ("nothing", vec![], vec![0], vec![], vec![]),
+        ("an id beyond the vocabulary", vec![2, 50], vec![0, 2], vec![0, 0], vec![]),
+        ("no sequence", vec![2, 3], vec![], vec![0, 0], vec![]),
+        ("a first sequence that begins late", vec![2, 3], vec![1, 2], vec![0, 0], vec![]),
+        ("an empty sequence", vec![2, 3], vec![0, 0, 2], vec![0, 0], vec![]),
+        ("a sequence that ends early", vec![2, 3], vec![0, 1], vec![0, 0], vec![]),
+        ("a sequence that ends late", vec![2, 3], vec![0, 3], vec![0, 0], vec![]),
+        ("documents going back", vec![2, 3], vec![0, 2], vec![1, 0], vec![]),
+        ("documents missing", vec![2, 3], vec![0, 2], vec![0], vec![]),
+        ("everything held out", vec![2, 3], vec![0, 2], vec![0, 1], vec![0, 1]),
+        ("a document that is not there held out", vec![2, 3], vec![0, 2], vec![0, 2], vec![1]),
+        ("a document held out twice", vec![2, 3], vec![0, 2], vec![0, 2], vec![2, 2]),
+        ("documents held out in disorder", vec![2, 3, 4], vec![0, 3], vec![0, 1, 2], vec![1, 0]),
     ];
-    for (what, tokens, sequences, documents) in lies {
+    for (what, tokens, sequences, documents, held_out) in lies {
         let dir = tempfile::tempdir().unwrap();
         let info = RecordingInfo::new(spec(), "abc".into());
-        let result = Recording::create(dir.path(), info, tokens, sequences, documents);
+        let result = Recording::create(dir.path(), info, tokens, sequences, documents, held_out);
         assert!(result.is_err(), "{what}");
     }
 }
@@ -355,8 +361,8 @@ fn hostile_infos_are_refused() {
         edit_bytes(&dir.path().join(TOKENS_FILE), |_| ());
         Recording::open(dir.path()).unwrap_err()
     };
-    let error = edit(r#""version": 1"#, r#""version": 9, "more": 1"#);
-    assert!(matches!(error, RecordingError::TooNew { found: 9, newest: 1, .. }), "{error:?}");
+    let error = edit(r#""version": 2"#, r#""version": 9, "more": 1"#);
+    assert!(matches!(error, RecordingError::TooNew { found: 9, newest: 2, .. }), "{error:?}");
     let error = edit(r#""format": "flashlm-recording""#, r#""format": "x""#);
     assert!(matches!(error, RecordingError::Format { .. }), "{error:?}");
     let error = edit(r#""tokens": 6"#, r#""tokens": 18446744073709551615"#);
@@ -387,6 +393,11 @@ fn a_recording_made_with_pytorch_opens() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/recording-tiny-opt");
     let recording = Recording::open(&dir).unwrap();
     assert_eq!((recording.tokens().len(), recording.info().sequences), (129, 3));
+    // Of version 1, which does not say what is held out: the rule does.
+    assert!(!recording.says_what_is_held_out());
+    let split = recording.split();
+    assert_eq!(Split::tokens(&split.training) + Split::tokens(&split.held_out), 129);
+    assert!((6..=19).contains(&Split::tokens(&split.held_out)), "{split:?}");
     for layer in 0..2 {
         let mut layer = recording.layer(layer).unwrap();
         let mut inputs = vec![f16::ZERO; 129 * layer.hidden()];

@@ -2,9 +2,8 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, ensure};
 use clap::Args;
-use flashlm_formats::recording::Recording;
 use flashlm_prep::coactivation::{FriendReport, LayerActivity, PairGraph, PairOptions};
 use flashlm_prep::wanted::wanted_sets;
 use flashlm_runtime::cache::PolicyKind;
@@ -12,8 +11,9 @@ use flashlm_runtime::planner::PlanLimits;
 use flashlm_runtime::replay::{ReplayOptions, WantedSets, replay, replay_optimal};
 use serde::Serialize;
 
+use super::numbers;
 use super::progress::Stage;
-use super::recorded::{Division, layer_range};
+use super::recorded::{self, layer_range};
 
 /// Show how sparse and how repetitive a model's neurons are: skew, reuse, co-activation, cache policies.
 #[derive(Args, Debug)]
@@ -27,16 +27,19 @@ pub(crate) struct AnalyzeArgs {
     #[arg(long, value_name = "A..B")]
     layers: Option<String>,
     /// Look at no more than so many tokens.
-    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = numbers::tokens)]
     tokens: usize,
+    /// Look only at documents that are held out: what predictors choose there, they were not trained on.
+    #[arg(long)]
+    held_out: bool,
     /// Windows of up to so many tokens.
-    #[arg(long, value_name = "K", default_value_t = 8)]
+    #[arg(long, value_name = "K", default_value_t = 8, value_parser = numbers::few)]
     windows: usize,
     /// Window, in tokens, that the closest-friend analysis takes as cached.
-    #[arg(long, value_name = "K", default_value_t = 4)]
+    #[arg(long, value_name = "K", default_value_t = 4, value_parser = numbers::few)]
     window: usize,
     /// Partners kept for each neuron.
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = numbers::few)]
     partners: usize,
     /// Print JSON instead of tables.
     #[arg(long)]
@@ -82,19 +85,26 @@ struct Report {
 }
 
 pub(crate) fn run(args: &AnalyzeArgs) -> Result<()> {
-    let recording =
-        Recording::open(&args.recording).context("a recording is a directory made by `flashlm-prep record`")?;
+    let recording = recorded::open(&args.recording)?;
     let layers = layer_range(args.layers.as_deref(), &recording)?;
-    let tokens = recording.tokens().len().min(args.tokens);
-    let mut sequences: Vec<u32> =
-        recording.sequence_offsets().iter().copied().take_while(|&s| (s as usize) < tokens).collect();
-    sequences.push(tokens as u32);
+    let held_out = recording.split().flags(recording.tokens().len());
+    let looked_at = recording.sequences().filter(|sequence| !args.held_out || held_out[sequence.start]);
+    let (mut parts, mut sequences, mut tokens) = (Vec::new(), vec![0], 0);
+    for sequence in looked_at {
+        let end = sequence.end.min(sequence.start + (args.tokens - tokens));
+        if end > sequence.start {
+            tokens += end - sequence.start;
+            parts.push(sequence.start..end);
+            sequences.push(tokens as u32);
+        }
+    }
+    ensure!(tokens > 0, "{} holds no whole sequences out", recording.dir().display());
     let stage = Stage::new("analyze", "layers", layers.len() as u64);
     let mut reports = Vec::new();
     for &layer in &layers {
         let mut recorded = recording.layer(layer)?;
         let chosen_by = args.predictors.as_deref().map(|dir| (dir, layer));
-        let sets = wanted_sets(&mut recorded, &Division::whole(&recording), tokens, chosen_by)?;
+        let sets = wanted_sets(&mut recorded, &parts, tokens, chosen_by)?;
         drop(recorded);
         reports.push(look_at(layer, &sets, &sequences, args));
         stage.advance(1);

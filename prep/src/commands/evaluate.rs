@@ -8,10 +8,11 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use flashlm_formats::bundle::Bundle;
 use flashlm_prep::evaluate::{Evaluation, PredictorChoice, Windows, evaluate};
-use flashlm_prep::record::text::{between_texts, read_documents};
+use flashlm_prep::record::documents::{pieces, read_documents};
+use flashlm_prep::record::text::between_texts;
 use flashlm_runtime::text::Tokenizer;
 
-use super::{Stage, source};
+use super::{Stage, numbers, say_notes, source};
 
 /// Arguments of `flashlm-prep evaluate`.
 #[derive(Args)]
@@ -26,14 +27,14 @@ pub(crate) struct EvaluateArgs {
     /// The checkpoint that it was made from: a directory, or org/name[@revision] on the hub
     #[arg(long, value_name = "CHECKPOINT")]
     against: PathBuf,
-    /// Text to score: files of documents
+    /// Text to score: files (.txt with documents between lines <|endoftext|>, .jsonl) or directories of them
     #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
     text: Vec<PathBuf>,
     /// Tokens to score at most
-    #[arg(long, value_name = "N", default_value_t = 20_000)]
+    #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = numbers::sequence)]
     tokens: usize,
     /// Ids that go through the model together
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = numbers::sequence)]
     window: usize,
     /// Which neurons the bundle computes
     #[arg(long, value_enum, default_value = "bundle")]
@@ -59,21 +60,31 @@ enum PredictorArg {
     Active,
 }
 
+/// Longest piece of text that is tokenized at once.
+const PIECE_BYTES: usize = 64 << 10;
+
 pub(crate) fn run(args: &EvaluateArgs) -> Result<ExitCode> {
     let bundle = Bundle::open(&args.bundle)?;
     let checkpoint = source::open(&args.against)?;
     let tokenizer = Tokenizer::of(&bundle)?;
     let spec = bundle.spec();
+    let documents = read_documents(&args.text)?;
+    say_notes(&documents.notes);
     let mut stream = Vec::new();
-    for document in read_documents(&args.text)? {
-        stream.extend(between_texts(&tokenizer, spec));
-        stream.extend(tokenizer.encode_bare(&document)?);
+    for document in &documents.texts {
         if stream.len() >= args.tokens {
             break;
         }
+        stream.extend(between_texts(&tokenizer, spec));
+        // Not more is tokenized than is asked for.
+        for piece in pieces(document, PIECE_BYTES) {
+            if stream.len() < args.tokens {
+                stream.extend(tokenizer.encode_bare(piece)?);
+            }
+        }
     }
     stream.truncate(args.tokens);
-    let windows = Windows::new(&stream, args.window.clamp(2, spec.max_positions), tokenizer.first_ids());
+    let windows = Windows::new(&stream, args.window.min(spec.max_positions).max(2), tokenizer.first_ids());
     let choice = match args.predictor {
         PredictorArg::Bundle => PredictorChoice::Bundle,
         PredictorArg::All => PredictorChoice::All,
@@ -99,6 +110,8 @@ pub(crate) fn run(args: &EvaluateArgs) -> Result<ExitCode> {
 fn print(evaluation: &Evaluation) {
     let Evaluation { perplexity, top1_agreement, kl_mean, positions, predictor_bytes, ffn_bytes, layers } = evaluation;
     let percent = |share: f64| 100.0 * share;
+    // Where everything is computed nothing was predicted, so there are no false alarms.
+    let alarms = |rate: Option<f64>| rate.map_or("-".to_owned(), |rate| format!("{:.2}%", percent(rate)));
     println!("{positions} positions");
     println!(
         "  perplexity        {:.4} dense, {:.4} bundle ({:+.2} %)",
@@ -115,20 +128,20 @@ fn print(evaluation: &Evaluation) {
     println!("\n  layer   active  predicted  false neg.  false pos.  energy kept");
     for (layer, l) in layers.iter().enumerate() {
         println!(
-            "  {layer:>5} {:>7.2}% {:>9.2}% {:>10.2}% {:>10.2}% {:>11.2}%",
+            "  {layer:>5} {:>7.2}% {:>9.2}% {:>10.2}% {:>11} {:>11.2}%",
             percent(l.active_fraction),
             percent(l.predicted_fraction),
             percent(l.false_negative_rate),
-            percent(l.false_positive_rate),
+            alarms(l.false_positive_rate),
             percent(l.energy_recall)
         );
     }
     println!(
-        "   mean {:>7.2}% {:>9.2}% {:>10.2}% {:>10.2}% {:>11.2}%",
+        "   mean {:>7.2}% {:>9.2}% {:>10.2}% {:>11} {:>11.2}%",
         percent(evaluation.mean(|l| l.active_fraction)),
         percent(evaluation.mean(|l| l.predicted_fraction)),
         percent(evaluation.mean(|l| l.false_negative_rate)),
-        percent(evaluation.mean(|l| l.false_positive_rate)),
+        alarms(evaluation.mean_of_some(|l| l.false_positive_rate)),
         percent(evaluation.mean(|l| l.energy_recall))
     );
 }

@@ -3,15 +3,14 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use flashlm_formats::destination::{Directory, DirectoryKind};
-use flashlm_formats::recording::Recording;
 use flashlm_prep::foreign_predictors::{find_files, read};
 use flashlm_prep::train::{PredictorDType, TrainOptions, adopt_layer, write_report};
 
 use super::train::{DTypeArg, print_layers};
-use super::{Stage, inputs};
+use super::{Stage, inputs, numbers, recorded};
 
 /// Arguments of `flashlm-prep import-predictors`.
 #[derive(Args)]
@@ -35,10 +34,10 @@ pub(crate) struct ImportArgs {
     #[arg(long, value_enum, default_value = "int8")]
     dtype: DTypeArg,
     /// Share of the active neurons that must be found on the recording
-    #[arg(long, value_name = "SHARE", default_value_t = 0.96)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.96, value_parser = numbers::share)]
     recall: f64,
     /// Predict more than that while a neuron read brings this share of an active one's mean energy
-    #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.05, value_parser = numbers::part)]
     worth: f64,
     /// What stands between the two matrices [default: what the names of the tensors say]
     #[arg(long, value_enum)]
@@ -52,9 +51,7 @@ enum Between {
 }
 
 pub(crate) fn run(args: &ImportArgs) -> Result<ExitCode> {
-    ensure!(args.recall > 0.0 && args.recall < 1.0, "--recall {}: give a share between 0 and 1", args.recall);
-    ensure!(args.worth >= 0.0, "--worth {}: give a share of at least 0", args.worth);
-    let recording = Recording::open(&args.recording).context("make a recording with `flashlm-prep record`")?;
+    let recording = recorded::open(&args.recording)?;
     let layers = recording.info().model.layers;
     let files = find_files(&args.dir, layers)?;
     let inputs = inputs([&args.dir, &args.recording]);
@@ -72,7 +69,7 @@ pub(crate) fn run(args: &ImportArgs) -> Result<ExitCode> {
     }
     drop(stage);
     let report = write_report(&recording.info().id, reports, &args.output)?;
-    print_layers(&report, "the recording");
+    print_layers(&report, "held-out documents of the recording");
     let alarms = report.layers.iter().filter(|l| l.held_out.predicted_fraction > 0.9).count();
     if alarms > 0 {
         eprintln!(

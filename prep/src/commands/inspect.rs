@@ -13,7 +13,7 @@ use flashlm_formats::weight_format::WeightFormat;
 use flashlm_runtime::budget::human_bytes;
 use serde::Serialize;
 
-use super::{print_json, source};
+use super::{gain, print_json, source};
 
 /// Arguments of `flashlm-prep inspect`.
 #[derive(Args)]
@@ -192,15 +192,24 @@ fn show(facts: &Facts<'_>, json: bool) -> Result<ExitCode> {
         layout.alignment()
     );
     let activation = serde_json::to_value(spec.ffn.activation).unwrap_or_default();
-    if spec.ffn.activation.is_sparse() {
-        println!("  activation        {activation}: most neurons can be exactly zero; `record` measures how many are");
+    if let Some(dense) = gain::dense_by_nature(spec) {
+        println!("  activation        {activation}");
+        println!("  note: {dense}; `thresholds` measures what this one needs");
     } else {
+        println!("  activation        {activation}: most neurons can be exactly zero; `record` measures how many are");
+    }
+    let admitted = match more {
+        More::Bundle { sparsity: Some(layers), .. } => gain::admitted(layers),
+        _ => None,
+    };
+    if let Some(admitted) = admitted {
         println!(
-            "  activation        {activation}: no neuron is exactly zero, so leaving any on flash costs quality; `prepare` begins"
+            "  predictors        {:>12.1} % of the neurons admitted, on text held out of their training",
+            100.0 * admitted
         );
-        println!(
-            "                    with measuring how much (or `thresholds` alone, some minutes) and says what to expect"
-        );
+        if admitted > gain::POINTLESS {
+            println!("  note: with so many, a bundle without predictors is faster: `flashlm-prep convert` makes one");
+        }
     }
     for note in notes {
         println!("  note: {note}");

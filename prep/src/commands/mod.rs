@@ -14,9 +14,11 @@ pub(crate) mod convert;
 pub(crate) mod evaluate;
 pub(crate) mod families;
 mod formats;
+mod gain;
 pub(crate) mod import_predictors;
 pub(crate) mod inspect;
 pub(crate) mod interrupt;
+mod numbers;
 pub(crate) mod order;
 pub(crate) mod pack;
 pub(crate) mod prepare;
@@ -47,6 +49,13 @@ pub(crate) fn threads(asked: Option<NonZeroUsize>) -> anyhow::Result<Threads> {
     Ok(Threads::new(count)?)
 }
 
+/// What has to be said about text before it is used.
+pub(crate) fn say_notes(notes: &[String]) {
+    for note in notes {
+        eprintln!("note: {note}");
+    }
+}
+
 /// Writes a file whole: it is there complete, or not at all.
 pub(crate) fn publish(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     publish_bytes(path, bytes).with_context(|| format!("cannot write {}", path.display()))
@@ -54,7 +63,7 @@ pub(crate) fn publish(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
 
 /// What a command reads, and must not replace: these files, and of directories the files that are read there.
 pub(crate) fn inputs<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Vec<PathBuf> {
-    const READ: [&str; 6] = ["json", "txt", "safetensors", "bin", "pt", "model"];
+    const READ: [&str; 7] = ["json", "jsonl", "txt", "safetensors", "bin", "pt", "model"];
     let mut inputs = Vec::new();
     for path in paths {
         inputs.push(path.clone());

@@ -8,24 +8,27 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use flashlm_formats::bundle::{DEFAULT_ALIGNMENT, FlashLayout, LayoutOptions};
 use flashlm_formats::destination::{Directory, DirectoryKind};
+use flashlm_formats::model::DType;
 use flashlm_formats::publish::create_directory;
-use flashlm_formats::recording::Recording;
+use flashlm_formats::recording::{Recording, Split};
 use flashlm_formats::regular::read_regular;
 use flashlm_formats::weight_format::WeightFormat;
 use flashlm_io::DiskProfile;
 use flashlm_prep::coactivation::PairOptions;
 use flashlm_prep::ordering::{
     GroupShape, LayerTraining, OrderFile, OrderScore, OrderingOptions, ScoreOptions, StrategyKind, positions, score,
+    usual_cache_share,
 };
-use flashlm_prep::wanted::wanted_sets;
+use flashlm_prep::wanted::{behind_a_warm_up, wanted_sets};
 use flashlm_runtime::cache::PolicyKind;
 use flashlm_runtime::planner::ReadCost;
 use flashlm_runtime::replay::{ReplayCounts, WantedSets};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::numbers;
 use super::progress::Stage;
-use super::recorded::{Division, HELD_OUT, layer_range};
+use super::recorded::{self, layer_range};
 
 /// Find a storage order for each layer's neurons, so that those a token misses lie together.
 #[derive(Args, Debug)]
@@ -45,36 +48,30 @@ pub(crate) struct OrderArgs {
     /// Layers to order: one (3), or a range (2..5); all that are recorded by default.
     #[arg(long, value_name = "A..B")]
     layers: Option<String>,
-    /// Chooses the documents that are held out.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// Share of the documents that orders are scored on and not made from.
-    #[arg(long, value_name = "SHARE", default_value_t = HELD_OUT)]
-    held_out: f64,
-    /// Score on all of another recording of the same model instead.
+    /// Score on all of another recording of the same model, instead of the documents that this one holds out.
     #[arg(long, value_name = "DIR")]
     score_on: Option<PathBuf>,
     /// Use no more than so many tokens for making an order.
-    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = numbers::tokens)]
     tokens: usize,
-    /// Neuron cache policy that stands before the disk: window:K, lru, lfu:HALFLIFE, s3-fifo, w-tinylfu.
-    #[arg(long, default_value = "window:4")]
+    /// Neuron cache policy that stands before the disk: window:K, lru, lfu:HALFLIFE, s3-fifo, w-tinylfu; by default the runtime's.
+    #[arg(long, default_value_t = PolicyKind::DEFAULT)]
     policy: PolicyKind,
-    /// Neuron cache, as a share of the layer.
-    #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
-    cache: f64,
+    /// Neuron cache, as a share of the layer [default: about what half of the model's size leaves for it, --memory 50%].
+    #[arg(long, value_name = "SHARE", value_parser = numbers::part)]
+    cache: Option<f64>,
     /// How the bundle will store neurons: f32, f16, bf16, int8, int4, or int4/N as `pack` takes it. Orders follow the groups
     /// that its records make.
     #[arg(long, value_name = "FORMAT", default_value = "f16")]
     dtype: WeightFormat,
     /// Groups are padded to a multiple of this: other groups than a bundle's, for experiments.
-    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_ALIGNMENT)]
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_ALIGNMENT, value_parser = numbers::count)]
     alignment: usize,
     /// Neuron records in a group, likewise; by default as many as a bundle has.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::count)]
     records: Option<usize>,
     /// Largest read.
-    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20)]
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20, value_parser = numbers::bytes)]
     request_max: u64,
     /// Disk profile, as `flashlm disk` keeps it; without one a disk of 14 us a read and 2 GB/s is taken.
     #[arg(long, value_name = "FILE")]
@@ -86,19 +83,17 @@ pub(crate) struct OrderArgs {
 
 impl OrderArgs {
     /// What `prepare` asks for: the best of all strategies, for groups as a bundle has them.
-    pub(crate) fn best_of(recording: PathBuf, output: PathBuf, dtype: WeightFormat, seed: u64) -> Self {
+    pub(crate) fn best_of(recording: PathBuf, output: PathBuf, dtype: WeightFormat, cache: f64) -> Self {
         Self {
             recording,
             output,
             strategy: "auto".into(),
             predictors: None,
             layers: None,
-            seed,
-            held_out: HELD_OUT,
             score_on: None,
             tokens: 100_000,
-            policy: PolicyKind::Window(4),
-            cache: 1.0,
+            policy: PolicyKind::DEFAULT,
+            cache: Some(cache),
             dtype,
             alignment: DEFAULT_ALIGNMENT,
             records: None,
@@ -112,8 +107,10 @@ impl OrderArgs {
 /// A virtual disk as measured on the machine of `docs/measurements/ordering.md`: 16 KiB reads 0.75 GB/s, 64 KiB 1.4 GB/s.
 const USUAL_REQUEST_NS: f64 = 14_000.0;
 const USUAL_BYTE_NS: f64 = 0.5;
-/// Tokens that fill the cache before a score counts.
-const WARM_UP: usize = 64;
+/// Tokens that fill the cache before a score counts: of the text that orders are made from, or the first of another recording.
+const WARM_UP: usize = 512;
+/// Share of the FFN's bytes that predictors are taken to have where nothing is known of them.
+const PREDICTOR_SHARE: f64 = 0.05;
 
 /// The whole of `orders.json`.
 #[derive(Serialize)]
@@ -124,7 +121,6 @@ pub(crate) struct Orders {
     scored_on: String,
     training_tokens: usize,
     scored_tokens: u64,
-    seed: u64,
     records_per_group: u32,
     group_bytes: u64,
     policy: String,
@@ -178,8 +174,7 @@ impl From<&ReplayCounts> for Figures {
 }
 
 pub(crate) fn run(args: &OrderArgs) -> Result<()> {
-    let recording =
-        Recording::open(&args.recording).context("a recording is a directory made by `flashlm-prep record`")?;
+    let recording = recorded::open(&args.recording)?;
     let layers = layer_range(args.layers.as_deref(), &recording)?;
     let other = args.score_on.as_deref().map(Recording::open).transpose().context("--score-on")?;
     let read = [Some(&args.recording), args.predictors.as_ref(), args.score_on.as_ref(), args.disk.as_ref()];
@@ -206,7 +201,9 @@ pub(crate) struct Ordering {
     options: ScoreOptions,
     ordering: OrderingOptions,
     groups: GroupShape,
-    division: Division,
+    /// What orders are made from, and what they are judged on: in that, the first `warm_up` tokens fill the cache.
+    training: Vec<Range<usize>>,
+    judged: Vec<Range<usize>>,
     other: Option<Recording>,
 }
 
@@ -217,9 +214,6 @@ impl Ordering {
             "auto" => StrategyKind::ALL.to_vec(),
             name => vec![StrategyKind::Identity, name.parse()?],
         };
-        ensure!(args.held_out > 0.0 && args.held_out < 1.0, "--held-out {}: a share between 0 and 1", args.held_out);
-        ensure!(args.cache >= 0.0 && args.cache.is_finite(), "--cache {}: a share of the layer", args.cache);
-
         let model = &recording.info().model;
         let layout = FlashLayout::new(
             model,
@@ -235,7 +229,23 @@ impl Ordering {
         };
         let (records, groups) = (layout.records_per_group() as u32, layout.groups() as u32);
         let cost = read_cost(args.disk.as_deref())?;
-        let slots = (groups as f64 * args.cache).min(groups as f64) as u32;
+        let usual = || usual_cache_share(model, args.dtype, WeightFormat::Plain(DType::F16), PREDICTOR_SHARE);
+        let slots = (f64::from(groups) * args.cache.unwrap_or_else(usual)) as u32;
+        let whole =
+            |recording: &Recording| -> Vec<Range<usize>> { std::iter::once(0..recording.tokens().len()).collect() };
+        let (training, judged, warm_up) = match &other {
+            Some(other) => (whole(recording), whole(other), WARM_UP.min(other.tokens().len() / 2)),
+            None => {
+                let (judged, warm_up) = behind_a_warm_up(recording.split(), WARM_UP);
+                (recording.split().training.clone(), judged, warm_up)
+            }
+        };
+        let enough = !training.is_empty() && Split::tokens(&judged) > warm_up;
+        ensure!(
+            enough,
+            "{} has too few tokens to make orders from some and judge them on others",
+            recording.dir().display()
+        );
         let options = ScoreOptions {
             records,
             group_bytes: layout.group_bytes() as u64,
@@ -243,7 +253,7 @@ impl Ordering {
             cost,
             policy: args.policy,
             slots,
-            warm_up: WARM_UP,
+            warm_up,
         };
         if let Some(other) = &other {
             let found = other.info().model.ffn.size;
@@ -253,10 +263,6 @@ impl Ordering {
                 model.ffn.size
             );
         }
-        let division = match &other {
-            Some(other) => Division { training: Division::whole(recording), held_out: Division::whole(other) },
-            None => Division::by_document(recording.documents(), args.held_out, args.seed),
-        };
         create_directory(&args.output).with_context(|| args.output.display().to_string())?;
         let ordering = OrderingOptions {
             records,
@@ -266,7 +272,7 @@ impl Ordering {
             pairs: PairOptions::default(),
         };
         let groups = GroupShape::from(&layout);
-        Ok(Ordering { kinds, cost, options, ordering, groups, division, other })
+        Ok(Ordering { kinds, cost, options, ordering, groups, training, judged, other })
     }
 
     /// Orders one layer and writes its order.
@@ -279,14 +285,13 @@ impl Ordering {
     ) -> Result<LayerScores> {
         let mut recorded = recording.layer(layer)?;
         let chosen_by = args.predictors.as_deref().map(|dir| (dir, layer));
-        let training = wanted_sets(&mut recorded, &self.division.training, args.tokens, chosen_by)?;
+        let training = wanted_sets(&mut recorded, &self.training, args.tokens, chosen_by)?;
         let scored = match &self.other {
             Some(other) => &mut other.layer(layer)?,
             None => &mut recorded,
         };
-        let held_out = wanted_sets(scored, &self.division.held_out, usize::MAX, chosen_by)?;
+        let held_out = wanted_sets(scored, &self.judged, usize::MAX, chosen_by)?;
         drop(recorded);
-        ensure!(held_out.tokens() > WARM_UP, "{} tokens to score on, {} are needed", held_out.tokens(), WARM_UP + 1);
         let begin = Instant::now();
         let ordered = order_layer(&training, &held_out, &self.kinds, &self.ordering, &self.options, stage);
         let seconds = begin.elapsed().as_secs_f64();
@@ -304,15 +309,13 @@ impl Ordering {
 
     /// Writes `orders.json` for layers that are ordered.
     pub(crate) fn finish(&self, args: &OrderArgs, recording: &Recording, layers: Vec<LayerScores>) -> Result<Orders> {
-        let tokens = |parts: &[Range<usize>]| parts.iter().map(Range::len).sum::<usize>();
         let orders = Orders {
             format: "flashlm-orders",
             version: 1,
             recording: recording.info().id.clone(),
             scored_on: self.other.as_ref().unwrap_or(recording).info().id.clone(),
-            training_tokens: tokens(&self.division.training).min(args.tokens),
-            scored_tokens: tokens(&self.division.held_out).saturating_sub(WARM_UP) as u64,
-            seed: args.seed,
+            training_tokens: Split::tokens(&self.training).min(args.tokens),
+            scored_tokens: (Split::tokens(&self.judged) - self.options.warm_up) as u64,
             records_per_group: self.options.records,
             group_bytes: self.options.group_bytes,
             policy: args.policy.to_string(),

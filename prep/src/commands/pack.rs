@@ -19,7 +19,7 @@ use flashlm_prep::wanted::measure_reuse;
 use flashlm_runtime::budget::human_bytes;
 
 use super::formats::FormatArgs;
-use super::recorded::{Division, HELD_OUT};
+use super::recorded;
 use super::source::{self, CHECKPOINT_HELP};
 use super::{Stage, inputs, reserve_bundle};
 
@@ -89,18 +89,17 @@ fn sparsity(
     layout: &FlashLayout,
 ) -> Result<Vec<LayerSparsity>> {
     let spec = checkpoint.spec();
-    let recording = Recording::open(dir).context("a recording is a directory made by `flashlm-prep record`")?;
+    let recording = recorded::open(dir)?;
     let found = &recording.info().model;
     ensure!(
         (found.layers, found.hidden_size, found.ffn.size) == (spec.layers, spec.hidden_size, spec.ffn.size),
         "{} is a recording of another model",
         dir.display()
     );
-    let division = Division::by_document(recording.documents(), HELD_OUT, 0);
     let stage = Stage::new("measuring reuse", "layers", spec.layers as u64);
     let layers = (0..spec.layers).map(|layer| {
         let order = orders.map(|(_, orders)| orders[layer].as_slice());
-        let sparsity = layer_sparsity(&recording, &division, layer, &args.predictors, order, layout);
+        let sparsity = layer_sparsity(&recording, layer, &args.predictors, order, layout);
         stage.advance(1);
         sparsity
     });
@@ -110,16 +109,14 @@ fn sparsity(
 /// What a recording says of a layer whose predictor is in `predictors` and whose neurons stand in `order`, or the checkpoint's.
 pub(crate) fn layer_sparsity(
     recording: &Recording,
-    division: &Division,
     layer: usize,
     predictors: &Path,
     order: Option<&[u32]>,
     layout: &FlashLayout,
 ) -> Result<LayerSparsity> {
     let position = order.map_or_else(|| (0..layout.neurons() as u32).collect(), positions);
-    let parts = (division.training.as_slice(), division.held_out.as_slice());
     let records = layout.records_per_group() as u32;
-    Ok(measure_reuse(&mut recording.layer(layer)?, parts, (predictors, layer), &position, records)?)
+    Ok(measure_reuse(&mut recording.layer(layer)?, recording.split(), (predictors, layer), &position, records)?)
 }
 
 pub(crate) fn run(args: &PackArgs) -> Result<ExitCode> {

@@ -21,25 +21,28 @@ use clap::Args;
 use flashlm_formats::bundle::{Bundle, FlashLayout, LayoutOptions, Replacement};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::destination::{Destination, FileKind};
-use flashlm_formats::model::ModelSpec;
+use flashlm_formats::model::{DType, ModelSpec};
+use flashlm_formats::recording::HELD_OUT;
+use flashlm_formats::weight_format::WeightFormat;
+use flashlm_prep::ordering::usual_cache_share;
 use flashlm_prep::own_text::{OwnText, write_own_text};
 use flashlm_prep::pack::{PackOptions, pack_unpublished};
 use flashlm_prep::predictors::assemble;
 use flashlm_prep::record::Calibration;
-use flashlm_prep::record::text::{Sampling, read_documents};
-use flashlm_prep::thresholds::ThresholdFile;
+use flashlm_prep::record::documents::read_documents;
+use flashlm_prep::record::text::Sampling;
+use flashlm_prep::thresholds::{ThresholdFile, VERIFIED};
 use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_prep::train::TRIAL_TOKENS;
 use flashlm_runtime::budget::human_bytes;
 use flashlm_runtime::text::Tokenizer;
 
 use super::formats::FormatArgs;
+use super::gain::{self, verdict};
 use super::pack::read_orders;
-use super::publish;
-use super::record::verdict;
 use super::source::{self, CHECKPOINT_HELP};
 use super::thresholds::{self, DEFAULT_LOSS};
-use super::{Stage, inputs};
+use super::{Stage, inputs, numbers, publish, say_notes};
 use estimate::Left;
 use layers::{Layers, Stages};
 use made_from::{MadeFrom, Source};
@@ -60,30 +63,34 @@ pub(crate) struct PrepareArgs {
     /// The bundle to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// Calibration text: files of documents, separated by lines <|endoftext|> [default: the model writes its own]
+    /// Calibration text: files or directories of .txt (documents between lines <|endoftext|>) or .jsonl (field "text") [default: the
+    /// model writes its own]
     #[arg(long, value_name = "FILE", num_args = 1..)]
     text: Vec<PathBuf>,
     /// Tokens to calibrate on [default: 40000, for hidden sizes from 2048 on 20000]
-    #[arg(long, value_name = "N")]
-    tokens: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", value_parser = numbers::tokens)]
+    tokens: Option<usize>,
     /// Longest sequence
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = numbers::sequence)]
     sequence_tokens: usize,
     /// Largest size of all predictors, as a share of the FFN's bytes [default: 9%, for hidden sizes from 2048 on 3%]
-    #[arg(long, value_name = "PERCENT", value_parser = super::train::parse_percent)]
+    #[arg(long, value_name = "PERCENT", value_parser = numbers::percent)]
     size_budget: Option<f64>,
     /// Share of the active neurons that predictors must find
-    #[arg(long, value_name = "SHARE", default_value_t = 0.968)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.968, value_parser = numbers::share)]
     recall: f64,
     /// Perplexity that may be lost by leaving out weak neurons [default: 1% where no neuron is ever exactly zero (gelu, silu), none
     /// where most are]
-    #[arg(long, value_name = "PERCENT", value_parser = super::train::parse_percent)]
+    #[arg(long, value_name = "PERCENT", value_parser = numbers::percent)]
     quality_loss: Option<f64>,
+    /// Go on where nothing is gained: where most neurons are needed, or the predictors tried admit more than 80 % of them
+    #[arg(long)]
+    anyway: bool,
     /// Also train predictors of the next layer's neurons, of this rank
-    #[arg(long, value_name = "N")]
-    look_ahead: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", value_parser = numbers::count)]
+    look_ahead: Option<usize>,
     /// Minutes that the model may write for, when it writes its own text
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = numbers::minutes)]
     minutes: u64,
     #[command(flatten)]
     formats: FormatArgs,
@@ -104,8 +111,8 @@ pub(crate) struct PrepareArgs {
     threads: Option<NonZeroUsize>,
 }
 
-/// With more of the neurons needed nobody is served.
-const POINTLESS: f64 = 0.7;
+/// Where weak neurons are left out and more than this is still needed, the long work is not begun unasked: predictors admit more yet.
+const TOO_DENSE: f64 = 0.7;
 
 /// From this hidden size on a model counts as large.
 const LARGE: usize = 2048;
@@ -122,12 +129,18 @@ impl PrepareArgs {
     /// Tokens to calibrate on. In a large model a token costs more, and shows more neurons.
     fn tokens(&self, spec: &ModelSpec) -> usize {
         let default = if spec.hidden_size >= LARGE { 20_000 } else { 40_000 };
-        self.tokens.map_or(default, NonZeroUsize::get)
+        self.tokens.unwrap_or(default)
     }
 
     /// Perplexity that thresholds may cost; none where neurons are exactly zero by themselves.
     fn quality_loss(&self, spec: &ModelSpec) -> Option<f64> {
         self.quality_loss.or((!spec.ffn.activation.is_sparse()).then_some(DEFAULT_LOSS))
+    }
+
+    /// The share of its neurons that a layer is likely to have in memory: orders are made for what is not.
+    fn cache_share(&self, spec: &ModelSpec, ffn: WeightFormat) -> f64 {
+        let resident = self.formats.resident_dtype.unwrap_or(WeightFormat::Plain(DType::F16));
+        usual_cache_share(spec, ffn, resident, self.size_budget(spec))
     }
 
     /// Largest size of the predictors. In a large model 9 % would be hundreds of megabytes, which do more as cached neurons.
@@ -156,6 +169,12 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
     }
     let spec = checkpoint.spec().clone();
     let tokens = args.tokens(&spec);
+    let most = spec.hidden_size.min(spec.ffn.size);
+    ensure!(
+        args.look_ahead.is_none_or(|rank| rank <= most),
+        "--look-ahead {}: predictors of this model have a rank of {most} at most",
+        args.look_ahead.unwrap_or_default()
+    );
     let tokenizer_file = tokenizer_json(&checkpoint)?;
     let tokenizer = Tokenizer::from_json(&tokenizer_file)?;
     let source = Source::new(&checkpoint, &tokenizer_file, &work)?;
@@ -174,9 +193,10 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
         [] => vec![own_text(args, tokens, &checkpoint, &tokenizer_file, &source, &work, &mut announce)?],
         texts => texts.to_vec(),
     };
-    let sampling = Sampling { tokens, sequence_tokens: args.sequence_tokens, seed: args.seed };
+    let sampling = Sampling { tokens, sequence_tokens: args.sequence_tokens, seed: args.seed, held_out: HELD_OUT };
     let calibration = Calibration::new(&read_documents(&texts)?, &tokenizer, &spec, sampling)?;
 
+    say_notes(&calibration.notes);
     find_thresholds(args, &mut checkpoint, &calibration, &source, &work, &mut announce)?;
 
     let format = args.formats.dtype.unwrap_or(checkpoint.ffn_dtype().into());
@@ -209,6 +229,7 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
     let replaced = whole && packed::is_alone(&args.output);
     announce(&checkpoint, layers.left(&stages, replaced))?;
     let sparsity = layers.run(&stages)?;
+    let admitted = gain::admitted(&sparsity).unwrap_or_default();
 
     let orders = read_orders(&stages.orders, &spec)?.0;
     let predictors = assemble(&stages.predictors, &spec, &orders.1)?;
@@ -257,6 +278,9 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
         begin.elapsed().as_secs_f64(),
         work.dir.display()
     );
+    if admitted > gain::POINTLESS {
+        eprintln!("note: {}", gain::pointless(admitted, &args.checkpoint, &args.output));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -270,11 +294,14 @@ fn find_thresholds(
     announce: &mut dyn FnMut(&Checkpoint, Left) -> Result<()>,
 ) -> Result<()> {
     let Some(loss) = args.quality_loss(checkpoint.spec()) else { return Ok(()) };
+    if let Some(dense) = gain::dense_by_nature(checkpoint.spec()) {
+        eprintln!("note: {dense}");
+    }
     let dir = work.stage("thresholds", &made_from::thresholds(source, calibration, checkpoint, loss))?;
     let path = dir.join("thresholds.json");
     if !work::is_whole(&dir) {
         announce(checkpoint, Left::all(checkpoint, false, calibration.tokens.len()))?;
-        let calibration = calibration.head(thresholds::default_tokens(checkpoint.spec()));
+        let calibration = calibration.sample(thresholds::default_tokens(checkpoint.spec()), VERIFIED);
         let scratch = work.path("thresholds.scratch");
         let measured = thresholds::measure(checkpoint, &calibration, loss, args.threads, &scratch);
         work.clear("thresholds.scratch")?;
@@ -288,9 +315,11 @@ fn find_thresholds(
     let mean = measured.mean_active();
     eprintln!("{}", verdict(mean));
     ensure!(
-        mean <= POINTLESS || args.quality_loss.is_some(),
+        mean <= TOO_DENSE || args.quality_loss.is_some() || args.anyway,
         "preparing this model gains next to nothing, so nothing was done: take a ReLU (relufied) version of it, say what may be \
-         lost (--quality-loss 5%), or --quality-loss 1% to go on all the same"
+         lost (--quality-loss 5%), run it without predictors (flashlm-prep convert {} -o {}), or go on all the same (--anyway)",
+        args.checkpoint.display(),
+        args.output.display()
     );
     Ok(())
 }

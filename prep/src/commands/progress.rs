@@ -1,13 +1,27 @@
-//! Progress of a stage that may take long: on a terminal only, with rate and time left.
+//! Progress of a stage that may take long: a bar with rate and time left on a terminal, lines elsewhere.
 
-use std::time::Duration;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use flashlm_runtime::terminal::printable;
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// A stage of so many steps. Nothing is shown when standard error is not a terminal.
+/// Without a terminal: when the first line comes, and how long after it the others.
+const FIRST_LINE: Duration = Duration::from_secs(10);
+const LINES_APART: Duration = Duration::from_secs(60);
+
+/// A stage of so many steps. What is left of it is reckoned from the steps that are done.
 pub(crate) struct Stage {
+    name: String,
     bar: ProgressBar,
+    lines: Mutex<Lines>,
+}
+
+/// When the work began, how much had been done by then, and when the next line is due.
+struct Lines {
+    begin: Instant,
+    before: u64,
+    due: Duration,
 }
 
 impl Stage {
@@ -21,23 +35,33 @@ impl Stage {
         Self::styled(name, "{prefix} [{bar:30}] {pos}/{len} {msg} ({per_sec}), {eta} left", steps, unit)
     }
 
+    /// A stage whose steps mean nothing to anybody: only the share that is done is shown.
+    pub(crate) fn share(name: impl Into<String>) -> Self {
+        Self::styled(name, "{prefix} [{bar:30}] {percent} %, {eta} left", 0, "")
+    }
+
     fn styled(name: impl Into<String>, template: &str, steps: u64, unit: &'static str) -> Self {
-        let bar = ProgressBar::new(steps).with_prefix(printable(&name.into())).with_message(unit);
+        let name = printable(&name.into()).to_string();
+        let bar = ProgressBar::new(steps).with_prefix(name.clone()).with_message(unit);
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
         bar.enable_steady_tick(Duration::from_millis(500));
-        Stage { bar }
+        Stage { name, bar, lines: Mutex::new(Lines { begin: Instant::now(), before: 0, due: FIRST_LINE }) }
     }
 
     /// So many steps are done, of so many.
     pub(crate) fn set(&self, done: u64, total: u64) {
         self.bar.set_length(total);
         self.bar.set_position(done);
+        self.log();
     }
 
     /// So many steps were done before; they say nothing of the rate.
     pub(crate) fn begin_at(&self, done: u64, total: u64) {
+        if let Ok(mut lines) = self.lines.lock() {
+            *lines = Lines { begin: Instant::now(), before: done, due: FIRST_LINE };
+        }
         self.set(done, total);
         self.bar.reset_eta();
     }
@@ -45,6 +69,7 @@ impl Stage {
     /// So many more steps are done.
     pub(crate) fn advance(&self, steps: u64) {
         self.bar.inc(steps);
+        self.log();
     }
 
     /// A line above the bar; printed to standard error also when there is no terminal.
@@ -55,10 +80,60 @@ impl Stage {
             self.bar.println(printable(line));
         }
     }
+
+    /// Where there is no bar: a line now and then.
+    fn log(&self) {
+        if !self.bar.is_hidden() {
+            return;
+        }
+        let Ok(mut lines) = self.lines.lock() else { return };
+        let (elapsed, total) = (lines.begin.elapsed(), self.bar.length().unwrap_or(0));
+        if elapsed < lines.due {
+            return;
+        }
+        if let Some(line) = line(&self.name, self.bar.position(), lines.before, total, elapsed) {
+            lines.due = elapsed + LINES_APART;
+            eprintln!("{line}");
+        }
+    }
+}
+
+/// What is said of a stage that is so far.
+fn line(name: &str, done: u64, before: u64, total: u64, elapsed: Duration) -> Option<String> {
+    if done <= before || done >= total {
+        return None;
+    }
+    let left = elapsed.as_secs_f64() * (total - done) as f64 / (done - before) as f64;
+    let percent = 100.0 * done as f64 / total as f64;
+    Some(format!("{name}: {percent:.0} %, about {} left", duration(left)))
+}
+
+/// A time that is not known to the second.
+pub(crate) fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 90.0 => format!("{s:.0} seconds"),
+        s if s < 5400.0 => format!("{:.0} minutes", s / 60.0),
+        s => format!("{:.1} hours", s / 3600.0),
+    }
 }
 
 impl Drop for Stage {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_follows_from_what_was_done_here() {
+        let said = |done, before, total, seconds| line("x", done, before, total, Duration::from_secs(seconds));
+        assert_eq!(said(10, 0, 100, 60).unwrap(), "x: 10 %, about 9 minutes left");
+        // What an earlier run did took none of this one's time.
+        assert_eq!(said(60, 50, 100, 60).unwrap(), "x: 60 %, about 4 minutes left");
+        assert_eq!([said(0, 0, 100, 60), said(100, 0, 100, 60), said(5, 0, 0, 60)], [None, None, None]);
+        assert_eq!([duration(5.0), duration(7200.0)], ["5 seconds", "2.0 hours"]);
     }
 }

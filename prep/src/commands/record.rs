@@ -7,23 +7,28 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use flashlm_formats::destination::{Directory, DirectoryKind};
-use flashlm_prep::record::text::{Sampling, read_documents};
+use flashlm_formats::recording::HELD_OUT;
+use flashlm_prep::record::documents::read_documents;
+use flashlm_prep::record::text::Sampling;
 use flashlm_prep::record::{Calibration, Recorder};
 use flashlm_prep::thresholds::ThresholdFile;
 use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_runtime::text::Tokenizer;
 
+use super::gain::verdict;
 use super::source::{self, CHECKPOINT_HELP};
-use super::{Stage, inputs};
+use super::{Stage, inputs, numbers, say_notes};
 
 /// Arguments of `flashlm-prep record`.
 #[derive(Args)]
 #[command(after_help = "Example:\n  flashlm-prep record /models/opt-1.3b --text calibration.txt -o recording\n\n\
-    Documents in a text are separated by a line <|endoftext|>. Interrupted, the same command goes on after the last layer.")]
+    Documents in a text file are separated by a line <|endoftext|>; a .jsonl file has one to a line, in the field \"text\". A tenth of \
+    the tokens is held out: what is made from the recording is judged on that, and made from the rest.\n\
+    Interrupted, the same command goes on after the last layer.")]
 pub(crate) struct RecordArgs {
     #[arg(value_name = "CHECKPOINT", help = CHECKPOINT_HELP)]
     checkpoint: PathBuf,
-    /// Calibration text: files of documents
+    /// Calibration text: files (.txt, .jsonl) or directories of them; a document longer than a tenth of the tokens is cut
     #[arg(long, value_name = "FILE", required_unless_present = "random_ids", num_args = 1..)]
     text: Vec<PathBuf>,
     /// Seeded random token ids instead of text, for synthesized models
@@ -36,10 +41,10 @@ pub(crate) struct RecordArgs {
     #[arg(long, value_name = "FILE")]
     thresholds: Option<PathBuf>,
     /// Tokens to record at most
-    #[arg(long, value_name = "N", default_value_t = 20_000)]
+    #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = numbers::tokens)]
     tokens: usize,
     /// Longest sequence
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = numbers::sequence)]
     sequence_tokens: usize,
     /// Order in which documents are taken; 0 keeps the files' order
     #[arg(long, default_value_t = 1)]
@@ -56,13 +61,15 @@ pub(crate) fn run(args: &RecordArgs) -> Result<ExitCode> {
     if let Some(file) = &args.thresholds {
         ThresholdFile::apply(file, &mut checkpoint)?;
     }
-    let sampling = Sampling { tokens: args.tokens, sequence_tokens: args.sequence_tokens, seed: args.seed };
+    let RecordArgs { tokens, sequence_tokens, seed, .. } = *args;
+    let sampling = Sampling { tokens, sequence_tokens, seed, held_out: HELD_OUT };
     let calibration = if args.random_ids {
         Calibration::random(checkpoint.spec(), sampling)
     } else {
         let tokenizer = Tokenizer::from_json(&tokenizer_json(&checkpoint)?)?;
         Calibration::new(&read_documents(&args.text)?, &tokenizer, checkpoint.spec(), sampling)?
     };
+    say_notes(&calibration.notes);
     let _taken = Directory::take(&args.output, DirectoryKind::Recording, &inputs)?;
     let mut recorder = Recorder::open(&checkpoint, &calibration, &args.output, super::threads(args.threads)?)?;
     for path in recorder.drop_damaged()? {
@@ -92,18 +99,4 @@ pub(crate) fn run(args: &RecordArgs) -> Result<ExitCode> {
         eprintln!("{}", verdict(mean));
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// What a mean share of active neurons means for speed, in words.
-pub(crate) fn verdict(mean: f64) -> String {
-    let percent = 100.0 * mean;
-    let meaning = match mean {
-        m if m <= 0.12 => "sparse: most of the feed-forward weights can stay on flash",
-        m if m <= 0.35 => "moderately sparse: expect a gain, but several times the reads of a sparse model",
-        _ => {
-            "not sparse: most neurons are needed for every token, so reading only the needed ones gains little; use a ReLU \
-              (relufied) version of this model, or allow a larger loss (`prepare --quality-loss`)"
-        }
-    };
-    format!("{percent:.1} % of the neurons are active on average. This model is {meaning}.")
 }

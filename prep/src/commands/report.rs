@@ -6,12 +6,11 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Args;
 use flashlm_formats::destination::{Destination, FileKind};
-use flashlm_formats::recording::Recording;
 use flashlm_prep::report::{Orders, Predictors, ReportInput, build};
 
+use super::gain::verdict;
 use super::order::read_cost;
-use super::record::verdict;
-use super::{Stage, inputs};
+use super::{Stage, inputs, numbers, recorded};
 
 /// Arguments of `flashlm-prep report`.
 #[derive(Args)]
@@ -35,15 +34,14 @@ pub(crate) struct ReportArgs {
     #[arg(long, alias = "profile", value_name = "FILE")]
     disk: Option<PathBuf>,
     /// Tokens that are looked at where a sample is enough
-    #[arg(long, value_name = "N", default_value_t = 8192)]
+    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = numbers::tokens)]
     tokens: usize,
 }
 
 pub(crate) fn run(args: &ReportArgs) -> Result<ExitCode> {
     let read = [Some(&args.recording), args.predictors.as_ref(), args.orders.as_ref(), args.disk.as_ref()];
     let output = Destination::take(&args.output, FileKind::Report, &inputs(read.into_iter().flatten()))?;
-    let recording =
-        Recording::open(&args.recording).context("a recording is a directory made by `flashlm-prep record`")?;
+    let recording = recorded::open(&args.recording)?;
     let predictors = args.predictors.as_deref().map(Predictors::read).transpose();
     let predictors = predictors.context("--predictors: a directory made by `flashlm-prep train`")?;
     let orders = args.orders.as_deref().map(Orders::read).transpose();

@@ -10,14 +10,15 @@ use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::destination::{Destination, FileKind};
 use flashlm_formats::model::ModelSpec;
 use flashlm_prep::record::Calibration;
-use flashlm_prep::record::text::{Sampling, read_documents};
-use flashlm_prep::thresholds::{Measured, ThresholdFile, find_thresholds};
+use flashlm_prep::record::documents::read_documents;
+use flashlm_prep::record::text::Sampling;
+use flashlm_prep::thresholds::{Measured, ThresholdFile, VERIFIED, find_thresholds};
 use flashlm_prep::tokenizer::tokenizer_json;
 use flashlm_runtime::budget::human_bytes;
 use flashlm_runtime::text::Tokenizer;
 
 use super::source::{self, CHECKPOINT_HELP};
-use super::{Stage, inputs};
+use super::{Stage, gain, inputs, numbers, say_notes};
 
 /// Loss of perplexity that is allowed where nothing is said.
 pub(crate) const DEFAULT_LOSS: f64 = 0.01;
@@ -26,25 +27,26 @@ pub(crate) const DEFAULT_LOSS: f64 = 0.01;
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  flashlm-prep thresholds /models/mistral-7b --text calibration.txt --quality-loss 2% -o thresholds.json\n\n\
-    `prepare` does this by itself; `record` and `pack` take the file. See docs/thresholds.md."
+    Thresholds are chosen on half of the documents and verified on the others, which are held out. `prepare` does this by itself; \
+    `record` and `pack` take the file. See docs/thresholds.md."
 )]
 pub(crate) struct ThresholdsArgs {
     #[arg(value_name = "CHECKPOINT", help = CHECKPOINT_HELP)]
     checkpoint: PathBuf,
-    /// Calibration text: files of documents
+    /// Calibration text: files (.txt with documents between lines <|endoftext|>, .jsonl) or directories of them
     #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
     text: Vec<PathBuf>,
     /// Perplexity that may be lost by leaving out weak neurons
-    #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = super::train::parse_percent)]
+    #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = numbers::percent)]
     quality_loss: f64,
     /// The file to write; without it the table is only shown
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Tokens to measure on at most [default: 4096, for hidden sizes from 2048 on 2048]
-    #[arg(long, value_name = "N")]
-    tokens: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", value_parser = numbers::tokens)]
+    tokens: Option<usize>,
     /// Longest sequence
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = numbers::sequence)]
     sequence_tokens: usize,
     /// Order in which documents are taken; 0 keeps the files' order
     #[arg(long, default_value_t = 1)]
@@ -71,9 +73,17 @@ pub(crate) fn run(args: &ThresholdsArgs) -> Result<ExitCode> {
     let checkpoint = source::open(&args.checkpoint)?;
     let spec = checkpoint.spec();
     let tokenizer = Tokenizer::from_json(&tokenizer_json(&checkpoint)?)?;
-    let tokens = args.tokens.map_or(default_tokens(spec), NonZeroUsize::get);
-    let sampling = Sampling { tokens, sequence_tokens: args.sequence_tokens, seed: args.seed };
+    let tokens = args.tokens.unwrap_or(default_tokens(spec));
+    eprintln!(
+        "{}",
+        gain::dense_by_nature(spec).unwrap_or_else(|| {
+            "most neurons of this model can be exactly zero by themselves (`record` counts them): thresholds leave out weak ones besides"
+                .into()
+        })
+    );
+    let sampling = Sampling { tokens, sequence_tokens: args.sequence_tokens, seed: args.seed, held_out: VERIFIED };
     let calibration = Calibration::new(&read_documents(&args.text)?, &tokenizer, spec, sampling)?;
+    say_notes(&calibration.notes);
     let scratch = args.scratch.clone().unwrap_or_else(std::env::temp_dir);
     let scratch = scratch.join(format!("flashlm-thresholds-{}", std::process::id()));
     let measured = measure(&checkpoint, &calibration, args.quality_loss, args.threads, &scratch);
@@ -100,8 +110,8 @@ pub(crate) fn measure(
     threads: Option<NonZeroUsize>,
     scratch: &Path,
 ) -> Result<Measured> {
-    let stage = Stage::new("measuring thresholds", "layers", checkpoint.spec().layers as u64);
-    let progress = &mut |done, total| stage.set(done as u64, total as u64);
+    let stage = Stage::share("measuring thresholds");
+    let progress = &mut |done, total| stage.set(done, total);
     Ok(find_thresholds(checkpoint, calibration, loss, &super::threads(threads)?, scratch, progress)?)
 }
 
@@ -136,5 +146,15 @@ pub(crate) fn table(measured: &Measured, checkpoint: &Checkpoint) -> Vec<String>
         human_bytes((mean * ffn as f64) as u64),
         human_bytes(ffn as u64)
     ));
+    if let Some(verified) = &measured.verified {
+        lines.push(format!(
+            "On documents that are held out it costs {:+.2} % of perplexity, with a standard error of {:.2} % ({} positions, {:.3} to {:.3}).",
+            100.0 * verified.loss,
+            100.0 * verified.error,
+            verified.positions,
+            verified.perplexity,
+            verified.with_thresholds
+        ));
+    }
     lines
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use flashlm_formats::destination::{Directory, DirectoryKind};
 use flashlm_formats::recording::Recording;
@@ -15,7 +15,7 @@ use flashlm_prep::train::{
     TrainReport, sweep, train_recording,
 };
 
-use super::{Stage, inputs};
+use super::{Stage, inputs, numbers, recorded};
 
 /// Arguments of `flashlm-prep train`.
 #[derive(Args)]
@@ -38,33 +38,33 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_enum, default_value = "int8")]
     dtype: DTypeArg,
     /// Share of the active neurons that must be found, on held-out documents
-    #[arg(long, value_name = "SHARE", default_value_t = 0.96)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.96, value_parser = numbers::share)]
     recall: f64,
     /// Predict more than that while a neuron read brings this share of an active one's mean energy
-    #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.05, value_parser = numbers::part)]
     worth: f64,
     /// Predict at least so many times as many neurons as are active, however good the predictor: for measuring
-    #[arg(long, value_name = "TIMES", default_value_t = 0.0)]
+    #[arg(long, value_name = "TIMES", default_value_t = 0.0, value_parser = numbers::times)]
     over_fetch: f64,
     /// Largest size of all predictors, as a share of the FFN's bytes (automatic ranks)
-    #[arg(long, value_name = "PERCENT", default_value = "9%", value_parser = parse_percent)]
+    #[arg(long, value_name = "PERCENT", default_value = "9%", value_parser = numbers::percent)]
     size_budget: f64,
     /// Passes over the training tokens, at most
-    #[arg(long, value_name = "N", default_value_t = 6)]
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = numbers::count)]
     epochs: usize,
     /// Train on at most so many tokens
-    #[arg(long, value_name = "N")]
-    tokens: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", value_parser = numbers::tokens)]
+    tokens: Option<usize>,
     /// Also train predictors of the next layer's neurons, of this rank
-    #[arg(long, value_name = "N")]
-    look_ahead: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", value_parser = numbers::count)]
+    look_ahead: Option<usize>,
     /// Also measure on this recording, of text that training does not see
     #[arg(long, value_name = "RECORDING")]
     validation: Option<PathBuf>,
     /// Store no predictors: measure all these ranks on --validation, with both dtypes at many thresholds
     #[arg(long, value_name = "N,N,..", value_delimiter = ',', requires = "validation")]
     sweep: Vec<NonZeroUsize>,
-    /// Decides which documents are held out and in which order tokens come
+    /// Decides in which order tokens come
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
@@ -103,22 +103,9 @@ fn parse_rank(text: &str) -> Result<RankChoice, String> {
     }
 }
 
-pub(crate) fn parse_percent(text: &str) -> Result<f64, String> {
-    let number = text.strip_suffix('%').ok_or("expected a percentage such as 9%")?;
-    let percent: f64 = number.trim().parse().map_err(|e| format!("{number:?}: {e}"))?;
-    if percent > 0.0 && percent <= 100.0 {
-        Ok(percent / 100.0)
-    } else {
-        Err("expected above 0% and at most 100%".into())
-    }
-}
-
 pub(crate) fn run(args: &TrainArgs) -> Result<ExitCode> {
-    ensure!(args.recall > 0.0 && args.recall < 1.0, "--recall {}: give a share between 0 and 1", args.recall);
-    ensure!(args.worth >= 0.0, "--worth {}: give a share of at least 0", args.worth);
-    ensure!(args.over_fetch >= 0.0, "--over-fetch {}: give a factor of at least 0", args.over_fetch);
-    let recording = Recording::open(&args.recording).context("make a recording with `flashlm-prep record`")?;
-    let validation = args.validation.as_ref().map(|dir| Recording::open(dir)).transpose()?;
+    let recording = recorded::open(&args.recording)?;
+    let validation = args.validation.as_ref().map(|dir| Recording::open(dir)).transpose().context("--validation")?;
     let inputs = inputs([&args.recording].into_iter().chain(&args.validation));
     let _taken = Directory::take(&args.output, DirectoryKind::Predictors, &inputs)?;
     let mut options = TrainOptions::new(recording.info().model.layers);
@@ -129,10 +116,10 @@ pub(crate) fn run(args: &TrainArgs) -> Result<ExitCode> {
     options.worth = args.worth;
     options.over_fetch = args.over_fetch;
     options.size_budget = args.size_budget;
-    options.look_ahead = args.look_ahead.map(NonZeroUsize::get);
+    options.look_ahead = args.look_ahead;
     options.fit = options.fit.epochs(args.epochs).seed(args.seed);
     if let Some(tokens) = args.tokens {
-        options.fit = options.fit.tokens_max(tokens.get());
+        options.fit = options.fit.tokens_max(tokens);
     }
     if let Some(validation) = validation.as_ref().filter(|_| !args.sweep.is_empty()) {
         return sweep_ranks(args, &recording, validation, &options);
@@ -304,7 +291,5 @@ mod tests {
         assert_eq!(parse_rank("64"), Ok(RankChoice::Fixed(64)));
         assert_eq!(parse_rank("64,16"), Ok(RankChoice::Each(vec![64, 16])));
         assert!(parse_rank("0").is_err() && parse_rank("a").is_err());
-        assert_eq!(parse_percent("9%"), Ok(0.09));
-        assert!(parse_percent("9").is_err() && parse_percent("0%").is_err());
     }
 }

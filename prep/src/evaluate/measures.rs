@@ -10,8 +10,8 @@ use serde::Serialize;
 pub struct LayerErrors {
     /// Missed neurons among active ones.
     pub false_negative_rate: f64,
-    /// False alarms among inactive ones.
-    pub false_positive_rate: f64,
+    /// False alarms among inactive ones; none where nothing chooses and all neurons are computed.
+    pub false_positive_rate: Option<f64>,
     /// Active neurons among all: above the layer's threshold, if it has one.
     pub active_fraction: f64,
     /// Predicted neurons among all.
@@ -76,6 +76,12 @@ impl Evaluation {
     pub fn mean(&self, rate: impl Fn(&LayerErrors) -> f64) -> f64 {
         self.layers.iter().map(rate).sum::<f64>() / self.layers.len().max(1) as f64
     }
+
+    /// Likewise of one that not every evaluation has.
+    pub fn mean_of_some(&self, rate: impl Fn(&LayerErrors) -> Option<f64>) -> Option<f64> {
+        let rates = self.layers.iter().map(rate).collect::<Option<Vec<_>>>()?;
+        Some(rates.iter().sum::<f64>() / rates.len().max(1) as f64)
+    }
 }
 
 /// Adds one position, whose next token is `next`.
@@ -104,6 +110,8 @@ pub(super) struct LayerObserver {
     threshold: f32,
     /// The active ones are what is computed.
     only_active: bool,
+    /// Something chose which neurons are computed.
+    chosen: bool,
     tokens: usize,
     active: u64,
     predicted: u64,
@@ -119,6 +127,7 @@ impl LayerObserver {
             down_norms,
             threshold,
             only_active,
+            chosen: only_active,
             tokens: 0,
             active: 0,
             predicted: 0,
@@ -133,7 +142,7 @@ impl LayerObserver {
         let ratio = |part: u64, of: f64| if of > 0.0 { part as f64 / of } else { 0.0 };
         LayerErrors {
             false_negative_rate: ratio(self.active - self.hits, self.active as f64),
-            false_positive_rate: ratio(self.predicted - self.hits, all - self.active as f64),
+            false_positive_rate: self.chosen.then(|| ratio(self.predicted - self.hits, all - self.active as f64)),
             active_fraction: ratio(self.active, all),
             predicted_fraction: ratio(self.predicted, all),
             energy_recall: if self.energy > 0.0 { self.energy_kept / self.energy } else { 1.0 },
@@ -148,6 +157,7 @@ impl FfnObserver for LayerObserver {
     }
 
     fn activations(&mut self, piece: &ObservedActivations<'_>) -> Result<(), RuntimeError> {
+        self.chosen |= piece.selection.is_some();
         for (token, row) in piece.values.chunks_exact(piece.count).enumerate() {
             for (neuron, &value) in (piece.first..).zip(row) {
                 let active = value.abs() > self.threshold;
@@ -197,9 +207,19 @@ mod tests {
         };
         observer.activations(&piece).unwrap();
         let errors = observer.errors();
-        assert_eq!((errors.false_negative_rate, errors.false_positive_rate), (0.5, 0.5));
+        assert_eq!((errors.false_negative_rate, errors.false_positive_rate), (0.5, Some(0.5)));
         assert_eq!((errors.active_fraction, errors.predicted_fraction), (0.5, 0.5));
         assert!((errors.energy_recall - 0.6).abs() < 1e-9);
+
+        // With all of them computed nothing is a false alarm.
+        let mut observer = LayerObserver::new(vec![1.0, 2.0, 1.0, 1.0], 0.0, false);
+        observer.input(0, 1, &[]).unwrap();
+        observer.activations(&ObservedActivations { selection: None, ..piece }).unwrap();
+        let errors = observer.errors();
+        assert_eq!(
+            (errors.false_negative_rate, errors.false_positive_rate, errors.predicted_fraction),
+            (0.0, None, 1.0)
+        );
 
         // Above a threshold fewer are active, and all energy counts.
         let mut observer = LayerObserver::new(vec![1.0, 2.0, 1.0, 1.0], 1.5, true);

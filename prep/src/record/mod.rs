@@ -4,6 +4,7 @@
 //! the next layer is loaded. The hidden states between layers are kept in a file, so memory does not grow with the text, and an
 //! interrupted recording goes on after the last finished layer.
 
+pub mod documents;
 mod layer_source;
 pub mod text;
 
@@ -96,6 +97,7 @@ impl<'a> Recorder<'a> {
                     calibration.tokens.clone(),
                     calibration.sequences.clone(),
                     calibration.documents.clone(),
+                    calibration.held_out.clone(),
                 )?
             }
             Err(error) => return Err(error.into()),

@@ -59,10 +59,17 @@ pub(super) struct OrderMeasures {
     pub(super) matrix: Option<Matrix>,
 }
 
-/// Whole sequences spread over the recording, `tokens_max` tokens or one sequence at least.
-pub(super) fn sample(recording: &Recording, tokens_max: usize) -> Vec<Range<usize>> {
-    let sequences: Vec<Range<usize>> = recording.sequences().collect();
-    let mean = (recording.tokens().len() / sequences.len().max(1)).max(1);
+/// Whole sequences spread over the recording, `tokens_max` tokens or one sequence at least. Of those held out, if only these may
+/// be taken and there are some.
+pub(super) fn sample(recording: &Recording, tokens_max: usize, held_out: bool) -> Vec<Range<usize>> {
+    let flags = recording.split().flags(recording.tokens().len());
+    let apart = |sequence: &Range<usize>| flags[sequence.clone()].iter().all(|held_out| *held_out);
+    let mut sequences: Vec<Range<usize>> = recording.sequences().collect();
+    if held_out && sequences.iter().any(apart) {
+        sequences.retain(apart);
+    }
+    let tokens: usize = sequences.iter().map(ExactSizeIterator::len).sum();
+    let mean = (tokens / sequences.len().max(1)).max(1);
     let count = (tokens_max / mean).clamp(1, sequences.len().max(1));
     (0..count).map(|at| sequences[at * sequences.len() / count].clone()).collect()
 }

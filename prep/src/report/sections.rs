@@ -80,7 +80,7 @@ fn summary(all: &Facts) -> String {
     let sampled = if all.sampled_tokens < info.tokens as usize {
         format!(
             "Sparsity and frequency are counted on all tokens. Reuse, runs and replays look at whole sequences of {} tokens in all, \
-             spread evenly over the recording.",
+             spread evenly over the recording, or over what is held out of it where orders were made from the rest.",
             all.sampled_tokens
         )
     } else {

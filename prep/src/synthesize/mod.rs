@@ -168,7 +168,7 @@ mod tests {
         let model = dir.path().join("model");
         synthesize(Geometry::find("opt-125m").unwrap(), &model, options, &mut |_, _| ()).unwrap();
         let checkpoint = Checkpoint::open(&model).unwrap();
-        let sampling = Sampling { tokens: 1536, sequence_tokens: 256, seed: 1 };
+        let sampling = Sampling { tokens: 1536, sequence_tokens: 256, seed: 1, held_out: 0.1 };
         let calibration = Calibration::random(checkpoint.spec(), sampling);
         let threads = Threads::new(NonZeroUsize::new(2).unwrap()).unwrap();
         let mut recorder = Recorder::open(&checkpoint, &calibration, &dir.path().join("rec"), threads).unwrap();

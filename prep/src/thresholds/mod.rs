@@ -3,34 +3,41 @@
 //! One number is chosen for the whole model: the share of each layer's squared output energy that is cut off. From it follow a
 //! threshold for every layer and, measured on calibration text with the neurons below really left out, the perplexity. Several
 //! shares go through the model side by side with the model as it is, layer by layer, so that one layer is in memory at a time.
+//! What is chosen on the documents to train on is then held against those that are held out, and lowered until it keeps there
+//! what was allowed.
 //!
 //! A threshold decides which neurons predictors learn to find. It does not know them, and nothing that is computed is ever
 //! thrown away for it.
 
 mod file;
+mod passes;
 mod spread;
 
+use std::ops::Range;
 use std::path::Path;
 
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_kernels::Threads;
 use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::model::ffn::{FfnCall, FfnObserver, FfnSource, ObservedActivations};
-use flashlm_runtime::model::forward::{Head, HeadScratch};
-use flashlm_runtime::model::weights::{LayerWeights, OuterWeights};
-use flashlm_runtime::sampler::greedy;
 use serde::{Deserialize, Serialize};
 
-use crate::evaluate::log_sum_exp;
-use crate::layers::{LayerRunner, PassError};
-use crate::record::{Calibration, CheckpointTensors, RecordError, layer_ffn};
-use crate::states::{self, HiddenStates, StatesError};
+use crate::layers::PassError;
+use crate::record::{Calibration, RecordError};
+use crate::states::StatesError;
+use passes::{Copy, Passes, Scores, positions, work};
 
 pub use file::{ThresholdFile, ThresholdFileError};
+pub(crate) use passes::WithCutoff;
 pub use spread::Spread;
 
 /// Shares of a token's squared energy in a layer that are tried.
 pub const CUTS: [f64; 8] = [0.0005, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2];
+/// Share of the tokens that thresholds are verified on: a loss of a per cent needs many positions to be seen.
+pub const VERIFIED: f64 = 0.5;
+/// Times that a share is lowered, at most, until held-out text keeps the loss that was allowed; then nothing is left out.
+const ROUNDS: usize = 8;
+/// Positions that either part must have.
+const NEEDED: usize = 20;
 
 /// One share that was tried.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,6 +53,22 @@ pub struct Level {
     pub top1_agreement: f64,
 }
 
+/// What the chosen thresholds do to documents that they were not chosen on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Verified {
+    /// Scored positions.
+    pub positions: usize,
+    /// Perplexity of the model as it is.
+    pub perplexity: f64,
+    /// Perplexity with neurons below the thresholds left out.
+    pub with_thresholds: f64,
+    /// The loss of perplexity, as a share.
+    pub loss: f64,
+    /// Its standard error; loss and error together are within what was allowed.
+    pub error: f64,
+}
+
 /// What was measured, and what follows from it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -58,12 +81,16 @@ pub struct Measured {
     pub levels: Vec<Level>,
     /// The loss of perplexity that was allowed, as a share.
     pub loss_allowed: f64,
-    /// The share of squared energy that should cost just that, between those tried.
+    /// The share of squared energy that is cut off: where between those tried the loss is what was allowed, or less, if held-out
+    /// documents lost more.
     pub cut: f64,
     /// What follows: a threshold for each layer.
     pub thresholds: Vec<f32>,
-    /// Neurons above it, for each layer.
+    /// Neurons above it, for each layer, over all documents.
     pub active: Vec<f64>,
+    /// On held-out documents; files of earlier versions do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified: Option<Verified>,
 }
 
 impl Measured {
@@ -90,58 +117,86 @@ pub enum ThresholdError {
     #[error(transparent)]
     States(#[from] StatesError),
     /// Too little text.
-    #[error("the text gives {found} positions to score; at least {needed} are needed")]
+    #[error(
+        "{training} positions to choose thresholds on and {held_out} held out to verify them; at least {NEEDED} of each are needed"
+    )]
     TooShort {
-        /// Scored positions.
-        found: usize,
-        /// The least.
-        needed: usize,
+        /// Scored positions to choose on.
+        training: usize,
+        /// Scored positions held out.
+        held_out: usize,
     },
 }
 
-/// Finds thresholds for `checkpoint` that cost `loss` of perplexity on `calibration`. Scratch files go to `scratch`, which is deleted
-/// afterwards; `progress` is told layers done and layers in all.
+/// Finds thresholds for `checkpoint` that cost at most `loss` of perplexity: chosen on the documents of `calibration` that are to be
+/// trained on, and lowered until those held out keep it, with a standard error to spare. Scratch files go to `scratch`, which is
+/// deleted afterwards; `progress` is told the work done and the work in all, which may grow.
 pub fn find_thresholds(
     checkpoint: &Checkpoint,
     calibration: &Calibration,
     loss: f64,
     threads: &Threads,
     scratch: &Path,
-    progress: &mut dyn FnMut(usize, usize),
+    progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Measured, ThresholdError> {
-    let ranges: Vec<_> = calibration.sequences.windows(2).map(|w| w[0] as usize..w[1] as usize).collect();
-    let positions: usize = ranges.iter().map(|r| r.len().saturating_sub(1)).sum();
-    const NEEDED: usize = 100;
-    if positions < NEEDED {
-        return Err(ThresholdError::TooShort { found: positions, needed: NEEDED });
+    let flags = calibration.split().flags(calibration.tokens.len());
+    let (held_out, training): (Vec<Range<usize>>, Vec<_>) = calibration.ranges().partition(|range| flags[range.start]);
+    if positions(&training).min(positions(&held_out)) < NEEDED {
+        return Err(ThresholdError::TooShort { training: positions(&training), held_out: positions(&held_out) });
     }
-    let longest = ranges.iter().map(|r| r.len()).max().unwrap_or(0);
     let spec = checkpoint.spec();
-    let mut run =
-        Run { checkpoint, calibration, ranges, threads, runner: LayerRunner::new(spec, threads, longest)?, scratch };
-    let found = run.layers(progress).and_then(|spreads| Ok((run.heads()?, spreads)));
-    for stream in 0..=CUTS.len() {
-        states::remove_dir(&run.dir(stream))?;
-    }
-    let (sums, spreads) = found?;
-
-    let perplexity = |sum: &Sums| (sum.nll / positions as f64).exp();
+    let (chosen_on, round) = ((1 + CUTS.len() as u64) * work(spec, &training), work(spec, &held_out));
+    let (mut done, total) = (0, std::cell::Cell::new(chosen_on + 2 * round));
+    let mut tell = |more: u64| {
+        done += more;
+        progress(done, total.get().max(done));
+    };
+    let tokens = &calibration.tokens;
+    let mut passes = Passes { checkpoint, tokens, threads, scratch, progress: &mut tell };
+    let copies: Vec<Copy<'_>> = std::iter::once(Copy::Whole).chain(CUTS.map(Copy::Share)).collect();
+    let (scores, mut spreads) = passes.run(&training, &copies)?;
     let mean = |of: &dyn Fn(&Spread) -> f64| spreads.iter().map(of).sum::<f64>() / spreads.len() as f64;
     let levels: Vec<Level> = CUTS
         .iter()
-        .zip(&sums[1..])
-        .map(|(&cut, sum)| Level {
+        .zip(&scores[1..])
+        .map(|(&cut, copy)| Level {
             cut,
             active: mean(&|spread| spread.active(spread.threshold(cut))),
-            perplexity: perplexity(sum),
-            top1_agreement: sum.agreed as f64 / positions as f64,
+            perplexity: copy.perplexity(),
+            top1_agreement: copy.agreement(&scores[0]),
         })
         .collect();
-    let dense = perplexity(&sums[0]);
-    let cut = cut_for(loss, dense, &levels);
-    let thresholds: Vec<f32> = spreads.iter().map(|spread| spread.threshold(cut)).collect();
+    let dense = scores[0].perplexity();
+    let mut cut = cut_for(loss, dense, &levels);
+
+    let mut whole: Option<(Scores, Vec<Spread>)> = None;
+    let mut rounds = 0;
+    let (thresholds, verified) = loop {
+        let thresholds: Vec<f32> = spreads.iter().map(|spread| spread.threshold(cut)).collect();
+        let copies = [Copy::Whole, Copy::Thresholds(&thresholds)];
+        let (mut scores, found) = passes.run(&held_out, &copies[usize::from(whole.is_some())..])?;
+        let Some(with) = scores.pop() else { unreachable!("a copy was sent through") };
+        let (whole, _) = whole.get_or_insert_with(|| (scores.pop().unwrap_or_default(), found));
+        let (lost, error) = with.loss_against(whole);
+        if lost + error <= loss || cut == 0.0 {
+            let (positions, perplexity) = (whole.losses.len(), whole.perplexity());
+            break (
+                thresholds,
+                Verified { positions, perplexity, with_thresholds: with.perplexity(), loss: lost, error },
+            );
+        }
+        rounds += 1;
+        // Loss grows about as the share does.
+        cut = if rounds < ROUNDS { cut * (loss / (lost + error)).clamp(0.2, 0.8) } else { 0.0 };
+        total.set(total.get() + round);
+    };
+    // How many are active is said of all documents.
+    let held_out_spreads = whole.map(|(_, spreads)| spreads).unwrap_or_default();
+    spreads.iter_mut().zip(&held_out_spreads).for_each(|(spread, other)| spread.merge(other));
     let active = spreads.iter().zip(&thresholds).map(|(spread, &t)| spread.active(t)).collect();
-    Ok(Measured { positions, perplexity: dense, levels, loss_allowed: loss, cut, thresholds, active })
+    let positions = positions(&training);
+    let verified = Some(verified);
+    Ok(Measured { positions, perplexity: dense, levels, loss_allowed: loss, cut, thresholds, active, verified })
 }
 
 /// The share between those tried at which the loss of perplexity should be `loss`, by the first level that costs more and the one before.
@@ -155,144 +210,6 @@ fn cut_for(loss: f64, dense: f64, levels: &[Level]) -> f64 {
         before = here;
     }
     before.0
-}
-
-/// What is summed over positions for one stream.
-#[derive(Clone, Copy, Default)]
-struct Sums {
-    nll: f64,
-    agreed: usize,
-}
-
-struct Run<'a> {
-    checkpoint: &'a Checkpoint,
-    calibration: &'a Calibration,
-    ranges: Vec<std::ops::Range<usize>>,
-    threads: &'a Threads,
-    runner: LayerRunner<'a>,
-    scratch: &'a Path,
-}
-
-impl Run<'_> {
-    /// Stream 0 is the model as it is, the others have a share cut off each.
-    fn dir(&self, stream: usize) -> std::path::PathBuf {
-        self.scratch.join(format!("stream-{stream}"))
-    }
-
-    fn states(&self, stream: usize, layer: usize) -> Result<HiddenStates, StatesError> {
-        let hidden = self.checkpoint.spec().hidden_size;
-        HiddenStates::open(&self.dir(stream), layer, self.calibration.tokens.len(), hidden)
-    }
-
-    fn new_states(&self, stream: usize, layer: usize) -> Result<HiddenStates, StatesError> {
-        let hidden = self.checkpoint.spec().hidden_size;
-        HiddenStates::create(&self.dir(stream), layer, self.calibration.tokens.len(), hidden)
-    }
-
-    fn layers(&mut self, progress: &mut dyn FnMut(usize, usize)) -> Result<Vec<Spread>, ThresholdError> {
-        let spec = self.checkpoint.spec();
-        let outer = OuterWeights::load(spec, &mut CheckpointTensors::new(self.checkpoint))?;
-        for stream in 0..=CUTS.len() {
-            let mut output = self.new_states(stream, 0)?;
-            self.runner.embed(&outer, &self.calibration.tokens, self.ranges.iter().cloned(), &mut output)?;
-            output.publish()?;
-        }
-        let mut spreads = Vec::with_capacity(spec.layers);
-        for layer in 0..spec.layers {
-            let weights = LayerWeights::load(spec, layer, &mut CheckpointTensors::new(self.checkpoint))?;
-            let (ffn, down_norms) = layer_ffn(self.checkpoint, layer)?;
-            let mut ffn = WithCutoff { source: ffn, cutoff: 0.0 };
-            let mut observer =
-                SpreadObserver { spread: Spread::default(), down_norms, tokens: 0, activations: Vec::new() };
-            for stream in 0..=CUTS.len() {
-                ffn.cutoff = if stream == 0 { 0.0 } else { observer.spread.threshold(CUTS[stream - 1]) };
-                let (input, mut output) = (self.states(stream, layer)?, self.new_states(stream, layer + 1)?);
-                for range in self.ranges.iter().cloned() {
-                    let observer = (stream == 0).then_some(&mut observer as &mut dyn FfnObserver);
-                    self.runner.run(&weights, &mut ffn, range, (&input, &mut output), observer)?;
-                }
-                observer.take_in();
-                output.publish()?;
-                input.remove()?;
-            }
-            spreads.push(observer.spread);
-            progress(layer + 1, spec.layers);
-        }
-        Ok(spreads)
-    }
-
-    fn heads(&mut self) -> Result<Vec<Sums>, ThresholdError> {
-        let spec = self.checkpoint.spec();
-        let outer = OuterWeights::load(spec, &mut CheckpointTensors::new(self.checkpoint))?;
-        let head = Head { spec, weights: &outer, threads: self.threads };
-        let streams = (0..=CUTS.len()).map(|stream| self.states(stream, spec.layers)).collect::<Result<Vec<_>, _>>()?;
-        let (mut scratch, mut state) = (HeadScratch::new(spec), vec![0.0; spec.hidden_size]);
-        let mut sums = vec![Sums::default(); streams.len()];
-        for range in &self.ranges {
-            for position in range.start..range.end.saturating_sub(1) {
-                let mut dense_best = 0;
-                for (stream, (states, sum)) in streams.iter().zip(&mut sums).enumerate() {
-                    states.read(position, &mut state)?;
-                    head.logits(&state, position + 1, &mut scratch)?;
-                    let (logits, next) = (scratch.logits(), self.calibration.tokens[position + 1]);
-                    sum.nll += log_sum_exp(logits) - f64::from(logits[next as usize]);
-                    let best = greedy(logits);
-                    if stream == 0 {
-                        dense_best = best;
-                    }
-                    sum.agreed += usize::from(best == dense_best);
-                }
-            }
-        }
-        Ok(sums)
-    }
-}
-
-/// A source whose weak neurons are left out.
-pub(crate) struct WithCutoff<S> {
-    pub(crate) source: S,
-    /// Of this magnitude and below.
-    pub(crate) cutoff: f32,
-}
-
-impl<S: FfnSource> FfnSource for WithCutoff<S> {
-    fn run(&mut self, call: FfnCall<'_>) -> Result<(), RuntimeError> {
-        self.source.run(FfnCall { cutoff: self.cutoff, ..call })
-    }
-}
-
-struct SpreadObserver {
-    spread: Spread,
-    down_norms: Vec<f32>,
-    tokens: usize,
-    /// `[tokens, neurons]` of the piece of text that goes through, put together from pieces of the neurons.
-    activations: Vec<f32>,
-}
-
-impl SpreadObserver {
-    /// Adds what was put together.
-    fn take_in(&mut self) {
-        let rows = self.activations.chunks_exact(self.down_norms.len());
-        rows.take(self.tokens).for_each(|row| self.spread.add(row, &self.down_norms));
-        self.tokens = 0;
-    }
-}
-
-impl FfnObserver for SpreadObserver {
-    fn input(&mut self, _layer: usize, tokens: usize, _input: &[f32]) -> Result<(), RuntimeError> {
-        self.take_in();
-        self.tokens = tokens;
-        self.activations.resize(tokens * self.down_norms.len(), 0.0);
-        Ok(())
-    }
-
-    fn activations(&mut self, piece: &ObservedActivations<'_>) -> Result<(), RuntimeError> {
-        let rows = self.activations.chunks_exact_mut(self.down_norms.len());
-        for (row, values) in rows.zip(piece.values.chunks_exact(piece.count)) {
-            row[piece.first..piece.first + piece.count].copy_from_slice(values);
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -36,6 +36,12 @@ impl Spread {
         }
     }
 
+    /// Adds what another text showed.
+    pub fn merge(&mut self, other: &Self) {
+        self.counts.iter_mut().zip(&other.counts).for_each(|(count, more)| *count += more);
+        self.energies.iter_mut().zip(&other.energies).for_each(|(energy, more)| *energy += more);
+    }
+
     /// The largest threshold that cuts off at most this share of a token's squared energy, in the mean over tokens; 0 where none does.
     ///
     /// If the neurons' outputs were independent, the square root of the share would be the relative error of the layer's output.

@@ -9,9 +9,7 @@ use super::activity::training_set;
 use super::curve::Curve;
 use super::fit::thin;
 use super::params::TrainError;
-use super::pipeline::{
-    CALIBRATION_TOKENS, CURVE_MISSES, DTypeCurve, LayerReport, Shape, TrainOptions, everything, threshold,
-};
+use super::pipeline::{CALIBRATION_TOKENS, CURVE_MISSES, DTypeCurve, LayerReport, Shape, TrainOptions, threshold};
 use super::predictor::{LowRankPredictor, PredictorDType};
 use super::rank::predictor_bytes;
 use super::store::{StoredPredictor, write_predictor};
@@ -48,8 +46,10 @@ pub fn adopt_layer(
         return Err(TrainError::Foreign { layer, what: "numbers that are infinite or none".into() });
     }
     let set = training_set(recording, layer, layer)?;
-    let mut tokens = everything(&set);
+    // The threshold is all that is chosen here: on the one part, and judged on the other.
+    let [mut tokens, mut held_out] = [false, true].map(|held_out| set.targets().part(held_out));
     thin(&mut tokens, CALIBRATION_TOKENS);
+    thin(&mut held_out, CALIBRATION_TOKENS);
     predictor.balance_components();
     let mut largest = 0f32;
     predictor.logits(set.records(), &tokens, |_, logits| largest = logits.iter().fold(largest, |m, z| m.max(z.abs())));
@@ -58,10 +58,10 @@ pub fn adopt_layer(
         predictor.decoder.mapv_inplace(|v| v * scale);
         predictor.bias.mapv_inplace(|v| v * scale);
     }
-    let curve_as = |dtype| Curve::measure(&predictor.rounded(dtype), &set, &tokens);
-    let curves = [PredictorDType::F16, PredictorDType::Int8].map(|dtype| (dtype, curve_as(dtype)));
+    let curve_as = |dtype, tokens: &[u32]| Curve::measure(&predictor.rounded(dtype), &set, tokens);
+    let threshold = threshold(&curve_as(options.dtype, &tokens), options);
+    let curves = [PredictorDType::F16, PredictorDType::Int8].map(|dtype| (dtype, curve_as(dtype, &held_out)));
     let stored = &curves.iter().find(|(dtype, _)| *dtype == options.dtype).expect("both are there").1;
-    let threshold = threshold(stored, options);
     let shifted = predictor.shifted(threshold);
     let parts = [StoredPredictor { prefix: "", predictor: &shifted, dtype: options.dtype }];
     write_predictor(&crate::predictors::predictor_path(out, layer), &parts)?;

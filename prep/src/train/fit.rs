@@ -9,7 +9,7 @@ use linfa::traits::Fit;
 use ndarray::{Array1, Array2};
 use rayon::prelude::*;
 
-use super::activity::{Inputs, Split, TrainingSet};
+use super::activity::{Inputs, TrainingSet};
 use super::params::{LowRankPredictorValidParams, TrainError};
 use super::predictor::LowRankPredictor;
 use super::random::Random;
@@ -33,7 +33,7 @@ const BETAS: [f32; 2] = [0.9, 0.99];
 impl Fit<Inputs, Activity, TrainError> for LowRankPredictorValidParams {
     type Object = LowRankPredictor;
 
-    /// Splits the dataset by document, fits on one part and keeps the epoch that is best on the other.
+    /// Fits on the tokens that are not held out, and keeps the epoch that is best on those that are.
     fn fit(&self, set: &TrainingSet) -> Result<LowRankPredictor, TrainError> {
         let (tokens, activity) = (set.nsamples(), set.targets());
         if tokens != activity.tokens() {
@@ -43,7 +43,7 @@ impl Fit<Inputs, Activity, TrainError> for LowRankPredictorValidParams {
         if self.rank > hidden.min(ffn) {
             return Err(TrainError::Rank { rank: self.rank, hidden, ffn });
         }
-        let Split { mut train, held_out } = Split::by_document(activity.documents(), self.held_out, self.seed);
+        let (mut train, held_out) = (activity.part(false), activity.part(true));
         if train.len() < 32 || held_out.len() < 8 {
             return Err(TrainError::TooFewTokens { tokens: train.len(), held_out: held_out.len() });
         }
@@ -214,7 +214,7 @@ impl Training {
                 for (z, b) in row.iter_mut().zip(&piece.bias.value) {
                     *z = sigmoid(*z + b) * per_token;
                 }
-                let (neurons, energies) = set.targets().part(token as usize, piece.first, piece.first + width);
+                let (neurons, energies) = set.targets().neurons_of(token as usize, piece.first, piece.first + width);
                 for (&n, &energy) in neurons.iter().zip(energies) {
                     let relative = (energy / energy_mean).min(4.0);
                     let weight = active_weight * (1.0 - energy_weight + energy_weight * relative);

@@ -50,7 +50,7 @@ pub(super) fn train_look_ahead(
     let shape = Shape::new(recording, options);
     let set = training_set(recording, layer, layer + 1)?;
     let other = validation.map(|v| training_set(v, layer, layer + 1)).transpose()?;
-    let held_out = held_out_tokens(&set, options, CALIBRATION_TOKENS);
+    let held_out = held_out_tokens(&set, CALIBRATION_TOKENS);
     let measure = |predictor: &LowRankPredictor| match &other {
         Some(other) => Curve::measure(predictor, other, &everything(other)),
         None => Curve::measure(predictor, &set, &held_out),

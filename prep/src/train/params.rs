@@ -109,7 +109,6 @@ pub struct LowRankPredictorValidParams {
     pub(crate) learning_rate: f32,
     pub(crate) balance: f32,
     pub(crate) energy_weight: f32,
-    pub(crate) held_out: f64,
     pub(crate) tokens_max: usize,
     pub(crate) seed: u64,
 }
@@ -124,7 +123,6 @@ impl LowRankPredictorParams {
             learning_rate: 3e-3,
             balance: 0.5,
             energy_weight: 0.0,
-            held_out: 0.1,
             tokens_max: usize::MAX,
             seed: 0,
         })
@@ -167,19 +165,13 @@ impl LowRankPredictorParams {
         self
     }
 
-    /// Share of the tokens, in whole documents, that are held out for early stopping.
-    pub fn held_out(mut self, held_out: f64) -> Self {
-        self.0.held_out = held_out;
-        self
-    }
-
     /// Trains on at most this many tokens, evenly chosen.
     pub fn tokens_max(mut self, tokens_max: usize) -> Self {
         self.0.tokens_max = tokens_max;
         self
     }
 
-    /// Decides the split, the start and the order of the tokens.
+    /// Decides the start and the order of the tokens.
     pub fn seed(mut self, seed: u64) -> Self {
         self.0.seed = seed;
         self
@@ -212,7 +204,6 @@ impl ParamGuard for LowRankPredictorParams {
         within("learning_rate", p.learning_rate as f64, 0.0, 1.0, "above 0 and at most 1")?;
         within("balance", p.balance as f64, -f64::MIN_POSITIVE, 1.0, "from 0 to 1")?;
         within("energy_weight", p.energy_weight as f64, -f64::MIN_POSITIVE, 1.0, "from 0 to 1")?;
-        within("held_out", p.held_out, 0.0, 0.5, "above 0 and at most 0.5")?;
         Ok(p)
     }
 
@@ -241,8 +232,6 @@ mod tests {
             good().balance(1.5),
             good().balance(-0.5),
             good().energy_weight(2.0),
-            good().held_out(0.0),
-            good().held_out(0.9),
             good().tokens_max(0),
         ];
         for params in bad {

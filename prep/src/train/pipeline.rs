@@ -10,7 +10,7 @@ use linfa::ParamGuard;
 use linfa::traits::Fit;
 use serde::{Deserialize, Serialize};
 
-use super::activity::{Split, TrainingSet, training_set};
+use super::activity::{TrainingSet, training_set};
 use super::curve::{Curve, OperatingPoint};
 use super::fit::thin;
 use super::look_ahead::{LookAheadReport, train_look_ahead};
@@ -184,6 +184,15 @@ pub fn train_recording(
     if layers.is_empty() || layers.end > model.layers {
         return Err(TrainError::Layers { first: layers.start, end: layers.end, layers: model.layers });
     }
+    let (hidden, ffn) = (model.hidden_size, model.ffn.size);
+    let asked = match &options.rank {
+        RankChoice::Fixed(rank) => std::slice::from_ref(rank),
+        RankChoice::Each(ranks) => ranks,
+        RankChoice::Auto => &[],
+    };
+    if let Some(&rank) = asked.iter().chain(&options.look_ahead).find(|&&rank| rank > hidden.min(ffn)) {
+        return Err(TrainError::Rank { rank, hidden, ffn });
+    }
     let mut trials = vec![None; model.layers];
     let ranks = match &options.rank {
         RankChoice::Fixed(rank) => vec![*rank; model.layers],
@@ -264,9 +273,9 @@ pub fn choose_ranks(
 
 /// Fits each rank of the ladder briefly.
 fn trial(set: &TrainingSet, options: &TrainOptions, shape: &Shape) -> Result<RankCurve, TrainError> {
-    let held_out = held_out_tokens(set, options, TRIAL_TOKENS / 2);
+    let held_out = held_out_tokens(set, TRIAL_TOKENS / 2);
     let mut least = f64::INFINITY;
-    let mut curve = RankCurve { ranks: Vec::new(), costs: Vec::new() };
+    let mut curve = RankCurve { ranks: Vec::new(), costs: Vec::new(), admitted: Vec::new() };
     let bytes = |rank| predictor_bytes(rank, shape.hidden, shape.ffn, options.dtype);
     let most = (LAYER_SHARE_MAX * options.size_budget * shape.ffn_bytes as f64) as u64;
     for rank in ladder(shape.hidden, shape.ffn) {
@@ -281,7 +290,9 @@ fn trial(set: &TrainingSet, options: &TrainOptions, shape: &Shape) -> Result<Ran
         params.0.rank = rank;
         let params = params.epochs(TRIAL_EPOCHS).tokens_max(TRIAL_TOKENS.min(options.fit.0.tokens_max)).batch(128);
         let predictor = params.check()?.fit(set)?;
-        let cost = Curve::measure(&predictor, set, &held_out).at_misses(TRIAL_MISSES).false_positive_rate;
+        let measured = Curve::measure(&predictor, set, &held_out);
+        let cost = measured.at_misses(TRIAL_MISSES).false_positive_rate;
+        curve.admitted.push(measured.at_threshold(threshold(&measured, options)).predicted_fraction);
         // A short trial may do worse with a higher rank; training to the end does not.
         least = cost.min(least);
         curve.ranks.push(rank);
@@ -290,9 +301,8 @@ fn trial(set: &TrainingSet, options: &TrainOptions, shape: &Shape) -> Result<Ran
     Ok(curve)
 }
 
-pub(super) fn held_out_tokens(set: &TrainingSet, options: &TrainOptions, most: usize) -> Vec<u32> {
-    let params = &options.fit.0;
-    let mut tokens = Split::by_document(set.targets().documents(), params.held_out, params.seed).held_out;
+pub(super) fn held_out_tokens(set: &TrainingSet, most: usize) -> Vec<u32> {
+    let mut tokens = set.targets().part(true);
     thin(&mut tokens, most);
     tokens
 }
@@ -330,7 +340,7 @@ pub fn train_layer(
     let shape = Shape::new(recording, options);
     let set = training_set(recording, layer, layer)?;
     let other = validation.map(|v| training_set(v, layer, layer)).transpose()?;
-    let held_out = held_out_tokens(&set, options, CALIBRATION_TOKENS);
+    let held_out = held_out_tokens(&set, CALIBRATION_TOKENS);
     let began = Instant::now();
     let rank = ranks[layer];
     let predictor = fit(options, &set, rank)?;

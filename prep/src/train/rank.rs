@@ -20,6 +20,17 @@ pub struct RankCurve {
     pub ranks: Vec<usize>,
     /// False-positive rate of each.
     pub costs: Vec<f64>,
+    /// Share of the neurons that each admits, with the threshold that it would get; earlier builds did not say it.
+    #[serde(default)]
+    pub admitted: Vec<f64>,
+}
+
+impl RankCurve {
+    /// Share of the neurons that a predictor of this rank admits, if it was tried.
+    pub fn admitted_at(&self, rank: usize) -> Option<f64> {
+        let at = self.ranks.iter().position(|&tried| tried == rank)?;
+        self.admitted.get(at).copied()
+    }
 }
 
 /// Stored bytes of a predictor: both matrices, scales, and a bias for each neuron.
@@ -85,7 +96,7 @@ mod tests {
     use super::*;
 
     fn curve(costs: [f64; 3]) -> RankCurve {
-        RankCurve { ranks: vec![16, 32, 64], costs: costs.to_vec() }
+        RankCurve { ranks: vec![16, 32, 64], costs: costs.to_vec(), admitted: vec![0.3, 0.2, 0.1] }
     }
 
     #[test]
@@ -97,6 +108,11 @@ mod tests {
         assert_eq!(allocate(48 + 48).unwrap(), [64, 16, 16]);
         assert_eq!(allocate(48 + 16).unwrap(), [32, 16, 16]);
         assert!(matches!(allocate(47), Err(TrainError::Budget { budget: 47, smallest: 48 })));
+    }
+
+    #[test]
+    fn what_was_tried_is_known() {
+        assert_eq!((curve([0.1; 3]).admitted_at(32), curve([0.1; 3]).admitted_at(33)), (Some(0.2), None));
     }
 
     #[test]

@@ -99,7 +99,7 @@ pub(crate) fn start(set: &TrainingSet, tokens: &[u32], d: usize, rank: usize, se
                 let first = i * width;
                 for (row, &token) in part.iter().enumerate() {
                     let feature = &features[row * rank..][..rank];
-                    for &n in set.targets().part(token as usize, first, first + count.len()).0 {
+                    for &n in set.targets().neurons_of(token as usize, first, first + count.len()).0 {
                         let n = n as usize - first;
                         count[n] += 1;
                         w[n * rank..][..rank].iter_mut().zip(feature).for_each(|(w, f)| *w += f);

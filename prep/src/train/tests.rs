@@ -46,7 +46,7 @@ fn dataset(tokens: usize) -> TrainingSet {
     let (inputs, activations) = Layer::new(1).run(tokens, 2);
     let mut activity = Activity::empty(FFN);
     for (token, row) in activations.chunks_exact(FFN).enumerate() {
-        activity.push((0u32..).zip(row.iter().copied()).filter(|(_, a)| *a > 0.0), token as u32 / 20);
+        activity.push((0u32..).zip(row.iter().copied()).filter(|(_, a)| *a > 0.0), token / 20 % 10 == 3);
     }
     DatasetBase::new(Inputs::new(inputs.iter().map(|&v| f16::from_f32(v)).collect(), HIDDEN), activity)
 }
@@ -82,6 +82,26 @@ fn a_low_rank_layer_is_learned() {
     assert!(missed * 8 < hits && alarms * 3 < hits, "{hits} hits, {missed} missed, {alarms} false alarms");
 }
 
+/// What is held out decides when to stop, and nothing else: with a single epoch it has no influence at all.
+#[test]
+fn held_out_tokens_teach_nothing() {
+    let with = |held_out: f32| {
+        let (inputs, activations) = Layer::new(1).run(600, 2);
+        let mut activity = Activity::empty(FFN);
+        let mut values: Vec<f16> = inputs.iter().map(|&v| f16::from_f32(v)).collect();
+        for (token, row) in activations.chunks_exact(FFN).enumerate() {
+            let is_held_out = token / 20 % 10 == 3;
+            if is_held_out {
+                values[token * HIDDEN..][..HIDDEN].fill(f16::from_f32(held_out));
+            }
+            activity.push((0u32..).zip(row.iter().copied()).filter(|(_, a)| *a > 0.0), is_held_out);
+        }
+        let set = DatasetBase::new(Inputs::new(values, HIDDEN), activity);
+        LowRankPredictor::params(4).epochs(1).check().unwrap().fit(&set).unwrap()
+    };
+    assert!(with(0.0) == with(1.0));
+}
+
 #[test]
 fn threads_change_no_bit() {
     let set = dataset(1500);
@@ -101,7 +121,7 @@ fn the_start_spans_the_principal_components() {
         .map(|i| f16::from_f32(random.signed() * if i % HIDDEN < 5 { 8.0 } else { 0.1 }).to_f32())
         .collect();
     let mut activity = Activity::empty(FFN);
-    (0..tokens).for_each(|t| activity.push([(t as u32 % 7, 1.0)].into_iter(), 0));
+    (0..tokens).for_each(|t| activity.push([(t as u32 % 7, 1.0)].into_iter(), false));
     let set = DatasetBase::new(Inputs::new(values.iter().map(|&v| f16::from_f32(v)).collect(), HIDDEN), activity);
     let all: Vec<u32> = (0..tokens as u32).collect();
     let start = start::start(&set, &all, HIDDEN, 5, 0).unwrap();
@@ -122,7 +142,7 @@ fn hopeless_fits_are_refused() {
     let few = LowRankPredictor::params(2).check().unwrap().fit(&dataset(30));
     assert!(matches!(few, Err(TrainError::TooFewTokens { .. })), "{few:?}");
     let mut activity = Activity::empty(FFN);
-    activity.push(std::iter::empty(), 0);
+    activity.push(std::iter::empty(), false);
     let uneven = DatasetBase::new(set.records().clone(), activity);
     let result = LowRankPredictor::params(2).check().unwrap().fit(&uneven);
     assert!(matches!(result, Err(TrainError::Lengths { inputs: 60, activity: 1 })), "{result:?}");
@@ -160,7 +180,8 @@ fn recording(dir: &Path) -> Recording {
     let info = RecordingInfo::new(spec, "made-up".into());
     let sequences = (0..=15).map(|s| s * 100).collect();
     let documents = (0..tokens as u32).map(|t| t / 30).collect();
-    let recording = Recording::create(dir, info, vec![2; tokens], sequences, documents).unwrap();
+    let recording =
+        Recording::create(dir, info, vec![2; tokens], sequences, documents, vec![3, 17, 30, 41, 44]).unwrap();
     for layer in 0..3 {
         let (inputs, activations) = Layer::new(layer).run(tokens, 9);
         let mut writer = recording.layer_writer(layer as usize).unwrap();

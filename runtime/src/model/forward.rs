@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use flashlm_formats::model::{ModelSpec, Positions};
-use flashlm_kernels::{MATMUL_TOKENS_MIN, Threads, matvec};
+use flashlm_kernels::{MATMUL_TOKENS_MIN, MatmulScratch, Threads, matmul, matvec};
 
 use super::ffn::{FfnObserver, FfnSource, ReadCounters};
 use super::kv_cache::{KvCache, KvDtype};
@@ -370,6 +370,37 @@ impl Head<'_> {
             logits.iter_mut().zip(bias).for_each(|(l, b)| *l += b);
         }
         check_finite(logits, position)
+    }
+
+    /// Logits of many states, `[states, vocab]`: those of [`Head::logits`] but for rounding, with the weights read once for all.
+    /// The first is behind `position` others.
+    ///
+    /// # Errors
+    /// As [`Head::logits`].
+    pub fn logits_of_many(
+        &self,
+        states: &[f32],
+        position: usize,
+        logits: &mut Vec<f32>,
+        scratch: &mut MatmulScratch,
+    ) -> Result<()> {
+        let rows = states.len() / self.spec.hidden_size;
+        let mut input = states.to_vec();
+        if let Some(final_norm) = &self.weights.final_norm {
+            norm(self.spec, final_norm, states, &mut input);
+        }
+        if let Some(project) = &self.weights.project_out {
+            let mut projected = vec![0.0; rows * self.spec.embed_size];
+            matmul(self.threads, project.matrix(), &input, rows, &mut projected, self.spec.embed_size, scratch);
+            input = projected;
+        }
+        let vocab = self.spec.vocab_size;
+        logits.resize(rows * vocab, 0.0);
+        matmul(self.threads, self.weights.head().matrix(), &input, rows, logits, vocab, scratch);
+        if let Some(bias) = &self.weights.head_bias {
+            logits.chunks_exact_mut(vocab).for_each(|row| row.iter_mut().zip(bias).for_each(|(l, b)| *l += b));
+        }
+        logits.chunks_exact(vocab).enumerate().try_for_each(|(row, logits)| check_finite(logits, position + row))
     }
 }
 

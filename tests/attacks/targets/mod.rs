@@ -219,7 +219,8 @@ pub fn small_recording() -> (TempDir, Recording) {
     let (mut model, _) = published_tensors(tiny::CONFIG).expect("the configuration is good");
     (model.layers, model.hidden_size, model.ffn.size) = (1, 4, 9);
     let info = RecordingInfo::new(model, "small".into());
-    let recording = Recording::create(dir.path(), info, vec![5, 6], vec![0, 2], vec![0, 0]).expect("a good one");
+    let recording =
+        Recording::create(dir.path(), info, vec![5, 6], vec![0, 2], vec![0, 0], vec![]).expect("a good one");
     let mut writer = recording.layer_writer(0).expect("writable");
     let activations: Vec<f32> = (0..18).map(|n| (n % 3) as f32).collect();
     writer.write(&[0.5; 8], &activations, None).expect("writable");

@@ -6,9 +6,10 @@ use anyhow::Result;
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_kernels::{MatmulScratch, Threads, matmul};
 use flashlm_prep::pack::check_space;
-use flashlm_prep::thresholds::CUTS;
+use flashlm_prep::thresholds::{CUTS, VERIFIED};
 use flashlm_runtime::budget::human_bytes;
 
+use super::super::progress::duration;
 use super::super::thresholds::default_tokens;
 use super::work::Work;
 use super::{PrepareArgs, pilot_tokens};
@@ -87,11 +88,13 @@ pub(super) fn announce(
     let rate = product_rate(&super::super::threads(args.threads)?);
     let ffn_weights = spec.ffn.vectors() as u64 * ffn * hidden;
     let weights = layers * ((spec.attention.qkv_size() as u64 + hidden) * hidden + ffn_weights);
-    let tried = tried * (1 + CUTS.len() as u64);
+    // Half of the tokens go through in several copies, the others in a few; each to the end, where words are scored.
+    let tried = tried as f64 * ((1 + CUTS.len()) as f64 * (1.0 - VERIFIED) + 3.0 * VERIFIED);
+    let scored = tried * (spec.vocab_size * spec.embed_size) as f64;
     // Layers that are done are gone through as long as one behind them is not.
     let share = |yes: bool| if yes { 1.0 } else { 0.0 };
     let gone_through = tokens as f64 * share(left.layers > 0) + pilot as f64 * share(left.ranks);
-    let recording = 2.0 * (gone_through + tried as f64) * weights as f64;
+    let recording = 2.0 * ((gone_through + tried) * weights as f64 + scored);
     // Forward and backward, for a rank of one.
     let step = (6 * ffn + 4 * hidden) as f64;
     let rank =
@@ -119,14 +122,6 @@ pub(super) fn announce(
         },
     );
     Ok(())
-}
-
-fn duration(seconds: f64) -> String {
-    match seconds {
-        s if s < 90.0 => format!("{s:.0} seconds"),
-        s if s < 5400.0 => format!("{:.0} minutes", s / 60.0),
-        s => format!("{:.1} hours", s / 3600.0),
-    }
 }
 
 /// Floating-point operations a second that matrix products reach here.

@@ -4,9 +4,10 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use flashlm_formats::bundle::{FlashLayout, LayerSparsity};
 use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_formats::recording::HELD_OUT;
 use flashlm_formats::recording::Recording;
 use flashlm_formats::weight_format::WeightFormat;
 use flashlm_prep::ordering::OrderFile;
@@ -15,12 +16,13 @@ use flashlm_prep::record::{Calibration, Recorder};
 use flashlm_prep::train::{
     LayerReport, Progress, RankChoice, RankCurve, TrainOptions, choose_ranks, train_layer, write_report,
 };
+use flashlm_runtime::cache::PolicyKind;
 use serde::de::IgnoredAny;
 
 use super::super::Stage;
+use super::super::gain;
 use super::super::order::{LayerScores, OrderArgs, Ordering};
 use super::super::pack::layer_sparsity;
-use super::super::recorded::{Division, HELD_OUT};
 use super::estimate::Left;
 use super::work::{self, Work, fingerprint, publish_sealed, read_sealed};
 use super::{PrepareArgs, pilot_tokens};
@@ -144,7 +146,8 @@ impl Layers<'_> {
             first = 0;
         }
 
-        let order_args = OrderArgs::best_of(dir.clone(), stages.orders.clone(), self.ffn, self.args.seed);
+        let cache = self.args.cache_share(self.checkpoint.spec(), self.ffn);
+        let order_args = OrderArgs::best_of(dir.clone(), stages.orders.clone(), self.ffn, cache);
         let ordering = Ordering::new(&order_args, recorder.recording(), None)?;
         let tokens = self.calibration.tokens.len() as u64;
         // Half of a layer's bar is recording.
@@ -176,6 +179,11 @@ impl Layers<'_> {
             100.0 * mean(&|r| r.held_out.false_negative_rate),
             100.0 * mean(&|r| r.held_out.false_positive_rate),
             100.0 * mean(&|r| r.bytes as f64 / r.ffn_bytes as f64),
+        ));
+        stage.say(&format!(
+            "orders: judged by what {} misses with {:.0} % of a layer cached, about what --memory 50% leaves (held-out documents)",
+            PolicyKind::DEFAULT,
+            100.0 * cache
         ));
         ordering.finish(&order_args, &recording, scores)?;
         write_report(&recording.info().id, reports, &stages.predictors)?;
@@ -222,8 +230,7 @@ impl Layers<'_> {
         trained.and(ordered)?;
         let neurons = self.checkpoint.spec().ffn.size;
         let order = OrderFile::read(&stages.orders, layer, neurons)?.order;
-        let division = Division::by_document(recording.documents(), HELD_OUT, self.args.seed);
-        let sparsity = layer_sparsity(recording, &division, layer, &stages.predictors, Some(&order), self.layout)?;
+        let sparsity = layer_sparsity(recording, layer, &stages.predictors, Some(&order), self.layout)?;
         publish_sealed(&stages.measured(layer), &sparsity, &[])
     }
 
@@ -233,7 +240,7 @@ impl Layers<'_> {
             return Ok(ranks);
         }
         let layers = self.checkpoint.spec().layers;
-        let pilot = self.calibration.head(pilot_tokens(self.calibration.tokens.len()));
+        let pilot = self.calibration.sample(pilot_tokens(self.calibration.tokens.len()), HELD_OUT);
         let tokens = pilot.tokens.len() as u64;
         let mut recorder = self.recorder(&pilot, "pilot")?;
         let stage = Stage::new("choosing ranks", "tokens x layers x 2", 2 * tokens * layers as u64);
@@ -250,7 +257,15 @@ impl Layers<'_> {
             }
         }
         let recording = recorder.finish()?;
-        let (ranks, _) = choose_ranks(&recording, options, &Trials { stage, tokens })?;
+        let (ranks, trials) = choose_ranks(&recording, options, &Trials { stage, tokens })?;
+        let admitted =
+            trials.iter().zip(&ranks).filter_map(|(trial, &rank)| trial.admitted_at(rank)).sum::<f64>() / layers as f64;
+        eprintln!("ranks are chosen; the predictors tried admit {:.1} % of the neurons", 100.0 * admitted);
+        ensure!(
+            admitted <= gain::POINTLESS || self.args.anyway,
+            "{}; nothing more was done (--anyway goes on)",
+            gain::pointless(admitted, &self.args.checkpoint, &self.args.output)
+        );
         publish_sealed(file, &ranks, &[])?;
         self.work.clear("pilot")?;
         Ok(ranks)
@@ -278,7 +293,7 @@ impl Layers<'_> {
         let mut options = TrainOptions::new(self.checkpoint.spec().layers);
         options.size_budget = self.args.size_budget(self.checkpoint.spec());
         options.recall = self.args.recall;
-        options.look_ahead = self.args.look_ahead.map(|rank| rank.get());
+        options.look_ahead = self.args.look_ahead;
         options.compare_look_ahead = false;
         options.weight_bytes = self.checkpoint.ffn_dtype().bytes();
         options.fit = options.fit.seed(self.args.seed);

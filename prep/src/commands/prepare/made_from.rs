@@ -5,6 +5,7 @@ use flashlm_formats::bundle::{FlashLayout, checksum};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_prep::own_text::OwnText;
 use flashlm_prep::record::Calibration;
+use flashlm_runtime::cache::PolicyKind;
 
 use super::super::thresholds::default_tokens;
 use super::PrepareArgs;
@@ -47,7 +48,7 @@ pub(super) fn own_text(source: &Source, asked: &OwnText) -> String {
 /// What thresholds are made from; `checkpoint` has none yet.
 pub(super) fn thresholds(source: &Source, calibration: &Calibration, checkpoint: &Checkpoint, loss: f64) -> String {
     let measured = format!("{loss} {}", default_tokens(checkpoint.spec()));
-    fingerprint(&[VERSION, &source.files, &calibration.id(checkpoint), "thresholds by token", &measured])
+    fingerprint(&[VERSION, &source.files, &calibration.id(checkpoint), "thresholds verified", &measured])
 }
 
 /// What everything from the recording on is made from.
@@ -73,7 +74,9 @@ impl MadeFrom {
         let recorded = fingerprint(&[VERSION, &source.files, &calibration.id(checkpoint)]);
         let training = format!("{} {} {:?} {}", args.size_budget(spec), args.recall, args.look_ahead, args.seed);
         let trained = fingerprint(&[&recorded, "train", &training]);
-        let ordering = format!("{} {} {}", args.seed, layout.records_per_group(), layout.group_bytes());
+        let cache = args.cache_share(spec, args.formats.dtype.unwrap_or(checkpoint.ffn_dtype().into()));
+        let judged = format!("{} {cache}", PolicyKind::DEFAULT);
+        let ordering = format!("{} {} {judged}", layout.records_per_group(), layout.group_bytes());
         let ordered = fingerprint(&[&recorded, "order", &ordering]);
         let measured = fingerprint(&[&trained, &ordered, "sparsity"]);
         let formats = format!("{} {layout:?}", args.formats.describe());

@@ -59,12 +59,11 @@ fn no_orders(all: &Facts) -> String {
     )
 }
 
-/// Whether the orders have seen these very tokens.
+/// What is to be said of the tokens that the orders are judged on.
 fn seen_before(all: &Facts) -> &'static str {
     let own = all.input.orders.is_some_and(|o| o.recording == all.input.recording.info().id);
     if own {
-        "The chosen order was made from tokens of this recording, so it looks a little better here than on new text; orders.json has \
-         its score on held-out documents. "
+        "Counted on documents that are held out: the chosen order was made from the others of this recording. "
     } else {
         ""
     }

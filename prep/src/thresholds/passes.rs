@@ -1,0 +1,248 @@
+//! Copies of a model going through the same text side by side, each with other neurons left out, layer by layer.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_formats::model::ModelSpec;
+use flashlm_kernels::{MatmulScratch, Threads};
+use flashlm_runtime::error::RuntimeError;
+use flashlm_runtime::model::ffn::{FfnCall, FfnObserver, FfnSource, ObservedActivations};
+use flashlm_runtime::model::forward::Head;
+use flashlm_runtime::model::weights::{LayerWeights, OuterWeights};
+use flashlm_runtime::sampler::greedy;
+
+use super::{Spread, ThresholdError};
+use crate::evaluate::log_sum_exp;
+use crate::layers::LayerRunner;
+use crate::record::{CheckpointTensors, layer_ffn};
+use crate::states::{self, HiddenStates, StatesError};
+
+/// Positions whose logits are computed together.
+const HEAD_ROWS: usize = 32;
+
+/// What a copy leaves out.
+pub(super) enum Copy<'a> {
+    /// Nothing.
+    Whole,
+    /// In each layer the weakest neurons with this share of the energy, as the whole model before it shows it.
+    Share(f64),
+    /// In each layer the neurons up to its threshold.
+    Thresholds(&'a [f32]),
+}
+
+/// What a copy makes of the text.
+#[derive(Default)]
+pub(super) struct Scores {
+    /// Of each scored position, in nats.
+    pub(super) losses: Vec<f64>,
+    /// The likeliest token there.
+    pub(super) best: Vec<u32>,
+}
+
+impl Scores {
+    pub(super) fn perplexity(&self) -> f64 {
+        (self.losses.iter().sum::<f64>() / self.losses.len().max(1) as f64).exp()
+    }
+
+    /// Share of positions where the likeliest token is the other's.
+    pub(super) fn agreement(&self, other: &Self) -> f64 {
+        let same = self.best.iter().zip(&other.best).filter(|(a, b)| a == b).count();
+        same as f64 / self.best.len().max(1) as f64
+    }
+
+    /// How much more perplexity this is than the other's, as a share, and the standard error of that.
+    pub(super) fn loss_against(&self, other: &Self) -> (f64, f64) {
+        let differences = || self.losses.iter().zip(&other.losses).map(|(a, b)| a - b);
+        let count = self.losses.len().max(2) as f64;
+        let mean = differences().sum::<f64>() / count;
+        let variance = differences().map(|d| (d - mean).powi(2)).sum::<f64>() / (count - 1.0);
+        (mean.exp_m1(), mean.exp() * (variance / count).sqrt())
+    }
+}
+
+/// Positions that are scored in these sequences: all but the last of each.
+pub(super) fn positions(ranges: &[Range<usize>]) -> usize {
+    ranges.iter().map(|range| range.len().saturating_sub(1)).sum()
+}
+
+/// Work of one copy that goes through `ranges`: weights that are multiplied.
+pub(super) fn work(spec: &ModelSpec, ranges: &[Range<usize>]) -> u64 {
+    let ffn = spec.ffn.vectors() * spec.ffn.size * spec.hidden_size;
+    let attention = (spec.attention.qkv_size() + spec.hidden_size) * spec.hidden_size;
+    let tokens: usize = ranges.iter().map(ExactSizeIterator::len).sum();
+    (tokens * spec.layers * (ffn + attention) + positions(ranges) * spec.vocab_size * spec.embed_size) as u64
+}
+
+pub(super) struct Passes<'a> {
+    pub(super) checkpoint: &'a Checkpoint,
+    pub(super) tokens: &'a [u32],
+    pub(super) threads: &'a Threads,
+    pub(super) scratch: &'a Path,
+    /// Is told the work done.
+    pub(super) progress: &'a mut dyn FnMut(u64),
+}
+
+impl Passes<'_> {
+    /// Sends copies through the sequences `ranges`; also gives how strongly the neurons of each layer fire in the whole model, if
+    /// the first copy is that.
+    pub(super) fn run(
+        &mut self,
+        ranges: &[Range<usize>],
+        copies: &[Copy<'_>],
+    ) -> Result<(Vec<Scores>, Vec<Spread>), ThresholdError> {
+        let found = self.layers(ranges, copies).and_then(|spreads| Ok((self.heads(ranges, copies.len())?, spreads)));
+        for copy in 0..copies.len() {
+            states::remove_dir(&self.dir(copy))?;
+        }
+        found
+    }
+
+    fn dir(&self, copy: usize) -> PathBuf {
+        self.scratch.join(format!("stream-{copy}"))
+    }
+
+    fn states(&self, copy: usize, layer: usize) -> Result<HiddenStates, StatesError> {
+        HiddenStates::open(&self.dir(copy), layer, self.tokens.len(), self.checkpoint.spec().hidden_size)
+    }
+
+    fn new_states(&self, copy: usize, layer: usize) -> Result<HiddenStates, StatesError> {
+        HiddenStates::create(&self.dir(copy), layer, self.tokens.len(), self.checkpoint.spec().hidden_size)
+    }
+
+    fn layers(&mut self, ranges: &[Range<usize>], copies: &[Copy<'_>]) -> Result<Vec<Spread>, ThresholdError> {
+        let checkpoint = self.checkpoint;
+        let spec = checkpoint.spec();
+        let longest = ranges.iter().map(|r| r.len()).max().unwrap_or(0);
+        let mut runner = LayerRunner::new(spec, self.threads, longest)?;
+        let outer = OuterWeights::load(spec, &mut CheckpointTensors::new(checkpoint))?;
+        for copy in 0..copies.len() {
+            let mut output = self.new_states(copy, 0)?;
+            runner.embed(&outer, self.tokens, ranges.iter().cloned(), &mut output)?;
+            output.publish()?;
+        }
+        drop(outer);
+        let mut spreads = Vec::with_capacity(spec.layers);
+        for layer in 0..spec.layers {
+            let weights = LayerWeights::load(spec, layer, &mut CheckpointTensors::new(checkpoint))?;
+            let (ffn, down_norms) = layer_ffn(checkpoint, layer)?;
+            let mut ffn = WithCutoff { source: ffn, cutoff: 0.0 };
+            let mut observer =
+                SpreadObserver { spread: Spread::default(), down_norms, tokens: 0, activations: Vec::new() };
+            for (number, copy) in copies.iter().enumerate() {
+                ffn.cutoff = match copy {
+                    Copy::Whole => 0.0,
+                    Copy::Share(cut) => observer.spread.threshold(*cut),
+                    Copy::Thresholds(thresholds) => thresholds[layer],
+                };
+                let (input, mut output) = (self.states(number, layer)?, self.new_states(number, layer + 1)?);
+                for range in ranges.iter().cloned() {
+                    let tokens = range.len();
+                    let watched = matches!(copy, Copy::Whole).then_some(&mut observer as &mut dyn FfnObserver);
+                    runner.run(&weights, &mut ffn, range, (&input, &mut output), watched)?;
+                    let weights = (spec.ffn.vectors() * spec.ffn.size + spec.attention.qkv_size() + spec.hidden_size)
+                        * spec.hidden_size;
+                    (self.progress)((tokens * weights) as u64);
+                }
+                observer.take_in();
+                output.publish()?;
+                input.remove()?;
+            }
+            spreads.push(observer.spread);
+        }
+        Ok(spreads)
+    }
+
+    fn heads(&mut self, ranges: &[Range<usize>], copies: usize) -> Result<Vec<Scores>, ThresholdError> {
+        let checkpoint = self.checkpoint;
+        let spec = checkpoint.spec();
+        let outer = OuterWeights::load(spec, &mut CheckpointTensors::new(checkpoint))?;
+        let head = Head { spec, weights: &outer, threads: self.threads };
+        let (mut logits, mut scratch) = (Vec::new(), MatmulScratch::default());
+        let mut all = Vec::with_capacity(copies);
+        for copy in 0..copies {
+            let states = self.states(copy, spec.layers)?;
+            let mut scores = Scores::default();
+            for range in ranges {
+                let last = range.end.saturating_sub(1);
+                for start in (range.start..last).step_by(HEAD_ROWS) {
+                    let rows = HEAD_ROWS.min(last - start);
+                    let mut block = vec![0.0; rows * spec.hidden_size];
+                    states.read(start, &mut block)?;
+                    head.logits_of_many(&block, start + 1, &mut logits, &mut scratch)?;
+                    for (row, next) in logits.chunks_exact(spec.vocab_size).zip(&self.tokens[start + 1..]) {
+                        scores.losses.push(log_sum_exp(row) - f64::from(row[*next as usize]));
+                        scores.best.push(greedy(row));
+                    }
+                    (self.progress)((rows * spec.vocab_size * spec.embed_size) as u64);
+                }
+            }
+            all.push(scores);
+        }
+        Ok(all)
+    }
+}
+
+/// A source whose weak neurons are left out.
+pub(crate) struct WithCutoff<S> {
+    pub(crate) source: S,
+    /// Of this magnitude and below.
+    pub(crate) cutoff: f32,
+}
+
+impl<S: FfnSource> FfnSource for WithCutoff<S> {
+    fn run(&mut self, call: FfnCall<'_>) -> Result<(), RuntimeError> {
+        self.source.run(FfnCall { cutoff: self.cutoff, ..call })
+    }
+}
+
+struct SpreadObserver {
+    spread: Spread,
+    down_norms: Vec<f32>,
+    tokens: usize,
+    /// `[tokens, neurons]` of the piece of text that goes through, put together from pieces of the neurons.
+    activations: Vec<f32>,
+}
+
+impl SpreadObserver {
+    /// Adds what was put together.
+    fn take_in(&mut self) {
+        let rows = self.activations.chunks_exact(self.down_norms.len());
+        rows.take(self.tokens).for_each(|row| self.spread.add(row, &self.down_norms));
+        self.tokens = 0;
+    }
+}
+
+impl FfnObserver for SpreadObserver {
+    fn input(&mut self, _layer: usize, tokens: usize, _input: &[f32]) -> Result<(), RuntimeError> {
+        self.take_in();
+        self.tokens = tokens;
+        self.activations.resize(tokens * self.down_norms.len(), 0.0);
+        Ok(())
+    }
+
+    fn activations(&mut self, piece: &ObservedActivations<'_>) -> Result<(), RuntimeError> {
+        let rows = self.activations.chunks_exact_mut(self.down_norms.len());
+        for (row, values) in rows.zip(piece.values.chunks_exact(piece.count)) {
+            row[piece.first..piece.first + piece.count].copy_from_slice(values);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_have_an_error() {
+        let scores = |losses: &[f64]| Scores { losses: losses.to_vec(), best: vec![1, 2, 3, 4] };
+        let dense = scores(&[1.0, 2.0, 3.0, 2.0]);
+        let (loss, error) = scores(&[1.02, 2.0, 3.02, 2.0]).loss_against(&dense);
+        assert!((loss - 0.01f64.exp_m1()).abs() < 1e-12);
+        assert!((error - 0.01f64.exp() * (4.0 * 1e-4 / 3.0f64 / 4.0).sqrt()).abs() < 1e-12, "{error}");
+        assert_eq!(dense.loss_against(&dense), (0.0, 0.0));
+        assert_eq!(dense.agreement(&Scores { best: vec![1, 2, 0, 0], ..Scores::default() }), 0.5);
+        assert!((dense.perplexity() - 2f64.exp()).abs() < 1e-12);
+    }
+}
