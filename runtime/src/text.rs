@@ -71,6 +71,14 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
+    /// Holds a `tokenizer.json` against the limits of what is followed, without making a tokenizer of it.
+    ///
+    /// # Errors
+    /// `Tokenizer`, with what goes beyond them.
+    pub fn check_limits(json: &[u8]) -> Result<()> {
+        tokenizer_limits::check(json).map_err(RuntimeError::Tokenizer)
+    }
+
     /// Reads a `tokenizer.json` that says itself what stands around a text.
     ///
     /// # Errors

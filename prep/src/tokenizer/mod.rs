@@ -13,7 +13,7 @@ mod parity;
 mod sentencepiece;
 mod side_files;
 
-use flashlm_formats::checkpoint::{Checkpoint, CheckpointError, TokenizerFiles};
+use flashlm_formats::checkpoint::{Checkpoint, CheckpointError, TokenizerFiles, TokenizerSource};
 use flashlm_runtime::error::RuntimeError;
 use flashlm_runtime::text::Tokenizer;
 use serde_json::{Map, Value};
@@ -135,6 +135,15 @@ pub fn packed_tokenizer(checkpoint: &Checkpoint) -> Result<PackedTokenizer, Toke
 }
 
 fn from_files(files: &TokenizerFiles, vocab_size: usize) -> Result<(PackedTokenizer, Tokenizer), TokenizerError> {
+    let file = files.source.name();
+    let invalid = |error: RuntimeError| match error {
+        RuntimeError::Tokenizer(reason) => TokenizerError::Invalid { file, reason },
+        other => TokenizerError::Invalid { file, reason: other.to_string() },
+    };
+    if let TokenizerSource::TokenizerJson(json) = &files.source {
+        // Before anything is made of it.
+        Tokenizer::check_limits(json).map_err(invalid)?;
+    }
     let build::Built { json: mut tokenizer, mut notes, of_class } = build::build(files)?;
     let mut strangers = take_strangers(&mut tokenizer, vocab_size);
     strangers.retain(|token| !of_class.contains(token));
@@ -143,11 +152,6 @@ fn from_files(files: &TokenizerFiles, vocab_size: usize) -> Result<(PackedTokeni
     }
     let added = tokenizer.get("added_tokens").cloned();
     let json = Value::Object(tokenizer).to_string().into_bytes();
-    let file = files.source.name();
-    let invalid = |error: RuntimeError| match error {
-        RuntimeError::Tokenizer(reason) => TokenizerError::Invalid { file, reason },
-        other => TokenizerError::Invalid { file, reason: other.to_string() },
-    };
     let tokenizer = Tokenizer::from_json(&json).map_err(invalid)?;
     check_added_ids(added.as_ref(), &tokenizer)?;
     Ok((PackedTokenizer { json, notes }, tokenizer))
@@ -189,7 +193,6 @@ mod tests {
     use super::*;
     use std::path::{Path, PathBuf};
 
-    use flashlm_formats::checkpoint::TokenizerSource;
     use tokenizers::Tokenizer as HfTokenizer;
 
     fn example() -> PathBuf {
