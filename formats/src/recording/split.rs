@@ -96,6 +96,10 @@ fn mix(number: u64) -> u64 {
 mod tests {
     use super::*;
 
+    fn one(range: Range<usize>) -> Vec<Range<usize>> {
+        std::iter::once(range).collect()
+    }
+
     #[test]
     fn what_is_held_out_is_bounded_both_ways_and_spread() {
         let many: Vec<usize> = (0..400).map(|d| 20 + d * 37 % 190).collect();
@@ -121,9 +125,9 @@ mod tests {
         for lengths in [&[][..], &[500], &[500, 400], &[4, 100_000]] {
             assert_eq!(hold_out(lengths, HELD_OUT), None, "{lengths:?}");
         }
-        let one = Split::by_rule(&[7; 95]);
-        assert_eq!((one.training, one.held_out), (vec![0..85], vec![85..95]));
-        assert_eq!(Split::by_rule(&[1]), Split { training: vec![], held_out: std::iter::once(0..1).collect() });
+        let split = Split::by_rule(&[7; 95]);
+        assert_eq!((split.training, split.held_out), (one(0..85), one(85..95)));
+        assert_eq!(Split::by_rule(&[1]), Split { training: vec![], held_out: one(0..1) });
     }
 
     #[test]
@@ -137,6 +141,6 @@ mod tests {
         }
         assert!((50..=150).contains(&flags.iter().filter(|f| **f).count()));
         let stated = Split::of_documents(&[0, 0, 2, 2, 2, 5], &[0, 5]);
-        assert_eq!((stated.training, stated.held_out), (vec![2..5], vec![0..2, 5..6]));
+        assert_eq!((stated.training, stated.held_out), (one(2..5), vec![0..2, 5..6]));
     }
 }
