@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use flashlm_formats::bundle::{Bundle, SpecialTokens};
 use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_formats::recording::HELD_OUT;
+use flashlm_prep::record::documents::Documents;
 use flashlm_prep::record::text::{Calibration, Sampling};
 use flashlm_runtime::text::{PromptNotice, Tokenizer};
 use flashlm_tests::{Said, copied, fixtures, pack_checkpoint, run, scratch};
@@ -81,8 +83,9 @@ fn the_tokenizer_says_what_begins_a_text_and_the_configuration_does_not() {
     let notices = tokenizer.notices(&tokenizer.encode("w7 w5").unwrap());
     assert_eq!(notices, [PromptNotice::BeginsTwice { token: "w7".into() }]);
     // Every sequence that is recorded begins as a prompt does, the pieces of long documents too.
-    let documents = ["w9 ".repeat(300), "w8 ".repeat(20)];
-    let sampling = Sampling { tokens: 400, sequence_tokens: 50, seed: 0 };
+    let texts = vec!["w9 ".repeat(300), "w8 ".repeat(20)];
+    let documents = Documents { texts, ..Documents::default() };
+    let sampling = Sampling { tokens: 400, sequence_tokens: 50, seed: 0, held_out: HELD_OUT };
     let calibration = Calibration::new(&documents, &tokenizer, bundle.spec(), sampling).unwrap();
     for sequence in calibration.sequences.windows(2) {
         let ids = &calibration.tokens[sequence[0] as usize..sequence[1] as usize];

@@ -39,7 +39,6 @@ use flashlm_runtime::text::Tokenizer;
 use super::formats::FormatArgs;
 use super::gain::{self, verdict};
 use super::pack::read_orders;
-use super::publish;
 use super::source::{self, CHECKPOINT_HELP};
 use super::thresholds::{self, DEFAULT_LOSS};
 use super::{Stage, inputs, numbers, publish, say_notes};
