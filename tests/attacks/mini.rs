@@ -54,9 +54,18 @@ pub(crate) fn write_checkpoint(dir: &Path) {
         fs::copy(fixtures().join("quirks/opt-125m").join(name), dir.join(name)).unwrap();
     }
     let vocab: serde_json::Map<_, _> = (0..192).map(|id| (format!("w{id}"), id.into())).collect();
+    // A text begins with w2, as OPT's begin with </s>.
+    let (begin, text) = (
+        serde_json::json!({"SpecialToken": {"id": "w2", "type_id": 0}}),
+        |id, kind| serde_json::json!({"Sequence": {"id": id, "type_id": kind}}),
+    );
+    let template = serde_json::json!({
+        "type": "TemplateProcessing", "single": [begin, text("A", 0)], "pair": [begin, text("A", 0), text("B", 1)],
+        "special_tokens": { "w2": { "id": "w2", "ids": [2], "tokens": ["w2"] } },
+    });
     let tokenizer = serde_json::json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-        "pre_tokenizer": { "type": "WhitespaceSplit" }, "post_processor": null, "decoder": null,
+        "pre_tokenizer": { "type": "WhitespaceSplit" }, "post_processor": template, "decoder": null,
         "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "w3" },
     });
     fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();

@@ -98,7 +98,7 @@ fn names_that_a_terminal_would_obey_are_written_out_by_every_command() {
 fn strange_arguments_are_answered_in_words() {
     let prep = |args: &[&str]| run("flashlm-prep", args, "");
     for (args, words) in [
-        (&["record", "x", "--random-ids", "-o", "y", "--tokens", "-5"][..], "it cannot be below zero"),
+        (&["record", "x", "--random-ids", "-o", "y", "--tokens", "-5"][..], "expected a whole number from 1"),
         (&["record", "x", "--random-ids", "-o", "y", "--threads", "0"], "it must be at least 1"),
         (&["record", "x", "--random-ids", "-o", "y", "--threads", "100000"], "it must be at most"),
         (&["synthesize", "--geometry", "gpt-5", "-o", "y"], "falcon-7b"),

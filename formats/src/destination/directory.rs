@@ -115,7 +115,18 @@ fn is_our_safetensors(path: &Path) -> bool {
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
+    /// Whether it was not there before.
+    made: bool,
     _lock: File,
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // A command that gave up before it wrote anything leaves nothing. What is not empty stays.
+        if self.made {
+            let _ = fs::remove_dir(&self.path);
+        }
+    }
 }
 
 impl Directory {
@@ -172,13 +183,14 @@ impl Directory {
     pub fn take(path: &Path, kind: DirectoryKind, inputs: &[PathBuf]) -> Result<Self, DestinationError> {
         let failed = DestinationError::io;
         Self::check(path, kind, inputs)?;
+        let made = !path.exists();
         create_directory(path).map_err(failed(path))?;
         let directory = File::open(path).map_err(failed(path))?;
         lock(&directory, path).map_err(failed(path))?;
         if kind == DirectoryKind::Work {
             mark(path).map_err(failed(path))?;
         }
-        Ok(Self { path: path.to_owned(), _lock: directory })
+        Ok(Self { path: path.to_owned(), made, _lock: directory })
     }
 
     /// Where it is.

@@ -169,7 +169,7 @@ fn context(args: &RunArgs, max: usize, prompt: Option<&[u32]>) -> Result<usize> 
         Some(context) => Ok(context),
         None => match prompt.len().saturating_add(args.tokens) {
             context if context > max => bail!(
-                "{parts} are more than the {} that this model was made for; use a shorter prompt or a smaller -n",
+                "{parts} are more than the context of {} that this model was made for; use a shorter prompt or a smaller -n",
                 counted(max, "token")
             ),
             context => Ok(context),
