@@ -81,7 +81,8 @@ fn imported_predictors_decide_as_they_did_where_they_come_from() {
             .iter()
             .map(|l| ["false_negative_rate", "predicted_fraction"].map(|key| l["held_out"][key].as_f64().unwrap()))
             .collect();
-        assert!(numbers.iter().all(|[misses, predicted]| *misses <= 0.04 && *predicted < 0.9), "{form}: {numbers:?}");
+        // On text that the thresholds were not chosen on, a hundred tokens of it.
+        assert!(numbers.iter().all(|[misses, predicted]| *misses <= 0.08 && *predicted < 0.9), "{form}: {numbers:?}");
         let recorded = ["pack", model, "--predictors", &out, "--recording", &recording, "-o", &bundle];
         run("flashlm-prep", &recorded, "").succeeded();
         let manifest = Bundle::open(Path::new(&bundle)).unwrap().manifest().clone();
