@@ -102,9 +102,8 @@ impl TablePlan {
     }
 
     /// What is said of it, where `budget` does not hold the rest and `needed` would.
-    pub(crate) fn said(&self, spec: &ModelSpec, budget: u64, needed: u64) -> String {
+    pub(crate) fn said(&self, spec: &ModelSpec, budget: u64, avoid: &str) -> String {
         let budget = human_bytes(budget);
-        let avoid = format!("--memory {needed} is enough to avoid that");
         if self.is_cut(spec) {
             let share = 100.0 * (1.0 - self.head as f64 / spec.vocab_size as f64);
             format!("not all of the vocabulary fits in {budget}: {share:.0} % of it is read for every token; {avoid}")

@@ -72,7 +72,7 @@ impl DirectoryKind {
             (Self::Recording, "recording.json") => of(json("flashlm-recording"), Entry::Mark),
             (Self::Predictors, "predictors.json") => of(json("flashlm-predictors"), Entry::Mark),
             (Self::Orders, "orders.json") => of(json("flashlm-orders"), Entry::Mark),
-            (Self::Recording, "states") => of(path.is_dir(), Entry::Own),
+            (Self::Recording, "states") => of(is_our_states(path), Entry::Own),
             (_, name) if name.ends_with(".json") => of(is_list_of_figures(path), Entry::Own),
             _ => of(is_our_safetensors(path), Entry::Own),
         }
@@ -96,6 +96,24 @@ impl DirectoryKind {
             Self::Work => name == WORK_MARK,
         }
     }
+}
+
+/// Hidden states between layers, which `record` removes at its end: a directory, no link to one, with files of their names only.
+fn is_our_states(path: &Path) -> bool {
+    let is_state = |name: &str| {
+        let name = name.strip_suffix(".partial").unwrap_or(name);
+        let number = name.strip_prefix("layer-").and_then(|rest| rest.strip_suffix(".f32"));
+        number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+    };
+    path.symlink_metadata().is_ok_and(|found| found.is_dir())
+        && fs::read_dir(path).is_ok_and(|mut entries| {
+            entries.all(|entry| {
+                entry.is_ok_and(|entry| {
+                    entry.file_type().is_ok_and(|kind| kind.is_file())
+                        && entry.file_name().to_str().is_some_and(is_state)
+                })
+            })
+        })
 }
 
 /// `timings.json` and `sweep.json` hold lists.
@@ -148,7 +166,7 @@ impl Directory {
         if let Some(input) = input_that_is(&there, inputs) {
             return Err(DestinationError::Input { path: path.to_owned(), input });
         }
-        let mut stranger: Option<String> = None;
+        let (mut marked, mut stranger): (bool, Option<String>) = (false, None);
         for entry in fs::read_dir(path).map_err(failed(path))? {
             let entry = entry.map_err(failed(path))?;
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -157,7 +175,13 @@ impl Directory {
                 continue;
             }
             match kind.entry(&name, &entry.path()) {
-                Entry::Mark => return Ok(()),
+                // The one thing that is removed whole.
+                Entry::Strange if kind == DirectoryKind::Recording && name == "states" => {
+                    let (what, maker) = (kind.name(), kind.maker());
+                    let entry = "states".to_owned();
+                    return Err(DestinationError::StrangeDirectory { path: path.to_owned(), what, maker, entry });
+                }
+                Entry::Mark => marked = true,
                 Entry::Own => {}
                 // Always the same one is named.
                 Entry::Strange => {
@@ -167,7 +191,7 @@ impl Directory {
                 }
             }
         }
-        match stranger {
+        match stranger.filter(|_| !marked) {
             None => Ok(()),
             Some(entry) => {
                 let (what, maker) = (kind.name(), kind.maker());
@@ -225,7 +249,9 @@ mod tests {
         for kind in kinds {
             Directory::check(&path, kind, &[]).unwrap();
             drop(Directory::take(&path, kind, &[]).unwrap());
-            fs::remove_dir_all(&path).unwrap();
+            // One that was never filled is gone with its owner; a work directory has its mark.
+            assert_eq!(path.exists(), kind == DirectoryKind::Work);
+            _ = fs::remove_dir_all(&path);
             for name in ["notes.txt", "orders", "layer-x.safetensors", "model.safetensors.partial"] {
                 fs::create_dir(&path).unwrap();
                 fs::write(path.join(name), "mine").unwrap();
@@ -236,6 +262,22 @@ mod tests {
         }
         fs::write(&path, "x").unwrap();
         assert!(matches!(Directory::check(&path, kinds[0], &[]), Err(DestinationError::IsFile { .. })));
+    }
+
+    #[test]
+    fn a_directory_of_states_is_ours_by_what_is_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let states = dir.path().join("states");
+        let check = || Directory::check(dir.path(), DirectoryKind::Recording, &[]);
+        fs::create_dir(&states).unwrap();
+        fs::write(states.join("layer-000.f32"), "").unwrap();
+        fs::write(states.join("layer-001.f32.partial"), "").unwrap();
+        check().unwrap();
+        fs::write(states.join("data.csv"), "mine").unwrap();
+        assert!(matches!(check(), Err(DestinationError::StrangeDirectory { .. })));
+        fs::rename(&states, dir.path().join("layer-000.safetensors")).unwrap();
+        std::os::unix::fs::symlink(dir.path(), &states).unwrap();
+        assert!(matches!(check(), Err(DestinationError::StrangeDirectory { .. })));
     }
 
     #[test]

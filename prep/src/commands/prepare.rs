@@ -161,7 +161,7 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
     let work_dir = args.work_directory();
     packed::refuse_other(&packed::look(&work_dir, &args.output)?, &work_dir, &args.output, args.force)?;
     let work = Work::open(&work_dir, &inputs)?;
-    work.refuse_inside(inputs.iter().chain([&args.output]))?;
+    work.refuse_inside(inputs.iter().map(|input| (input, false)).chain([(&args.output, true)]))?;
     let mut checkpoint = source::open(&args.checkpoint)?;
     for note in checkpoint.notes() {
         eprintln!("note: {note}");

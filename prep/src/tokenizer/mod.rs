@@ -46,7 +46,8 @@ pub enum TokenizerError {
     },
     /// An added token would get another id than its file states.
     #[error(
-        "the added token {content:?} states id {stated}, but would be used as {used:?}: its ids must follow on the vocabulary's"
+        "the added token {content:?} states id {stated}, but the library would give it {}: ids of added tokens must follow on the vocabulary's, without a hole; \
+         loading the tokenizer in transformers and save_pretrained writes it so", used.map_or("none".to_owned(), |id| id.to_string())
     )]
     AddedToken {
         /// The token.

@@ -24,7 +24,7 @@ pub(crate) struct ModelArgs {
     /// Memory for the whole process: 50% (of the model), 4GiB, 6.7GB [default: what the machine and its memory cgroups leave, less a reserve]
     #[arg(long, value_name = "AMOUNT", allow_hyphen_values = true)]
     pub(crate) memory: Option<Budget>,
-    /// Where the feed-forward weights come from; the text is the same [default: resident if it fits, else flash if the bundle has
+    /// Where the feed-forward weights come from; the text is the same, but for the two baselines [default: resident if it fits, else flash if the bundle has
     /// predictors, else streamed]
     #[arg(long, value_enum, value_name = "WHERE")]
     ffn: Option<FfnArg>,

@@ -120,7 +120,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
         println!("that rests on this budget, on text like that of preparation, and on a disk as supposed: {known}");
     }
     println!(
-        "model {}; smallest budget that works {}",
+        "model {}; smallest budget that works --memory {smallest} ({})",
         human_bytes(bundle.manifest().model_bytes),
         human_bytes(smallest)
     );

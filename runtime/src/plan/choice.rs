@@ -63,7 +63,7 @@ pub fn plan(bundle: &Bundle, options: &LoadOptions) -> Result<Planned> {
         None => vec![FfnChoice::Resident, FfnChoice::Streamed],
     };
     let mut refused: Vec<MemoryPlan> = Vec::new();
-    for choice in choices {
+    for (number, &choice) in choices.iter().enumerate() {
         let case = Case::new(bundle, options, choice, budget);
         let mut planned = case.best();
         if planned.plan.total() > budget {
@@ -74,15 +74,22 @@ pub fn plan(bundle: &Bundle, options: &LoadOptions) -> Result<Planned> {
         if let (FfnChoice::Streamed, Some(better)) = (choice, refused.last()) {
             let what = if predicted { "a neuron cache does" } else { "all neurons do" };
             reasons.push(format!(
-                "{what} not fit in {}: all neurons are read for every token; --memory {} is enough to avoid that",
+                "{what} not fit in {}: all neurons are read for every token; {}",
                 human_bytes(budget),
-                better.total()
+                avoided_with(better.total())
             ));
         }
         let whole = TablePlan::whole(bundle.spec());
         if planned.tables != whole {
-            let needed = case.of(SCRATCH_TOKENS_MIN, whole, Parts::Least).plan.total();
-            reasons.push(planned.tables.said(bundle.spec(), budget, needed));
+            let mut needed = case.of(SCRATCH_TOKENS_MIN, whole, Parts::Least).plan.total();
+            // With so much a better source of neurons may fit, and leave less for the vocabulary.
+            for &better in choices[..number].iter().rev() {
+                let case = Case::new(bundle, options, better, needed);
+                if case.best().plan.total() <= needed {
+                    needed = needed.max(case.of(SCRATCH_TOKENS_MIN, whole, Parts::Least).plan.total());
+                }
+            }
+            reasons.push(planned.tables.said(bundle.spec(), budget, &avoided_with(needed)));
         }
         planned.fallback = (!reasons.is_empty()).then(|| reasons.join("; "));
         return Ok(planned);
@@ -91,6 +98,15 @@ pub fn plan(bundle: &Bundle, options: &LoadOptions) -> Result<Planned> {
     let plan = refused.into_iter().min_by_key(MemoryPlan::total).expect("there is at least one choice");
     plan.check(budget)?;
     unreachable!("a plan within the budget was returned")
+}
+
+/// What is said of the budget that avoids a slow way.
+fn avoided_with(needed: u64) -> String {
+    if memory::available().is_some_and(|available| needed > available) {
+        format!("avoiding that takes {needed} bytes, more than may be taken here")
+    } else {
+        format!("--memory {needed} is enough to avoid that")
+    }
 }
 
 /// How much of what is not needed is taken.

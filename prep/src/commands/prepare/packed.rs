@@ -80,8 +80,14 @@ impl Work {
     /// Takes note of a bundle that is about to get the output's name, with these contents.
     pub(super) fn record_bundle(&self, identity: u64, made: &Made) -> Result<()> {
         let path = self.path(&made.name(identity));
-        File::create(&path)
-            .and_then(|file| file.sync_all())
+        // Anew, if it is not there: what a link leads to is not ours.
+        let file = match File::create_new(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                fs::remove_file(&path).and_then(|()| File::create_new(&path))
+            }
+            made => made,
+        };
+        file.and_then(|file| file.sync_all())
             .and_then(|()| sync_name(&path))
             .with_context(|| format!("cannot write {}", path.display()))
     }

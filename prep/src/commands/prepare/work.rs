@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -37,15 +38,31 @@ impl Work {
         self.dir.join(name)
     }
 
-    /// An error if one of `files` lies in a directory that is emptied here. The text that the model wrote may be given as a text.
-    pub(super) fn refuse_inside<'a>(&self, files: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
+    /// An error if one of `files` lies in a directory that is emptied here, by whatever spelling, link or mount. The text that the model
+    /// wrote may be given as a text.
+    pub(super) fn refuse_inside<'a>(&self, files: impl IntoIterator<Item = (&'a PathBuf, bool)>) -> Result<()> {
+        let identity = |path: &Path| path.metadata().ok().map(|found| (found.dev(), found.ino()));
+        let emptied = |with_own_text: bool| -> Result<Vec<_>> {
+            let mut emptied = Vec::new();
+            for entry in fs::read_dir(&self.dir).with_context(|| self.dir.display().to_string())? {
+                let entry = entry.with_context(|| self.dir.display().to_string())?;
+                if with_own_text || entry.file_name() != "own-text" {
+                    emptied.extend(identity(&entry.path()).filter(|_| entry.path().is_dir()));
+                }
+            }
+            Ok(emptied)
+        };
         let dir = self.dir.canonicalize().with_context(|| self.dir.display().to_string())?;
-        for file in files {
+        for (file, is_output) in files {
             let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
             let inside = |path: &Path| path.canonicalize().ok()?.strip_prefix(&dir).ok().map(Path::to_owned);
-            if let Some(inside) = inside(file).or_else(|| inside(parent))
-                && inside.components().next().is_some_and(|first| first.as_os_str() != "own-text")
-            {
+            let named_so = inside(file).or_else(|| inside(parent)).is_some_and(|inside| {
+                inside.components().next().is_some_and(|first| is_output || first.as_os_str() != "own-text")
+            });
+            let emptied = emptied(is_output)?;
+            let real = file.canonicalize().or_else(|_| parent.canonicalize()).unwrap_or_default();
+            let mounted = real.ancestors().any(|above| identity(above).is_some_and(|found| emptied.contains(&found)));
+            if named_so || mounted {
                 let (file, dir) = (file.display(), self.dir.display());
                 bail!(
                     "{file} lies in the work directory {dir}, where it may be removed: move it, or give another --work"
@@ -69,6 +86,10 @@ impl Work {
         if dir.exists() {
             eprintln!("note: {name}: made anew, as what it is made from is not what it was");
         }
+        // What a link leads to is somebody else's; the link itself is not.
+        if dir.is_symlink() {
+            fs::remove_file(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+        }
         // The stamp first: half a directory must not be taken for a whole one.
         let stamp = dir.join(MADE_FROM);
         if fs::remove_file(&stamp).is_ok() {
@@ -83,7 +104,8 @@ impl Work {
     /// Removes a file or directory, if it is there.
     pub(super) fn clear(&self, name: &str) -> Result<()> {
         let path = self.path(name);
-        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        let is_directory = path.symlink_metadata().is_ok_and(|found| found.is_dir());
+        let removed = if is_directory { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         // Durably: a mark that came back after a loss of power would speak for what is written from now on.
         match removed.and_then(|()| sync_name(&path)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -233,8 +255,20 @@ mod tests {
             fs::create_dir(work.path(name)).unwrap();
             fs::write(work.path(name).join("x"), "").unwrap();
         }
-        let refused = |file: PathBuf| work.refuse_inside([&file]).is_err();
+        let refused = |file: PathBuf| work.refuse_inside([(&file, false)]).is_err();
         assert!(!refused(dir.path().join("x")) && !refused(work.path("own-text").join("x")));
         assert!(refused(work.path("predictors").join("x")) && refused(work.path("predictors").join("new")));
+        // An output may lie in none of them: the text's directory is emptied, too.
+        assert!(work.refuse_inside([(&work.path("own-text").join("x"), true)]).is_err());
+        // By another name for the same directory, as a mount gives one: here a stage that is a link.
+        let others = dir.path().join("others");
+        fs::create_dir(&others).unwrap();
+        fs::write(others.join("made-from"), "mine").unwrap();
+        std::os::unix::fs::symlink(&others, work.path("orders")).unwrap();
+        assert!(refused(others.join("made-from")));
+        // And what such a link leads to is left alone where the stage is made anew.
+        work.stage("orders", "new").unwrap();
+        assert_eq!(fs::read(others.join("made-from")).unwrap(), b"mine");
+        assert!(work.path("orders").symlink_metadata().unwrap().is_dir());
     }
 }
