@@ -307,7 +307,7 @@ mod tests {
             let first = Directory::take(&path, kind, &[]).unwrap();
             assert!(matches!(Directory::take(&path, kind, &[]), Err(DestinationError::Busy { .. })));
             drop(first);
-            Directory::take(&path, kind, &[]).unwrap();
+            let _second = Directory::take(&path, kind, &[]).unwrap();
             let refused = Directory::take(&path, kind, std::slice::from_ref(&path)).unwrap_err();
             assert!(matches!(refused, DestinationError::Input { .. }), "{refused}");
         }
