@@ -6,7 +6,7 @@
 
 use flashlm_formats::model::{Block, DType, ModelSpec, Positions};
 use flashlm_kernels::to_f32;
-use flashlm_runtime::model::weights::element;
+use flashlm_runtime::tensors::element;
 use rayon::prelude::*;
 
 /// The largest number in f16 is 65504; rows that are quantised may become somewhat longer.

@@ -4,13 +4,16 @@ use std::ops::Range;
 
 use flashlm_formats::model::ModelSpec;
 use flashlm_kernels::Threads;
+use flashlm_runtime::engine::check_context;
 use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::model::ffn::{FfnObserver, FfnSource};
-use flashlm_runtime::model::forward::{EmbedScratch, check_context, embed};
-use flashlm_runtime::model::kv_cache::{KvCache, KvDtype};
-use flashlm_runtime::model::layer::{LayerScratch, Pass};
-use flashlm_runtime::model::positions::PositionTables;
-use flashlm_runtime::model::weights::{LayerWeights, OuterWeights};
+use flashlm_runtime::forward::attention::{Batch, TokenPlace};
+use flashlm_runtime::forward::block::{BlockScratch, Pass};
+use flashlm_runtime::forward::embed::{EmbedScratch, Embedding};
+use flashlm_runtime::forward::kv::{KvDtype, KvMemory, SequencePlaces};
+use flashlm_runtime::forward::positions::PositionTables;
+use flashlm_runtime::forward::weights::{LayerWeights, OuterWeights};
+use flashlm_runtime::neurons::hook::FfnHook;
+use flashlm_runtime::neurons::source::{Arithmetic, FfnSource};
 
 use crate::states::{HiddenStates, StatesError};
 
@@ -19,8 +22,11 @@ pub struct LayerRunner<'a> {
     spec: &'a ModelSpec,
     threads: &'a Threads,
     positions: PositionTables,
-    cache: KvCache,
-    scratch: LayerScratch,
+    kv: KvMemory,
+    /// Of the only sequence.
+    places: [SequencePlaces; 1],
+    tokens: Vec<TokenPlace>,
+    scratch: BlockScratch,
     states: Vec<f32>,
 }
 
@@ -43,8 +49,10 @@ impl<'a> LayerRunner<'a> {
             spec,
             threads,
             positions: PositionTables::new(spec, longest),
-            cache: KvCache::new(spec, 1, longest, KvDtype::F32)?,
-            scratch: LayerScratch::new(spec, longest, longest),
+            kv: KvMemory::new(spec, 1, longest, KvDtype::F32)?,
+            places: [SequencePlaces::new([0..longest])],
+            tokens: (0..longest).map(|position| TokenPlace { sequence: 0, position }).collect(),
+            scratch: BlockScratch::new(spec, longest, longest, 1),
             states: vec![0.0; longest * spec.hidden_size],
         })
     }
@@ -52,8 +60,8 @@ impl<'a> LayerRunner<'a> {
     /// Bytes that a runner for `longest` tokens takes.
     pub fn bytes(spec: &ModelSpec, longest: usize) -> u64 {
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-        LayerScratch::bytes(spec, longest, longest, threads)
-            + KvCache::layer_bytes(spec, longest, KvDtype::F32) as u64
+        BlockScratch::bytes(spec, longest, longest, 1, threads)
+            + KvMemory::layer_bytes(spec, longest, KvDtype::F32) as u64
             + (longest * spec.hidden_size * 4) as u64
     }
 
@@ -68,33 +76,40 @@ impl<'a> LayerRunner<'a> {
         let mut scratch = EmbedScratch::new(self.spec);
         for sequence in sequences {
             let states = &mut self.states[..sequence.len() * self.spec.hidden_size];
-            embed(self.spec, outer, self.threads, &tokens[sequence.clone()], 0, states, &mut scratch);
+            let embedding = Embedding { spec: self.spec, weights: outer, threads: self.threads };
+            embedding.embed(&tokens[sequence.clone()], 0, states, &mut scratch);
             output.write(sequence.start, states)?;
         }
         Ok(())
     }
 
-    /// Pushes one sequence through a layer; `ffn` has only this layer. The observer, if any, sees it as layer 0.
+    /// Pushes one sequence through a layer; `ffn` has only this layer. The hook, if any, sees it as layer 0.
     pub fn run(
         &mut self,
         weights: &LayerWeights,
         ffn: &mut dyn FfnSource,
         sequence: Range<usize>,
         (input, output): (&HiddenStates, &mut HiddenStates),
-        observer: Option<&mut dyn FfnObserver>,
+        hook: Option<&mut dyn FfnHook>,
     ) -> Result<(), PassError> {
         let states = &mut self.states[..sequence.len() * self.spec.hidden_size];
         input.read(sequence.start, states)?;
+        let batch = Batch {
+            tokens: &self.tokens[..sequence.len()],
+            sequences: &self.places,
+            arithmetic: Arithmetic::of_piece(sequence.len()),
+        };
         let mut pass = Pass {
             spec: self.spec,
             threads: self.threads,
             positions: &self.positions,
-            cache: &mut self.cache,
+            batch: &batch,
+            kv: &mut self.kv,
             ffn,
             scratch: &mut self.scratch,
-            observer: observer.map(|o| o as &mut dyn FfnObserver),
+            hook,
         };
-        pass.run(weights, 0, 0, states)?;
+        pass.run(weights, 0, states)?;
         Ok(output.write(sequence.start, states)?)
     }
 }

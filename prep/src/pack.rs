@@ -15,7 +15,7 @@ use flashlm_formats::checkpoint::{Checkpoint, CheckpointError};
 use flashlm_formats::model::DType;
 use flashlm_formats::weight_format::{SCALE_BYTES, WeightFormat};
 use flashlm_kernels::to_f32;
-use flashlm_runtime::model::weights::element;
+use flashlm_runtime::tensors::element;
 use rayon::prelude::*;
 use xxhash_rust::xxh3::Xxh3;
 

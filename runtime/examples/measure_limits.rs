@@ -15,10 +15,10 @@ use flashlm_formats::bundle::Bundle;
 use flashlm_formats::model::ModelSpec;
 use flashlm_io::{AlignedMemory, DirectFile, DirectIo, StreamOptions, sequential_read_rate};
 use flashlm_kernels::{Threads, read_bandwidth_of};
+use flashlm_runtime::engine::Forward;
 use flashlm_runtime::error::Result;
 use flashlm_runtime::load::{FfnChoice, LoadOptions, load};
-use flashlm_runtime::model::ffn::{FfnObserver, ObservedActivations};
-use flashlm_runtime::model::forward::Forward;
+use flashlm_runtime::neurons::hook::{Activations, FfnHook};
 use flashlm_runtime::plan::resident_bytes_touched;
 
 #[derive(Parser)]
@@ -176,12 +176,12 @@ fn median(rates: &[Rate]) -> f64 {
 #[derive(Default)]
 struct Active(usize);
 
-impl FfnObserver for Active {
+impl FfnHook for Active {
     fn input(&mut self, _: usize, _: usize, _: &[f32]) -> Result<()> {
         Ok(())
     }
 
-    fn activations(&mut self, piece: &ObservedActivations<'_>) -> Result<()> {
+    fn activations(&mut self, piece: &mut Activations<'_>) -> Result<()> {
         self.0 += piece.values.iter().filter(|a| **a != 0.0).count();
         Ok(())
     }

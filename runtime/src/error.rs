@@ -138,6 +138,20 @@ pub enum RuntimeError {
     /// There is nothing to start from.
     #[error("the prompt is empty and the model has no token that begins a sequence; give at least one token")]
     EmptyPrompt,
+    /// There is no memory left for the keys and values of another sequence.
+    #[error(
+        "a sequence of {wanted} tokens needs memory for keys and values where the others leave room for {free}; close one, or load the \
+        model with room for more sequences"
+    )]
+    NoRoomForSequence {
+        /// Tokens that it may have.
+        wanted: usize,
+        /// Tokens there is room for.
+        free: usize,
+    },
+    /// A row of a sequence that was never opened, or is closed.
+    #[error("a row is of a sequence that is closed; open it before its rows are computed")]
+    ClosedSequence,
     /// The forward pass ended in infinities or in what is no number.
     #[error(
         "what the model computed for token {position} is not a finite number (the logit of id {id} is {value}): weights of its checkpoint are not, or grow beyond what is; get a good copy and convert it again"

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use crate::engine::Forward;
 use crate::error::Result;
-use crate::model::ffn::ReadCounters;
-use crate::model::forward::Forward;
+use crate::neurons::counters::ReadCounters;
 use crate::sampler::Sampler;
 
 /// Why a generation ended.

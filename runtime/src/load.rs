@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flashlm_formats::bundle::{Bundle, Extent as BundleExtent, PredictorInfo, SectionInfo, TensorEntry};
-use flashlm_formats::model::ModelSpec;
 use flashlm_io::{
     AlignedMemory, DirectFile, DirectIo, DiskProfile, EngineChoice, EngineOptions, Extent, FaultPlan, Mode,
     SequentialReader, StreamOptions, device_key, profile_dir,
@@ -16,22 +15,25 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::budget::human_bytes;
 use crate::cache::PolicyKind;
+use crate::engine::{Executor, Forward, Room};
 use crate::error::{Result, RuntimeError};
-use crate::ffn::checks::GroupChecks;
-use crate::ffn::flash::{FlashFfn, FlashOptions, ReadCut};
-use crate::ffn::predicted::PredictedFfn;
-use crate::ffn::resident::ResidentFfn;
-use crate::ffn::streamed::{Pinned, StreamedFfn, StreamedParts};
+use crate::forward::kv::KvDtype;
+use crate::forward::tables::TableSource;
+use crate::forward::weights::ModelWeights;
 use crate::memory;
-use crate::model::ffn::{FfnSource, Records};
-use crate::model::forward::{Forward, Room};
-use crate::model::kv_cache::KvDtype;
-use crate::model::tables::TableSource;
-use crate::model::weights::{BytesRange, ModelWeights, SharedBytes, TensorBytes, TensorSource};
+use crate::neurons::checks::GroupChecks;
+use crate::neurons::flash::{FlashFfn, FlashOptions, ReadCut};
+use crate::neurons::params::NeuronParams;
+use crate::neurons::predicted::PredictedFfn;
+use crate::neurons::predictor::LayerPredictors;
+use crate::neurons::records::Records;
+use crate::neurons::resident::ResidentFfn;
+use crate::neurons::source::FfnSource;
+use crate::neurons::streamed::{Pinned, StreamedFfn, StreamedParts};
 use crate::plan::MemoryPlan;
 use crate::planner::ReadCost;
-use crate::predictor::LayerPredictors;
 use crate::tables::{Cut, TablePlan, TablesOnFlash};
+use crate::tensors::{BytesRange, SharedBytes, TensorBytes, TensorSource};
 use crate::threads;
 
 pub use crate::plan::{Planned, plan};
@@ -76,8 +78,12 @@ impl FfnChoice {
 /// How to open a bundle.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
-    /// Tokens the KV cache holds.
+    /// Tokens that a sequence may have.
     pub context: usize,
+    /// Sequences of so many tokens that there is memory for.
+    pub sequences: usize,
+    /// Rows that are decoded together, at most [`BATCH_MAX`](crate::engine::BATCH_MAX): the text is the same, the memory is not.
+    pub batch: usize,
     /// Bytes for the whole process; `None` takes what the machine and the memory cgroups leave, less a reserve.
     pub budget: Option<u64>,
     /// Where the FFN comes from; `None` takes `Resident` where it fits, else `Flash` where predictors choose, else `Streamed`.
@@ -115,6 +121,8 @@ impl LoadOptions {
     pub fn new(context: usize) -> Self {
         Self {
             context,
+            sequences: 1,
+            batch: 1,
             budget: None,
             ffn: None,
             predict: true,
@@ -136,6 +144,12 @@ impl LoadOptions {
     pub fn kv(&self, bundle: &Bundle) -> KvDtype {
         let wide = bundle.manifest().wide_kv;
         self.kv.unwrap_or(if wide { KvDtype::F32 } else { KvDtype::F16 })
+    }
+
+    /// What sequences may take, with scratch for so many tokens of a prompt.
+    pub(crate) fn room(&self, bundle: &Bundle, scratch_tokens: usize) -> Room {
+        let (context, sequences, batch) = (self.context, self.sequences, self.batch);
+        Room { context, sequences, kv: self.kv(bundle), scratch_tokens, batch }
     }
 }
 
@@ -197,29 +211,31 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
             text: format!("reads go through the page cache: {}", file.reason()),
         });
     }
-    let mut load_layers = |reader: &mut SequentialReader| -> Result<ResidentFfn> {
+    let mut load_layers = |reader: &mut SequentialReader| -> Result<AlignedMemory> {
         let progress = &mut |done| progress(done, total);
-        let records = read_flash(bundle, layers_loaded, &threads, reader, progress)?;
-        Ok(ResidentFfn::new(spec.ffn, Records::of(bundle), records))
+        read_flash(bundle, layers_loaded, &threads, reader, progress)
     };
     let predictors = match predictors_of(bundle, options, choice) {
         Some((section, info)) => Some(load_predictors(bundle, section, info, &mut reader)?),
         None => None,
     };
-    let ffn: Box<dyn FfnSource> = match choice {
+    // What belongs to the neurons is in the resident section, which comes last.
+    let finish: Box<dyn FnOnce(Vec<NeuronParams>) -> Box<dyn FfnSource>> = match choice {
         FfnChoice::Resident => {
             notices.push(Notice { important: false, text: "all neurons in memory".into() });
-            obeying(predictors, load_layers(&mut reader)?, spec)
+            let (ffn, records, data) = (spec.ffn, Records::of(bundle), load_layers(&mut reader)?);
+            Box::new(move |params| obeying(predictors, ResidentFfn::new(ffn, records, data, params), ffn.size))
         }
         FfnChoice::Streamed | FfnChoice::Naive | FfnChoice::Hybrid => {
             let mut parts = StreamedParts { resident_too: choice == FfnChoice::Naive, pinned: None, chunks };
             if pinned > 0 {
-                parts.pinned = Some(Pinned { layers: pinned, source: load_layers(&mut reader)? });
+                parts.pinned = Some(Pinned { layers: pinned, data: load_layers(&mut reader)? });
                 notices.push(Notice { important: false, text: format!("{pinned} layers pinned") });
             }
             let source = StreamedFfn::new(bundle, Arc::clone(&file), stream, options.verify, parts)?;
             notices.push(Notice { important: false, text: format!("FFN streamed from flash: {}", source.engine()) });
-            obeying(predictors, source, spec)
+            let neurons = spec.ffn.size;
+            Box::new(move |params| obeying(predictors, source.with_params(params), neurons))
         }
         FfnChoice::Flash => {
             if predictors.is_none() {
@@ -238,10 +254,11 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
                 verify: options.verify,
                 look_ahead: options.look_ahead,
                 cut: options.cut,
+                batch: options.batch,
             };
             let source = FlashFfn::new(bundle, Arc::clone(&file), predictors, &flash)?;
             notices.push(Notice { important: false, text: format!("FFN from flash: {}", source.engine()) });
-            Box::new(source)
+            Box::new(move |params| Box::new(source.with_params(params)))
         }
     };
     // Last: the memory for neurons is taken from the system meanwhile.
@@ -253,6 +270,7 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
     drop(reader);
     let mut tensors = BundleTensors { bundle, tables, left_out: places(&cuts), memory: Arc::new(memory) };
     let weights = ModelWeights::load(spec, &mut tensors)?;
+    let ffn = finish(NeuronParams::load_all(spec, &mut tensors)?);
     let on_flash: Option<Box<dyn TableSource>> = if cuts.is_empty() {
         None
     } else {
@@ -267,9 +285,9 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
         let text = "keys and values are kept in f32: this model's may be larger than f16 holds".to_owned();
         notices.push(Notice { important: false, text });
     }
-    let room = Room { context: options.context, kv: options.kv(bundle), scratch_tokens };
-    let forward = Forward::new(spec.clone(), weights, ffn, threads, room)?.with_tables(on_flash);
-    Ok(Loaded { forward, plan, notices })
+    let room = options.room(bundle, scratch_tokens);
+    let executor = Executor::new(spec.clone(), weights, ffn, threads, room)?.with_tables(on_flash);
+    Ok(Loaded { forward: Forward::new(executor)?, plan, notices })
 }
 
 /// How old the kept profile of a disk is, in words.
@@ -307,12 +325,12 @@ fn load_predictors(
 fn obeying(
     predictors: Option<Vec<LayerPredictors>>,
     source: impl FfnSource + 'static,
-    spec: &ModelSpec,
+    neurons: usize,
 ) -> Box<dyn FfnSource> {
     match predictors {
         Some(predictors) => {
             let own = predictors.into_iter().map(|layer| layer.own).collect();
-            Box::new(PredictedFfn::new(source, Some(own), spec.ffn.size))
+            Box::new(PredictedFfn::new(source, Some(own), neurons))
         }
         None => Box::new(source),
     }
@@ -411,7 +429,7 @@ fn read_flash(
             at += chunk.bytes.len();
             progress(at as u64);
         }
-        checks.neighbours(threads, layer, 0, &memory.as_slice()[start..at])?;
+        checks.contiguous(threads, layer, 0, &memory.as_slice()[start..at])?;
     }
     Ok(memory)
 }

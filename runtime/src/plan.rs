@@ -7,10 +7,10 @@ pub use choice::{Planned, plan};
 use flashlm_formats::bundle::{Bundle, Section, TensorEntry};
 
 use crate::budget::human_bytes;
+use crate::engine::Room;
 use crate::error::{Result, RuntimeError};
-use crate::model::forward::{Forward, Room};
-use crate::model::kv_cache::{KvCache, KvDtype};
-use crate::model::weights::vector_bytes;
+use crate::forward::kv::{KvDtype, KvMemory};
+use crate::forward::weights::vector_bytes;
 use crate::sampler::Sampler;
 
 /// One part of the plan.
@@ -42,7 +42,7 @@ pub fn resident_bytes_touched(bundle: &Bundle, tokens: usize) -> u64 {
         name.starts_with("layers.") && tensor.shape.len() == 2 || name == head || name.starts_with("embed.project")
     };
     let matrices: u64 = bundle.resident_tensors().iter().filter(is_touched).map(stored_bytes).sum();
-    matrices + (spec.layers * KvCache::layer_bytes(spec, tokens, KvDtype::F16)) as u64
+    matrices + (spec.layers * KvMemory::layer_bytes(spec, tokens, KvDtype::F16)) as u64
 }
 
 fn stored_bytes(tensor: &TensorEntry) -> u64 {
@@ -84,13 +84,13 @@ pub struct Base<'a> {
 impl Base<'_> {
     fn kv_bytes(&self) -> u64 {
         let spec = self.bundle.spec();
-        (spec.layers * KvCache::layer_bytes(spec, self.room.context, self.room.kv)) as u64
+        self.room.kv_bytes(spec)
     }
 
     /// What computing keeps beside weights and the KV cache.
     pub fn working_bytes(&self) -> u64 {
         let spec = self.bundle.spec();
-        Forward::working_bytes(spec, self.room, self.threads) + Sampler::bytes(spec.vocab_size)
+        self.room.working_bytes(spec, self.threads) + Sampler::bytes(spec.vocab_size)
     }
 
     /// Bytes of the ring that the bundle is loaded through: it is gone before KV cache and activations are touched.

@@ -4,7 +4,7 @@ use flashlm_formats::bundle::{Bundle, LayerSparsity};
 
 use crate::cache::BenefitCurve;
 use crate::load::FfnChoice;
-use crate::model::ffn::Records;
+use crate::neurons::records::Records;
 use crate::plan::{Planned, resident_bytes_touched};
 use crate::planner::ReadCost;
 

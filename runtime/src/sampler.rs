@@ -52,7 +52,7 @@ impl Sampler {
         }
     }
 
-    /// Chooses the next token; `logits` are changed. They must be finite, as [`Forward`](crate::model::forward::Forward) gives them.
+    /// Chooses the next token; `logits` are changed. They must be finite, as [`Forward`](crate::engine::Forward) gives them.
     pub fn choose(&mut self, logits: &mut [f32]) -> u32 {
         let Sampling { temperature, top_k, top_p, repetition_penalty, .. } = self.sampling;
         if repetition_penalty != 1.0 {

@@ -16,9 +16,9 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::budget::human_bytes;
 use crate::error::{Result, RuntimeError};
-use crate::model::ffn::ReadCounters;
-use crate::model::tables::TableSource;
-use crate::model::weights::{BytesRange, element, scale_group};
+use crate::forward::tables::TableSource;
+use crate::neurons::counters::ReadCounters;
+use crate::tensors::{BytesRange, element, scale_group};
 
 /// Chunks of the ring that the head is read through, and about how long they are.
 const CHUNKS: usize = 4;

@@ -18,11 +18,11 @@ use flashlm_formats::checkpoint::Checkpoint;
 
 use flashlm_prep::pack::{PackOptions, pack};
 use flashlm_prep::tokenizer::tokenizer_json;
+use flashlm_runtime::engine::Forward;
 use flashlm_runtime::error::RuntimeError;
+use flashlm_runtime::forward::kv::KvDtype;
 use flashlm_runtime::generate::{Request, generate};
 use flashlm_runtime::load::{FfnChoice, LoadOptions, load, plan};
-use flashlm_runtime::model::forward::Forward;
-use flashlm_runtime::model::kv_cache::KvDtype;
 use flashlm_runtime::sampler::{Sampler, Sampling};
 use half::f16;
 use safetensors::tensor::TensorView;

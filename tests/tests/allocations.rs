@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use flashlm_formats::bundle::LayoutOptions;
 use flashlm_io::EngineChoice;
+use flashlm_runtime::engine::Forward;
 use flashlm_runtime::error::RuntimeError;
 use flashlm_runtime::load::{FfnChoice, LoadOptions, plan};
-use flashlm_runtime::model::forward::Forward;
 use flashlm_runtime::sampler::{Sampler, Sampling};
 use flashlm_tests::{bundle_with_predictors, loaded, options, pack_checkpoint, scratch, tiny_falcon, tiny_opt};
 

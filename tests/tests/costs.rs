@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use flashlm_formats::bundle::{Bundle, LayoutOptions};
 use flashlm_formats::checkpoint::{Checkpoint, published_tensors, read_tensors};
-use flashlm_runtime::model::weights::SharedBytes;
-use flashlm_runtime::predictor::LayerPredictors;
+use flashlm_runtime::neurons::predictor::LayerPredictors;
+use flashlm_runtime::tensors::SharedBytes;
 use flashlm_tests::{bundle_with_predictors, scratch};
 
 struct Counting;

@@ -1,7 +1,7 @@
 //! The figures of an evaluation, as docs define them: rates pooled over tokens for each layer, perplexity, divergence.
 
 use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::model::ffn::{FfnObserver, ObservedActivations};
+use flashlm_runtime::neurons::hook::{Activations, FfnHook};
 use flashlm_runtime::sampler::greedy;
 use serde::Serialize;
 
@@ -150,13 +150,13 @@ impl LayerObserver {
     }
 }
 
-impl FfnObserver for LayerObserver {
+impl FfnHook for LayerObserver {
     fn input(&mut self, _layer: usize, tokens: usize, _input: &[f32]) -> Result<(), RuntimeError> {
         self.tokens += tokens;
         Ok(())
     }
 
-    fn activations(&mut self, piece: &ObservedActivations<'_>) -> Result<(), RuntimeError> {
+    fn activations(&mut self, piece: &mut Activations<'_>) -> Result<(), RuntimeError> {
         self.chosen |= piece.selection.is_some();
         for (token, row) in piece.values.chunks_exact(piece.count).enumerate() {
             for (neuron, &value) in (piece.first..).zip(row) {
@@ -192,20 +192,18 @@ mod tests {
 
     #[test]
     fn rates_are_pooled_over_tokens() {
-        use flashlm_runtime::model::ffn::Selection;
+        use flashlm_runtime::neurons::selection::Selection;
         let mut observer = LayerObserver::new(vec![1.0, 2.0, 1.0, 1.0], 0.0, false);
         let mut selection = Selection::default();
         selection.reset(1, 4);
         selection.select_positive(0, &[1.0, -1.0, 1.0, -1.0]);
         observer.input(0, 1, &[]).unwrap();
-        let piece = ObservedActivations {
-            layer: 0,
-            first: 0,
-            count: 4,
-            values: &[3.0, 1.0, 0.0, 0.0],
-            selection: Some(&selection),
+        let see = |observer: &mut LayerObserver, selection| {
+            let mut values = [3.0, 1.0, 0.0, 0.0];
+            let mut piece = Activations { layer: 0, first: 0, count: 4, values: &mut values, selection };
+            observer.activations(&mut piece).unwrap();
         };
-        observer.activations(&piece).unwrap();
+        see(&mut observer, Some(&selection));
         let errors = observer.errors();
         assert_eq!((errors.false_negative_rate, errors.false_positive_rate), (0.5, Some(0.5)));
         assert_eq!((errors.active_fraction, errors.predicted_fraction), (0.5, 0.5));
@@ -214,7 +212,7 @@ mod tests {
         // With all of them computed nothing is a false alarm.
         let mut observer = LayerObserver::new(vec![1.0, 2.0, 1.0, 1.0], 0.0, false);
         observer.input(0, 1, &[]).unwrap();
-        observer.activations(&ObservedActivations { selection: None, ..piece }).unwrap();
+        see(&mut observer, None);
         let errors = observer.errors();
         assert_eq!(
             (errors.false_negative_rate, errors.false_positive_rate, errors.predicted_fraction),
@@ -224,7 +222,7 @@ mod tests {
         // Above a threshold fewer are active, and all energy counts.
         let mut observer = LayerObserver::new(vec![1.0, 2.0, 1.0, 1.0], 1.5, true);
         observer.input(0, 1, &[]).unwrap();
-        observer.activations(&ObservedActivations { selection: None, ..piece }).unwrap();
+        see(&mut observer, None);
         let errors = observer.errors();
         assert_eq!((errors.active_fraction, errors.predicted_fraction), (0.25, 0.25));
         assert!((errors.energy_recall - 0.6).abs() < 1e-9);

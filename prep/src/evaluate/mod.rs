@@ -15,17 +15,20 @@ use flashlm_formats::model::ModelSpec;
 use flashlm_io::AlignedMemory;
 use flashlm_kernels::Threads;
 use flashlm_runtime::error::{Result as RuntimeResult, RuntimeError};
-use flashlm_runtime::ffn::predicted::PredictedFfn;
-use flashlm_runtime::ffn::resident::ResidentFfn;
-use flashlm_runtime::model::ffn::{FfnSource, Records};
-use flashlm_runtime::model::forward::{Head, HeadScratch};
-use flashlm_runtime::model::weights::{BytesRange, LayerWeights, OuterWeights, SharedBytes, TensorBytes, TensorSource};
-use flashlm_runtime::predictor::{Predictor, PredictorTensors};
+use flashlm_runtime::forward::head::{Head, HeadScratch};
+use flashlm_runtime::forward::weights::{LayerWeights, OuterWeights};
+use flashlm_runtime::neurons::hook::Cutoff;
+use flashlm_runtime::neurons::params::NeuronParams;
+use flashlm_runtime::neurons::predicted::PredictedFfn;
+use flashlm_runtime::neurons::predictor::{Predictor, PredictorTensors};
+use flashlm_runtime::neurons::records::Records;
+use flashlm_runtime::neurons::resident::ResidentFfn;
+use flashlm_runtime::neurons::source::FfnSource;
+use flashlm_runtime::tensors::{BytesRange, SharedBytes, TensorBytes, TensorSource};
 
 use crate::layers::{LayerRunner, PassError};
 use crate::record::{CheckpointTensors, RecordError, layer_ffn};
 use crate::states::{HiddenStates, StatesError};
-use crate::thresholds::WithCutoff;
 
 pub(crate) use measures::log_sum_exp;
 pub use measures::{Comparison, Evaluation, LayerErrors};
@@ -229,14 +232,16 @@ impl Run<'_> {
             let source = bundle_ffn(self.bundle, layer)?;
             let threshold = self.spec().threshold(layer);
             let mut ffn: Box<dyn FfnSource> = match self.only_active {
-                true => Box::new(WithCutoff { source, cutoff: threshold }),
+                true => Box::new(source),
                 false => Box::new(PredictedFfn::new(source, predictor, self.spec().ffn.size)),
             };
+            let cutoff = if self.only_active { threshold } else { 0.0 };
             let mut output = self.new_states()?;
             let norms = self.bundle.storage_order(layer).iter().map(|n| down_norms[*n as usize]).collect();
             let mut observer = LayerObserver::new(norms, threshold, self.only_active);
             for range in self.windows.ranges() {
-                self.runner.run(&weights, &mut *ffn, range, (&states[1], &mut output), Some(&mut observer))?;
+                let mut hook = Cutoff { cutoff, watcher: Some(&mut observer) };
+                self.runner.run(&weights, &mut *ffn, range, (&states[1], &mut output), Some(&mut hook))?;
             }
             states[1] = output;
             errors.push(observer.errors());
@@ -251,7 +256,7 @@ impl Run<'_> {
             OuterWeights::load(spec, &mut CheckpointTensors::new(self.checkpoint))?,
             OuterWeights::load(spec, &mut BundleTensors(self.bundle))?,
         ];
-        let mut scratch = [HeadScratch::new(spec), HeadScratch::new(spec)];
+        let mut scratch = [HeadScratch::new(spec, 1), HeadScratch::new(spec, 1)];
         let mut comparison = Comparison::default();
         let mut state = vec![0.0; spec.hidden_size];
         for range in self.windows.ranges() {
@@ -261,8 +266,8 @@ impl Run<'_> {
                     Head { spec, weights: outer, threads: self.threads }.logits(&state, position + 1, scratch)?;
                 }
                 let [dense, bundle] = &scratch;
-                seen(position, [dense.logits(), bundle.logits()]);
-                compare(&mut comparison, dense.logits(), bundle.logits(), self.windows.ids[position + 1]);
+                seen(position, [dense.logits(0), bundle.logits(0)]);
+                compare(&mut comparison, dense.logits(0), bundle.logits(0), self.windows.ids[position + 1]);
             }
         }
         Ok(comparison)
@@ -298,5 +303,6 @@ fn bundle_ffn(bundle: &Bundle, layer: usize) -> Result<ResidentFfn, EvaluateErro
     if let Some(group) = groups.into_iter().position(|(bytes, sum)| checksum(bytes) != *sum) {
         return Err(EvaluateError::Damaged { layer, group });
     }
-    Ok(ResidentFfn::new(bundle.spec().ffn, Records::of(bundle), records))
+    let params = NeuronParams::load(bundle.spec(), layer, &mut BundleTensors(bundle))?;
+    Ok(ResidentFfn::new(bundle.spec().ffn, Records::of(bundle), records, vec![params]))
 }

@@ -6,9 +6,10 @@ use flashlm_formats::model::DType;
 use flashlm_io::AlignedMemory;
 use flashlm_kernels::to_f32;
 use flashlm_runtime::error::{Result, RuntimeError};
-use flashlm_runtime::ffn::resident::ResidentFfn;
-use flashlm_runtime::model::ffn::Records;
-use flashlm_runtime::model::weights::{BytesRange, TensorBytes, TensorSource, element};
+use flashlm_runtime::neurons::params::NeuronParams;
+use flashlm_runtime::neurons::records::Records;
+use flashlm_runtime::neurons::resident::ResidentFfn;
+use flashlm_runtime::tensors::{BytesRange, TensorBytes, TensorSource, element};
 
 use super::RecordError;
 use crate::records::fill_layer;
@@ -48,7 +49,8 @@ pub fn layer_ffn(checkpoint: &Checkpoint, layer: usize) -> Result<(ResidentFfn, 
     fill_layer(checkpoint, layer, &layout, &order, records.as_mut_slice(), &mut |_| ())?;
     let norms = down_norms(&layout, dtype, records.as_slice());
     let how = Records { layout, format: dtype.into(), cols: spec.hidden_size };
-    Ok((ResidentFfn::new(spec.ffn, how, records), norms))
+    let params = NeuronParams::load(spec, layer, &mut CheckpointTensors::new(checkpoint))?;
+    Ok((ResidentFfn::new(spec.ffn, how, records, vec![params]), norms))
 }
 
 fn down_norms(layout: &FlashLayout, dtype: DType, records: &[u8]) -> Vec<f32> {

@@ -14,8 +14,8 @@ use flashlm_formats::checkpoint::{Checkpoint, CheckpointError};
 use flashlm_formats::recording::{LayerWriter, Recording, RecordingError, RecordingInfo};
 use flashlm_kernels::Threads;
 use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::model::ffn::{FfnObserver, ObservedActivations};
-use flashlm_runtime::model::weights::{LayerWeights, OuterWeights};
+use flashlm_runtime::forward::weights::{LayerWeights, OuterWeights};
+use flashlm_runtime::neurons::hook::{Activations, FfnHook};
 
 use crate::layers::{LayerRunner, PassError};
 use crate::states::{self, HiddenStates, StatesError};
@@ -238,7 +238,7 @@ impl LayerObserver {
     }
 }
 
-impl FfnObserver for LayerObserver {
+impl FfnHook for LayerObserver {
     fn input(&mut self, _layer: usize, tokens: usize, input: &[f32]) -> Result<(), RuntimeError> {
         self.input.clear();
         self.input.extend_from_slice(input);
@@ -246,8 +246,8 @@ impl FfnObserver for LayerObserver {
         Ok(())
     }
 
-    fn activations(&mut self, piece: &ObservedActivations<'_>) -> Result<(), RuntimeError> {
-        let ObservedActivations { first, count, values, .. } = *piece;
+    fn activations(&mut self, piece: &mut Activations<'_>) -> Result<(), RuntimeError> {
+        let Activations { first, count, ref values, .. } = *piece;
         for (token, row) in values.chunks_exact(count).enumerate() {
             let kept = &mut self.activations[token * self.ffn + first..][..count];
             for (kept, value) in kept.iter_mut().zip(row) {

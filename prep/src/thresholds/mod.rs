@@ -27,7 +27,6 @@ use crate::states::StatesError;
 use passes::{Copy, Passes, Scores, positions, work};
 
 pub use file::{ThresholdFile, ThresholdFileError};
-pub(crate) use passes::WithCutoff;
 pub use spread::Spread;
 
 /// Shares of a token's squared energy in a layer that are tried.

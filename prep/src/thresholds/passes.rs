@@ -7,9 +7,9 @@ use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::model::ModelSpec;
 use flashlm_kernels::{MatmulScratch, Threads};
 use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::model::ffn::{FfnCall, FfnObserver, FfnSource, ObservedActivations};
-use flashlm_runtime::model::forward::Head;
-use flashlm_runtime::model::weights::{LayerWeights, OuterWeights};
+use flashlm_runtime::forward::head::Head;
+use flashlm_runtime::forward::weights::{LayerWeights, OuterWeights};
+use flashlm_runtime::neurons::hook::{Activations, Cutoff, FfnHook};
 use flashlm_runtime::sampler::greedy;
 
 use super::{Spread, ThresholdError};
@@ -118,12 +118,11 @@ impl Passes<'_> {
         let mut spreads = Vec::with_capacity(spec.layers);
         for layer in 0..spec.layers {
             let weights = LayerWeights::load(spec, layer, &mut CheckpointTensors::new(checkpoint))?;
-            let (ffn, down_norms) = layer_ffn(checkpoint, layer)?;
-            let mut ffn = WithCutoff { source: ffn, cutoff: 0.0 };
+            let (mut ffn, down_norms) = layer_ffn(checkpoint, layer)?;
             let mut observer =
                 SpreadObserver { spread: Spread::default(), down_norms, tokens: 0, activations: Vec::new() };
             for (number, copy) in copies.iter().enumerate() {
-                ffn.cutoff = match copy {
+                let cutoff = match copy {
                     Copy::Whole => 0.0,
                     Copy::Share(cut) => observer.spread.threshold(*cut),
                     Copy::Thresholds(thresholds) => thresholds[layer],
@@ -131,8 +130,9 @@ impl Passes<'_> {
                 let mut output = self.new_states()?;
                 for range in ranges.iter().cloned() {
                     let tokens = range.len();
-                    let watched = matches!(copy, Copy::Whole).then_some(&mut observer as &mut dyn FfnObserver);
-                    runner.run(&weights, &mut ffn, range, (&states[number], &mut output), watched)?;
+                    let watcher = matches!(copy, Copy::Whole).then_some(&mut observer as &mut dyn FfnHook);
+                    let mut hook = Cutoff { cutoff, watcher };
+                    runner.run(&weights, &mut ffn, range, (&states[number], &mut output), Some(&mut hook))?;
                     let weights = (spec.ffn.vectors() * spec.ffn.size + spec.attention.qkv_size() + spec.hidden_size)
                         * spec.hidden_size;
                     (self.progress)((tokens * weights) as u64);
@@ -174,19 +174,6 @@ impl Passes<'_> {
     }
 }
 
-/// A source whose weak neurons are left out.
-pub(crate) struct WithCutoff<S> {
-    pub(crate) source: S,
-    /// Of this magnitude and below.
-    pub(crate) cutoff: f32,
-}
-
-impl<S: FfnSource> FfnSource for WithCutoff<S> {
-    fn run(&mut self, call: FfnCall<'_>) -> Result<(), RuntimeError> {
-        self.source.run(FfnCall { cutoff: self.cutoff, ..call })
-    }
-}
-
 struct SpreadObserver {
     spread: Spread,
     down_norms: Vec<f32>,
@@ -204,7 +191,7 @@ impl SpreadObserver {
     }
 }
 
-impl FfnObserver for SpreadObserver {
+impl FfnHook for SpreadObserver {
     fn input(&mut self, _layer: usize, tokens: usize, _input: &[f32]) -> Result<(), RuntimeError> {
         self.take_in();
         self.tokens = tokens;
@@ -212,7 +199,7 @@ impl FfnObserver for SpreadObserver {
         Ok(())
     }
 
-    fn activations(&mut self, piece: &ObservedActivations<'_>) -> Result<(), RuntimeError> {
+    fn activations(&mut self, piece: &mut Activations<'_>) -> Result<(), RuntimeError> {
         let rows = self.activations.chunks_exact_mut(self.down_norms.len());
         for (row, values) in rows.zip(piece.values.chunks_exact(piece.count)) {
             row[piece.first..piece.first + piece.count].copy_from_slice(values);

@@ -13,9 +13,36 @@ use crate::simd::{Op, Simd, Weight, with_weight};
 use crate::threads::{SendPtr, Threads};
 use crate::whole::Inputs;
 
+/// [`matvec`](crate::matvec()) for each of `tokens` vectors, with the weights read once for all of them: `x` is `[tokens, cols]`, `y`
+/// `[tokens, rows]`. The caller also calls `beside` now and then, as in [`Threads::run_beside`]. A token's bits do not depend on the
+/// others.
+///
+/// # Panics
+/// If `x` has not `tokens * w.cols()` or `y` not `tokens * w.rows()` elements.
+pub fn matvec_each(
+    threads: &Threads,
+    w: Matrix<'_>,
+    x: &[f32],
+    tokens: usize,
+    y: &mut [f32],
+    beside: &mut dyn FnMut(),
+) {
+    assert_eq!(x.len(), tokens * w.cols(), "matvec_each: elements of x against tokens * columns");
+    assert_eq!(y.len(), tokens * w.rows(), "matvec_each: elements of y against tokens * rows");
+    let shape = Shape { w, input: x, stride: w.cols(), tokens };
+    Kernels::get().matmul_few(threads, shape, y, w.rows(), beside);
+}
+
 impl Kernels {
     /// `y[t, r] = sum over c of x[t, c] W[r, c]`. `y` holds `tokens` rows every `y_stride >= w.rows()`.
-    pub(crate) fn matmul_few(self, threads: &Threads, shape: Shape<'_>, y: &mut [f32], y_stride: usize) {
+    pub(crate) fn matmul_few(
+        self,
+        threads: &Threads,
+        shape: Shape<'_>,
+        y: &mut [f32],
+        y_stride: usize,
+        beside: &mut dyn FnMut(),
+    ) {
         let Shape { w, .. } = shape;
         if shape.tokens == 0 {
             return;
@@ -23,7 +50,7 @@ impl Kernels {
         let chunk = rows_per_task(threads, w.rows(), w.row_bytes());
         let y = SendPtr(y.as_mut_ptr());
         self.with_inputs(w.element(), (shape.input, shape.tokens, w.cols(), shape.stride), |inputs| {
-            threads.run(w.rows().div_ceil(chunk), &|task| {
+            threads.run_beside(w.rows().div_ceil(chunk), beside, &|task| {
                 let start = task * chunk;
                 let w = w.rows_range(start..w.rows().min(start + chunk));
                 // SAFETY: there is a token 0, and its row `start` is in `y`.

@@ -14,6 +14,8 @@
 //!   parts of the list, bit for bit.
 //! - [`matmul_rows_add`]: the same order, per token. So it may be called over consecutive blocks of rows, and equals
 //!   [`add_scaled_rows`] with every row listed. Blocks that are multiples of [`ROW_BLOCK`] are fast.
+//! - [`matvec_each`], [`gathered_dots_each`], [`gathered_add_each`]: for each token what [`matvec`], [`gathered_dots`] and
+//!   [`gathered_add`] give for it alone, bit for bit.
 //! - [`matmul`]: the result of an output depends on its row, its token, and on whether there are fewer than
 //!   [`MATMUL_TOKENS_MIN`] tokens. With fewer, it equals [`matvec`] bit for bit.
 //!
@@ -25,6 +27,7 @@ mod dispatch;
 mod element;
 mod elementwise;
 mod few;
+mod gathered;
 mod many;
 mod matmul;
 mod matrix;
@@ -44,9 +47,11 @@ pub use bandwidth::{read_bandwidth, read_bandwidth_of};
 pub use dispatch::{ForceError, InstructionSet, Kernels, force_instruction_set, instruction_set};
 pub use element::{Element, store_bf16, store_f16, to_f32};
 pub use elementwise::{layer_norm, rms_norm, rope_rotate_half};
+pub use few::matvec_each;
+pub use gathered::{TokenAt, gathered_add_each, gathered_dots_each};
 pub use matmul::{MATMUL_TOKENS_MIN, MatmulScratch, ROW_BLOCK, matmul, matmul_rows_add};
 pub use matrix::{Matrix, MatrixError, RowLayout};
-pub use matvec::{RowAt, dot, gathered_dots, matvec, matvec_beside, matvec_serial};
+pub use matvec::{RowAt, TASK_BYTES, dot, gathered_dots, matvec, matvec_beside, matvec_serial};
 #[cfg(feature = "product")]
 pub use product::{View, product};
 pub use row::{Q4_BLOCK, Row, SCALE_BYTES, ScaleGroup};

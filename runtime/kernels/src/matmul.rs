@@ -87,7 +87,7 @@ impl Kernels {
         assert!(y.len() >= span(tokens, y_stride, w.rows()), "matmul: y has only {} elements", y.len());
         let shape = Shape { w, input: x, stride: w.cols(), tokens };
         if tokens < MATMUL_TOKENS_MIN {
-            self.matmul_few(threads, shape, y, y_stride);
+            self.matmul_few(threads, shape, y, y_stride, &mut || {});
         } else {
             self.matmul_many(threads, shape, y, y_stride, &mut scratch.floats);
         }

@@ -18,7 +18,7 @@ use crate::whole::{INPUT_BLOCK, Input, add_dots};
 /// Rows whose sums are computed together.
 pub(crate) const ROWS_AT_ONCE: usize = 4;
 /// Weights of one task: large beside the cost of handing it out, small beside a layer.
-const TASK_BYTES: usize = 256 << 10;
+pub const TASK_BYTES: usize = 256 << 10;
 /// How far ahead of the sums a row is asked for, in bytes.
 const AHEAD: usize = 1024;
 
@@ -54,7 +54,7 @@ pub fn dot<'a>(element: Element, row: impl Into<Row<'a>>, x: &[f32]) -> f32 {
     Kernels::get().dot(element, row, x)
 }
 
-/// Rows that lie anywhere: the how-manieth row, to what it holds.
+/// Rows that lie anywhere: the i-th row, to what it holds.
 pub type RowAt<'a> = dyn Fn(usize) -> Row<'a> + Sync + 'a;
 
 /// `y[i]` = dot product of `x` with row `i` of `rows`, on all threads; the same bits as [`matvec`].
@@ -108,7 +108,7 @@ impl Kernels {
         });
     }
 
-    fn dots(self, element: Element, rows: &dyn Rows, x: Input<'_>, y: &mut [f32]) {
+    pub(crate) fn dots(self, element: Element, rows: &dyn Rows, x: Input<'_>, y: &mut [f32]) {
         with_weight!(element, W => self.run(Dots { rows, element, x, y, weight: PhantomData::<W> }));
     }
 }
@@ -127,7 +127,7 @@ pub(crate) fn rows_per_task(threads: &Threads, rows: usize, row_bytes: usize) ->
 }
 
 /// A list of rows of equal length.
-trait Rows: Sync {
+pub(crate) trait Rows: Sync {
     fn row(&self, i: usize) -> Row<'_>;
 }
 
@@ -145,9 +145,9 @@ impl Rows for OneRow<'_> {
     }
 }
 
-struct Gathered<'a, 'r> {
-    rows: &'a RowAt<'r>,
-    first: usize,
+pub(crate) struct Gathered<'a, 'r> {
+    pub(crate) rows: &'a RowAt<'r>,
+    pub(crate) first: usize,
 }
 impl Rows for Gathered<'_, '_> {
     fn row(&self, i: usize) -> Row<'_> {

@@ -107,7 +107,7 @@ impl Kernels {
     }
 
     /// Adds columns `first..first + y.len()` of the listed rows of `cols` elements to `y`.
-    fn add(self, element: Element, cols: usize, list: &dyn ScaledRows, first: usize, y: &mut [f32]) {
+    pub(crate) fn add(self, element: Element, cols: usize, list: &dyn ScaledRows, first: usize, y: &mut [f32]) {
         assert!(first + y.len() <= cols, "columns of a row");
         with_weight!(element, W => self.run(Add { list, element, cols, first, y, weight: PhantomData::<W> }));
     }
@@ -122,7 +122,7 @@ pub(crate) fn cols_per_task(threads: &Threads, rows: usize, cols: usize, element
 }
 
 /// A list of rows with their coefficients.
-trait ScaledRows: Sync {
+pub(crate) trait ScaledRows: Sync {
     fn count(&self) -> usize;
     fn row(&self, i: usize) -> Row<'_>;
     fn coefficient(&self, i: usize) -> f32;

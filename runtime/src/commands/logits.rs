@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use flashlm_formats::bundle::Bundle;
 use flashlm_formats::destination::{Destination, FileKind, LOGITS_FORMAT};
-use flashlm_runtime::model::forward::check_ids;
+use flashlm_runtime::engine::check_ids;
 use serde_json::json;
 
 use super::{ModelArgs, load_with_progress, parse_ids};

@@ -28,7 +28,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use flashlm_formats::bundle::Bundle;
-use flashlm_runtime::model::ffn::ReadFigures;
+use flashlm_runtime::neurons::counters::ReadFigures;
 use flashlm_runtime::signals;
 
 /// Lets signals be noted, so that work can end at its next step.

@@ -9,8 +9,8 @@ use flashlm_formats::bundle::Bundle;
 use flashlm_io::{DirectIo, EngineChoice};
 use flashlm_runtime::budget::Budget;
 use flashlm_runtime::cache::PolicyKind;
+use flashlm_runtime::forward::kv::KvDtype;
 use flashlm_runtime::load::{FfnChoice, LoadOptions, Loaded, load};
-use flashlm_runtime::model::kv_cache::KvDtype;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::values;

@@ -8,15 +8,15 @@ use flashlm_io::{DirectFile, EngineChoice, reads_with_threads};
 
 use super::{Base, MemoryPlan, PlanItem};
 use crate::budget::human_bytes;
+use crate::engine::{PIECE_TOKENS, SCRATCH_TOKENS_MIN, check_context};
 use crate::error::Result;
-use crate::ffn::flash::{ArenaPlan, FlashFfn};
-use crate::ffn::streamed::{CHUNKS, CHUNKS_MIN, StreamedFfn};
 use crate::load::{FfnChoice, LoadOptions, predictors_of, read_cost};
 use crate::memory;
-use crate::model::ffn::Selection;
-use crate::model::forward::{PIECE_TOKENS, Room, SCRATCH_TOKENS_MIN, check_context};
+use crate::neurons::flash::{ArenaPlan, FlashFfn};
+use crate::neurons::predictor::LayerPredictors;
+use crate::neurons::selection::Selection;
+use crate::neurons::streamed::{CHUNKS, CHUNKS_MIN, StreamedFfn};
 use crate::planner::ReadCost;
-use crate::predictor::LayerPredictors;
 use crate::tables::TablePlan;
 
 /// Scratch for prompts takes at most this part of a budget, if it can.
@@ -191,12 +191,10 @@ impl<'a> Case<'a> {
     }
 
     fn base(&self, scratch_tokens: usize, tables: TablePlan) -> Base<'a> {
-        let LoadOptions { context, threads, .. } = *self.options;
-        let kv = self.options.kv(self.bundle);
         Base {
             bundle: self.bundle,
-            room: Room { context, kv, scratch_tokens },
-            threads: threads.get(),
+            room: self.options.room(self.bundle, scratch_tokens),
+            threads: self.options.threads.get(),
             readers: self.readers,
             left_out: tables.left_out(self.bundle),
         }
@@ -247,7 +245,7 @@ impl<'a> Case<'a> {
             FfnChoice::Flash => {
                 let items = |arena: &ArenaPlan| {
                     let kept: u64 = arena.slots.iter().map(|s| u64::from(*s)).sum();
-                    let tables = FlashFfn::working_bytes(layout, spec.layers, arena, self.bounces);
+                    let tables = FlashFfn::working_bytes(layout, spec.layers, arena, self.options.batch, self.bounces);
                     [
                         item("neuron cache", kept * self.slot),
                         item("transient neurons", 2 * u64::from(arena.transient) * self.slot),

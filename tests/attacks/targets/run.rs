@@ -5,14 +5,16 @@ use std::sync::Arc;
 use flashlm_formats::bundle::{Bundle, Extent};
 use flashlm_io::AlignedMemory;
 use flashlm_kernels::Threads;
+use flashlm_runtime::engine::{Executor, Forward, PIECE_TOKENS, Room};
 use flashlm_runtime::error::{Result, RuntimeError};
-use flashlm_runtime::ffn::resident::ResidentFfn;
+use flashlm_runtime::forward::kv::KvDtype;
+use flashlm_runtime::forward::weights::ModelWeights;
 use flashlm_runtime::load::{LoadOptions, plan};
-use flashlm_runtime::model::ffn::Records;
-use flashlm_runtime::model::forward::{Forward, PIECE_TOKENS, Room};
-use flashlm_runtime::model::kv_cache::KvDtype;
-use flashlm_runtime::model::weights::{BytesRange, ModelWeights, SharedBytes, TensorBytes, TensorSource};
-use flashlm_runtime::predictor::LayerPredictors;
+use flashlm_runtime::neurons::params::NeuronParams;
+use flashlm_runtime::neurons::predictor::LayerPredictors;
+use flashlm_runtime::neurons::records::Records;
+use flashlm_runtime::neurons::resident::ResidentFfn;
+use flashlm_runtime::tensors::{BytesRange, SharedBytes, TensorBytes, TensorSource};
 
 struct Tensors<'a>(&'a Bundle);
 
@@ -60,16 +62,12 @@ fn feed(bundle: &Bundle) -> Result<()> {
         let read = bundle.read_at(bundle.layer(layer).offset, data);
         read.map_err(|e| RuntimeError::Unsupported(e.to_string()))?;
     }
-    let ffn = ResidentFfn::new(spec.ffn, Records::of(bundle), data);
+    let params = NeuronParams::load_all(spec, &mut Tensors(bundle))?;
+    let ffn = ResidentFfn::new(spec.ffn, Records::of(bundle), data, params);
     let threads = Threads::new(std::num::NonZeroUsize::MIN).expect("no thread beside this one");
     let context = spec.max_positions.min(4);
-    let mut forward = Forward::new(
-        spec.clone(),
-        weights,
-        Box::new(ffn),
-        threads,
-        Room { context, kv: KvDtype::F16, scratch_tokens: PIECE_TOKENS },
-    )?;
+    let room = Room { context, sequences: 1, kv: KvDtype::F16, scratch_tokens: PIECE_TOKENS, batch: 1 };
+    let mut forward = Forward::new(Executor::new(spec.clone(), weights, Box::new(ffn), threads, room)?)?;
     forward.feed(&[0])?;
     forward.feed(&[spec.vocab_size as u32 - 1, 0])?;
     Ok(())

@@ -4,8 +4,8 @@ use std::io::Write;
 use std::ops::ControlFlow;
 
 use anyhow::{Context, Result};
+use flashlm_runtime::engine::Forward;
 use flashlm_runtime::generate::{Finish, Generation, NewToken, Request, generate};
-use flashlm_runtime::model::forward::Forward;
 use flashlm_runtime::sampler::Sampler;
 use flashlm_runtime::text::{StopStrings, TextStream, Tokenizer};
 use flashlm_runtime::{signals, terminal};

@@ -2,8 +2,8 @@
 
 use flashlm_kernels::Threads;
 
-use super::ffn::ReadCounters;
 use crate::error::Result;
+use crate::neurons::counters::ReadCounters;
 
 /// Gives the rows behind those that [`OuterWeights`](super::weights::OuterWeights) holds.
 pub trait TableSource: Send {

@@ -15,7 +15,7 @@ use super::ReadCut;
 use super::arena::ArenaPlan;
 use crate::cache::{LayerCache, Placement, PolicyKind, Prefetch};
 use crate::error::Result;
-use crate::ffn::place::LayerPlaces;
+use crate::neurons::place::LayerPlaces;
 use crate::planner::{PlanLimits, Planner, ReadCost, ReadRequest};
 
 /// No slot, no group.

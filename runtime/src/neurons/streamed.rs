@@ -8,14 +8,17 @@ use std::sync::Arc;
 
 use flashlm_formats::bundle::{Bundle, FlashLayout};
 use flashlm_formats::model::Ffn;
-use flashlm_io::{DirectFile, Extent, SequentialReader, StreamOptions};
+use flashlm_io::{AlignedMemory, DirectFile, Extent, SequentialReader, StreamOptions};
 use flashlm_kernels::ROW_BLOCK;
 
 use super::checks::GroupChecks;
+use super::counters::ReadCounters;
+use super::dense::dense;
+use super::params::NeuronParams;
 use super::place::LayerPlaces;
-use super::resident::ResidentFfn;
+use super::records::{NeuronBlock, Records};
+use super::source::{FfnCall, FfnSource};
 use crate::error::Result;
-use crate::model::ffn::{FfnCall, FfnSource, NeuronBlock, ReadCounters, Records, dense};
 
 /// Chunks read ahead, the one being computed included: as many as this where there is room, and the fewest that work.
 pub const CHUNKS: usize = 8;
@@ -43,8 +46,8 @@ pub struct StreamedParts {
 pub struct Pinned {
     /// How many, from the first.
     pub layers: usize,
-    /// Their neurons.
-    pub source: ResidentFfn,
+    /// Their groups.
+    pub data: AlignedMemory,
 }
 
 /// Reads the flash section of a bundle again and again.
@@ -60,6 +63,8 @@ pub struct StreamedFfn {
     checks: Option<GroupChecks>,
     places: LayerPlaces,
     next_layer: usize,
+    /// One for each layer.
+    params: Vec<NeuronParams>,
 }
 
 #[derive(Clone, Copy)]
@@ -104,7 +109,14 @@ impl StreamedFfn {
         let checks = verify.then(|| GroupChecks::new(bundle));
         let (ffn, records) = (bundle.spec().ffn, Records::of(bundle));
         let (pinned, places) = (parts.pinned, LayerPlaces::new(bundle));
-        Ok(Self { ffn, records, layout, pieces, layers, pinned, reader, checks, places, next_layer: 0 })
+        let (next_layer, params) = (0, Vec::new());
+        Ok(Self { ffn, records, layout, pieces, layers, pinned, reader, checks, places, next_layer, params })
+    }
+
+    /// With what belongs to the neurons of each layer; nothing can be computed without.
+    pub fn with_params(mut self, params: Vec<NeuronParams>) -> Self {
+        self.params = params;
+        self
     }
 
     /// Bytes of its buffers, with so many chunks.
@@ -143,7 +155,7 @@ fn lcm(a: usize, b: usize) -> usize {
 const NOWHERE: usize = usize::MAX;
 
 impl StreamedFfn {
-    fn run_layer(&mut self, mut call: FfnCall<'_>) -> Result<()> {
+    fn run_layer(&mut self, mut call: FfnCall<'_, '_>) -> Result<()> {
         let (layer, threads) = (call.layer, call.threads);
         let LayerPieces { first, thrown_away } = self.layers[layer];
         let end = self.layers.get(layer + 1).map_or(self.pieces.len(), |next| next.first);
@@ -162,14 +174,18 @@ impl StreamedFfn {
             let groups = chunk.bytes.len() / self.layout.group_bytes();
             let count = (groups * self.layout.records_per_group()).min(self.ffn.size - neuron);
             if let Some(checks) = &self.checks {
-                checks.neighbours(threads, layer, neuron / self.layout.records_per_group(), chunk.bytes)?;
+                checks.contiguous(threads, layer, neuron / self.layout.records_per_group(), chunk.bytes)?;
             }
-            let block = NeuronBlock::new(&self.records, chunk.bytes, call.scales, neuron..neuron + count);
-            dense(&self.ffn, &mut call, block)?;
+            let params = &self.params[layer];
+            let block = NeuronBlock::new(&self.records, chunk.bytes, params.scales(), neuron..neuron + count);
+            dense(&self.ffn, &mut call, params, block)?;
             neuron += count;
         }
-        if let Some(pinned) = self.pinned.as_mut().filter(|pinned| layer < pinned.layers) {
-            pinned.source.run(call)?;
+        if let Some(pinned) = self.pinned.as_ref().filter(|pinned| layer < pinned.layers) {
+            let (bytes, params) = (self.layout.layer_bytes(), &self.params[layer]);
+            let data = &pinned.data.as_slice()[layer * bytes..(layer + 1) * bytes];
+            let block = NeuronBlock::new(&self.records, data, params.scales(), 0..self.ffn.size);
+            dense(&self.ffn, &mut call, params, block)?;
         }
         self.next_layer += 1;
         if self.next_layer == self.layers.len() {
@@ -183,7 +199,7 @@ impl StreamedFfn {
 }
 
 impl FfnSource for StreamedFfn {
-    fn run(&mut self, call: FfnCall<'_>) -> Result<()> {
+    fn run(&mut self, call: FfnCall<'_, '_>) -> Result<()> {
         let result = self.run_layer(call);
         if result.is_err() {
             self.next_layer = NOWHERE;

@@ -1,7 +1,7 @@
 //! Only the neurons that matter, from flash: the source that flashlm exists for.
 //!
-//! One token: the predictor says which neurons of the layer to compute; the store says which of their groups are in memory and
-//! starts reading the others. Groups that a layer will probably want are read ahead of that: while its attention runs, from what
+//! A few tokens: the predictor says for each which neurons of the layer to compute; the store says which groups of all these are in
+//! memory and starts reading the others. Groups that a layer will probably want are read ahead of that: while its attention runs, from what
 //! its input would be without attention; or, where attention and FFN run side by side or a predictor was trained for it, while the
 //! layer before it is computed. Neurons in memory are computed
 //! while reads are under way, the others as they arrive. What is computed is exactly the predictor's choice, and every sum runs in
@@ -14,6 +14,7 @@ mod arena;
 mod decode;
 mod prefill;
 mod store;
+mod turn;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,17 +22,22 @@ use std::time::Duration;
 use flashlm_formats::bundle::{Bundle, FlashLayout};
 use flashlm_formats::model::{Block, Ffn};
 use flashlm_io::{DirectFile, EngineChoice, EngineOptions, FaultPlan};
-use flashlm_kernels::{MATMUL_TOKENS_MIN, Threads};
+use flashlm_kernels::Threads;
 
 use super::checks::GroupChecks;
+use super::counters::ReadCounters;
+use super::params::NeuronParams;
+use super::predictor::LayerPredictors;
+use super::records::Records;
+use super::selection::Selection;
+use super::source::{Arithmetic, FfnCall, FfnSource, Inputs};
 use crate::cache::PolicyKind;
 use crate::error::Result;
-use crate::model::ffn::{FfnCall, FfnSource, ReadCounters, Records, Selection};
 use crate::planner::ReadCost;
-use crate::predictor::LayerPredictors;
 pub use arena::ArenaPlan;
 use decode::{DecodeScratch, Foresight};
 use store::Store;
+use turn::Turn;
 
 /// What an engine keeps for its reads in flight, and for their own buffers where they need such. Measured.
 const ENGINE_BYTES: u64 = 1 << 20;
@@ -57,6 +63,8 @@ pub struct FlashOptions {
     pub look_ahead: bool,
     /// How reads are cut, for measuring what bundling and ordering are worth.
     pub cut: ReadCut,
+    /// Tokens whose neurons are chosen, looked up and read together.
+    pub batch: usize,
 }
 
 /// How reads are cut.
@@ -80,17 +88,16 @@ pub struct FlashFfn {
     predictors: Option<Vec<LayerPredictors>>,
     look_ahead: bool,
     store: Store,
+    /// One for each layer.
+    params: Vec<NeuronParams>,
     checks: Option<GroupChecks>,
     scratch: DecodeScratch,
     selection: Selection,
     /// Attention and FFN see the same input, so that the FFN's is known before attention.
     parallel: bool,
-    /// The layer that the scores in `scratch` speak of, until reads for it have begun.
-    foreseen: Option<usize>,
-    /// The layer that was begun ahead of its turn.
-    begun_ahead: Option<usize>,
-    /// The layer whose neurons are chosen already.
-    started: Option<usize>,
+    turn: Turn,
+    /// See [`FlashOptions`].
+    batch: usize,
     manage_ns: u64,
     touched_bytes: u64,
 }
@@ -104,7 +111,7 @@ impl FlashFfn {
         options: &FlashOptions,
     ) -> Result<Self> {
         let layout = *bundle.layout();
-        let FlashOptions { arena, policy, cost, engine, deadline, faults, verify, look_ahead, cut } = options;
+        let FlashOptions { arena, policy, cost, engine, deadline, faults, verify, look_ahead, cut, batch } = options;
         let reads = EngineOptions { deadline: *deadline, faults: *faults, ..EngineOptions::default() };
         Ok(Self {
             ffn: bundle.spec().ffn,
@@ -114,25 +121,31 @@ impl FlashFfn {
             predictors,
             store: Store::new(bundle, file, (*engine, reads), *policy, arena, cost, *cut)?,
             checks: verify.then(|| GroupChecks::new(bundle)),
-            scratch: DecodeScratch::new(&bundle.spec().ffn, &layout),
+            params: Vec::new(),
+            scratch: DecodeScratch::new(&bundle.spec().ffn, &layout, *batch),
             selection: Selection::default(),
             parallel: matches!(bundle.spec().block, Block::ParallelOneNorm | Block::ParallelTwoNorms),
-            foreseen: None,
-            begun_ahead: None,
-            started: None,
+            turn: Turn::Idle,
+            batch: *batch,
             manage_ns: 0,
             touched_bytes: 0,
         })
     }
 
+    /// With what belongs to the neurons of each layer; nothing can be computed without.
+    pub fn with_params(mut self, params: Vec<NeuronParams>) -> Self {
+        self.params = params;
+        self
+    }
+
     /// Bytes of everything but the arena and the predictors, for a model of so many layers; `bounces`: where the disk is read in larger
     /// steps than groups are aligned to, every read goes through a buffer of its own.
-    pub fn working_bytes(layout: &FlashLayout, layers: usize, arena: &ArenaPlan, bounces: bool) -> u64 {
+    pub fn working_bytes(layout: &FlashLayout, layers: usize, arena: &ArenaPlan, batch: usize, bounces: bool) -> u64 {
         let groups = layout.groups() as u64;
         let tables = arena.total() as u64 * 48 + groups * layers as u64 * 48;
-        let ring = groups * 64 + layout.neurons() as u64 * 64;
+        let lists = groups * 40 + DecodeScratch::bytes(layout, batch);
         // Requests in flight with the pieces of each, and what is read through.
-        tables + ring + ENGINE_BYTES + if bounces { BOUNCE_BYTES } else { 0 }
+        tables + lists + ENGINE_BYTES + if bounces { BOUNCE_BYTES } else { 0 }
     }
 
     /// How reads are issued, for announcements.
@@ -141,40 +154,53 @@ impl FlashFfn {
     }
 }
 
-impl FfnSource for FlashFfn {
-    fn run(&mut self, mut call: FfnCall<'_>) -> Result<()> {
-        if call.tokens >= MATMUL_TOKENS_MIN || call.observer.is_some() {
+impl FlashFfn {
+    /// After an error the next token begins anew.
+    fn or_anew<T>(&mut self, result: Result<T>) -> Result<T> {
+        if result.is_err() {
+            self.turn = Turn::Idle;
+        }
+        result
+    }
+
+    fn run_all(&mut self, mut call: FfnCall<'_, '_>) -> Result<()> {
+        if call.inputs.arithmetic == Arithmetic::Piece || call.hook.is_some() {
             return self.prefill(call);
         }
-        let hidden = call.input.len() / call.tokens;
-        for token in 0..call.tokens {
-            let range = token * hidden..(token + 1) * hidden;
-            let ahead = token + 1 == call.tokens;
-            self.decode(&mut call, range, ahead)?;
+        let tokens = call.inputs.tokens;
+        for start in (0..tokens).step_by(self.batch) {
+            let end = (start + self.batch).min(tokens);
+            self.decode(&mut call, start..end, end == tokens)?;
         }
         Ok(())
     }
+}
 
-    fn prepare(&mut self, layer: usize, input: &[f32], threads: &Threads) -> Result<()> {
-        self.start(layer, input, threads, true)?;
-        self.started = Some(layer);
-        Ok(())
+impl FfnSource for FlashFfn {
+    fn run(&mut self, call: FfnCall<'_, '_>) -> Result<()> {
+        let result = self.run_all(call);
+        self.or_anew(result)
     }
 
-    fn foresee(&mut self, layer: usize, input: &[f32], threads: &Threads) -> Result<()> {
-        if self.foresight(layer, Foresight::Own, input, threads) {
-            self.foreseen = Some(layer);
+    fn prepare(&mut self, layer: usize, inputs: Inputs<'_>, threads: &Threads) -> Result<()> {
+        if inputs.tokens > self.batch {
+            // What does not go through the layer together is chosen one after the other.
+            return Ok(());
+        }
+        let result = self.start(layer, inputs, threads, true);
+        self.or_anew(result)
+    }
+
+    fn predict_ahead(&mut self, layer: usize, inputs: Inputs<'_>, threads: &Threads) -> Result<()> {
+        if inputs.tokens <= self.batch && self.foresight(layer, Foresight::Own, inputs, threads) {
+            self.turn = Turn::Predicted { layer, begun: self.turn.has_begun(layer) };
         }
         Ok(())
     }
 
     fn poll(&mut self) -> Result<()> {
-        let reads = match self.foreseen.take() {
-            Some(layer) => self.read_ahead(layer),
-            None => self.store.wait(0),
-        };
-        // After an error the next token begins anew.
-        reads.inspect_err(|_| self.started = None)
+        let result = self.read_predicted().and_then(|begun| if begun { Ok(()) } else { self.store.wait(0) });
+        self.or_anew(result)
     }
 
     fn read_sizes(&self) -> Vec<(u64, u64)> {

@@ -8,11 +8,11 @@ use std::ops::Range;
 
 use flashlm_formats::bundle::{LayerPredictor, PredictorInfo};
 use flashlm_formats::model::ModelSpec;
-use flashlm_kernels::{Element, Matrix, Threads, matvec};
+use flashlm_kernels::{Element, Matrix, Threads, matvec, matvec_each};
 use safetensors::{Dtype, SafeTensors};
 
 use crate::error::{Result, RuntimeError};
-use crate::model::weights::SharedBytes;
+use crate::tensors::SharedBytes;
 
 struct ScaledMatrix {
     bytes: SharedBytes,
@@ -41,11 +41,19 @@ impl ScaledMatrix {
         Ok(Self { bytes: blob.clone(), range: start..start + view.data().len(), element, rows, cols, scales })
     }
 
-    fn apply(&self, threads: &Threads, x: &[f32], y: &mut [f32]) {
+    /// `[tokens, cols]` to `[tokens, rows]`.
+    fn apply(&self, threads: &Threads, x: &[f32], tokens: usize, y: &mut [f32]) {
         let data = &(*self.bytes).as_ref()[self.range.clone()];
         let matrix = Matrix::new(self.element, data, self.rows, self.cols).expect("checked when it was loaded");
-        matvec(threads, matrix, x, y);
-        y.iter_mut().zip(&self.scales).for_each(|(y, scale)| *y *= scale);
+        match tokens {
+            1 => matvec(threads, matrix, x, y),
+            _ => matvec_each(threads, matrix, x, tokens, y, &mut || {}),
+        }
+        if !self.scales.is_empty() {
+            for y in y.chunks_exact_mut(self.rows) {
+                y.iter_mut().zip(&self.scales).for_each(|(y, scale)| *y *= scale);
+            }
+        }
     }
 }
 
@@ -136,12 +144,24 @@ pub struct Predictor {
 impl Predictor {
     /// Scores of all neurons for one token's FFN input.
     pub fn scores(&mut self, threads: &Threads, input: &[f32], scores: &mut [f32]) {
-        self.encoder.apply(threads, input, &mut self.middle);
+        self.scores_of_each(threads, input, 1, scores);
+    }
+
+    /// Scores `[tokens, neurons]` for the FFN inputs of a few tokens, `[tokens, hidden]`: of each what it has alone. `scores` may be
+    /// longer.
+    pub fn scores_of_each(&mut self, threads: &Threads, inputs: &[f32], tokens: usize, scores: &mut [f32]) {
+        let scores = &mut scores[..tokens * self.decoder.rows];
+        // Grows with the first step of so many tokens.
+        self.middle.resize(self.middle.len().max(tokens * self.encoder.rows), 0.0);
+        let middle = &mut self.middle[..tokens * self.encoder.rows];
+        self.encoder.apply(threads, inputs, tokens, middle);
         if self.relu {
-            self.middle.iter_mut().for_each(|h| *h = h.max(0.0));
+            middle.iter_mut().for_each(|h| *h = h.max(0.0));
         }
-        self.decoder.apply(threads, &self.middle, scores);
-        scores.iter_mut().zip(&self.bias).for_each(|(score, bias)| *score += bias);
+        self.decoder.apply(threads, middle, tokens, scores);
+        for scores in scores.chunks_exact_mut(self.bias.len().max(1)) {
+            scores.iter_mut().zip(&self.bias).for_each(|(score, bias)| *score += bias);
+        }
     }
 
     /// Bytes of its matrices and vectors.

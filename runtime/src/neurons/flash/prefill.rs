@@ -4,8 +4,11 @@ use flashlm_kernels::ROW_BLOCK;
 
 use super::FlashFfn;
 use super::decode::{DecodeScratch, groups_of};
+use super::turn::Turn;
 use crate::error::Result;
-use crate::model::ffn::{FfnCall, FfnObserver, NeuronBlock, dense};
+use crate::neurons::dense::dense;
+use crate::neurons::records::NeuronBlock;
+use crate::neurons::source::FfnCall;
 
 /// The ring is read and computed in pieces of about this length: enough neurons for all threads.
 const CHUNK_BYTES: usize = 8 << 20;
@@ -16,12 +19,10 @@ const WARM_TOKENS: usize = 32;
 
 impl FlashFfn {
     /// Computes all tokens of the call.
-    pub(super) fn prefill(&mut self, call: FfnCall<'_>) -> Result<()> {
+    pub(super) fn prefill(&mut self, call: FfnCall<'_, '_>) -> Result<()> {
         let layer = call.layer;
         // What was read ahead for a token that did not come.
-        self.foreseen = None;
-        self.begun_ahead = None;
-        self.started = None;
+        self.turn = Turn::Idle;
         self.store.settle()?;
         let (ring_first, ring_slots) = self.store.borrow_ring();
         let records = self.layout.records_per_group();
@@ -47,11 +48,9 @@ impl FlashFfn {
         }
         // The disk works while the neurons are chosen.
         self.select(&call);
-        let FfnCall { layer, tokens, input, output, biases, scales, threads, scratch, observer, cutoff, .. } = call;
-        let observer = observer.map(|o| o as &mut dyn FfnObserver);
         let selection = self.predictors.is_some().then_some(&self.selection);
-        let mut call =
-            FfnCall { layer, tokens, input, output, biases, scales, threads, scratch, observer, selection, cutoff };
+        let (threads, params) = (call.threads, &self.params[layer]);
+        let mut call = FfnCall { selection, ..call };
         for at in 0..chunks {
             let (slot, groups) = (place(at), range(at));
             while self.store.ring_bytes(slot, groups.len() as u32).is_none() {
@@ -59,11 +58,12 @@ impl FlashFfn {
             }
             let bytes = self.store.ring_bytes(slot, groups.len() as u32).expect("just seen");
             if let Some(checks) = &self.checks {
-                checks.neighbours(threads, layer, groups.start as usize, bytes)?;
+                checks.contiguous(threads, layer, groups.start as usize, bytes)?;
             }
             let first = groups.start as usize * records;
             let count = (groups.len() * records).min(self.ffn.size - first);
-            dense(&self.ffn, &mut call, NeuronBlock::new(&self.records, bytes, scales, first..first + count))?;
+            let block = NeuronBlock::new(&self.records, bytes, params.scales(), first..first + count);
+            dense(&self.ffn, &mut call, params, block)?;
             for (i, group) in groups.enumerate() {
                 self.store.keep(layer, group, slot + i as u32);
             }
@@ -76,15 +76,15 @@ impl FlashFfn {
     }
 
     /// Chooses the neurons of every token, and tells the cache what the last ones want.
-    fn select(&mut self, call: &FfnCall<'_>) {
-        let (layer, tokens) = (call.layer, call.tokens);
+    fn select(&mut self, call: &FfnCall<'_, '_>) {
+        let (layer, tokens) = (call.layer, call.inputs.tokens);
         let records = self.layout.records_per_group() as u32;
-        let hidden = call.input.len() / tokens;
         self.selection.reset(tokens, self.ffn.size);
-        for (token, input) in call.input.chunks_exact(hidden).enumerate() {
+        for token in 0..tokens {
             let DecodeScratch { scores, ahead, .. } = &mut self.scratch;
+            let scores = &mut scores[..self.ffn.size];
             match &mut self.predictors {
-                Some(predictors) => predictors[layer].own.scores(call.threads, input, scores),
+                Some(predictors) => predictors[layer].own.scores(call.threads, call.inputs.token(token), scores),
                 None => scores.fill(1.0),
             }
             self.selection.select_positive(token, scores);

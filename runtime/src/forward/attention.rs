@@ -1,12 +1,13 @@
-//! Causal self-attention over the KV cache, for a piece of one sequence.
+//! Causal self-attention over the KV cache: every token with what came before it in its sequence.
 
 use flashlm_formats::model::ModelSpec;
 use flashlm_kernels::{Threads, add_weighted_rows_serial, layer_norm, matvec_serial, rope_rotate_half, softmax};
 
-use super::kv_cache::KvCache;
+use super::kv::{KvMemory, SequencePlaces};
 use super::positions::PositionTables;
 use super::weights::QkNorm;
 use crate::error::Result;
+use crate::neurons::source::Arithmetic;
 
 /// Widest head with a norm of its own.
 const HEAD_DIM_MAX: usize = 1024;
@@ -43,10 +44,27 @@ pub struct AttentionCall<'a> {
     pub qk_norm: Option<&'a QkNorm>,
     /// Rotary or ALiBi tables.
     pub positions: &'a PositionTables,
-    /// Position of the first token; as many are in the cache.
-    pub start: usize,
-    /// Tokens in this piece.
-    pub tokens: usize,
+    /// Which tokens.
+    pub batch: &'a Batch<'a>,
+}
+
+/// A token's place in its sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenPlace {
+    /// Which sequence of the batch.
+    pub sequence: usize,
+    /// Position in it: as many tokens come before.
+    pub position: usize,
+}
+
+/// The tokens that go through a block together. Those of one sequence stand in the order of their positions.
+pub struct Batch<'a> {
+    /// Where each token is.
+    pub tokens: &'a [TokenPlace],
+    /// Where the keys and values of each sequence are.
+    pub sequences: &'a [SequencePlaces],
+    /// How products are computed.
+    pub arithmetic: Arithmetic,
 }
 
 /// Attends `qkv` (`[tokens, heads + 2 * kv_heads, head_dim]`, changed in place) to the cache and itself; stores its keys and values.
@@ -59,34 +77,36 @@ pub fn attend(
     call: &AttentionCall<'_>,
     threads: &Threads,
     qkv: &mut [f32],
-    cache: &mut KvCache,
+    kv: &mut KvMemory,
     scratch: &mut AttentionScratch,
     out: &mut [f32],
 ) -> Result<()> {
-    let AttentionCall { spec, layer, start, tokens, .. } = *call;
+    let AttentionCall { spec, layer, batch, .. } = *call;
     let shape = &spec.attention;
     let (heads, kv_heads, dim) = (shape.heads, shape.kv_heads, shape.head_dim);
-    for t in 0..tokens {
-        let row = &mut qkv[t * shape.qkv_size()..(t + 1) * shape.qkv_size()];
+    for (token, row) in batch.tokens.iter().zip(qkv.chunks_exact_mut(shape.qkv_size())) {
         let (queries_keys, values) = row.split_at_mut((heads + kv_heads) * dim);
-        normalise_and_rotate(call, start + t, queries_keys);
-        cache.put(layer, start + t, &queries_keys[heads * dim..], values)?;
+        normalise_and_rotate(call, token.position, queries_keys);
+        let place = batch.sequences[token.sequence].place(token.position);
+        kv.put(layer, (place, token.position), &queries_keys[heads * dim..], values)?;
     }
 
-    let cache = &*cache;
-    let qkv = &*qkv;
-    let end = start + tokens;
+    let (kv, qkv, tokens) = (&*kv, &*qkv, batch.tokens.len());
+    let longest = batch.tokens.iter().map(|token| token.position + 1).max().unwrap_or(0);
     let scale = 1.0 / (dim as f32).sqrt();
-    let per_head = tokens * dim + end;
+    let per_head = tokens * dim + longest;
     let buffer = &mut scratch.heads[..heads * per_head];
     threads.chunks_mut(buffer, per_head, &|head, buffer| {
         let (attended, scores) = buffer.split_at_mut(tokens * dim);
         let kv_head = head / (heads / kv_heads);
-        for t in 0..tokens {
-            let visible = start + t + 1;
+        for (t, token) in batch.tokens.iter().enumerate() {
+            let (sequence, visible) = (&batch.sequences[token.sequence], token.position + 1);
             let query = &qkv[t * shape.qkv_size() + head * dim..][..dim];
             let scores = &mut scores[..visible];
-            matvec_serial(cache.keys(layer, kv_head, visible), query, scores);
+            for (first, places) in sequence.first(visible) {
+                let scores = &mut scores[first..first + places.len()];
+                matvec_serial(kv.keys(layer, kv_head, places), query, scores);
+            }
             if let PositionTables::Alibi { bias, context } = call.positions {
                 for (score, bias) in scores.iter_mut().zip(&bias[head * context..]) {
                     *score = (*score + bias) * scale;
@@ -97,7 +117,10 @@ pub fn attend(
             softmax(scores);
             let attended = &mut attended[t * dim..(t + 1) * dim];
             attended.fill(0.0);
-            add_weighted_rows_serial(cache.values(layer, kv_head, visible), scores, attended);
+            for (first, places) in sequence.first(visible) {
+                let scores = &scores[first..first + places.len()];
+                add_weighted_rows_serial(kv.values(layer, kv_head, places), scores, attended);
+            }
         }
     });
     for head in 0..heads {

@@ -34,7 +34,7 @@ impl GroupChecks {
     ///
     /// # Errors
     /// `Checksum` with the first group that is not as it was written.
-    pub fn neighbours(&self, threads: &Threads, layer: usize, first: usize, bytes: &[u8]) -> Result<()> {
+    pub fn contiguous(&self, threads: &Threads, layer: usize, first: usize, bytes: &[u8]) -> Result<()> {
         let group = |i: usize| &bytes[i * self.group_bytes..][..self.group_bytes];
         self.each(threads, layer, bytes.len() / self.group_bytes, &|i| (first + i, group(i)))
     }

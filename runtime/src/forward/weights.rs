@@ -1,103 +1,10 @@
-//! What stays in memory: matrices as they are stored, vectors widened to f32.
-//!
-//! A [`TensorSource`] gives tensors by canonical name; the bundle's resident section is one, a checkpoint read layer by layer
-//! for recording is another.
+//! What stays in memory of attention, norms and the vocabulary: matrices as they are stored, vectors widened to f32.
 
-use std::ops::Range;
-use std::sync::Arc;
+use flashlm_formats::model::{ModelSpec, Positions};
+use flashlm_kernels::{Element, Matrix, ScaleGroup};
 
-use flashlm_formats::model::{DType, ModelSpec, Positions};
-use flashlm_formats::weight_format::WeightFormat;
-use flashlm_kernels::{Element, Matrix, SCALE_BYTES, ScaleGroup};
-
-use crate::error::{Result, RuntimeError};
-
-/// Bytes that weights live in.
-pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
-
-/// Where tensors come from, by canonical name.
-pub trait TensorSource {
-    /// The tensor's format, shape and bytes (row-major, little-endian).
-    fn tensor(&mut self, name: &str) -> Result<TensorBytes>;
-
-    /// How many rows of a table of the vocabulary are given, the first ones, where that is not all.
-    fn rows_kept(&self, _name: &str) -> Option<usize> {
-        None
-    }
-
-    /// The scales of a layer's neuron records, where they are quantised.
-    fn ffn_scales(&mut self, _layer: usize) -> Result<Option<BytesRange>> {
-        Ok(None)
-    }
-}
-
-/// One tensor: a range of shared bytes.
-#[derive(Clone)]
-pub struct TensorBytes {
-    /// How its rows are stored.
-    pub format: WeightFormat,
-    /// Its shape.
-    pub shape: Vec<usize>,
-    /// Its elements.
-    pub data: BytesRange,
-    /// The scales of its rows, if it has any.
-    pub scales: Option<BytesRange>,
-}
-
-/// A part of shared memory.
-#[derive(Clone)]
-pub struct BytesRange {
-    bytes: SharedBytes,
-    range: Range<usize>,
-}
-
-impl BytesRange {
-    /// The part `range` of `bytes`.
-    ///
-    /// # Panics
-    /// If there is no such part.
-    pub fn new(bytes: SharedBytes, range: Range<usize>) -> Self {
-        assert!(range.start <= range.end && range.end <= (*bytes).as_ref().len(), "a range within the bytes");
-        Self { bytes, range }
-    }
-
-    /// All of `bytes`.
-    pub fn whole(bytes: Vec<u8>) -> Self {
-        let range = 0..bytes.len();
-        Self { bytes: Arc::new(bytes), range }
-    }
-
-    /// The bytes.
-    pub fn get(&self) -> &[u8] {
-        &(*self.bytes).as_ref()[self.range.clone()]
-    }
-
-    /// How many.
-    pub fn len(&self) -> usize {
-        self.range.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.range.is_empty()
-    }
-}
-
-/// The kernels' name of a storage format.
-pub fn element(format: impl Into<WeightFormat>) -> Element {
-    match format.into() {
-        WeightFormat::Plain(DType::F32) => Element::F32,
-        WeightFormat::Plain(DType::F16) => Element::F16,
-        WeightFormat::Plain(DType::Bf16) => Element::Bf16,
-        WeightFormat::Int8(_) => Element::Q8,
-        WeightFormat::Int4(_) => Element::Q4,
-    }
-}
-
-/// The kernels' name of the groups that share a scale.
-pub fn scale_group(format: WeightFormat) -> Option<ScaleGroup> {
-    format.group().map(|group| ScaleGroup::new(group.elements()).expect("both crates allow the same groups"))
-}
+use crate::error::Result;
+use crate::tensors::{BytesRange, TensorBytes, TensorSource, checked, element, optional_vector, scale_group, vector};
 
 /// A weight matrix `[outputs, inputs]` that keeps its memory alive.
 #[derive(Clone)]
@@ -140,36 +47,6 @@ impl Weight {
     pub fn bytes(&self) -> usize {
         self.data.len() + self.scales.as_ref().map_or(0, |(scales, _)| scales.len())
     }
-}
-
-fn checked(source: &mut dyn TensorSource, name: &str, shape: &[usize]) -> Result<TensorBytes> {
-    let tensor = source.tensor(name)?;
-    let (cols, outer) = shape.split_last().expect("a tensor has a dimension");
-    let rows: usize = outer.iter().product();
-    let bytes = source.rows_kept(name).unwrap_or(rows) * tensor.format.row_bytes(*cols);
-    let scales = rows * tensor.format.scales(*cols) * SCALE_BYTES;
-    let found = (tensor.data.len(), tensor.scales.as_ref().map_or(0, BytesRange::len));
-    if tensor.shape != shape || found != (bytes, scales) {
-        return Err(RuntimeError::Unsupported(format!(
-            "tensor {name} has shape {:?} in {} bytes and {} of scales where the architecture needs {shape:?} in {bytes} and {scales}",
-            tensor.shape, found.0, found.1
-        )));
-    }
-    Ok(tensor)
-}
-
-fn vector(source: &mut dyn TensorSource, name: &str, len: usize) -> Result<Vec<f32>> {
-    let tensor = checked(source, name, &[len])?;
-    let mut out = vec![0.0; len];
-    if tensor.format.is_quantised() {
-        return Err(RuntimeError::Unsupported(format!("vector {name} is quantised")));
-    }
-    flashlm_kernels::to_f32(element(tensor.format), tensor.data.get(), &mut out);
-    Ok(out)
-}
-
-fn optional_vector(source: &mut dyn TensorSource, present: bool, name: &str, len: usize) -> Result<Option<Vec<f32>>> {
-    present.then(|| vector(source, name, len)).transpose()
 }
 
 /// A projection: matrix and optional bias.
@@ -217,14 +94,8 @@ pub struct LayerWeights {
     pub out: Linear,
     /// Norm of the FFN, if it has its own.
     pub ffn_norm: Option<NormWeights>,
-    /// Bias of the gate projection, in storage order.
-    pub gate_bias: Option<Vec<f32>>,
-    /// Bias of the up projection, in storage order.
-    pub up_bias: Option<Vec<f32>>,
     /// Bias of the down projection.
     pub down_bias: Option<Vec<f32>>,
-    /// The scales of the neuron records, `[neurons, vectors, groups of a row]` in storage order, where these are quantised.
-    pub ffn_scales: Option<BytesRange>,
 }
 
 impl LayerWeights {
@@ -273,10 +144,7 @@ impl LayerWeights {
             qk_norm,
             out,
             ffn_norm,
-            gate_bias: optional_vector(source, spec.ffn.gate_bias, &format!("{p}.ffn.gate_bias"), spec.ffn.size)?,
-            up_bias: optional_vector(source, spec.ffn.up_bias, &format!("{p}.ffn.up_bias"), spec.ffn.size)?,
             down_bias: optional_vector(source, spec.ffn.down_bias, &format!("{p}.ffn.down_bias"), hidden)?,
-            ffn_scales: source.ffn_scales(layer)?,
         })
     }
 }

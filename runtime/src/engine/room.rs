@@ -1,0 +1,110 @@
+//! How much an executor holds, and how prompts are cut to go through it.
+
+use std::ops::Range;
+
+use flashlm_formats::model::ModelSpec;
+use flashlm_kernels::MATMUL_TOKENS_MIN;
+
+use super::blocks::{Blocks, KV_BLOCK};
+use crate::forward::block::BlockScratch;
+use crate::forward::head::HeadScratch;
+use crate::forward::kv::{KvDtype, KvMemory};
+use crate::forward::positions::PositionTables;
+
+/// Tokens of a prompt that are one piece: what is left behind the last whole piece is computed as a piece, or token by token where
+/// it is short. Fixed, so that a result never depends on how much memory there was.
+pub const PIECE_TOKENS: usize = 256;
+
+/// Fewest tokens that scratch is made for. A piece is cut into equal parts that fit the scratch, and each part is then long enough
+/// for the products of many tokens ([`MATMUL_TOKENS_MIN`]), whose results do not depend on how many those are.
+pub const SCRATCH_TOKENS_MIN: usize = 2 * MATMUL_TOKENS_MIN;
+
+/// Most rows that are decoded together.
+pub const BATCH_MAX: usize = 32;
+
+/// What an executor's sequences may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Tokens that a sequence may have.
+    pub context: usize,
+    /// Sequences of so many tokens that there is memory for.
+    pub sequences: usize,
+    /// How keys and values are stored.
+    pub kv: KvDtype,
+    /// Tokens of a prompt that go through a block together, from [`SCRATCH_TOKENS_MIN`] to [`PIECE_TOKENS`]: the same bits with any
+    /// number.
+    pub scratch_tokens: usize,
+    /// Rows that are decoded together, up to [`BATCH_MAX`], and whose logits are computed together: the same bits with any number.
+    pub batch: usize,
+}
+
+impl Room {
+    /// Tokens of a prompt that scratch is made for.
+    pub(super) fn scratch(&self) -> usize {
+        self.scratch_tokens.clamp(SCRATCH_TOKENS_MIN, PIECE_TOKENS).min(self.context.max(1))
+    }
+
+    /// Rows decoded together.
+    pub(super) fn batch(&self) -> usize {
+        self.batch.clamp(1, BATCH_MAX)
+    }
+
+    /// Tokens that go through a block together, of whatever kind.
+    pub(super) fn tokens(&self) -> usize {
+        self.scratch().max(self.batch())
+    }
+
+    /// Blocks of keys and values.
+    pub(super) fn blocks(&self) -> usize {
+        self.sequences.max(1) * Blocks::needed(self.context)
+    }
+
+    /// Bytes of keys and values.
+    pub fn kv_bytes(&self, spec: &ModelSpec) -> u64 {
+        (spec.layers * KvMemory::layer_bytes(spec, self.blocks() * KV_BLOCK, self.kv)) as u64
+    }
+
+    /// Bytes of states, scratch and tables, with so many threads: everything but weights, neurons, keys and values.
+    pub fn working_bytes(&self, spec: &ModelSpec, threads: usize) -> u64 {
+        let (tokens, batch) = (self.tokens(), self.batch());
+        let states = (tokens + batch + 1) * spec.hidden_size + spec.embed_size;
+        states as u64 * 4
+            + HeadScratch::bytes(spec, batch)
+            + BlockScratch::bytes(spec, tokens, self.context, batch, threads)
+            + PositionTables::bytes(spec, self.context)
+    }
+}
+
+/// The parts in which `ids` tokens go through the blocks, with scratch for so many.
+pub(super) fn parts(ids: usize, scratch_tokens: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..ids).step_by(PIECE_TOKENS).flat_map(move |piece| {
+        let tokens = PIECE_TOKENS.min(ids - piece);
+        let count = tokens.div_ceil(scratch_tokens);
+        (0..count).map(move |part| piece + part * tokens / count..piece + (part + 1) * tokens / count)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_cover_pieces_and_are_computed_as_their_piece_is() {
+        for ids in 1..700 {
+            for scratch_tokens in [SCRATCH_TOKENS_MIN, 33, 50, 64, 100, 128, 255, 256] {
+                let parts: Vec<Range<usize>> = parts(ids, scratch_tokens).collect();
+                let mut next = 0;
+                for part in parts {
+                    assert_eq!(part.start, next);
+                    let piece = part.start / PIECE_TOKENS * PIECE_TOKENS;
+                    let tokens = PIECE_TOKENS.min(ids - piece);
+                    assert!(part.end <= piece + tokens && part.len() <= scratch_tokens, "{part:?} of {ids}");
+                    let many = |tokens| tokens >= MATMUL_TOKENS_MIN;
+                    assert_eq!(many(part.len()), many(tokens), "{part:?} of {ids} with room for {scratch_tokens}");
+                    next = part.end;
+                }
+                assert_eq!(next, ids);
+            }
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! The FFN's arithmetic over consecutive neurons: what every source that has them all in a row computes with.
+//!
+//! The order of every sum is the storage order of the neurons, whatever the blocks: the sources agree to the bit.
+
+use std::ops::Range;
+
+use flashlm_formats::model::{Activation, Ffn, ModelSpec};
+use flashlm_kernels::{
+    MATMUL_TOKENS_MIN, MatmulScratch, Matrix, ROW_BLOCK, Threads, add_scaled_rows, add_scaled_rows_serial, matmul,
+    matmul_rows_add, matvec, matvec_each,
+};
+
+use super::chosen::{Chosen, ChosenScratch};
+use super::hook::Activations;
+use super::params::NeuronParams;
+use super::records::NeuronBlock;
+use super::selection::Selection;
+use super::source::{Arithmetic, FfnCall};
+use crate::error::Result;
+
+/// Activations of one piece of a block at a time.
+pub struct FfnScratch {
+    activations: Vec<f32>,
+    gates: Vec<f32>,
+    /// Activations that are not zero with their neurons, token after token, and where each token's begin.
+    active: Vec<(u32, f32)>,
+    row_starts: Vec<usize>,
+    /// Neurons that were chosen for a few tokens, and how many tokens at a time.
+    chosen: ChosenScratch,
+    batch: usize,
+    matmul: MatmulScratch,
+}
+
+/// Activations held at a time, as a count of f32.
+const ACTIVATIONS: usize = 1 << 18;
+
+/// With at most one activation in so many not zero, rows are added one by one instead of in a matrix product. Measured:
+/// docs/performance.md.
+const SPARSE: usize = 8;
+
+impl FfnScratch {
+    /// Scratch for pieces of up to `tokens` tokens; neurons are chosen for `batch` tokens at a time.
+    pub fn new(spec: &ModelSpec, tokens: usize, batch: usize) -> Self {
+        let len = room(spec.ffn.size, tokens);
+        Self {
+            activations: vec![0.0; len],
+            gates: vec![0.0; if spec.ffn.gated { len } else { 0 }],
+            active: Vec::with_capacity(spec.ffn.size.min(ACTIVATIONS).max(len / SPARSE)),
+            row_starts: Vec::with_capacity(tokens + 1),
+            chosen: ChosenScratch::new(spec.ffn.size.min(ACTIVATIONS), room(spec.ffn.size, batch)),
+            batch,
+            matmul: MatmulScratch::default(),
+        }
+    }
+
+    /// Bytes of that scratch, once products on so many threads have made it as large as it gets.
+    pub fn bytes(spec: &ModelSpec, tokens: usize, batch: usize, threads: usize) -> u64 {
+        let len = room(spec.ffn.size, tokens);
+        let floats = len * (1 + usize::from(spec.ffn.gated));
+        let neurons = spec.ffn.size.min(ACTIVATIONS);
+        let active = neurons.max(len / SPARSE);
+        // The longest input of a matrix product.
+        let cols = spec.hidden_size.max(spec.attention.heads * spec.attention.head_dim);
+        // Beside blocks: vectors rounded for rows of integers, of a few tokens at a time.
+        let products = MatmulScratch::bytes_needed(threads, tokens, cols) + MATMUL_TOKENS_MIN.max(batch) * cols * 4;
+        (floats * 4 + active * 8 + (tokens + 1) * 8 + products) as u64
+            + ChosenScratch::bytes(neurons, room(spec.ffn.size, batch))
+    }
+
+    /// The scratch of matrix products.
+    pub fn matmul(&mut self) -> &mut MatmulScratch {
+        &mut self.matmul
+    }
+}
+
+/// Activations of pieces of up to `tokens` tokens that are held at a time.
+fn room(neurons: usize, tokens: usize) -> usize {
+    ACTIVATIONS.max(ROW_BLOCK * tokens).min(neurons * tokens)
+}
+
+/// Neurons computed at once for pieces of `tokens`: a multiple of [`ROW_BLOCK`], so that sums do not depend on it.
+fn neurons_at_once(tokens: usize) -> usize {
+    (ACTIVATIONS / tokens.max(1) / ROW_BLOCK * ROW_BLOCK).max(ROW_BLOCK)
+}
+
+/// Adds the output of every neuron in `block` to `call.output`.
+pub fn dense(ffn: &Ffn, call: &mut FfnCall<'_, '_>, params: &NeuronParams, block: NeuronBlock<'_>) -> Result<()> {
+    let step = neurons_at_once(call.inputs.tokens);
+    let mut start = 0;
+    while start < block.count {
+        let end = (start + step).min(block.count);
+        match call.selection {
+            Some(selection) if call.inputs.arithmetic == Arithmetic::Each && call.hook.is_none() => {
+                chosen_piece(ffn, call, params, block, selection, start..end);
+            }
+            _ => dense_piece(ffn, call, params, block, start, end - start)?,
+        }
+        start = end;
+    }
+    Ok(())
+}
+
+/// The selected neurons of a few tokens alone; the same bits as with the others taken for zero.
+fn chosen_piece(
+    ffn: &Ffn,
+    call: &mut FfnCall<'_, '_>,
+    params: &NeuronParams,
+    block: NeuronBlock<'_>,
+    selection: &Selection,
+    rows: Range<usize>,
+) {
+    let (first, hidden, tokens) = (block.first, call.inputs.hidden(), call.inputs.tokens);
+    let FfnScratch { chosen, batch, .. } = &mut *call.scratch;
+    let row = |_: usize, neuron: usize, vector: usize| {
+        let matrix = match vector {
+            0 => block.gate.unwrap_or(block.up),
+            1 if block.gate.is_some() => block.up,
+            _ => block.down,
+        };
+        matrix.row(neuron - first)
+    };
+    for start in (0..tokens).step_by(*batch) {
+        let tokens = start..(start + *batch).min(tokens);
+        let span = tokens.start * hidden..tokens.end * hidden;
+        chosen.choice.take(selection, tokens, first + rows.start..first + rows.end);
+        let (threads, biases, input) = (call.threads, params.biases(), &call.inputs.values[span.clone()]);
+        let neurons = Chosen { ffn, element: block.up.element(), threads, biases, input, hidden, row: &row };
+        let all = 0..chosen.choice.len() as u32;
+        chosen.ready.clear();
+        chosen.ready.extend(all.clone());
+        neurons.activations(chosen);
+        neurons.add_down(all, chosen, &mut call.output[span]);
+    }
+}
+
+fn dense_piece(
+    ffn: &Ffn,
+    call: &mut FfnCall<'_, '_>,
+    params: &NeuronParams,
+    block: NeuronBlock<'_>,
+    start: usize,
+    count: usize,
+) -> Result<()> {
+    let (inputs, threads, biases) = (call.inputs, call.threads, params.biases());
+    let (tokens, arithmetic) = (inputs.tokens, inputs.arithmetic);
+    let product = |w: Matrix<'_>, y: &mut [f32], scratch: &mut MatmulScratch| {
+        product(threads, w, inputs.values, (tokens, arithmetic), y, scratch);
+    };
+    let FfnScratch { activations, gates, active, row_starts, matmul: scratch, .. } = &mut *call.scratch;
+    let activations = &mut activations[..tokens * count];
+    let neurons = block.first + start..block.first + start + count;
+    let rows = start..start + count;
+
+    product(block.up.rows_range(rows.clone()), activations, scratch);
+    let add_bias = |bias: Option<&[f32]>, values: &mut [f32]| {
+        let Some(bias) = bias else { return };
+        for row in values.chunks_exact_mut(count) {
+            row.iter_mut().zip(&bias[neurons.clone()]).for_each(|(a, b)| *a += b);
+        }
+    };
+    add_bias(biases.up, activations);
+    if let Some(gate) = block.gate {
+        if ffn.up_activated {
+            activate(ffn.activation, activations);
+        }
+        let gates = &mut gates[..tokens * count];
+        product(gate.rows_range(rows.clone()), gates, scratch);
+        add_bias(biases.gate, gates);
+        activate(ffn.activation, gates);
+        activations.iter_mut().zip(gates.iter()).for_each(|(a, g)| *a *= g);
+    } else {
+        activate(ffn.activation, activations);
+    }
+    if let Some(hook) = &mut call.hook {
+        let (layer, first, selection) = (call.layer, neurons.start, call.selection);
+        hook.activations(&mut Activations { layer, first, count, values: activations, selection })?;
+    }
+    if let Some(selection) = call.selection {
+        for (token, row) in activations.chunks_exact_mut(count).enumerate() {
+            for (neuron, a) in neurons.clone().zip(row) {
+                *a = if selection.contains(token, neuron) { *a } else { 0.0 };
+            }
+        }
+    }
+    let down = block.down.rows_range(rows);
+    // Adding rows that are zero changes no bit, so both ways give the same.
+    let nonzero = activations.iter().filter(|a| **a != 0.0).count();
+    if tokens > 1 && nonzero * SPARSE > activations.len() {
+        matmul_rows_add(threads, down, activations, count, tokens, call.output, scratch);
+        return Ok(());
+    }
+    active.clear();
+    active.extend(activations.iter().enumerate().filter(|(_, a)| **a != 0.0).map(|(i, a)| ((i % count) as u32, *a)));
+    if tokens == 1 {
+        add_scaled_rows(threads, down, active, call.output);
+        return Ok(());
+    }
+    let hidden = call.output.len() / tokens;
+    row_starts.clear();
+    row_starts.push(0);
+    for row in activations.chunks_exact(count) {
+        let last = row_starts[row_starts.len() - 1];
+        row_starts.push(last + row.iter().filter(|a| **a != 0.0).count());
+    }
+    let (active, row_starts) = (&*active, &*row_starts);
+    threads.chunks_mut(call.output, hidden, &|token, output| {
+        add_scaled_rows_serial(down, &active[row_starts[token]..row_starts[token + 1]], output);
+    });
+    Ok(())
+}
+
+/// `y[t, r] = sum_c x[t, c] * w[r, c]`.
+pub fn product(
+    threads: &Threads,
+    w: Matrix<'_>,
+    x: &[f32],
+    (tokens, arithmetic): (usize, Arithmetic),
+    y: &mut [f32],
+    scratch: &mut MatmulScratch,
+) {
+    match arithmetic {
+        _ if tokens == 1 => matvec(threads, w, x, y),
+        Arithmetic::Each => matvec_each(threads, w, x, tokens, y, &mut || {}),
+        Arithmetic::Piece => matmul(threads, w, x, tokens, y, w.rows(), scratch),
+    }
+}
+
+/// The activation function, in place.
+pub fn activate(activation: Activation, values: &mut [f32]) {
+    match activation {
+        Activation::Relu => flashlm_kernels::relu(values),
+        Activation::Relu2 => values.iter_mut().for_each(|v| *v = v.max(0.0) * v.max(0.0)),
+        Activation::FatRelu(threshold) => values.iter_mut().for_each(|v| *v = if *v > threshold { *v } else { 0.0 }),
+        Activation::Gelu => flashlm_kernels::gelu(values),
+        Activation::GeluTanh => flashlm_kernels::gelu_tanh(values),
+        Activation::Silu => flashlm_kernels::silu(values),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scratch_for_many_tokens_serves_fewer() {
+        for size in [64, 1000, 1024, 16384] {
+            for most in (1..600).step_by(7) {
+                let room = room(size, most);
+                for tokens in 1..=most {
+                    let used = neurons_at_once(tokens).min(size) * tokens;
+                    assert!(used <= room, "{tokens} of {most} tokens, {size} neurons: {used} of {room}");
+                }
+            }
+        }
+    }
+}
