@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use flashlm_formats::bundle::LayoutOptions;
 use flashlm_io::EngineChoice;
-use flashlm_runtime::engine::Forward;
+use flashlm_runtime::engine::{Executor, Forward, Row};
 use flashlm_runtime::error::RuntimeError;
 use flashlm_runtime::load::{FfnChoice, LoadOptions, plan};
 use flashlm_runtime::sampler::{Sampler, Sampling};
@@ -53,6 +53,22 @@ fn decoded(model: &mut Forward, sampling: Sampling) -> (u64, u64) {
     (ALLOCATIONS.load(Ordering::SeqCst) - before, model.read_counters().bytes - read)
 }
 
+/// How often steps of several rows allocate after warm-up: rows of two sequences, some of them two of one.
+fn steps(executor: &mut Executor) -> u64 {
+    let open = |executor: &mut Executor| executor.open(32).unwrap();
+    let (a, b) = (open(executor), open(executor));
+    let run = |executor: &mut Executor, from: u32, count: u32| {
+        for at in from..from + count {
+            let rows = [(a, at), (b, at + 50), (a, at + 7), (b, 3 * at)].map(|(of, id)| Row::decode(of, 5 + id));
+            executor.step(&rows, &mut |_, logits| Ok(assert!(logits[0].is_finite()))).unwrap();
+        }
+    };
+    run(executor, 0, 3);
+    let before = ALLOCATIONS.load(Ordering::SeqCst);
+    run(executor, 3, 12);
+    ALLOCATIONS.load(Ordering::SeqCst) - before
+}
+
 // The only test of its file: another one running beside it would be counted too, and so would what the harness says of a test that
 // takes a minute.
 #[test]
@@ -88,6 +104,10 @@ fn decoding_allocates_nothing_after_warm_up() {
             // A tight budget is one that neurons are read in, and nothing is where all of them are in memory.
             let reads = ffn == FfnChoice::Streamed || is_tight;
             assert!(if reads { read > 0 } else { ffn == FfnChoice::Flash || read == 0 }, "{read} bytes, {way:?}");
+            drop(model);
+            let several =
+                LoadOptions { sequences: 2, batch: 4, budget: way.budget.map(|budget| budget + (4 << 20)), ..way };
+            assert_eq!(steps(&mut loaded(bundle, &several).into_executor()), 0, "several rows, {several:?}");
             runs += 1;
         }
         // Each way meets the other sampling with the next model.

@@ -2,7 +2,10 @@
 
 use std::num::NonZeroUsize;
 
-use flashlm_kernels::{Element, Kernels, MATMUL_TOKENS_MIN, MatmulScratch, Matrix, RowLayout, Threads, reference};
+use flashlm_kernels::{
+    Element, Kernels, MATMUL_TOKENS_MIN, MatmulScratch, Matrix, RowLayout, Threads, gathered_add, gathered_add_each,
+    gathered_dots_each, matvec, matvec_each, reference,
+};
 use half::{bf16, f16};
 
 /// A small repeatable generator (splitmix64).
@@ -226,6 +229,45 @@ fn gathered_dots_equal_matvec() {
                     kernels.gathered_dots(&pool(threads), element, &|i| w.row(picked[i]), &x, &mut y);
                     let want: Vec<u32> = picked.iter().map(|&r| all[r].to_bits()).collect();
                     assert_eq!(bits(&y), want, "{kernels:?} {element:?} {count} of {cols}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn each_of_a_few_tokens_has_the_bits_that_it_has_alone() {
+    let mut random = Random(11);
+    for element in Element::ALL {
+        for (cols, rows, tokens) in [(1, 3, 2), (64, 40, 2), (200, 33, 7), (1024, 200, 16), (257, 90, 31)] {
+            let data = random.weights(element, rows * cols);
+            let w = Matrix::new(element, &data, rows, cols).unwrap();
+            let x = random.floats(tokens * cols);
+            // Which row is for which token, in no order.
+            let list: Vec<(usize, usize)> = (0..3 * rows).map(|_| (random.below(rows), random.below(tokens))).collect();
+            let factors = random.floats(list.len());
+            for threads in [1, 2, 3] {
+                let threads = pool(threads);
+                let mut all = vec![0.0; tokens * rows];
+                matvec_each(&threads, w, &x, tokens, &mut all, &mut || {});
+                let (row, token) = (|i: usize| w.row(list[i].0), |i: usize| list[i].1);
+                let mut dots = vec![0.0; list.len()];
+                gathered_dots_each(&threads, element, &row, &token, (&x, cols), &mut dots);
+                let start = random.floats(tokens * cols);
+                let mut sums = start.clone();
+                gathered_add_each(&threads, element, &row, &token, &factors, (&mut sums, cols));
+                for t in 0..tokens {
+                    let mut alone = vec![0.0; rows];
+                    matvec(&threads, w, &x[t * cols..][..cols], &mut alone);
+                    assert_eq!(bits(&all[t * rows..][..rows]), bits(&alone), "{element:?} {cols} token {t}");
+                    let own: Vec<usize> = (0..list.len()).filter(|i| list[*i].1 == t).collect();
+                    for &i in &own {
+                        assert_eq!(dots[i].to_bits(), alone[list[i].0].to_bits(), "{element:?} {cols} entry {i}");
+                    }
+                    let mut sum = start[t * cols..][..cols].to_vec();
+                    let coefficients: Vec<f32> = own.iter().map(|i| factors[*i]).collect();
+                    gathered_add(&threads, element, &|i| w.row(list[own[i]].0), &coefficients, &mut sum);
+                    assert_eq!(bits(&sums[t * cols..][..cols]), bits(&sum), "{element:?} {cols} sum of token {t}");
                 }
             }
         }

@@ -19,9 +19,14 @@ use crate::neurons::counters::ReadCounters;
 use crate::neurons::hook::FfnHook;
 use crate::neurons::source::{Arithmetic, FfnSource};
 
-/// A sequence of an [`Executor`].
+/// A sequence of an [`Executor`]. Once it is closed, its id never stands for another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct SequenceId(usize);
+pub struct SequenceId {
+    /// Its place among the sequences, which another one may have later.
+    at: usize,
+    /// Which of all that were ever opened.
+    number: u64,
+}
 
 /// What a row is for. It decides how the row is computed, so that its bits depend on nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +59,7 @@ impl Row {
 }
 
 struct Sequence {
+    number: u64,
     blocks: Vec<usize>,
     /// Tokens fed.
     len: usize,
@@ -73,9 +79,11 @@ pub struct Executor {
     positions: PositionTables,
     kv: KvMemory,
     blocks: Blocks,
-    /// By `SequenceId`; closed ones are `None`, and have no places.
+    /// By `SequenceId::at`; closed ones are `None`, and have no places.
     sequences: Vec<Option<Sequence>>,
     places: Vec<SequencePlaces>,
+    /// Sequences opened so far.
+    opened: u64,
     /// Of the rows that go through the blocks: where they are, and their states.
     tokens: Vec<TokenPlace>,
     states: Vec<f32>,
@@ -105,6 +113,7 @@ impl Executor {
             blocks: Blocks::new(room.blocks()),
             sequences: Vec::new(),
             places: Vec::new(),
+            opened: 0,
             tokens: Vec::with_capacity(tokens),
             states: vec![0.0; tokens * spec.hidden_size],
             block: BlockScratch::new(&spec, tokens, context, batch),
@@ -149,36 +158,42 @@ impl Executor {
         let free = self.blocks.free_tokens();
         let blocks = self.blocks.take(context).ok_or(RuntimeError::NoRoomForSequence { wanted: context, free })?;
         let places = Blocks::places(&blocks);
-        let sequence = Some(Sequence { blocks, len: 0, context });
-        Ok(match self.sequences.iter().position(Option::is_none) {
-            Some(at) => {
-                (self.sequences[at], self.places[at]) = (sequence, places);
-                SequenceId(at)
-            }
-            None => {
-                self.sequences.push(sequence);
-                self.places.push(places);
-                SequenceId(self.sequences.len() - 1)
-            }
-        })
+        self.opened += 1;
+        let number = self.opened;
+        let sequence = Some(Sequence { number, blocks, len: 0, context });
+        let at = self.sequences.iter().position(Option::is_none).unwrap_or(self.sequences.len());
+        if at == self.sequences.len() {
+            self.sequences.push(sequence);
+            self.places.push(places);
+        } else {
+            (self.sequences[at], self.places[at]) = (sequence, places);
+        }
+        Ok(SequenceId { at, number })
     }
 
     /// Ends a sequence: its memory is free. Closing it again does nothing.
     pub fn close(&mut self, sequence: SequenceId) {
-        if let Some(closed) = self.sequences.get_mut(sequence.0).and_then(Option::take) {
-            self.places[sequence.0] = SequencePlaces::default();
-            self.blocks.give_back(closed.blocks);
+        if self.opened(sequence).is_some() {
+            let closed = self.sequences[sequence.at].take();
+            self.places[sequence.at] = SequencePlaces::default();
+            self.blocks.give_back(closed.map(|closed| closed.blocks).unwrap_or_default());
         }
+    }
+
+    fn opened(&self, id: SequenceId) -> Option<&Sequence> {
+        self.sequences.get(id.at)?.as_ref().filter(|sequence| sequence.number == id.number)
     }
 
     /// Tokens fed to a sequence; none to one that was closed.
     pub fn len(&self, sequence: SequenceId) -> usize {
-        self.sequences.get(sequence.0).and_then(Option::as_ref).map_or(0, |sequence| sequence.len)
+        self.opened(sequence).map_or(0, |sequence| sequence.len)
     }
 
     /// Forgets the tokens of a sequence from `len` on.
     pub fn truncate(&mut self, sequence: SequenceId, len: usize) {
-        if let Some(Some(sequence)) = self.sequences.get_mut(sequence.0) {
+        if self.opened(sequence).is_some()
+            && let Some(sequence) = &mut self.sequences[sequence.at]
+        {
             sequence.len = sequence.len.min(len);
         }
     }
@@ -249,7 +264,7 @@ impl Executor {
         }
         for (at, row) in rows.iter().enumerate() {
             check_ids(&self.spec, &[row.token])?;
-            let Some(sequence) = self.sequences.get(row.sequence.0).and_then(Option::as_ref) else {
+            let Some(sequence) = self.opened(row.sequence) else {
                 return Err(RuntimeError::ClosedSequence);
             };
             let is_last = rows.get(at + 1).is_none_or(|next| next.sequence != row.sequence);
@@ -278,7 +293,7 @@ impl Executor {
         let hidden = self.spec.hidden_size;
         self.tokens.clear();
         for row in rows {
-            let sequence = row.sequence.0;
+            let sequence = row.sequence.at;
             let fed = self.sequences[sequence].as_mut().expect("checked");
             // Until the blocks are through, rows are counted here.
             self.tokens.push(TokenPlace { sequence, position: fed.len });
