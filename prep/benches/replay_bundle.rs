@@ -1,7 +1,7 @@
 //! What every cache policy would read for recorded sequences, over all layers of a bundle, with the slots that a budget gives
 //! each layer; and Belady's optimum, which knows the future.
 //!
-//! `cargo run --release -p flashlm-prep --example replay_bundle -- BUNDLE RECORDING PREDICTORS MEMORY_BYTES [SEQUENCES]`
+//! `cargo bench -p flashlm-prep --bench replay_bundle -- BUNDLE RECORDING PREDICTORS MEMORY_BYTES [SEQUENCES]`
 //!
 //! Each sequence begins with empty caches, as `flashlm bench` does: a prompt of 128 tokens fills them, the tokens after it are
 //! counted.

@@ -1,6 +1,6 @@
 //! How near decoding comes to what the machine can do: streamed against the disk, resident against memory.
 //!
-//! `cargo run --release -p flashlm-runtime --example measure_limits -- BUNDLE [--tokens N] [--rounds N] [--threads N] [--json]`
+//! `cargo bench -p flashlm-runtime --bench limits -- BUNDLE [--tokens N] [--rounds N] [--threads N] [--json]`
 //!
 //! Each round measures a limit and then the decoding it limits, so that both see the same machine. Use a model of 2 GB or more:
 //! smaller ones stay in the processor's caches.
@@ -37,9 +37,12 @@ struct Arguments {
     /// Bytes of the plain read of memory
     #[arg(long, default_value_t = 2 << 30)]
     read_bytes: usize,
-    /// Do not hold streamed groups against their checksums
+    /// Do not verify streamed groups against their checksums
     #[arg(long)]
     no_verify: bool,
+    /// What cargo says to programs that measure
+    #[arg(long, hide = true)]
+    bench: bool,
     /// One JSON object per round
     #[arg(long)]
     json: bool,
