@@ -53,7 +53,12 @@ fn main() -> Result<()> {
     let most = args.rows.iter().copied().max().context("--rows is empty")?;
     ensure!((1..=BATCH_MAX).contains(&most), "--rows: from 1 to {BATCH_MAX}");
     let context = PROMPT + (args.steps + WARM_UP) * most;
-    ensure!(ids.len() >= context + most * PROMPT, "{} tokens of text; {} are needed", ids.len(), context + most * PROMPT);
+    ensure!(
+        ids.len() >= context + most * PROMPT,
+        "{} tokens of text; {} are needed",
+        ids.len(),
+        context + most * PROMPT
+    );
     let options = LoadOptions {
         budget: args.memory,
         threads: args.threads,
@@ -77,7 +82,13 @@ fn main() -> Result<()> {
 }
 
 /// The median of a step's milliseconds, and the mean of the bytes it reads: `each` rows of every one of so many sequences.
-fn measure(executor: &mut Executor, ids: &[u32], args: &Arguments, sequences: usize, each: usize) -> Result<(f64, f64)> {
+fn measure(
+    executor: &mut Executor,
+    ids: &[u32],
+    args: &Arguments,
+    sequences: usize,
+    each: usize,
+) -> Result<(f64, f64)> {
     let mut opened: Vec<(SequenceId, usize)> = Vec::new();
     let context = executor.context();
     for number in 0..sequences {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use flashlm_formats::bundle::BundleError;
 use flashlm_io::IoError;
 
-use crate::budget::human_bytes;
+use crate::budget::{BudgetError, human_bytes};
 pub use crate::terminal::printable;
 
 /// An error of the runtime. Numbers are in the fields; the message says the next step.
@@ -49,6 +49,9 @@ pub enum RuntimeError {
         /// The bundle.
         path: PathBuf,
     },
+    /// What was given as a memory budget is none.
+    #[error("{0}")]
+    Budget(BudgetError),
     /// The budget cannot hold what is needed.
     #[error(
         "a memory budget of {} is too small: {} are needed for {what}; the smallest that works is --memory {needed}",

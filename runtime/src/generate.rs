@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::engine::Forward;
+use crate::engine::{Executor, Forward, Row, SequenceId, Work};
 use crate::error::Result;
 use crate::neurons::counters::ReadCounters;
 use crate::sampler::Sampler;
@@ -60,57 +60,123 @@ pub struct NewToken {
     pub reads: ReadCounters,
 }
 
-/// Feeds the prompt, then one token after another; `each` gets every new one and may stop.
+/// A generation under way: gives one token after the other.
 ///
-/// The id that `each` stops at, or the last of the asked-for ones, is not fed: the cache then holds everything before it.
+/// The id that a caller stops at, or the last of the asked-for ones, is not fed: the sequence then holds everything before it.
+pub struct Generator {
+    sequence: SequenceId,
+    eos: Vec<u32>,
+    tokens: usize,
+    next: Next,
+    report: Generation,
+    /// Read before the token that comes next, and before the first that is decoded.
+    before: ReadCounters,
+    prefilled: ReadCounters,
+}
+
+/// What is done for the next token.
+enum Next {
+    /// The prompt is fed.
+    Prompt(Vec<Row>),
+    /// A token is fed.
+    Token(u32),
+    /// Nothing: it has ended.
+    Ended,
+}
+
+impl Generator {
+    /// Begins with a prompt for a sequence of `executor`. Nothing is computed yet.
+    pub fn new(executor: &Executor, sequence: SequenceId, sampler: &mut Sampler, request: &Request<'_>) -> Self {
+        request.prompt.iter().for_each(|id| sampler.observe(*id));
+        let last = request.prompt.len().saturating_sub(1);
+        let rows = request.prompt.iter().enumerate();
+        let rows = rows.map(|(at, &token)| Row { sequence, token, work: Work::Prompt, wants_logits: at == last });
+        let before = executor.read_counters();
+        Self {
+            sequence,
+            eos: request.eos.to_vec(),
+            tokens: request.tokens,
+            next: Next::Prompt(rows.collect()),
+            report: Generation {
+                finish: Finish::Length,
+                prompt_tokens: request.prompt.len(),
+                tokens: 0,
+                prefill: Duration::ZERO,
+                decode: Vec::with_capacity(request.tokens.min(executor.context())),
+                decode_reads: ReadCounters::default(),
+            },
+            before,
+            prefilled: before,
+        }
+    }
+
+    /// The next token; `None` once there is no further one. After an error there is none.
+    pub fn next(&mut self, executor: &mut Executor, sampler: &mut Sampler) -> Result<Option<NewToken>> {
+        let begin = Instant::now();
+        let nothing = &mut |_: usize, _: &mut [f32]| Ok(());
+        let is_decoded = match std::mem::replace(&mut self.next, Next::Ended) {
+            Next::Ended => return Ok(None),
+            Next::Prompt(rows) => {
+                executor.step(&rows, nothing)?;
+                if self.tokens == 0 {
+                    self.report.prefill = begin.elapsed();
+                    return Ok(None);
+                }
+                false
+            }
+            Next::Token(id) => {
+                executor.step(&[Row::decode(self.sequence, id)], nothing)?;
+                true
+            }
+        };
+        let id = sampler.choose(executor.last_logits());
+        let elapsed = begin.elapsed();
+        let now = executor.read_counters();
+        if is_decoded {
+            self.report.decode.push(elapsed);
+        } else {
+            (self.report.prefill, self.prefilled) = (elapsed, now);
+        }
+        self.report.decode_reads = now.since(self.prefilled);
+        if self.eos.contains(&id) {
+            self.report.finish = Finish::Eos;
+            return Ok(None);
+        }
+        self.report.tokens += 1;
+        if self.report.tokens < self.tokens {
+            self.next = Next::Token(id);
+        }
+        let reads = now.since(std::mem::replace(&mut self.before, now));
+        Ok(Some(NewToken { id, time: elapsed, reads }))
+    }
+
+    /// Ends it where it is.
+    pub fn stop(&mut self) {
+        self.next = Next::Ended;
+        self.report.finish = Finish::Stopped;
+    }
+
+    /// What it has cost so far, and why it ended.
+    pub fn report(&self) -> &Generation {
+        &self.report
+    }
+}
+
+/// A [`Generator`] on the only sequence of `forward`, run to its end; `each` gets every token and may stop.
 pub fn generate(
     forward: &mut Forward,
     sampler: &mut Sampler,
     request: &Request<'_>,
     each: &mut dyn FnMut(NewToken) -> ControlFlow<()>,
 ) -> Result<Generation> {
-    let mut report = Generation {
-        finish: Finish::Length,
-        prompt_tokens: request.prompt.len(),
-        tokens: 0,
-        prefill: Duration::ZERO,
-        decode: Vec::with_capacity(request.tokens),
-        decode_reads: ReadCounters::default(),
-    };
-    request.prompt.iter().for_each(|id| sampler.saw(*id));
-    let mut before = forward.read_counters();
-    let begin = Instant::now();
-    let logits = forward.feed(request.prompt)?;
-    if request.tokens == 0 {
-        report.prefill = begin.elapsed();
-        return Ok(report);
+    let (executor, sequence) = forward.parts();
+    let mut generator = Generator::new(executor, sequence, sampler, request);
+    while let Some(token) = generator.next(executor, sampler)? {
+        if each(token).is_break() {
+            generator.stop();
+        }
     }
-    let mut id = sampler.choose(logits);
-    report.prefill = begin.elapsed();
-    let prefilled = forward.read_counters();
-    let mut time = report.prefill;
-    loop {
-        if request.eos.contains(&id) {
-            report.finish = Finish::Eos;
-            break;
-        }
-        report.tokens += 1;
-        let now = forward.read_counters();
-        if each(NewToken { id, time, reads: now.since(before) }).is_break() {
-            report.finish = Finish::Stopped;
-            break;
-        }
-        if report.tokens == request.tokens {
-            break;
-        }
-        before = now;
-        let begin = Instant::now();
-        id = sampler.choose(forward.feed(&[id])?);
-        time = begin.elapsed();
-        report.decode.push(time);
-    }
-    report.decode_reads = forward.read_counters().since(prefilled);
-    Ok(report)
+    Ok(generator.report)
 }
 
 /// Milliseconds as median, 95th and 99th percentile.

@@ -1,7 +1,8 @@
 //! Turns a panic inside a library that reads what strangers wrote into an error.
 //!
 //! The `tokenizers` library panics on files that are wrong in ways it did not expect. Nothing of it is used again after that by those
-//! who get the error, so a state left half changed harms nobody. The usual message of a panic is not printed for these.
+//! who get the error, so a state left half changed harms nobody. A program may ask for silence about these panics; a library does
+//! not touch its host's panic hook.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -15,8 +16,16 @@ thread_local!(static GUARDED: Cell<bool> = const { Cell::new(false) });
 /// # Errors
 /// The panic's message.
 pub fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    static QUIET: Once = Once::new();
-    QUIET.call_once(|| {
+    let outer = GUARDED.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(work));
+    GUARDED.set(outer);
+    result.map_err(|panic| panic_message(&*panic).chars().take(200).collect())
+}
+
+/// For programs: from now on the usual message of a panic is not printed for those that [`guarded`] turns into errors.
+pub fn silence_guarded_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
             if !GUARDED.get() {
@@ -24,13 +33,9 @@ pub fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
             }
         }));
     });
-    let outer = GUARDED.replace(true);
-    let result = catch_unwind(AssertUnwindSafe(work));
-    GUARDED.set(outer);
-    result.map_err(|panic| said(&*panic).chars().take(200).collect())
 }
 
-fn said(panic: &(dyn Any + Send)) -> &str {
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked")
 }

@@ -1,8 +1,23 @@
-//! Runs a bundle inside a memory budget.
+//! Runs a language model that does not fit in memory.
 //!
-//! `load` opens a bundle and plans memory, `model` is the forward pass, `ffn` the places where neurons come from, `generate`
-//! turns a prompt into tokens, `text` tokens into text. `cache` and `planner` decide what stays in memory and what is read
-//! together; `replay` runs recorded tokens through both. The runtime knows nothing of training, and never maps a bundle.
+//! [`Model`] is the front door:
+//!
+//! ```no_run
+//! # fn main() -> flashlm_runtime::Result<()> {
+//! use flashlm_runtime::Model;
+//!
+//! let model = Model::open("model.flashlm")?.memory("50%")?.load()?;
+//! for token in model.session()?.generate("Once upon a time")? {
+//!     print!("{}", token?.text);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The modules are what `flashlm` and `flashlm-prep` are built of, floor by floor: `cache`, `planner` and `replay` decide what stays in
+//! memory and what is read together; `neurons` are the places where neurons come from; `forward` is the forward pass; `engine` runs
+//! steps of rows of many sequences; `plan` and `load` turn a bundle and a budget into an engine; `session` is the front door. The
+//! runtime knows nothing of training, and never maps a bundle.
 
 pub mod budget;
 pub mod cache;
@@ -21,6 +36,7 @@ pub mod planner;
 pub mod replay;
 pub mod reuse;
 pub mod sampler;
+pub mod session;
 pub mod signals;
 pub mod tables;
 pub mod tensors;
@@ -28,3 +44,8 @@ pub mod terminal;
 pub mod text;
 pub mod threads;
 mod tokenizer_limits;
+
+pub use error::{Result, RuntimeError as Error};
+pub use generate::{Finish, Generation as Report, Percentiles};
+pub use sampler::Sampling;
+pub use session::{Generation, Model, ModelOptions, Session, Token};

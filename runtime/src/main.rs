@@ -47,6 +47,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    flashlm_runtime::guard::silence_guarded_panics();
     if let Err(error) = signals::outlive_file_size_limits() {
         eprintln!("flashlm: cannot watch for signals: {error}");
         return ExitCode::FAILURE;

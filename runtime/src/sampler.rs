@@ -46,7 +46,7 @@ impl Sampler {
     }
 
     /// Counts a token as seen, for the repetition penalty.
-    pub fn saw(&mut self, id: u32) {
+    pub fn observe(&mut self, id: u32) {
         if let Some(seen) = self.seen.get_mut(id as usize) {
             *seen = true;
         }
@@ -63,7 +63,7 @@ impl Sampler {
             }
         }
         let id = if temperature <= 0.0 { greedy(logits) } else { self.draw(logits, temperature, top_k, top_p) };
-        self.saw(id);
+        self.observe(id);
         id
     }
 

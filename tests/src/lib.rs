@@ -240,6 +240,11 @@ pub fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |max, d| if d.is_nan() || d > max { d } else { max })
 }
 
+/// Path of an example, built as the tests were.
+pub fn example(name: &str) -> PathBuf {
+    program("examples").join(name)
+}
+
 /// Path of `flashlm` or `flashlm-prep`, built as the tests were.
 pub fn program(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
@@ -250,7 +255,7 @@ pub fn program(name: &str) -> PathBuf {
             Some(name) => name,
         };
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into()));
-        cargo.current_dir(root()).args(["build", "--bins", "--locked", "--quiet", "--profile", profile]);
+        cargo.current_dir(root()).args(["build", "--bins", "--examples", "--locked", "--quiet", "--profile", profile]);
         // What cargo says of the test's own package: build scripts that look at it (ring's) would run again, and all that stands
         // on them be compiled again, each time that cargo is called from inside a test and from outside by turns.
         for (name, _) in std::env::vars_os() {

@@ -28,6 +28,11 @@ impl Forward {
         self.executor
     }
 
+    /// The executor and the sequence.
+    pub fn parts(&mut self) -> (&mut Executor, SequenceId) {
+        (&mut self.executor, self.sequence)
+    }
+
     /// The architecture.
     pub fn spec(&self) -> &ModelSpec {
         self.executor.spec()

@@ -1,0 +1,79 @@
+//! A turn under way: an iterator of tokens with their text.
+
+use std::time::Duration;
+
+use super::session::Session;
+use crate::error::Result;
+use crate::generate::{Finish, Generation as Report, Generator, NewToken};
+use crate::neurons::counters::ReadCounters;
+use crate::text::StopStrings;
+
+/// A token, and the text that it completes.
+#[derive(Clone, Debug)]
+pub struct Token {
+    /// Its id; `None` for text that only the end of the turn lets out, such as the beginning of a stop string that did not come.
+    pub id: Option<u32>,
+    /// Empty while a character is open, or what may be the beginning of a stop string.
+    pub text: String,
+    /// From the id before it in, or the prompt, to this one out.
+    pub time: Duration,
+    /// What was read from flash meanwhile.
+    pub reads: ReadCounters,
+}
+
+/// What a [`Session`] says in a turn. Dropped before its end, the turn ends where it is.
+pub struct Generation<'s, 'm> {
+    session: &'s mut Session<'m>,
+    generator: Generator,
+    stops: Option<StopStrings>,
+}
+
+impl<'s, 'm> Generation<'s, 'm> {
+    pub(super) fn new(session: &'s mut Session<'m>, generator: Generator, stops: StopStrings) -> Self {
+        Self { session, generator, stops: Some(stops) }
+    }
+
+    /// Ends the turn: only text that was held back is still to come.
+    pub fn stop(&mut self) {
+        self.generator.stop();
+    }
+
+    /// What the turn has cost so far, and, once it has ended, why.
+    pub fn report(&self) -> &Report {
+        self.generator.report()
+    }
+
+    fn token(&mut self) -> Result<Option<Token>> {
+        let next = self.generator.next(&mut self.session.model.executor(), &mut self.session.sampler)?;
+        let Some(NewToken { id, time, reads }) = next else { return Ok(self.rest()) };
+        self.session.unfed = Some(id);
+        let Some(stops) = &mut self.stops else { return Ok(None) };
+        let (text, is_stopped) = stops.push(&self.session.stream.push(id));
+        if is_stopped {
+            self.generator.stop();
+            self.stops = None;
+        }
+        Ok(Some(Token { id: Some(id), text, time, reads }))
+    }
+
+    /// What was held back, once.
+    fn rest(&mut self) -> Option<Token> {
+        if self.generator.report().finish == Finish::Eos {
+            // What ended as the model wanted was fed whole.
+            self.session.unfed = None;
+        }
+        let mut stops = self.stops.take()?;
+        let (text, is_stopped) = stops.push(&self.session.stream.rest());
+        let text = if is_stopped { text } else { text + &stops.finish() };
+        let (time, reads) = (Duration::ZERO, ReadCounters::default());
+        (!text.is_empty()).then_some(Token { id: None, text, time, reads })
+    }
+}
+
+impl Iterator for Generation<'_, '_> {
+    type Item = Result<Token>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.token().transpose()
+    }
+}

@@ -1,0 +1,15 @@
+//! The front door: a model that is opened, loaded and talked to.
+//!
+//! [`Model`] is one loaded bundle; every [`Session`] is a text of its own on it. What stands around a text, what ends it and how tokens
+//! become text is decided here, so that a program, the `flashlm` command and a server cannot differ.
+
+mod generation;
+mod model;
+mod options;
+#[expect(clippy::module_inception, reason = "the type that the module is named for")]
+mod session;
+
+pub use generation::{Generation, Token};
+pub use model::Model;
+pub use options::ModelOptions;
+pub use session::Session;

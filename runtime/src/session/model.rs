@@ -1,0 +1,89 @@
+//! A loaded model.
+
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use flashlm_formats::bundle::Bundle;
+use flashlm_formats::model::ModelSpec;
+
+use super::{ModelOptions, Session};
+use crate::engine::Executor;
+use crate::error::Result;
+use crate::load::{Loaded, Notice};
+use crate::plan::MemoryPlan;
+use crate::text::Tokenizer;
+
+/// A bundle in memory, as far as its budget allows, with its tokenizer.
+///
+/// ```no_run
+/// # fn main() -> flashlm_runtime::Result<()> {
+/// use flashlm_runtime::Model;
+///
+/// let model = Model::open("model.flashlm")?.memory("50%")?.load()?;
+/// for token in model.session()?.generate("Once upon a time")? {
+///     print!("{}", token?.text);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+pub struct Model {
+    bundle: Bundle,
+    tokenizer: Tokenizer,
+    plan: MemoryPlan,
+    notices: Vec<Notice>,
+    /// One step at a time, of whichever session.
+    executor: Mutex<Executor>,
+}
+
+impl Model {
+    /// Opens a bundle and checks it; memory is taken by [`ModelOptions::load`].
+    ///
+    /// # Errors
+    /// `Bundle` with what is wrong with the file.
+    pub fn open(path: impl AsRef<Path>) -> Result<ModelOptions> {
+        ModelOptions::open(path.as_ref())
+    }
+
+    pub(super) fn new(bundle: Bundle, tokenizer: Tokenizer, loaded: Loaded) -> Self {
+        let Loaded { forward, plan, notices } = loaded;
+        Self { bundle, tokenizer, plan, notices, executor: Mutex::new(forward.into_executor()) }
+    }
+
+    /// A new text, with the memory for all that it may become.
+    ///
+    /// # Errors
+    /// `NoRoomForSequence` where there are as many sessions already as [`ModelOptions::sessions`] said.
+    pub fn session(&self) -> Result<Session<'_>> {
+        Session::open(self)
+    }
+
+    /// The architecture.
+    pub fn spec(&self) -> &ModelSpec {
+        self.bundle.spec()
+    }
+
+    /// The bundle that it is from.
+    pub fn bundle(&self) -> &Bundle {
+        &self.bundle
+    }
+
+    /// Text to token ids and back.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The memory that it takes.
+    pub fn plan(&self) -> &MemoryPlan {
+        &self.plan
+    }
+
+    /// What was chosen while it was loaded, and what its user should know.
+    pub fn notices(&self) -> &[Notice] {
+        &self.notices
+    }
+
+    /// A step that panicked leaves the executor as an error leaves it: what it was doing is to be done again.
+    pub(super) fn executor(&self) -> MutexGuard<'_, Executor> {
+        self.executor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,106 @@
+//! How a model is to be loaded.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+use flashlm_formats::bundle::Bundle;
+
+use super::Model;
+use crate::budget::Budget;
+use crate::error::{Result, RuntimeError};
+use crate::load::{LoadOptions, load};
+use crate::plan::{Planned, plan};
+use crate::text::Tokenizer;
+
+/// Tokens that a session may have where nothing else is asked for, if the model allows as many.
+const CONTEXT: usize = 2048;
+
+/// A bundle that is opened and checked, but not loaded: says how much memory to take, and for what.
+///
+/// ```no_run
+/// # fn main() -> flashlm_runtime::Result<()> {
+/// use flashlm_runtime::Model;
+/// let model = Model::open("model.flashlm")?.memory("50%")?.context(512).load()?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct ModelOptions {
+    bundle: Bundle,
+    load: LoadOptions,
+}
+
+impl ModelOptions {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let bundle = Bundle::open(path)?;
+        let load = LoadOptions::new(bundle.spec().max_positions.min(CONTEXT));
+        Ok(Self { bundle, load })
+    }
+
+    /// Memory for the whole process: `"50%"` of the model, `"4GiB"`, `"6.7GB"` or a number of bytes. Without it, what the machine and
+    /// its memory cgroups leave, less a reserve.
+    ///
+    /// # Errors
+    /// `Budget` where that is not an amount.
+    pub fn memory(mut self, amount: &str) -> Result<Self> {
+        let budget: Budget = amount.parse().map_err(RuntimeError::Budget)?;
+        self.load.budget = Some(budget.bytes(self.bundle.manifest().model_bytes));
+        Ok(self)
+    }
+
+    /// Tokens that a session may have, prompt and answer together; 2048, or what the model allows, without it.
+    pub fn context(mut self, tokens: usize) -> Self {
+        self.load.context = tokens;
+        self
+    }
+
+    /// Sessions that there is memory for at the same time; 1 without it.
+    pub fn sessions(mut self, count: usize) -> Self {
+        self.load.sequences = count;
+        self
+    }
+
+    /// Threads that compute; all processors without it.
+    pub fn threads(mut self, count: NonZeroUsize) -> Self {
+        self.load.threads = count;
+        self
+    }
+
+    /// Computes every neuron, whatever the bundle's predictors choose: the text of the model without predictors.
+    pub fn exact(mut self) -> Self {
+        self.load.predict = false;
+        self
+    }
+
+    /// Everything else that can be chosen.
+    pub fn options_mut(&mut self) -> &mut LoadOptions {
+        &mut self.load
+    }
+
+    /// The bundle.
+    pub fn bundle(&self) -> &Bundle {
+        &self.bundle
+    }
+
+    /// What loading would take, and how the memory would be used.
+    ///
+    /// # Errors
+    /// `BudgetTooSmall` with the smallest budget that works; `ContextOutOfRange`.
+    pub fn plan(&self) -> Result<Planned> {
+        plan(&self.bundle, &self.load)
+    }
+
+    /// Reads what the plan says into memory.
+    ///
+    /// # Errors
+    /// Those of [`ModelOptions::plan`], and whatever can go wrong with reading.
+    pub fn load(self) -> Result<Model> {
+        self.load_with(&mut |_, _| ())
+    }
+
+    /// As [`ModelOptions::load`]; `progress` is told bytes read and bytes in all.
+    pub fn load_with(self, progress: &mut dyn FnMut(u64, u64)) -> Result<Model> {
+        let tokenizer = Tokenizer::of(&self.bundle)?;
+        let loaded = load(&self.bundle, &self.load, progress)?;
+        Ok(Model::new(self.bundle, tokenizer, loaded))
+    }
+}

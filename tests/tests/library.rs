@@ -1,0 +1,155 @@
+//! The library as its users see it: one front door, and the text of the command.
+
+use std::process::Command;
+
+use flashlm_formats::bundle::LayoutOptions;
+use flashlm_runtime::{Error, Finish, Model, Result, Sampling};
+use flashlm_tests::{bundle_with_predictors, example, run, scratch, tiny_opt};
+
+const PROMPTS: [&str; 3] = ["Once upon a time", "The dog was", "Lily and her mother went to the park."];
+
+/// The example model with predictors, in a directory of the test's own.
+fn bundle() -> (tempfile::TempDir, String) {
+    let dir = scratch();
+    let path = dir.path().join("model.flashlm");
+    bundle_with_predictors(&tiny_opt(), &path, LayoutOptions::default(), true);
+    let path = path.to_str().expect("the path is plain").to_owned();
+    (dir, path)
+}
+
+fn drawn(seed: u64) -> Sampling {
+    Sampling { temperature: 0.9, top_p: 0.95, seed, ..Sampling::default() }
+}
+
+#[test]
+fn the_library_and_the_command_give_one_text() {
+    let (_dir, path) = bundle();
+    let model = Model::open(&path).unwrap().load().unwrap();
+    for (seed, prompt) in (1..).zip(PROMPTS) {
+        let mut session = model.session().unwrap().sampling(drawn(seed)).max_tokens(24);
+        let text: String = session.generate(prompt).unwrap().map(|token| token.unwrap().text).collect();
+        drop(session);
+        let seed = seed.to_string();
+        let args =
+            ["run", &path, "--prompt", prompt, "-n", "24", "--temperature", "0.9", "--top-p", "0.95", "--seed", &seed];
+        assert_eq!(run("flashlm", &args, "").succeeded(), text.clone() + "\n", "{prompt}");
+        assert!(text.len() > 20, "{text:?}");
+    }
+}
+
+#[test]
+fn sessions_that_take_turns_say_what_each_says_alone() {
+    let (_dir, path) = bundle();
+    let alone: Vec<String> = {
+        let model = Model::open(&path).unwrap().context(64).load().unwrap();
+        let text = |(seed, prompt): (u64, &&str)| {
+            let mut session = model.session().unwrap().sampling(drawn(seed)).max_tokens(20);
+            session.generate(prompt).unwrap().map(|token| token.unwrap().text).collect()
+        };
+        (0..).zip(&PROMPTS).map(text).collect()
+    };
+    let mut options = Model::open(&path).unwrap().context(64).sessions(3);
+    // Hardly a neuron is kept.
+    let needed = match {
+        options.options_mut().budget = Some(1);
+        options.options_mut().ffn = Some(flashlm_runtime::load::FfnChoice::Flash);
+        options.plan()
+    } {
+        Err(Error::BudgetTooSmall { needed, .. }) => needed,
+        other => panic!("{:?}", other.map(|planned| planned.plan)),
+    };
+    options.options_mut().budget = Some(needed);
+    let model = options.load().unwrap();
+    let open = |seed| model.session().unwrap().sampling(drawn(seed)).max_tokens(20);
+    let mut sessions: Vec<_> = (0..3).map(open).collect();
+    let mut generations: Vec<_> =
+        sessions.iter_mut().zip(PROMPTS).map(|(session, prompt)| session.generate(prompt).unwrap()).collect();
+    let mut texts = vec![String::new(); 3];
+    let mut under_way = true;
+    while under_way {
+        under_way = false;
+        for (generation, text) in generations.iter_mut().zip(&mut texts) {
+            if let Some(token) = generation.next() {
+                *text += &token.unwrap().text;
+                under_way = true;
+            }
+        }
+    }
+    assert_eq!(texts, alone);
+    assert!(matches!(model.session(), Err(Error::NoRoomForSequence { .. })), "all three are taken");
+    drop(generations);
+    sessions.pop();
+    assert!(model.session().is_ok(), "one was given back");
+}
+
+#[test]
+fn a_turn_ends_where_it_is_told_to_and_the_next_goes_on() {
+    let (_dir, path) = bundle();
+    let model = Model::open(&path).unwrap().context(96).load().unwrap();
+    let text = |generation: flashlm_runtime::Generation<'_, '_>| -> Result<String> {
+        generation.map(|t| Ok(t?.text)).collect()
+    };
+    let mut whole = model.session().unwrap().max_tokens(40);
+    let all = text(whole.generate(PROMPTS[0]).unwrap()).unwrap();
+    assert!(
+        matches!(whole.generate(&"word ".repeat(200)), Err(Error::ContextFull { .. })),
+        "there is no room for that"
+    );
+    drop(whole);
+
+    // A stop string is not shown, nor is anything behind it.
+    let stop = all.split_whitespace().nth(4).unwrap();
+    let mut stopped = model.session().unwrap().max_tokens(40).stop(stop);
+    let mut generation = stopped.generate(PROMPTS[0]).unwrap();
+    let shown: String = (&mut generation).map(|token| token.unwrap().text).collect();
+    assert_eq!(generation.report().finish, Finish::Stopped);
+    assert_eq!(shown, all[..all.find(stop).unwrap()]);
+    drop(stopped);
+
+    // Ten tokens, and then the others: the text of one turn, but that nothing is said between.
+    let mut parts = model.session().unwrap().max_tokens(10);
+    let first = text(parts.generate(PROMPTS[0]).unwrap()).unwrap();
+    assert!(all.starts_with(&first), "{first:?} of {all:?}");
+    let said = parts.len();
+    let mut rest = parts.generate_from(&[]).unwrap();
+    let next = rest.next().unwrap().unwrap();
+    assert!(all.starts_with(&(first + &next.text)), "{next:?}");
+    drop(rest);
+    assert_eq!(parts.len(), said + 1);
+    parts.clear();
+    assert!(parts.is_empty());
+    assert_eq!(all, {
+        let mut again = parts.max_tokens(40);
+        text(again.generate(PROMPTS[0]).unwrap()).unwrap()
+    });
+}
+
+#[test]
+fn the_hosts_panic_hook_is_its_own() {
+    let (_dir, path) = bundle();
+    std::panic::set_hook(Box::new(|_| ()));
+    let ours = std::panic::take_hook();
+    let address = |hook: &dyn Fn(&std::panic::PanicHookInfo<'_>)| std::ptr::from_ref(hook).cast::<()>() as usize;
+    let before = address(&*ours);
+    std::panic::set_hook(ours);
+    Model::open(&path).unwrap().load().unwrap();
+    let after = std::panic::take_hook();
+    assert_eq!(address(&*after), before, "loading a model put another hook in its place");
+}
+
+#[test]
+fn the_examples_do_what_they_say() {
+    let (_dir, path) = bundle();
+    let said = |name: &str, args: &[&str], stdin: &str| {
+        let mut command = assert_cmd::Command::from_std(Command::new(example(name)));
+        let output =
+            command.arg(&path).args(args).write_stdin(stdin).timeout(std::time::Duration::from_secs(60)).output();
+        let output = output.expect("the example starts");
+        assert!(output.status.success(), "{name}: {output:?}");
+        String::from_utf8(output.stdout).expect("examples write UTF-8")
+    };
+    assert!(said("generate", &[PROMPTS[0]], "").starts_with(PROMPTS[0]));
+    assert!(said("stream", &[PROMPTS[0]], "").starts_with(PROMPTS[0]));
+    assert_eq!(said("logits", &[PROMPTS[0]], "").lines().count(), 5);
+    assert!(said("conversation", &[], "Once upon a time\n\nThere was\n").lines().count() >= 2);
+}
