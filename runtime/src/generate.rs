@@ -37,6 +37,8 @@ pub struct Request<'a> {
 pub struct Generation {
     /// Why it ended.
     pub finish: Finish,
+    /// The id that ended it, where one did.
+    pub ended_by: Option<u32>,
     /// Tokens fed before the first new one.
     pub prompt_tokens: usize,
     /// New tokens handed on.
@@ -71,6 +73,7 @@ pub fn generate(
 ) -> Result<Generation> {
     let mut report = Generation {
         finish: Finish::Length,
+        ended_by: None,
         prompt_tokens: request.prompt.len(),
         tokens: 0,
         prefill: Duration::ZERO,
@@ -92,6 +95,7 @@ pub fn generate(
     loop {
         if request.eos.contains(&id) {
             report.finish = Finish::Eos;
+            report.ended_by = Some(id);
             break;
         }
         report.tokens += 1;

@@ -126,6 +126,9 @@ pub(crate) fn load_with_progress(bundle: &Bundle, args: &ModelArgs, context: usi
     let loaded = loaded?;
     if verbose {
         eprint!("memory plan for {context} tokens of context:\n{}", loaded.plan.table());
+        eprintln!(
+            "  of the program's file that counts what is used; the system may show more of it as this process's, which it drops when asked"
+        );
     }
     for notice in loaded.notices.iter().filter(|n| verbose || n.important) {
         eprintln!("{}", notice.text);

@@ -12,8 +12,9 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use clap::Args;
 use flashlm_runtime::budget::{counted, human_bytes};
+use flashlm_runtime::error::{longest, ways_out};
 use flashlm_runtime::generate::{Generation, Percentiles};
-use flashlm_runtime::memory::{self, PeakMemory};
+use flashlm_runtime::memory;
 use flashlm_runtime::model::forward::check_ids;
 use flashlm_runtime::sampler::{Sampler, Sampling};
 use flashlm_runtime::text::Tokenizer;
@@ -89,12 +90,15 @@ pub(crate) fn run(mut args: RunArgs) -> Result<ExitCode> {
     let bundle = open_bundle(&args.model.bundle)?;
     let tokenizer = Tokenizer::of(&bundle)?;
     let max = bundle.spec().max_positions;
-    let prompt = prompt_ids(&args, &tokenizer, prompt_room(&args, max)?)?;
+    let prompt = prompt_ids(&args, &tokenizer, prompt_room(&args, max)?, max)?;
     if let Some(prompt) = &prompt {
         check_ids(bundle.spec(), prompt)?;
     }
     let context = context(&args, max, prompt.as_deref())?;
-    let ends = ends(&args, &tokenizer, &bundle.spec().eos);
+    let mut ends = if args.ignore_eos { Vec::new() } else { bundle.spec().eos.clone() };
+    let mut stop_ids = stop_ids(&args, &tokenizer);
+    stop_ids.retain(|id| !ends.contains(id));
+    ends.extend(&stop_ids);
     let loaded = load_with_progress(&bundle, &args.model, context, args.verbose)?;
     let mut session = Session {
         forward: loaded.forward,
@@ -102,6 +106,7 @@ pub(crate) fn run(mut args: RunArgs) -> Result<ExitCode> {
         tokenizer: &tokenizer,
         stream: tokenizer.stream(&[]),
         ends,
+        stop_ids,
         args: &args,
         unfed: None,
     };
@@ -127,12 +132,12 @@ fn choose_seed(args: &mut RunArgs) {
     }
 }
 
-/// Ids that end the text. A stop string that is a special token counts for its id: such tokens have no text to be found in.
-fn ends(args: &RunArgs, tokenizer: &Tokenizer, eos: &[u32]) -> Vec<u32> {
-    let mut ends = if args.ignore_eos { Vec::new() } else { eos.to_vec() };
+/// Ids of the stop strings that are special tokens: such tokens have no text to be found in.
+fn stop_ids(args: &RunArgs, tokenizer: &Tokenizer) -> Vec<u32> {
+    let mut ids = Vec::new();
     for stop in &args.stop {
         match tokenizer.special_id(stop) {
-            Some(id) => ends.push(id),
+            Some(id) => ids.push(id),
             None => tokenizer.specials_in(stop).iter().for_each(|token| {
                 eprintln!(
                     "note: --stop {stop:?} holds the special token {token}, which has no text, so it is only found where the model \
@@ -141,17 +146,16 @@ fn ends(args: &RunArgs, tokenizer: &Tokenizer, eos: &[u32]) -> Vec<u32> {
             }),
         }
     }
-    ends
+    ids
 }
 
 /// Tokens that a prompt may have; an error if the context cannot be, before anything is read.
 fn prompt_room(args: &RunArgs, max: usize) -> Result<usize> {
     match args.context {
         Some(0) => bail!("--context 0 holds nothing; leave it out for prompt + n"),
-        Some(context) if context > max => bail!(
-            "--context {context} is more than the {} that this model was made for; give {max} or less",
-            counted(max, "token")
-        ),
+        Some(context) if context > max => {
+            bail!("--context {context} is more than {}; give {max} or less", longest(max))
+        }
         // The last new token is shown, not fed.
         Some(context) => Ok(context.saturating_sub(args.tokens.saturating_sub(1))),
         None => Ok(max.saturating_sub(args.tokens)),
@@ -164,14 +168,17 @@ fn context(args: &RunArgs, max: usize, prompt: Option<&[u32]>) -> Result<usize> 
     let parts = format!("a prompt of {} and {} new", counted(prompt.len(), "token"), args.tokens);
     match args.context {
         Some(context) if prompt.len().saturating_add(args.tokens.saturating_sub(1)) > context => {
-            bail!("{parts} do not fit --context {context}; give a larger one, a shorter prompt or a smaller -n")
+            let ways_out = ways_out(["a shorter prompt", "a smaller -n"], context, max);
+            bail!("{parts} do not fit --context {context}; give {ways_out}")
         }
         Some(context) => Ok(context),
         None => match prompt.len().saturating_add(args.tokens) {
-            context if context > max => bail!(
-                "{parts} are more than the context of {} that this model was made for; use a shorter prompt or a smaller -n",
-                counted(max, "token")
-            ),
+            context if context > max => {
+                bail!(
+                    "{parts} are more than a context may hold, {}; use a shorter prompt or a smaller -n",
+                    longest(max)
+                )
+            }
             context => Ok(context),
         },
     }
@@ -188,10 +195,11 @@ fn sampling(args: &RunArgs) -> Sampling {
 }
 
 fn report(args: &RunArgs, figures: &Generation, rest: &str) -> Result<()> {
-    let ms = Percentiles::of(&figures.decode);
-    let reads = figures.decode_reads.per_token(figures.decode.len());
+    let decoded = figures.decode.len();
+    let ms = (decoded > 0).then(|| Percentiles::of(&figures.decode));
+    let reads = figures.decode_reads.per_token(decoded);
     let prefill_ms = figures.prefill.as_secs_f64() * 1e3;
-    let PeakMemory { bytes: peak, source } = memory::peak();
+    let peak = memory::peak();
     if args.json {
         let mut object = json!({
             "text": rest,
@@ -200,8 +208,9 @@ fn report(args: &RunArgs, figures: &Generation, rest: &str) -> Result<()> {
             "finish": figures.finish,
             "prefill_ms": prefill_ms,
             "decode_ms_per_token": ms,
-            "peak_memory_bytes": peak,
-            "memory_source": source,
+            "peak_memory_bytes": peak.bytes,
+            "peak_memory_program_bytes": peak.program_bytes,
+            "cgroup_peak_bytes": peak.cgroup_bytes,
         });
         if args.temperature > 0.0 {
             object["seed"] = args.seed.into();
@@ -209,21 +218,38 @@ fn report(args: &RunArgs, figures: &Generation, rest: &str) -> Result<()> {
         writeln!(terminal::Printable(std::io::stdout()), "{}", with_figures(reads, object))?;
         return Ok(());
     }
-    eprintln!(
-        "prefill {} in {:.2} s ({:.1} tokens/s); decode {} at {:.2} ms a token (p95 {:.2}, p99 {:.2}; {:.1} tokens/s)",
+    let prefill = format!(
+        "prefill {} in {:.2} s ({:.1} tokens/s)",
         counted(figures.prompt_tokens, "token"),
         figures.prefill.as_secs_f64(),
         figures.prompt_tokens as f64 / figures.prefill.as_secs_f64().max(1e-9),
-        counted(figures.decode.len(), "token"),
-        ms.median,
-        ms.p95,
-        ms.p99,
-        if ms.median > 0.0 { 1e3 / ms.median } else { 0.0 },
     );
+    match ms {
+        Some(ms) => eprintln!(
+            "{prefill}; decode {} at {:.2} ms a token (p95 {:.2}, p99 {:.2}; {:.1} tokens/s); read {} a token",
+            counted(decoded, "token"),
+            ms.median,
+            ms.p95,
+            ms.p99,
+            if ms.median > 0.0 { 1e3 / ms.median } else { 0.0 },
+            human_bytes(reads.bytes_read_per_token as u64),
+        ),
+        None => eprintln!("{prefill}"),
+    }
+    if reads.read_retries > 0 {
+        eprintln!(
+            "{} made again: the disk failed, or the system let no thread be started for a read (`ulimit -u`, a container's pids limit)",
+            counted(reads.read_retries as usize, "read")
+        );
+    }
+    let cgroup = match peak.cgroup_bytes {
+        Some(bytes) => format!("; that of its memory cgroup, with all that is in it, {}", human_bytes(bytes)),
+        None => String::new(),
+    };
     eprintln!(
-        "read {} a token; peak memory {} ({source})",
-        human_bytes(reads.bytes_read_per_token as u64),
-        human_bytes(peak)
+        "peak memory {}, of which {} are pages of the program's file{cgroup}",
+        human_bytes(peak.bytes),
+        human_bytes(peak.program_bytes)
     );
     Ok(())
 }

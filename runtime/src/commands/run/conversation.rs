@@ -5,9 +5,10 @@ use std::io::{BufRead, ErrorKind, stdin};
 use anyhow::{Context, Result};
 use flashlm_runtime::budget::counted;
 use flashlm_runtime::error::sentence;
+use flashlm_runtime::generate::Finish;
 use flashlm_runtime::signals;
 
-use super::prompt::{read, say_notices};
+use super::prompt::{as_typed, read, say_notices};
 use super::report;
 use super::session::Session;
 
@@ -29,14 +30,23 @@ pub(super) fn converse(session: &mut Session<'_>) -> Result<()> {
         match ids(session, &line) {
             Ok(ids) if ids.is_empty() => continue,
             Ok(ids) if ids.len() >= session.room() => eprintln!(
-                "{} do not fit the {} left of the context; start again, or with a larger --context",
+                "{} do not fit the {} left of the context; {}",
                 counted(ids.len(), "token"),
-                session.room()
+                session.room(),
+                session.advice()
             ),
             Ok(ids) => {
-                let tokens = session.args.tokens.min(session.room() - ids.len());
+                let asked = session.args.tokens;
+                let tokens = asked.min(session.room() - ids.len());
                 let (figures, rest) = session.turn(&ids, tokens)?;
                 report(session.args, &figures, &rest)?;
+                if tokens < asked && figures.finish == Finish::Length {
+                    eprintln!(
+                        "cut short: the context of {} is full; {}",
+                        counted(session.forward.context(), "token"),
+                        session.advice()
+                    );
+                }
             }
             Err(error) => eprintln!("{}", sentence(error.as_ref())),
         }
@@ -49,7 +59,8 @@ pub(super) fn converse(session: &mut Session<'_>) -> Result<()> {
 
 /// Token ids of a line.
 fn ids(session: &Session<'_>, line: &[u8]) -> Result<Vec<u32>> {
-    let text = read(session.tokenizer, &mut &*line, session.room(), "what was typed")?;
+    let advice = || format!("type a shorter one, or {}", session.advice());
+    let text = as_typed(read(session.tokenizer, &mut &*line, session.room(), "what was typed", &advice)?);
     if !session.forward.is_empty() {
         return Ok(session.tokenizer.encode_bare(&text)?);
     }

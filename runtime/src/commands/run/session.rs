@@ -4,6 +4,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 
 use anyhow::{Context, Result};
+use flashlm_runtime::error::larger_context;
 use flashlm_runtime::generate::{Finish, Generation, NewToken, Request, generate};
 use flashlm_runtime::model::forward::Forward;
 use flashlm_runtime::sampler::Sampler;
@@ -23,6 +24,8 @@ pub(super) struct Session<'a> {
     pub(super) stream: TextStream<'a>,
     /// Ids that end a turn.
     pub(super) ends: Vec<u32>,
+    /// Those of them that are there because the user named them, and not because the model ends its text with them.
+    pub(super) stop_ids: Vec<u32>,
     pub(super) args: &'a RunArgs,
     /// The last token that was shown and not fed: the next turn begins with it.
     pub(super) unfed: Option<u32>,
@@ -32,6 +35,14 @@ impl Session<'_> {
     /// Tokens that the context still has room for.
     pub(super) fn room(&self) -> usize {
         self.forward.context() - self.forward.len() - usize::from(self.unfed.is_some())
+    }
+
+    /// What to do where the context has no more room, as the end of a sentence.
+    pub(super) fn advice(&self) -> String {
+        match larger_context(self.forward.context(), self.forward.spec().max_positions) {
+            Some(larger) => format!("start again, or with {larger}"),
+            None => "start again".into(),
+        }
     }
 
     /// Feeds `ids` and shows what follows, as it comes; returns what it cost and the text that only its end let out.
@@ -54,7 +65,7 @@ impl Session<'_> {
         };
         let request = Request { prompt: &prompt, tokens, eos: &self.ends };
         let (mut last, mut failure) = (None, None);
-        let generation = generate(&mut self.forward, &mut self.sampler, &request, &mut |token| {
+        let mut generation = generate(&mut self.forward, &mut self.sampler, &request, &mut |token| {
             last = Some(token.id);
             // From now on a signal lets the figures be shown.
             signals::end_at_once(false);
@@ -76,9 +87,13 @@ impl Session<'_> {
             let (text, stopped) = stops.push(&stream.rest());
             rest = if stopped { text } else { text + &stops.finish() };
         }
-        if !json {
+        // Where no text was asked for there is no line to end.
+        if !json && tokens > 0 {
             writeln!(out, "{}", terminal::text_for(&out, &rest))?;
             out.flush()?;
+        }
+        if generation.ended_by.is_some_and(|id| self.stop_ids.contains(&id)) {
+            generation.finish = Finish::Stopped;
         }
         if generation.tokens == 0 && generation.finish == Finish::Eos {
             eprintln!("the model ended its text at once, so there is nothing to show; --ignore-eos goes on");
