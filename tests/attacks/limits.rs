@@ -371,7 +371,7 @@ fn measurements_that_are_killed_leave_nothing() {
         ("flashlm-prep", &["thresholds", text(&checkpoint), "--text", text(&words), "--tokens", "1400"]),
         ("flashlm-prep", &["evaluate", text(&bundle), "--against", text(&checkpoint), "--text", text(&words)]),
         ("flashlm", &["disk", ".", "--scratch", "64"]),
-        ("flashlm", &["bench", text(&bundle), "--memory", "100%", "--prompt-tokens", "20", "--tokens", "20"]),
+        ("flashlm", &["bench", text(&bundle), "--memory", "30MB", "--prompt-tokens", "20", "--tokens", "20"]),
     ];
     for (name, args) in commands {
         let dir = scratch();
