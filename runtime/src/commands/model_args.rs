@@ -127,7 +127,7 @@ pub(crate) fn load_with_progress(bundle: &Bundle, args: &ModelArgs, context: usi
     if verbose {
         eprint!("memory plan for {context} tokens of context:\n{}", loaded.plan.table());
         eprintln!(
-            "  of the program's file that counts what is used; the system may show more of it as this process's, which it drops when asked"
+            "  `process` counts the pages of the program's file that are used; the system may show more, which it can drop at any time"
         );
     }
     for notice in loaded.notices.iter().filter(|n| verbose || n.important) {

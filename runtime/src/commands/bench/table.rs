@@ -5,11 +5,16 @@ use std::io::{self, Write};
 use flashlm_runtime::budget::human_bytes;
 use serde_json::Value;
 
-/// Writes `report`, with a line on where its limits are from.
+/// Writes `report`, with what it is of and where its limits are from.
 pub(super) fn write_table(out: &mut impl Write, report: &Value, of: &str, limits: &str) -> io::Result<()> {
     let number = |value: &Value| value.as_f64().unwrap_or(0.0);
     let bytes = |value: &Value| human_bytes(number(value) as u64);
-    writeln!(out, "{} for {}, {of}", bytes(&report["memory_budget_bytes"]), bytes(&report["model_bytes"]),)?;
+    writeln!(
+        out,
+        "{} of memory for a model of {}, {of}",
+        bytes(&report["memory_budget_bytes"]),
+        bytes(&report["model_bytes"])
+    )?;
     writeln!(
         out,
         "disk {}/s sequential, memory {}/s; {limits}",
