@@ -127,7 +127,8 @@ pub(crate) fn load_with_progress(bundle: &Bundle, args: &ModelArgs, context: usi
     if verbose {
         eprint!("memory plan for {context} tokens of context:\n{}", loaded.plan.table());
         eprintln!(
-            "  `process` counts the pages of the program's file that are used; the system may show more, which it can drop at any time"
+            "  `process` counts the pages of the program's file that are used; the system may show more, \
+            which it can drop at any time"
         );
     }
     for notice in loaded.notices.iter().filter(|n| verbose || n.important) {

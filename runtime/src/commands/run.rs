@@ -238,7 +238,8 @@ fn report(args: &RunArgs, figures: &Generation, rest: &str) -> Result<()> {
     }
     if reads.read_retries > 0 {
         eprintln!(
-            "{} made again: the disk failed, or the system let no thread be started for a read (`ulimit -u`, a container's pids limit)",
+            "{} made again: the disk failed, or the system let no thread be started for a read \
+            (`ulimit -u`, a container's pids limit)",
             counted(reads.read_retries as usize, "read")
         );
     }
