@@ -54,11 +54,32 @@ impl FromStr for Budget {
 
 /// Bytes for people: `1.50 GB`.
 pub fn human_bytes(bytes: u64) -> String {
-    let units = [(1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
-    match units.iter().find(|(size, _)| bytes as f64 >= *size) {
-        Some((size, unit)) => format!("{:.2} {unit}", bytes as f64 / size),
-        None => format!("{bytes} bytes"),
+    match unit(bytes as f64) {
+        (1.0, unit) => format!("{bytes} {unit}"),
+        (size, unit) => format!("{:.2} {unit}", bytes as f64 / size),
     }
+}
+
+fn unit(bytes: f64) -> (f64, &'static str) {
+    let units = [(1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
+    units.into_iter().find(|(size, _)| bytes >= *size).unwrap_or((1.0, "bytes"))
+}
+
+/// An estimate for people: with the two digits that it may claim, `0.012`, `3.4`, `1200`.
+pub fn about(value: f64) -> String {
+    if value == 0.0 || !value.is_finite() {
+        return format!("{value}");
+    }
+    // Rounding may make a digit more: 9.96 is 10.
+    let rounded: f64 = format!("{value:.1e}").parse().unwrap_or(value);
+    let decimals = (1.0 - rounded.abs().log10().floor()).clamp(0.0, 12.0) as usize;
+    format!("{rounded:.decimals$}")
+}
+
+/// Bytes as an estimate for people: `1.5 GB`, `390 kB`.
+pub fn about_bytes(bytes: f64) -> String {
+    let (size, unit) = unit(about(bytes).parse().unwrap_or(bytes));
+    format!("{} {unit}", about(bytes / size))
 }
 
 /// A number of things for people: `1 token`, `2 tokens`.
@@ -89,5 +110,24 @@ mod tests {
             assert!(text.parse::<Budget>().is_err(), "{text}");
         }
         assert_eq!(Budget::PercentOfModel(50.0).bytes(1000), 500);
+    }
+
+    #[test]
+    fn estimates_have_two_digits() {
+        for (value, said) in [
+            (0.0, "0"),
+            (0.012_34, "0.012"),
+            (0.099_6, "0.10"),
+            (1.0, "1.0"),
+            (9.96, "10"),
+            (23.456, "23"),
+            (234.9, "230"),
+            (123_456.0, "120000"),
+        ] {
+            assert_eq!(about(value), said);
+        }
+        for (bytes, said) in [(0.0, "0 bytes"), (395_264.0, "400 kB"), (999_999.0, "1.0 MB"), (1.52e9, "1.5 GB")] {
+            assert_eq!(about_bytes(bytes), said);
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use flashlm_formats::bundle::BundleError;
 use flashlm_io::IoError;
 
-use crate::budget::{BudgetError, human_bytes};
+use crate::budget::{BudgetError, counted, human_bytes};
 pub use crate::terminal::printable;
 
 /// An error of the runtime. Numbers are in the fields; the message says the next step.
@@ -94,7 +94,8 @@ pub enum RuntimeError {
     },
     /// More tokens than the context holds.
     #[error(
-        "{wanted} tokens do not fit the context of {context}; ask for fewer tokens, a shorter prompt, or a larger --context (the model allows {model_max})"
+        "{wanted} tokens do not fit the context of {context}; ask for {}",
+        ways_out(["fewer tokens", "a shorter prompt"], *context, *model_max)
     )]
     ContextFull {
         /// Tokens that would have to be held.
@@ -106,7 +107,9 @@ pub enum RuntimeError {
     },
     /// A context that the model cannot have.
     #[error(
-        "a context of {context} tokens is not between 1 and the {model_max} that this model was made for; give fewer tokens"
+        "a context of {context} tokens is not between 1 and {}; {}",
+        longest(*model_max),
+        if *context == 0 { "give at least one token" } else { "give fewer tokens" }
     )]
     ContextOutOfRange {
         /// Tokens asked for.
@@ -128,7 +131,8 @@ pub enum RuntimeError {
     },
     /// A key or value that is no finite number.
     #[error(
-        "what layer {layer} computed for token {position} is not a finite number (a key or value is {value}): weights of its checkpoint are not, or grow beyond what is; get a good copy and convert it again"
+        "what layer {layer} computed for token {position} is not a finite number (a key or value is {value}); {}",
+        NOT_FINITE
     )]
     KvNoNumber {
         /// The layer.
@@ -157,7 +161,8 @@ pub enum RuntimeError {
     ClosedSequence,
     /// The forward pass ended in infinities or in what is no number.
     #[error(
-        "what the model computed for token {position} is not a finite number (the logit of id {id} is {value}): weights of its checkpoint are not, or grow beyond what is; get a good copy and convert it again"
+        "what the model computed for token {position} is not a finite number (the logit of id {id} is {value}); {}",
+        NOT_FINITE
     )]
     NoNumber {
         /// Tokens before the one that was to be chosen.
@@ -191,6 +196,32 @@ pub enum RuntimeError {
         /// What the system said.
         source: std::io::Error,
     },
+}
+
+/// What helps where something that was computed is no finite number.
+const NOT_FINITE: &str = "if `flashlm-prep verify` finds the bundle whole, the checkpoint that it was made from has weights that \
+    are no finite numbers, or become too large, as in a float16 copy of a bfloat16 model: get another copy and convert that";
+
+/// The longest context of a model, in words.
+pub fn longest(model_max: usize) -> String {
+    format!(
+        "the {} that this model allows (its positions, or the window of its attention)",
+        counted(model_max, "token")
+    )
+}
+
+/// A larger context as a way out, where the model allows one.
+pub fn larger_context(context: usize, model_max: usize) -> Option<String> {
+    (context < model_max).then(|| format!("a larger --context (the model allows {model_max})"))
+}
+
+/// Ways out of a context that is too short, as a list: what is always one, and a larger context where the model allows that.
+pub fn ways_out(always: [&str; 2], context: usize, model_max: usize) -> String {
+    let [one, other] = always;
+    match larger_context(context, model_max) {
+        Some(larger) => format!("{one}, {other}, or {larger}"),
+        None => format!("{one} or {other}"),
+    }
 }
 
 /// Result with a [`RuntimeError`].

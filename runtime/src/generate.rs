@@ -18,7 +18,7 @@ pub enum Finish {
     Length,
     /// The model ended its text.
     Eos,
-    /// The caller asked to stop.
+    /// The caller asked to stop, or a token came that it named.
     Stopped,
 }
 
@@ -28,8 +28,10 @@ pub struct Request<'a> {
     pub prompt: &'a [u32],
     /// At most so many new tokens.
     pub tokens: usize,
-    /// Ids that end the text; they are not handed on.
+    /// Ids by which the model ends its text; they are not handed on.
     pub eos: &'a [u32],
+    /// Ids that the caller wants to stop at, not handed on either.
+    pub stop_ids: &'a [u32],
 }
 
 /// What a generation cost.
@@ -66,8 +68,10 @@ pub struct NewToken {
 pub struct Generator {
     sequence: SequenceId,
     eos: Vec<u32>,
+    stop_ids: Vec<u32>,
     tokens: usize,
     next: Next,
+    unfed: Option<u32>,
     report: Generation,
     /// Read before the token that comes next, and before the first that is decoded.
     before: ReadCounters,
@@ -95,6 +99,8 @@ impl Generator {
         Self {
             sequence,
             eos: request.eos.to_vec(),
+            stop_ids: request.stop_ids.to_vec(),
+            unfed: None,
             tokens: request.tokens,
             next: Next::Prompt(rows.collect()),
             report: Generation {
@@ -138,10 +144,12 @@ impl Generator {
             (self.report.prefill, self.prefilled) = (elapsed, now);
         }
         self.report.decode_reads = now.since(self.prefilled);
-        if self.eos.contains(&id) {
-            self.report.finish = Finish::Eos;
+        self.unfed = None;
+        if self.eos.contains(&id) || self.stop_ids.contains(&id) {
+            self.report.finish = if self.eos.contains(&id) { Finish::Eos } else { Finish::Stopped };
             return Ok(None);
         }
+        self.unfed = Some(id);
         self.report.tokens += 1;
         if self.report.tokens < self.tokens {
             self.next = Next::Token(id);
@@ -154,6 +162,11 @@ impl Generator {
     pub fn stop(&mut self) {
         self.next = Next::Ended;
         self.report.finish = Finish::Stopped;
+    }
+
+    /// The last token that was given and not fed.
+    pub fn unfed(&self) -> Option<u32> {
+        self.unfed
     }
 
     /// What it has cost so far, and why it ended.

@@ -11,18 +11,22 @@ use std::path::PathBuf;
 
 use crate::budget::human_bytes;
 use crate::error::{Result, RuntimeError};
-use cgroups::{Cgroup, Cgroups};
+use cgroups::Cgroups;
 
-/// Peak memory of this process and where the figure comes from.
+/// The most memory that was held, by this process and by its memory cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeakMemory {
-    /// Bytes.
+    /// Bytes of this process: its peak resident size, which the system calls `VmHWM`.
     pub bytes: u64,
-    /// `cgroup` where a limit is set (page cache counts), else `VmHWM`.
-    pub source: &'static str,
+    /// Those of them that are pages of the program's own file, as far as they are still there. The system maps some that are
+    /// never used, and shares all of them with whoever else runs the program.
+    pub program_bytes: u64,
+    /// Bytes of the process's memory cgroup, where a limit holds for it: page cache counts, and so does what others in it took,
+    /// before and meanwhile.
+    pub cgroup_bytes: Option<u64>,
 }
 
-/// The peak so far: the own memory cgroup's where a limit holds for it, else the process's peak resident size.
+/// The peak so far.
 pub fn peak() -> PeakMemory {
     System::real().peak()
 }
@@ -131,12 +135,13 @@ impl System {
     }
 
     fn peak(&self) -> PeakMemory {
-        if let Some(cgroups) = self.cgroups().filter(|cgroups| cgroups.iter().any(|c| c.limit().is_some()))
-            && let Some(bytes) = cgroups.own().and_then(Cgroup::peak)
-        {
-            return PeakMemory { bytes, source: "cgroup" };
+        let of_process = |key| self.proc_bytes("/proc/self/status", key).unwrap_or(0);
+        let limited = self.cgroups().filter(|cgroups| cgroups.iter().any(|c| c.limit().is_some()));
+        PeakMemory {
+            bytes: of_process("VmHWM"),
+            program_bytes: of_process("RssFile"),
+            cgroup_bytes: limited.and_then(|cgroups| cgroups.own()?.peak()),
         }
-        PeakMemory { bytes: self.proc_bytes("/proc/self/status", "VmHWM").unwrap_or(0), source: "VmHWM" }
     }
 
     fn cgroup_limit(&self) -> Option<(u64, PathBuf)> {
@@ -178,7 +183,12 @@ mod tests {
     }
 
     const MEMINFO: (&str, &str) = ("/proc/meminfo", "MemTotal: 900000 kB\nMemAvailable:   800000 kB\n");
-    const STATUS: (&str, &str) = ("/proc/self/status", "VmHWM:\t  30000 kB\nRssAnon:\t   10000 kB\n");
+    const STATUS: (&str, &str) =
+        ("/proc/self/status", "VmHWM:\t  30000 kB\nRssAnon:\t   10000 kB\nRssFile:\t    4000 kB\n");
+    fn peak(cgroup_bytes: Option<u64>) -> PeakMemory {
+        PeakMemory { bytes: 30_000 * 1024, program_bytes: 4000 * 1024, cgroup_bytes }
+    }
+
     const V2: (&str, &str) = (
         "/proc/self/mountinfo",
         "22 1 0:21 / /sys rw - sysfs sysfs rw\n30 22 0:27 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n",
@@ -193,7 +203,7 @@ mod tests {
         let (_dir, system) = system(&[MEMINFO, STATUS]);
         assert_eq!(system.room(), Some(Room { bytes: (800_000 + 10_000) * 1024, bound: Bound::Machine }));
         assert_eq!(system.cgroup_limit(), None);
-        assert_eq!(system.peak(), PeakMemory { bytes: 30_000 * 1024, source: "VmHWM" });
+        assert_eq!(system.peak(), peak(None));
         let nothing = System { root: "/nonexistent".into() };
         assert_eq!((nothing.room(), nothing.cgroup_limit(), nothing.peak().bytes), (None, None, 0));
     }
@@ -222,7 +232,7 @@ mod tests {
         let bound = Bound::Cgroup { dir: dir.clone(), limit: 300_000_000, others };
         assert_eq!(system.room(), Some(Room { bytes: 300_000_000 - others, bound }));
         assert_eq!(system.cgroup_limit(), Some((300_000_000, dir.clone())));
-        assert_eq!(system.peak(), PeakMemory { bytes: 25_000_000, source: "cgroup" });
+        assert_eq!(system.peak(), peak(Some(25_000_000)));
         // From `memory.high` on everything in the group is slowed to a crawl.
         fs::write(dir.join("memory.high"), "200000000").unwrap();
         assert_eq!(system.room().unwrap().bytes, 200_000_000 - others);
@@ -258,7 +268,7 @@ mod tests {
         let others = 60_000_000 - 20_000_000 - 10_000 * 1024;
         assert_eq!(system.room().unwrap().bytes, 100_000_000 - others);
         assert_eq!(system.cgroup_limit(), Some((100_000_000, system.path("/sys/fs/cgroup/memory/jobs"))));
-        assert_eq!(system.peak(), PeakMemory { bytes: 33_000_000, source: "cgroup" });
+        assert_eq!(system.peak(), peak(Some(33_000_000)));
         // A group above that is not mounted here: only its limit is known.
         fs::write(system.path(job).join("memory.stat"), "hierarchical_memory_limit 45000000\ntotal_inactive_file 0\n")
             .unwrap();
@@ -295,10 +305,10 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn the_peak_is_at_least_what_we_touch() {
-        let before = peak().bytes;
+        let before = super::peak().bytes;
         let touched = vec![1u8; 64 << 20];
         assert!(touched.iter().map(|b| u64::from(*b)).sum::<u64>() == 64 << 20);
-        assert!(peak().bytes >= before.max(64 << 20));
+        assert!(super::peak().bytes >= before.max(64 << 20));
         let room = room().unwrap();
         assert!(room.bytes >= 64 << 20 && available().unwrap() < room.bytes * 2, "{room:?}");
     }

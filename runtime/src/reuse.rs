@@ -108,6 +108,11 @@ impl Expectation {
         })
     }
 
+    /// Whether anything is read while decoding.
+    pub fn is_reading(&self) -> bool {
+        self.reads > 0.0
+    }
+
     /// Milliseconds of a token: the least, with reading and computing side by side, and the most, one after the other.
     pub fn ms_per_token(&self, dram_bytes_per_s: f64) -> (f64, f64) {
         let touching = self.bytes_touched / dram_bytes_per_s * 1e3;

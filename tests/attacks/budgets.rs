@@ -82,7 +82,7 @@ fn keep_budgets(bundle: &Path, steps: usize, prompt: usize, tokens: usize) -> bo
             last["decode_ms_per_token"]["median"].as_f64().unwrap()
         );
         assert!(peak <= budget && failures == 0, "peak {peak} of {budget}, {failures} times at the limit");
-        assert_eq!(last["memory_source"], "cgroup");
+        assert!(last["cgroup_peak_bytes"].as_u64().is_some_and(|said| said <= peak), "{last}");
         let found: Vec<Value> = lines.iter().map(|line| line["id"].clone()).collect();
         assert_eq!(found.len().to_string(), tokens);
         assert_eq!(*expected.get_or_insert_with(|| found.clone()), found, "another text at {budget}");

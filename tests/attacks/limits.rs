@@ -106,7 +106,7 @@ fn no_command_goes_beyond_a_models_positions_or_window() {
             run("flashlm", &["logits", text(&bundle), "--ids", &ids(count), "-o", text(&out), "--kv", "f32"], "")
         };
         let (beyond, limit) = ((max + 1).to_string(), max.to_string());
-        logits(max + 1).failed(1, &[&beyond, &limit]);
+        logits(max + 1).failed(1, &[&beyond, &limit, "window"]);
         assert!(!out.exists());
         logits(max).succeeded();
         fs::remove_file(&out).unwrap();
@@ -185,6 +185,11 @@ impl Drop for Hog {
 
 const MIB: u64 = 1 << 20;
 
+/// The figures at the end of a run with `--json`.
+fn last_line(said: Said) -> Value {
+    serde_json::from_str(said.succeeded().lines().last().unwrap()).unwrap()
+}
+
 #[test]
 fn the_default_budget_is_what_the_groups_leave() {
     let bundle = Mini::get().bundle();
@@ -215,10 +220,10 @@ fn the_default_budget_is_what_the_groups_leave() {
             &[&more, &limit.to_string(), text(&parent.0)].map(|word| if word == more { "budget" } else { word }),
         );
         group.run("flashlm", &[&args[..], &["--memory", "190MiB"]].concat()).succeeded();
-        // The peak is the group's, as a limit holds for it.
-        let out = group.run("flashlm", &[&args[..], &["--json"]].concat()).succeeded();
-        let last: Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
-        assert_eq!(last["memory_source"], "cgroup");
+        // A plan that no run here could follow is none.
+        group.run("flashlm", &["plan", text(&bundle), "--memory", &more]).failed(1, &["budget", text(&parent.0)]);
+        let last = last_line(group.run("flashlm", &[&args[..], &["--json"]].concat()));
+        assert!(bytes(&last, "cgroup_peak_bytes") <= limit, "{last}");
     }
     // What another process of the group holds is not there to take: 100 MiB in the memory of a `tail` that waits for a line's end.
     let script = "{ head -c 104857600 /dev/zero; sleep 600; } | tail -n 1";
@@ -240,6 +245,9 @@ fn the_default_budget_is_what_the_groups_leave() {
         let args = ["run", text(&bundle), "--ids", "5,6", "-n", "2"];
         group.run("flashlm", &args).succeeded();
     }
+    // What the process took is told from what the group holds.
+    let last = last_line(parent.run("flashlm", &["run", text(&bundle), "--ids", "5,6", "-n", "2", "--json"]));
+    assert!(bytes(&last, "cgroup_peak_bytes") > 100 * MIB && bytes(&last, "peak_memory_bytes") < 50 * MIB, "{last}");
     let kill = Command::new("kill").args(["-KILL", "--", &format!("-{}", hog.0.id())]).status().unwrap();
     assert!(kill.success());
     drop(hog);
@@ -284,10 +292,11 @@ fn where_no_thread_is_to_be_had_the_limit_is_named() {
     let out = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let recording = mini.path("recording");
     let ids = ["--ids", "5,6"];
-    let flashlm: [&[&str]; 3] = [
+    let flashlm: [&[&str]; 4] = [
         &["run", text(&bundle), ids[0], ids[1], "-n", "2", "--threads", "4"],
         &["run", text(&bundle), ids[0], ids[1], "-n", "2", "--threads", "1", "--engine", "threads"],
         &["logits", text(&bundle), ids[0], ids[1], "-o", &out("l"), "--threads", "4"],
+        &["bench", text(&bundle), "--memory", "30MB", "--prompt-tokens", "9", "--tokens", "9", "--threads", "4"],
     ];
     let prep: [&[&str]; 7] = [
         &["convert", text(&checkpoint), "-o", &out("m.flashlm")],
@@ -316,6 +325,33 @@ fn where_no_thread_is_to_be_had_the_limit_is_named() {
     let args = ["run", text(&bundle), "--ids", "5,6", "-n", "2", "--threads", "1"];
     let said = group.run("flashlm", &args);
     assert!(said.code == Some(0) || said.stderr.contains("ulimit -u"), "{said:?}");
+    let args = ["bench", text(&bundle), "--memory", "30MB", "--prompt-tokens", "9", "--tokens", "9", "--threads", "1"];
+    let args = [&args[..], &["--steps", "naive", "--repeats", "1"]].concat();
+    group.run("flashlm", &args).failed(1, &["cannot start", "ulimit -u", "pids limit"]);
+    // What the error advises can be done: bench and its step, each with a thread of its own.
+    let Some(group) = Group::new("pids", &[("pids.max", 2)]) else { return };
+    group.run("flashlm", &args).succeeded();
+}
+
+/// io_uring starts a thread for what it cannot read at once: a file just written, whose pages are not on the disk yet, or one that
+/// is read through the page cache. Where the kernel may start none it cancels the read, again and again.
+#[test]
+fn a_file_just_written_is_read_where_no_thread_is_to_be_had() {
+    let bundle = Mini::get().bundle();
+    let args = ["--ids", "5,6", "-n", "3", "--ignore-eos", "--json", "--threads", "1", "--ffn", "streamed"];
+    let expected = run("flashlm", &[&["run", text(&bundle)], &args[..]].concat(), "").succeeded();
+    let ids = |out: &str| -> Vec<Value> {
+        out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["id"].clone()).collect()
+    };
+    for (engine, direct) in [("auto", "optional"), ("io_uring", "optional"), ("io_uring", "disabled")] {
+        let Some(group) = Group::new("pids", &[("pids.max", 1)]) else { return };
+        let dir = scratch();
+        let fresh = dir.path().join("fresh.flashlm");
+        fs::copy(&bundle, &fresh).unwrap();
+        let said = group
+            .run("flashlm", &[&["run", text(&fresh)], &args[..], &["--engine", engine, "--direct", direct]].concat());
+        assert_eq!(ids(&said.succeeded()), ids(&expected), "{engine} {direct}");
+    }
 }
 
 /// Ends `command` with KILL after a while, and tells whether that came before its end.
@@ -335,7 +371,7 @@ fn measurements_that_are_killed_leave_nothing() {
         ("flashlm-prep", &["thresholds", text(&checkpoint), "--text", text(&words), "--tokens", "1400"]),
         ("flashlm-prep", &["evaluate", text(&bundle), "--against", text(&checkpoint), "--text", text(&words)]),
         ("flashlm", &["disk", ".", "--scratch", "64"]),
-        ("flashlm", &["bench", text(&bundle), "--memory", "100%", "--prompt-tokens", "20", "--tokens", "20"]),
+        ("flashlm", &["bench", text(&bundle), "--memory", "30MB", "--prompt-tokens", "20", "--tokens", "20"]),
     ];
     for (name, args) in commands {
         let dir = scratch();

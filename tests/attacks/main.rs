@@ -5,6 +5,7 @@
 
 mod as_found;
 mod budgets;
+mod claims;
 mod corruption;
 mod crash;
 mod disk;

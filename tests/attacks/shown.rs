@@ -79,6 +79,35 @@ fn a_stop_string_may_be_a_special_token() {
 }
 
 #[test]
+fn who_ended_a_text_is_told() {
+    let script = Script::new(LLAMA, &["▁a", "▁time", "<|im_end|>", "▁there", "</s>"]);
+    let finish = |args: &[&str]| {
+        let out = shown(&script, &[&["--prompt", "a", "--json"], args].concat());
+        serde_json::from_str::<serde_json::Value>(out.lines().last().unwrap()).unwrap()["finish"].clone()
+    };
+    assert_eq!(finish(&["--stop", "<|im_end|>"]), "stopped", "as by any other stop string");
+    assert_eq!(finish(&["--stop", "there"]), "stopped");
+    assert_eq!(finish(&["--ignore-eos", "--stop", "</s>"]), "stopped");
+    assert_eq!(finish(&["--stop", "</s>"]), "eos", "it would have ended there anyway");
+    assert_eq!(finish(&[]), "eos");
+}
+
+#[test]
+fn what_was_not_asked_for_is_not_shown() {
+    let script = Script::new(LLAMA, &["▁a", "▁time", "</s>"]);
+    let nothing = run(&script, &["--prompt", "a", "-n", "0"]);
+    assert!(nothing.status.success() && nothing.stdout.is_empty(), "{nothing:?}");
+    for tokens in ["0", "1"] {
+        let args = ["--prompt", "a", "-n", tokens];
+        let said = stderr(&run(&script, &args));
+        assert!(said.contains("prefill") && !said.contains("decode"), "nothing was decoded: {said}");
+        let out = shown(&script, &[&args[..], &["--json"]].concat());
+        let last: serde_json::Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+        assert!(last["decode_ms_per_token"].is_null(), "{last}");
+    }
+}
+
+#[test]
 fn infinite_logits_are_one_error_everywhere() {
     for value in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
         let script = Script::with(LLAMA, &["▁a", "▁time", "▁there"], Some(("▁upon", value)));
@@ -100,6 +129,7 @@ fn infinite_logits_are_one_error_everywhere() {
         assert!(!script.path("logits").exists());
         let id = script.id("▁upon");
         assert!(said[0].contains("not a finite number") && said[0].contains(&format!("id {id}")), "{}", said[0]);
+        assert!(said[0].contains("flashlm-prep verify") && said[0].contains("another copy"), "{}", said[0]);
         assert!(said.iter().all(|other| *other == said[0]), "{said:?}");
     }
 }
@@ -209,10 +239,10 @@ fn chance_has_another_seed_every_time_and_names_it() {
 
 /// What a conversation on a terminal shows when `lines` are typed, and its exit code.
 #[cfg(target_os = "linux")]
-fn conversation(script: &Script, lines: &[&[u8]]) -> (String, Option<i32>) {
+fn conversation(script: &Script, args: &[&str], lines: &[&[u8]]) -> (String, Option<i32>) {
     let pty = nix::pty::openpty(None, None).unwrap();
     let end = || Stdio::from(pty.slave.try_clone().unwrap());
-    let mut child = command(script, &["-n", "8"]).stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
+    let mut child = command(script, args).stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
     drop(pty.slave);
     let mut master = fs::File::from(pty.master);
     let mut typed = master.try_clone().unwrap();
@@ -232,7 +262,7 @@ fn conversation(script: &Script, lines: &[&[u8]]) -> (String, Option<i32>) {
 #[cfg(target_os = "linux")]
 fn a_conversation_survives_a_stray_byte_and_an_empty_turn() {
     let script = Script::new(LLAMA, &["▁a", "▁time", "</s>"]);
-    let (text, code) = conversation(&script, &[b"caf\xe9\n", b"once a\n", b"upon a\n", b"</s>\n", b"\n"]);
+    let (text, code) = conversation(&script, &["-n", "8"], &[b"caf\xe9\n", b"once a\n", b"upon a\n", b"</s>\n", b"\n"]);
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains("not UTF-8 text: byte 3"), "{text}");
     assert_eq!(text.matches("\n time\n").count(), 2, "two turns, each with its first space: {text}");
@@ -241,10 +271,40 @@ fn a_conversation_survives_a_stray_byte_and_an_empty_turn() {
 
 #[test]
 #[cfg(target_os = "linux")]
+fn a_full_context_is_said_with_what_helps() {
+    // x for ever.
+    let script = Script::new(LLAMA, &["▁a", "▁x", "▁x"]);
+    let told = |context: &str, tokens: &str| {
+        let (text, code) =
+            conversation(&script, &["--context", context, "-n", tokens], &[b"a\n", b"a\n", b"once upon a\n"]);
+        assert_eq!(code, Some(0), "{text}");
+        text
+    };
+    let larger = "or with a larger --context";
+    let text = told("20", "12");
+    let full =
+        "cut short: the context of 20 tokens is full; start again, or with a larger --context (the model allows 4096)";
+    assert_eq!(text.matches(full).count(), 1, "the second turn: {text}");
+    assert!(text.contains("left of the context; start again, or with a larger --context"), "the third: {text}");
+    let text = told("4096", "5000");
+    assert!(text.contains("cut short: the context of 4096 tokens is full; start again\n"), "{text}");
+    assert!(text.contains("left of the context; start again\n") && !text.contains(larger), "{text}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_mark_that_was_pasted_is_nobodys_text() {
+    let script = Script::new(LLAMA, &["▁a", "▁time", "</s>"]);
+    let (text, _) = conversation(&script, &["-n", "8"], &["\u{feff}a\n".as_bytes()]);
+    assert!(text.contains("\n time\n"), "{text}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
 fn a_terminal_does_not_obey_the_model() {
     let bell = "\u{1b}[2J\u{7}\u{9b}H\u{7f}";
     let script = Script::new(LLAMA, &["▁a", bell, "</s>"]);
-    let (text, _) = conversation(&script, &[b"a\n"]);
+    let (text, _) = conversation(&script, &["-n", "8"], &[b"a\n"]);
     // The progress of loading is the program's own.
     let text = text.split_once("Type text").unwrap().1;
     assert!(text.contains("\\u001b[2J\\u0007\\u009bH\\u007f\n"), "{text}");

@@ -193,7 +193,7 @@ pub fn continuation(forward: &mut Forward, prompt: &[u32], tokens: usize, sampli
     forward.truncate(0);
     let mut sampler = Sampler::new(sampling, forward.spec().vocab_size);
     let mut ids = Vec::new();
-    generate(forward, &mut sampler, &Request { prompt, tokens, eos: &[] }, &mut |token| {
+    generate(forward, &mut sampler, &Request { prompt, tokens, eos: &[], stop_ids: &[] }, &mut |token| {
         ids.push(token.id);
         ControlFlow::Continue(())
     })

@@ -23,8 +23,9 @@ pub enum CheckpointError {
     },
     /// The system lets the process open no more files.
     #[error(
-        "cannot open {}: {limit} files are open, and the system allows this process no more. \
-         Allow more (`ulimit -n 4096`) and start again", path.display()
+        "cannot open {}: {limit} files are open, and the system allows this process no more. Allow more (`ulimit -n 4096`; where \
+         the shell may not, the hard limit: limits.conf, LimitNOFILE= of a service, --ulimit nofile= of a container) and start again",
+        path.display()
     )]
     TooManyOpenFiles {
         /// The file.

@@ -59,7 +59,7 @@ pub struct Counters {
     pub reads: u64,
     /// Bytes that came back, gaps and rounding included.
     pub bytes: u64,
-    /// Reads repeated after an interruption or a passing error.
+    /// Reads repeated after an interruption, a passing error, or because the system could start no thread for them.
     pub retries: u64,
     /// Reads that went through a bounce buffer because they were not aligned.
     pub bounced: u64,
@@ -108,7 +108,8 @@ pub struct EngineOptions {
     pub depth: usize,
     /// Reader threads, for the threads engine.
     pub threads: usize,
-    /// How long a read may take before it counts as stalled.
+    /// How long a read may take before it counts as stalled. One that the system starts no thread for is made by the thread
+    /// that waits, however long it takes.
     pub deadline: Duration,
     /// How often a read is repeated after an I/O error.
     pub retries: u32,

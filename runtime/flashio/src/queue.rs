@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use crate::transport::{Finished, IoVec, Operation, Transport};
+use crate::transport::{Finished, IoVec, Operation, Transport, read_now};
 use crate::{AlignedMemory, Completion, Counters, DirectFile, EngineOptions, IoError, Piece, ReadBatch, ReadEngine};
 use crate::{Mode, Slots};
 
@@ -238,6 +238,30 @@ impl QueuedEngine {
 
     /// Sends the next read of a request to the transport.
     fn start(&mut self, flight: u32, request_id: u32, started: Instant) -> Result<(), IoError> {
+        let operation = self.next_read(flight, request_id, started)?;
+        // SAFETY: the stretches lie in the slots (marked in flight), the discard memory or this flight's bounce
+        // buffer. All are owned by `self`, whose drop waits for open operations or leaks the memory; the array is
+        // this flight's own and never resized. Slots in flight, discard and bounce bytes are looked at by nobody.
+        unsafe { self.transport.start(operation) };
+        Ok(())
+    }
+
+    /// Makes the next read of a request in this thread. A disk that hangs is waited for without a deadline.
+    fn read_here(
+        &mut self,
+        flight: u32,
+        request_id: u32,
+        started: Instant,
+        done: &mut Vec<Completion>,
+    ) -> Result<(), IoError> {
+        let operation = self.next_read(flight, request_id, started)?;
+        // SAFETY: as in `start`, and the read is over when this returns.
+        let result = unsafe { read_now(&self.file, operation) };
+        self.land(Finished { id: flight, result }, done)
+    }
+
+    /// The next read of a request, on record as this flight's.
+    fn next_read(&mut self, flight: u32, request_id: u32, started: Instant) -> Result<Operation, IoError> {
         let unit = self.file.alignment().file_unit();
         let request = &self.requests[request_id as usize];
         let position = request.offset + request.done;
@@ -257,13 +281,7 @@ impl QueuedEngine {
         };
         self.flights[flight as usize] = Some(Flight { request: request_id, started, length: length as u32, bounced });
         self.counters.reads += 1;
-        let iovecs = self.iovecs[iovecs_start..].as_ptr();
-        let operation = Operation { id: flight, offset, iovecs, count };
-        // SAFETY: the stretches lie in the slots (marked in flight), the discard memory or this flight's bounce
-        // buffer. All are owned by `self`, whose drop waits for open operations or leaks the memory; the array is
-        // this flight's own and never resized. Slots in flight, discard and bounce bytes are looked at by nobody.
-        unsafe { self.transport.start(operation) };
-        Ok(())
+        Ok(Operation { id: flight, offset, iovecs: self.iovecs[iovecs_start..].as_ptr(), count })
     }
 
     /// Lists where the next bytes of an aligned request go, at most `limit` of them; merges touching stretches.
@@ -366,8 +384,14 @@ impl QueuedEngine {
     ) -> Result<(), IoError> {
         let request = &mut self.requests[flight.request as usize];
         let repeat = match Errno::from_raw_os_error(errno) {
-            // A thread that started a read and ended cancels it, as does an interruption.
-            Errno::INTR | Errno::AGAIN | Errno::CANCELED => {
+            // Nobody here cancels reads before the engine is dropped. The kernel does where it can start no thread for a
+            // read that io_uring cannot make at once (of a file just written, or through the page cache), and it would
+            // do so again; and where the thread that started the read has ended.
+            Errno::CANCELED => {
+                self.counters.retries += 1;
+                return self.read_here(flight_id, flight.request, flight.started, done);
+            }
+            Errno::INTR | Errno::AGAIN => {
                 request.interruptions += 1;
                 request.interruptions <= INTERRUPTIONS_MAX
             }

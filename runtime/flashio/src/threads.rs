@@ -3,12 +3,12 @@
 #![expect(unsafe_code, reason = "reads into memory named by raw pointers")]
 
 use std::collections::VecDeque;
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::transport::{Finished, Operation, Transport};
+use crate::transport::{Finished, Operation, Transport, read_now};
 use crate::{DirectFile, IoError};
 
 const NAME: &str = "threads";
@@ -91,22 +91,10 @@ fn work(shared: &Shared) {
             inbox = shared.work.wait(inbox).unwrap_or_else(PoisonError::into_inner);
         };
         drop(inbox);
-        let result = read(&shared.file, operation);
+        // SAFETY: as for `Job`: nobody touches the memory before the operation is reported, which happens after.
+        let result = unsafe { read_now(&shared.file, operation) };
         lock(&shared.outbox).push(Finished { id: operation.id, result });
         shared.news.notify_one();
-    }
-}
-
-fn read(file: &DirectFile, operation: Operation) -> i32 {
-    // SAFETY: `IoVec` has the layout of `iovec`, which `IoSliceMut` is documented to share. `Transport::start`
-    // promises that the array and the memory are valid until this operation is reported, which happens after.
-    // The bytes are written by the kernel only; overlapping discard regions are never read by anyone.
-    let buffers = unsafe {
-        std::slice::from_raw_parts_mut(operation.iovecs.cast_mut().cast::<IoSliceMut<'_>>(), operation.count as usize)
-    };
-    match rustix::io::preadv(file, buffers, operation.offset) {
-        Ok(bytes) => i32::try_from(bytes).unwrap_or(i32::MAX),
-        Err(errno) => -errno.raw_os_error(),
     }
 }
 

@@ -2,10 +2,15 @@
 //!
 //! A transport knows nothing of slots, retries or requests. It may return fewer bytes than asked.
 
-#![expect(unsafe_code, reason = "declares the promise that callers of `start` make")]
+#![expect(
+    unsafe_code,
+    reason = "declares the promise that callers of `start` make, and reads into memory named by raw pointers"
+)]
 
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::time::Duration;
+
+use crate::DirectFile;
 
 /// One stretch of memory; the same layout as `struct iovec` and `IoSliceMut`.
 #[repr(C)]
@@ -55,4 +60,22 @@ pub(crate) trait Transport: Send {
 
     /// Asks for open operations to end early. They are still reported.
     fn cancel(&mut self);
+}
+
+/// Makes a read in the calling thread: bytes read, or a negated errno.
+///
+/// # Safety
+///
+/// As for [`Transport::start`], until this returns.
+pub(crate) unsafe fn read_now(file: &DirectFile, operation: Operation) -> i32 {
+    // SAFETY: `IoVec` has the layout of `iovec`, which `IoSliceMut` is documented to share. Our caller promises that the
+    // array and the memory are valid. The bytes are written by the kernel only; overlapping discard regions are never read by
+    // anyone.
+    let buffers = unsafe {
+        std::slice::from_raw_parts_mut(operation.iovecs.cast_mut().cast::<IoSliceMut<'_>>(), operation.count as usize)
+    };
+    match rustix::io::preadv(file, buffers, operation.offset) {
+        Ok(bytes) => i32::try_from(bytes).unwrap_or(i32::MAX),
+        Err(errno) => -errno.raw_os_error(),
+    }
 }

@@ -136,7 +136,7 @@ fn check_some_reads(engine: &dyn ReadEngine, i: u32) {
 #[test]
 fn faults_that_pass_change_nothing_but_the_counters() {
     let plain = FaultPlan::default();
-    let interrupted = rustix::io::Errno::INTR.raw_os_error();
+    let (interrupted, cancelled) = (rustix::io::Errno::INTR.raw_os_error(), rustix::io::Errno::CANCELED.raw_os_error());
     let plans = [
         ("plain", plain, 0),
         ("delaying", FaultPlan { delay: Duration::from_millis(5), ..plain }, 0),
@@ -145,6 +145,8 @@ fn faults_that_pass_change_nothing_but_the_counters() {
         ("failing once", FaultPlan { fail_first: 1, ..plain }, 1),
         ("failing for a while", FaultPlan { fail_first: 8, ..plain }, 8),
         ("interrupted often", FaultPlan { fail_first: 200, errno: interrupted, ..plain }, 200),
+        // As io_uring does it where the system lets no thread be started. Made here, none of them fails again.
+        ("cancelled", FaultPlan { fail_first: u64::MAX, errno: cancelled, ..plain }, 2 * 16),
         ("all of it", FaultPlan { delay: Duration::from_millis(1), short_every: 2, fail_first: 3, ..plain }, 3),
     ];
     let scratch = scratch();

@@ -4,11 +4,14 @@
 //! are repeated in turn, so that a machine that grows slower does so for all of them.
 
 mod limited;
+mod limits;
 mod step;
+mod table;
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::path::{Path, PathBuf};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +23,8 @@ use flashlm_io::{
     AlignedMemory, DirectFile, DirectIo, DiskProfile, StreamOptions, device_key, profile_dir, sequential_read_rate,
 };
 use flashlm_kernels::read_bandwidth_of;
-use flashlm_runtime::budget::{Budget, human_bytes};
+use flashlm_runtime::budget::{Budget, counted};
+use flashlm_runtime::error::longest;
 use flashlm_runtime::load::{LoadOptions, plan};
 use flashlm_runtime::memory;
 use flashlm_runtime::signals;
@@ -29,8 +33,10 @@ use flashlm_runtime::threads;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use limits::{Limits, Machine};
 use step::{STEPS, Step};
 pub(crate) use step::{StepArgs, run_step};
+use table::write_table;
 
 /// Arguments of `flashlm bench`.
 #[derive(Args)]
@@ -41,10 +47,10 @@ pub(crate) struct BenchArgs {
     /// The bundle, made by `flashlm-prep`
     #[arg(value_name = "BUNDLE")]
     bundle: PathBuf,
-    /// Memory for each step's process: 50% (of the model), 4GiB, 6.7GB
-    #[arg(long, value_name = "AMOUNT", default_value = "50%")]
-    memory: Budget,
-    /// Text whose tokens are fed [default: a seeded sequence of ids]
+    /// Memory for each step's process: 50% (of the model), 4GiB, 6.7GB [default: 50%]
+    #[arg(long, value_name = "AMOUNT")]
+    memory: Option<Budget>,
+    /// Text whose first tokens are fed [default: a seeded sequence of ids]
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// Tokens of the prompt
@@ -56,6 +62,9 @@ pub(crate) struct BenchArgs {
     /// Repeats of every step
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
     repeats: u64,
+    /// Threads that compute [default: all processors]
+    #[arg(long, value_name = "N", value_parser = flashlm_runtime::command_line::thread_count)]
+    threads: Option<NonZeroUsize>,
     /// Steps to run, like naive,overlap [default: all]
     #[arg(long, value_name = "STEPS", value_delimiter = ',')]
     steps: Option<Vec<String>>,
@@ -64,6 +73,9 @@ pub(crate) struct BenchArgs {
     json: bool,
 }
 
+/// Memory where nothing is said: half of the model is what a machine that it does not fit may well have.
+const USUAL_BUDGET: Budget = Budget::PercentOfModel(50.0);
+
 /// Tokens of the steps that read the model again and again, at most.
 const NAIVE_TOKENS: u64 = 9;
 const HYBRID_TOKENS: u64 = 33;
@@ -71,18 +83,18 @@ const HYBRID_TOKENS: u64 = 33;
 /// How often a waiting bench looks whether it was asked to end.
 const LOOK_OUT: Duration = Duration::from_millis(50);
 
-struct Machine {
-    disk_bytes_per_s: f64,
-    dram_bytes_per_s: f64,
-    profile: Option<DiskProfile>,
-}
-
 pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     // The step's process ends by itself; this one goes on to take its cgroup away.
     super::watch_signals()?;
+    // Before there are steps nothing would be lost, and a text may be a pipe that nobody writes to.
+    signals::end_at_once(true);
     let bundle = super::open_bundle(&args.bundle)?;
-    let budget = args.memory.bytes(bundle.manifest().model_bytes);
-    memory::check_budget(budget)?;
+    let budget = args.memory.unwrap_or(USUAL_BUDGET).bytes(bundle.manifest().model_bytes);
+    let said = |refused: flashlm_runtime::error::Result<()>| match args.memory {
+        Some(_) => refused.map_err(Into::into),
+        None => refused.context("without --memory every step has half of the model"),
+    };
+    said(memory::check_budget(budget))?;
     let names: Vec<&str> = match &args.steps {
         Some(steps) => steps.iter().map(String::as_str).collect(),
         None => STEPS.iter().map(|step| step.name).collect(),
@@ -92,9 +104,10 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     }
     let ids = ids(args, &bundle)?;
     let steps = || STEPS.iter().filter(|step| names.contains(&step.name));
-    if !steps().any(|step| fits(step, &bundle, budget, ids.len()).is_ok()) {
-        steps().try_for_each(|step| fits(step, &bundle, budget, ids.len()))?;
+    if !steps().any(|step| fits(args, step, &bundle, budget, ids.len()).is_ok()) {
+        said(steps().try_for_each(|step| fits(args, step, &bundle, budget, ids.len())))?;
     }
+    signals::end_at_once(false);
     let result = ladder(args, &bundle, budget, &names, &ids);
     if let Some(code) = signals::asked() {
         eprintln!("interrupted; nothing was left behind");
@@ -105,8 +118,15 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
 }
 
 /// Whether a step's process can live in the budget. Said here, with the number needed: its cgroup would end it before it could.
-fn fits(step: &Step, bundle: &Bundle, budget: u64, tokens: usize) -> flashlm_runtime::error::Result<()> {
-    let options = LoadOptions { budget: Some(budget), ffn: Some(step.ffn), ..LoadOptions::new(tokens) };
+fn fits(
+    args: &BenchArgs,
+    step: &Step,
+    bundle: &Bundle,
+    budget: u64,
+    tokens: usize,
+) -> flashlm_runtime::error::Result<()> {
+    let threads = args.threads.unwrap_or_else(threads::default_count);
+    let options = LoadOptions { budget: Some(budget), ffn: Some(step.ffn), threads, ..LoadOptions::new(tokens) };
     plan(bundle, &options).map(|_| ())
 }
 
@@ -118,14 +138,14 @@ fn ladder(args: &BenchArgs, bundle: &Bundle, budget: u64, names: &[&str], ids: &
     );
     bar.set_message("machine");
     bar.tick();
-    let machine = machine(&args.bundle)?;
+    let machine = machine(args)?;
     bar.inc(1);
     let mut rounds: Vec<Vec<Value>> = vec![Vec::new(); names.len()];
     for _ in 0..args.repeats {
         for (at, name) in names.iter().enumerate() {
             bar.set_message((*name).to_owned());
             let step = STEPS.iter().find(|step| step.name == *name).expect("the names were looked at");
-            rounds[at].push(match fits(step, bundle, budget, ids.len()) {
+            rounds[at].push(match fits(args, step, bundle, budget, ids.len()) {
                 Ok(()) => child(args, budget, name, ids)?,
                 Err(reason) => json!({ "not_applicable": reason.to_string() }),
             });
@@ -133,12 +153,14 @@ fn ladder(args: &BenchArgs, bundle: &Bundle, budget: u64, names: &[&str], ids: &
         }
     }
     bar.finish_and_clear();
-    let steps: Vec<Value> = names.iter().zip(&rounds).map(|(name, rounds)| summary(name, rounds, &machine)).collect();
+    let limits = Limits::new(&machine, names.iter().zip(&rounds).map(|(name, rounds)| (*name, rounds.as_slice())));
+    let steps: Vec<Value> = names.iter().zip(&rounds).map(|(name, rounds)| summary(name, rounds, &limits)).collect();
     let report = json!({
         "machine": {
             "disk_sequential_bytes_per_s": machine.disk_bytes_per_s,
             "dram_bytes_per_s": machine.dram_bytes_per_s,
             "disk_profile": machine.profile,
+            "limits": limits.json(),
         },
         "memory_budget_bytes": budget,
         "model_bytes": bundle.manifest().model_bytes,
@@ -149,7 +171,9 @@ fn ladder(args: &BenchArgs, bundle: &Bundle, budget: u64, names: &[&str], ids: &
     if args.json {
         writeln!(out, "{report:#}")?;
     } else {
-        print_table(&mut out, &report, args)?;
+        let (bundle, repeats) = (args.bundle.display(), counted(args.repeats as usize, "repeat"));
+        let of = format!("{bundle}, prompt of {}, {repeats} in turn", counted(args.prompt_tokens as usize, "token"));
+        write_table(&mut out, &report, &of, &limits.said())?;
     }
     Ok(())
 }
@@ -160,17 +184,18 @@ fn ids(args: &BenchArgs, bundle: &Bundle) -> Result<Vec<u32>> {
     let spec = bundle.spec();
     if wanted > spec.max_positions {
         bail!(
-            "a prompt of {} and {} further tokens are more than the {} that this model was made for; give fewer --prompt-tokens or --tokens",
+            "a prompt of {} and {} further tokens are more than {}; give fewer --prompt-tokens or --tokens",
             args.prompt_tokens,
             args.tokens,
-            spec.max_positions
+            longest(spec.max_positions)
         );
     }
     let mut ids = match &args.text {
         Some(path) => {
-            let text =
-                std::fs::read_to_string(path).with_context(|| format!("cannot read the text in {}", path.display()))?;
-            Tokenizer::of(bundle)?.encode(&text)?
+            let what = || format!("cannot use the text in {}", path.display());
+            let (tokenizer, mut file) = (Tokenizer::of(bundle)?, File::open(path).with_context(what)?);
+            let text = tokenizer.read_beginning(&mut file, wanted).with_context(what)?;
+            tokenizer.encode(&text)?
         }
         None => {
             let mut state = 1u64;
@@ -189,15 +214,15 @@ fn ids(args: &BenchArgs, bundle: &Bundle) -> Result<Vec<u32>> {
     Ok(ids)
 }
 
-fn machine(bundle: &Path) -> Result<Machine> {
-    let file = Arc::new(DirectFile::open(bundle, DirectIo::Optional)?);
+fn machine(args: &BenchArgs) -> Result<Machine> {
+    let file = Arc::new(DirectFile::open(&args.bundle, DirectIo::Optional)?);
     let disk_bytes_per_s = sequential_read_rate(&file, StreamOptions::default(), Duration::from_secs(2), 1)?;
-    let threads = threads::start(LoadOptions::new(1).threads)?;
+    let threads = threads::start(args.threads.unwrap_or_else(threads::default_count))?;
     // More than any cache holds, and no more than can be spared.
     let mut plain = AlignedMemory::new(memory::available().map_or(1 << 30, |bytes| (bytes / 4).min(1 << 30)) as usize)?;
     plain.as_mut_slice().fill(1);
     let dram_bytes_per_s = read_bandwidth_of(&threads, bytemuck::cast_slice(plain.as_slice()));
-    let profile = profile_dir().and_then(|dir| DiskProfile::load(&dir, &device_key(bundle)));
+    let profile = profile_dir().and_then(|dir| DiskProfile::load(&dir, &device_key(&args.bundle)));
     Ok(Machine { disk_bytes_per_s, dram_bytes_per_s, profile })
 }
 
@@ -213,6 +238,9 @@ fn child(args: &BenchArgs, budget: u64, name: &str, ids: &[u32]) -> Result<Value
     command.arg("bench-step").arg(&args.bundle).args(["--step", name]);
     command.args(["--prompt-tokens", &args.prompt_tokens.to_string(), "--tokens", &tokens.to_string()]);
     command.args(["--memory", &budget.to_string()]);
+    if let Some(threads) = args.threads {
+        command.args(["--threads", &threads.to_string()]);
+    }
     if let Some(group) = &group {
         command.arg("--cgroup").arg(group.processes());
     }
@@ -220,7 +248,9 @@ fn child(args: &BenchArgs, budget: u64, name: &str, ids: &[u32]) -> Result<Value
     let file = || tempfile::tempfile().context("cannot make a temporary file");
     let (mut out, mut error) = (file()?, file()?);
     command.stdin(Stdio::piped()).stdout(out.try_clone()?).stderr(error.try_clone()?);
-    let mut step = command.spawn().context("cannot start the step")?;
+    let mut step = command
+        .spawn()
+        .context("cannot start the step's process; allow more (`ulimit -u`, a container's pids limit)")?;
     // One that ends before it has read them has its reason to say.
     let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
     _ = step.stdin.take().map(|mut pipe| pipe.write_all(ids.join(",").as_bytes()));
@@ -253,28 +283,18 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 /// What a step's repeats say together.
-fn summary(name: &str, rounds: &[Value], machine: &Machine) -> Value {
+fn summary(name: &str, rounds: &[Value], limits: &Limits<'_>) -> Value {
     if let Some(reason) = rounds.iter().find_map(|round| round["not_applicable"].as_str()) {
         return json!({ "name": name, "not_applicable": reason });
     }
-    let of = |key: &str| median(rounds.iter().filter_map(|round| round[key].as_f64()).collect());
+    let of = |key: &str| limits::of(rounds, &[key]);
     let decode = |key: &str| -> Vec<f64> {
         rounds.iter().filter_map(|round| round["decode_ms_per_token"][key].as_f64()).collect()
     };
     let medians = decode("median");
     let middle = median(medians.clone());
     let (low, high) = medians.iter().fold((f64::MAX, 0f64), |(low, high), m| (low.min(*m), high.max(*m)));
-    let io_limit_ms =
-        machine.profile.as_ref().map_or(of("bytes_read_per_token") / machine.disk_bytes_per_s * 1e3, |profile| {
-            let sizes = rounds[0]["read_sizes"].as_array().cloned().unwrap_or_default();
-            let pair = |size: &Value| Some((size[0].as_u64()?, size[1].as_u64()?));
-            let tokens = rounds[0]["tokens"].as_f64().unwrap_or(1.0).max(1.0);
-            match sizes.is_empty() {
-                true => of("bytes_read_per_token") / machine.disk_bytes_per_s * 1e3,
-                false => profile.histogram_time(sizes.iter().filter_map(pair)).as_secs_f64() * 1e3 / tokens,
-            }
-        });
-    let dram_limit_ms = of("touched_bytes_per_token") / machine.dram_bytes_per_s * 1e3;
+    let (io_limit_ms, dram_limit_ms) = (limits.io_ms(rounds), limits.dram_ms(rounds));
     json!({
         "name": name,
         "decode_ms_per_token": {
@@ -297,78 +317,4 @@ fn summary(name: &str, rounds: &[Value], machine: &Machine) -> Value {
         "memory_source": rounds[0]["memory_source"],
         "tokens": rounds[0]["tokens"],
     })
-}
-
-fn print_table(out: &mut impl Write, report: &Value, args: &BenchArgs) -> Result<()> {
-    let number = |value: &Value| value.as_f64().unwrap_or(0.0);
-    let bytes = |value: &Value| human_bytes(number(value) as u64);
-    writeln!(
-        out,
-        "{} of {} ({} in all), prompt of {} tokens, {} repeats in turn",
-        bytes(&report["memory_budget_bytes"]),
-        bytes(&report["model_bytes"]),
-        args.bundle.display(),
-        args.prompt_tokens,
-        args.repeats
-    )?;
-    writeln!(
-        out,
-        "disk {}/s sequential, memory {}/s; limits from {}",
-        bytes(&report["machine"]["disk_sequential_bytes_per_s"]),
-        bytes(&report["machine"]["dram_bytes_per_s"]),
-        if report["machine"]["disk_profile"].is_null() {
-            "bandwidth alone: measure the disk with `flashlm disk`"
-        } else {
-            "the disk's profile"
-        },
-    )?;
-    writeln!(
-        out,
-        "{:<14} {:>9} {:>7} {:>9} {:>8} {:>8} {:>8} {:>11} {:>8} {:>11} {:>6} {:>8} {:>8} {:>9} {:>10}",
-        "step",
-        "ms/token",
-        "spread",
-        "p95",
-        "I/O wait",
-        "manage",
-        "compute",
-        "read/token",
-        "reads",
-        "wasted",
-        "hits",
-        "I/O lim.",
-        "DRAM l.",
-        "distance",
-        "peak"
-    )?;
-    for step in report["steps"].as_array().into_iter().flatten() {
-        let name = step["name"].as_str().unwrap_or_default();
-        if let Some(reason) = step["not_applicable"].as_str() {
-            writeln!(out, "{name:<14} n/a: {reason}")?;
-            continue;
-        }
-        writeln!(
-            out,
-            "{name:<14} {:>9.2} {:>6.1}% {:>9.2} {:>8.2} {:>8.2} {:>8.2} {:>11} {:>8.0} {:>11} {:>5.1}% {:>8.2} {:>8.2} {:>8.2}x {:>10}",
-            number(&step["decode_ms_per_token"]["median"]),
-            number(&step["decode_ms_per_token"]["spread"]) * 100.0,
-            number(&step["decode_ms_per_token"]["p95"]),
-            number(&step["io_wait_ms"]),
-            number(&step["memory_management_ms"]),
-            number(&step["compute_ms"]),
-            bytes(&step["bytes_read_per_token"]),
-            number(&step["reads_per_token"]),
-            bytes(&step["wasted_bytes_per_token"]),
-            number(&step["hit_rate"]) * 100.0,
-            number(&step["io_limit_ms"]),
-            number(&step["dram_limit_ms"]),
-            number(&step["distance"]),
-            bytes(&step["peak_memory_bytes"]),
-        )?;
-    }
-    writeln!(
-        out,
-        "Before `storage_order` every group is one read, about what the checkpoint's own order would give; before `bundling`, two."
-    )?;
-    Ok(())
 }

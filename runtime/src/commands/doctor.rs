@@ -7,7 +7,9 @@ use std::sync::Arc;
 use anyhow::Result;
 use clap::Args;
 use flashlm_formats::bundle::Bundle;
-use flashlm_io::{DirectFile, DirectIo, DiskProfile, EngineChoice, Mode, Slots, device_key, open_engine, profile_dir};
+use flashlm_io::{
+    DirectFile, DirectIo, DiskProfile, EngineChoice, EngineOptions, Mode, Slots, device_key, open_engine, profile_dir,
+};
 use flashlm_runtime::budget::human_bytes;
 use flashlm_runtime::load::LoadOptions;
 use flashlm_runtime::memory;
@@ -72,8 +74,9 @@ fn disk(path: &Path, report: &mut Value, advice: &mut Vec<String>) -> Result<()>
     if file.mode() == Mode::Buffered {
         advice.push(format!("reads go through the page cache, which counts as memory: {}", file.reason()));
     }
+    // As a run opens it, but for a single slot.
     let slots = Slots::new(1, 4096, file.alignment())?;
-    let engine = open_engine(EngineChoice::Auto, Arc::clone(&file), slots, 1)?;
+    let engine = open_engine(EngineChoice::Auto, Arc::clone(&file), slots, EngineOptions::default().depth)?;
     report["reader"] = engine.description().into();
     if engine.name() != "io_uring" {
         advice.push("reads are made by threads; io_uring would cost less".into());

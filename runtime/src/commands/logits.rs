@@ -9,9 +9,10 @@ use clap::Args;
 use flashlm_formats::bundle::Bundle;
 use flashlm_formats::destination::{Destination, FileKind, LOGITS_FORMAT};
 use flashlm_runtime::engine::check_ids;
+use flashlm_runtime::load::load;
 use serde_json::json;
 
-use super::{ModelArgs, load_with_progress, parse_ids};
+use super::{ModelArgs, parse_ids, say_chosen, with_progress};
 
 /// Arguments of `flashlm logits`.
 #[derive(Args)]
@@ -39,7 +40,9 @@ pub(crate) fn run(args: LogitsArgs) -> Result<ExitCode> {
 
 /// Writes the safetensors file position by position: the logits of a long sequence are larger than many a model.
 fn write_logits(args: &LogitsArgs, bundle: &Bundle, out: &mut impl Write) -> Result<()> {
-    let mut loaded = load_with_progress(bundle, &args.model, args.ids.len(), false)?;
+    let options = args.model.options(bundle, args.ids.len());
+    let mut loaded = with_progress(|progress| load(bundle, &options, progress))?;
+    say_chosen(&loaded.plan, &loaded.notices, false);
     let shape = [args.ids.len(), bundle.spec().vocab_size];
     let bytes = shape[0] as u64 * shape[1] as u64 * 4;
     let tensor = json!({ "dtype": "F32", "shape": shape, "data_offsets": [0, bytes] });

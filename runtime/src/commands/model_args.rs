@@ -7,10 +7,12 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use flashlm_formats::bundle::Bundle;
 use flashlm_io::{DirectIo, EngineChoice};
+use flashlm_runtime::Result as RuntimeResult;
 use flashlm_runtime::budget::Budget;
 use flashlm_runtime::cache::PolicyKind;
 use flashlm_runtime::forward::kv::KvDtype;
-use flashlm_runtime::load::{FfnChoice, LoadOptions, Loaded, load};
+use flashlm_runtime::load::{FfnChoice, LoadOptions, Notice};
+use flashlm_runtime::plan::MemoryPlan;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::values;
@@ -110,25 +112,31 @@ impl ModelArgs {
     }
 }
 
-/// Loads the model for `context` tokens, showing progress on a terminal and, if asked, what was chosen.
-pub(crate) fn load_with_progress(bundle: &Bundle, args: &ModelArgs, context: usize, verbose: bool) -> Result<Loaded> {
-    let options = args.options(bundle, context);
+/// Loads something, showing progress on a terminal.
+pub(crate) fn with_progress<T>(load: impl FnOnce(&mut dyn FnMut(u64, u64)) -> RuntimeResult<T>) -> Result<T> {
     let bar = ProgressBar::new(0); // hidden when standard error is not a terminal
     bar.set_style(
         ProgressStyle::with_template("loading [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left")?
             .progress_chars("=> "),
     );
-    let loaded = load(bundle, &options, &mut |done, total| {
+    let loaded = load(&mut |done, total| {
         bar.set_length(total);
         bar.set_position(done);
     });
     bar.finish_and_clear();
-    let loaded = loaded?;
+    Ok(loaded?)
+}
+
+/// Says what was chosen: all of it if asked, else what is important.
+pub(crate) fn say_chosen(plan: &MemoryPlan, notices: &[Notice], verbose: bool) {
     if verbose {
-        eprint!("memory plan for {context} tokens of context:\n{}", loaded.plan.table());
+        eprint!("memory plan for {} tokens of context:\n{}", plan.context, plan.table());
+        eprintln!(
+            "  `process` counts the pages of the program's file that are used; the system may show more, \
+            which it can drop at any time"
+        );
     }
-    for notice in loaded.notices.iter().filter(|n| verbose || n.important) {
+    for notice in notices.iter().filter(|n| verbose || n.important) {
         eprintln!("{}", notice.text);
     }
-    Ok(loaded)
 }

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Args;
 use flashlm_formats::bundle::Bundle;
 use flashlm_kernels::read_bandwidth;
-use flashlm_runtime::budget::human_bytes;
+use flashlm_runtime::budget::{about, about_bytes, human_bytes};
 use flashlm_runtime::error::RuntimeError;
 use flashlm_runtime::load::{LoadOptions, Planned, plan, read_cost};
 use flashlm_runtime::memory;
@@ -44,6 +44,8 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
     let bundle = super::open_bundle(&args.model.bundle)?;
     let context = args.context.unwrap_or(USUAL_CONTEXT.min(bundle.spec().max_positions));
     let options = args.model.options(&bundle, context);
+    // As a run would.
+    options.budget.map_or(Ok(()), memory::check_budget)?;
     let smallest = smallest(&bundle, &options);
     let planned = plan(&bundle, &options)?;
     let groups = bundle.layout().groups() as u64 * bundle.spec().layers as u64;
@@ -79,7 +81,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
             "expected": expected.map(|(expected, rate)| json!({
                 "tokens_per_s_least": 1e3 / expected.ms_per_token(rate).1,
                 "tokens_per_s_most": 1e3 / expected.ms_per_token(rate).0,
-                "rests_on": known,
+                "rests_on": expected.is_reading().then_some(&known),
                 "bytes_read_per_token": expected.bytes_read,
                 "reads_per_token": expected.reads,
                 "io_limit_ms": expected.io_ms,
@@ -106,18 +108,30 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
     }
     if let Some((expected, rate)) = expected {
         let (least_ms, most_ms) = expected.ms_per_token(rate);
+        let reading = if expected.is_reading() {
+            format!(
+                "{} in {} reads take {} ms ({} with no gap read through)",
+                about_bytes(expected.bytes_read),
+                about(expected.reads),
+                about(expected.io_ms),
+                about(expected.io_most_ms),
+            )
+        } else {
+            "nothing is read".to_owned()
+        };
         println!(
-            "{:.3} to {:.3} tokens/s: {} in {:.0} reads take {:.2} ms ({:.2} with no gap read through), {} of memory {:.2} ms",
-            1e3 / most_ms,
-            1e3 / least_ms,
-            human_bytes(expected.bytes_read as u64),
-            expected.reads,
-            expected.io_ms,
-            expected.io_most_ms,
-            human_bytes(expected.bytes_touched as u64),
-            expected.bytes_touched / rate * 1e3,
+            "about {} to {} tokens/s: {reading}, {} of memory {} ms",
+            about(1e3 / most_ms),
+            about(1e3 / least_ms),
+            about_bytes(expected.bytes_touched),
+            about(expected.bytes_touched / rate * 1e3),
         );
-        println!("that rests on this budget, on text like that of preparation, and on a disk as supposed: {known}");
+        match expected.is_reading() {
+            true => println!(
+                "that rests on this budget, on text like that of preparation, and on a disk as supposed: {known}"
+            ),
+            false => println!("that rests on this budget, and on text like that of preparation"),
+        }
     }
     println!(
         "model {}; smallest budget that works --memory {smallest} ({})",

@@ -13,19 +13,17 @@ use anyhow::{Result, bail};
 use clap::Args;
 use flashlm_runtime::budget::{counted, human_bytes};
 use flashlm_runtime::engine::check_ids;
-use flashlm_runtime::generate::{Generation, Percentiles};
-use flashlm_runtime::memory::{self, PeakMemory};
-use flashlm_runtime::sampler::{Sampler, Sampling};
+use flashlm_runtime::error::{longest, ways_out};
+use flashlm_runtime::memory;
 use flashlm_runtime::text::Tokenizer;
-use flashlm_runtime::{signals, terminal};
+use flashlm_runtime::{ModelOptions, Percentiles, Report, Sampling, signals, terminal};
 use serde_json::json;
 
 use conversation::converse;
 use prompt::prompt_ids;
-use session::Session;
 
 use super::values::{non_negative, positive, share};
-use super::{ModelArgs, load_with_progress, open_bundle, parse_ids, with_figures};
+use super::{ModelArgs, open_bundle, parse_ids, say_chosen, with_figures, with_progress};
 
 /// Arguments of `flashlm run`.
 #[derive(Args)]
@@ -86,31 +84,28 @@ pub(crate) fn run(mut args: RunArgs) -> Result<ExitCode> {
     // Until there is text, nothing is lost.
     signals::end_at_once(true);
     choose_seed(&mut args);
-    let bundle = open_bundle(&args.model.bundle)?;
-    let tokenizer = Tokenizer::of(&bundle)?;
-    let max = bundle.spec().max_positions;
-    let prompt = prompt_ids(&args, &tokenizer, prompt_room(&args, max)?)?;
+    let mut options = ModelOptions::of(open_bundle(&args.model.bundle)?)?;
+    let max = options.bundle().spec().max_positions;
+    let prompt = prompt_ids(&args, options.tokenizer(), prompt_room(&args, max)?, max)?;
     if let Some(prompt) = &prompt {
-        check_ids(bundle.spec(), prompt)?;
+        check_ids(options.bundle().spec(), prompt)?;
     }
     let context = context(&args, max, prompt.as_deref())?;
-    let ends = ends(&args, &tokenizer, &bundle.spec().eos);
-    let loaded = load_with_progress(&bundle, &args.model, context, args.verbose)?;
-    let mut session = Session {
-        forward: loaded.forward,
-        sampler: Sampler::new(sampling(&args), bundle.spec().vocab_size),
-        tokenizer: &tokenizer,
-        stream: tokenizer.stream(&[]),
-        ends,
-        args: &args,
-        unfed: None,
-    };
+    say_hidden_specials(&args, options.tokenizer());
+    *options.options_mut() = args.model.options(options.bundle(), context);
+    let model = with_progress(|progress| options.load_with(progress))?;
+    say_chosen(model.plan(), model.notices(), args.verbose);
+    let mut session = model.session()?.sampling(sampling(&args)).max_tokens(args.tokens);
+    if args.ignore_eos {
+        session = session.ignore_eos();
+    }
+    session = args.stop.iter().fold(session, |session, stop| session.stop(stop));
     match prompt {
         Some(prompt) => {
-            let (figures, rest) = session.turn(&prompt, args.tokens)?;
+            let (figures, rest) = session::turn(&mut session, &prompt, &args)?;
             report(&args, &figures, &rest)?;
         }
-        None => converse(&mut session)?,
+        None => converse(&mut session, &args)?,
     }
     Ok(signals::asked().map_or(ExitCode::SUCCESS, ExitCode::from))
 }
@@ -127,31 +122,25 @@ fn choose_seed(args: &mut RunArgs) {
     }
 }
 
-/// Ids that end the text. A stop string that is a special token counts for its id: such tokens have no text to be found in.
-fn ends(args: &RunArgs, tokenizer: &Tokenizer, eos: &[u32]) -> Vec<u32> {
-    let mut ends = if args.ignore_eos { Vec::new() } else { eos.to_vec() };
-    for stop in &args.stop {
-        match tokenizer.special_id(stop) {
-            Some(id) => ends.push(id),
-            None => tokenizer.specials_in(stop).iter().for_each(|token| {
-                eprintln!(
-                    "note: --stop {stop:?} holds the special token {token}, which has no text, so it is only found where the model \
-                    spells it out; --stop {token:?} ends at the token itself"
-                );
-            }),
+/// Says which stop strings hold special tokens, which have no text to be found in. One that is a special token ends at that.
+fn say_hidden_specials(args: &RunArgs, tokenizer: &Tokenizer) {
+    for stop in args.stop.iter().filter(|stop| tokenizer.special_id(stop).is_none()) {
+        for token in tokenizer.specials_in(stop) {
+            eprintln!(
+                "note: --stop {stop:?} holds the special token {token}, which has no text, so it is only found where the model \
+                spells it out; --stop {token:?} ends at the token itself"
+            );
         }
     }
-    ends
 }
 
 /// Tokens that a prompt may have; an error if the context cannot be, before anything is read.
 fn prompt_room(args: &RunArgs, max: usize) -> Result<usize> {
     match args.context {
         Some(0) => bail!("--context 0 holds nothing; leave it out for prompt + n"),
-        Some(context) if context > max => bail!(
-            "--context {context} is more than the {} that this model was made for; give {max} or less",
-            counted(max, "token")
-        ),
+        Some(context) if context > max => {
+            bail!("--context {context} is more than {}; give {max} or less", longest(max))
+        }
         // The last new token is shown, not fed.
         Some(context) => Ok(context.saturating_sub(args.tokens.saturating_sub(1))),
         None => Ok(max.saturating_sub(args.tokens)),
@@ -164,14 +153,17 @@ fn context(args: &RunArgs, max: usize, prompt: Option<&[u32]>) -> Result<usize> 
     let parts = format!("a prompt of {} and {} new", counted(prompt.len(), "token"), args.tokens);
     match args.context {
         Some(context) if prompt.len().saturating_add(args.tokens.saturating_sub(1)) > context => {
-            bail!("{parts} do not fit --context {context}; give a larger one, a shorter prompt or a smaller -n")
+            let ways_out = ways_out(["a shorter prompt", "a smaller -n"], context, max);
+            bail!("{parts} do not fit --context {context}; give {ways_out}")
         }
         Some(context) => Ok(context),
         None => match prompt.len().saturating_add(args.tokens) {
-            context if context > max => bail!(
-                "{parts} are more than the context of {} that this model was made for; use a shorter prompt or a smaller -n",
-                counted(max, "token")
-            ),
+            context if context > max => {
+                bail!(
+                    "{parts} are more than a context may hold, {}; use a shorter prompt or a smaller -n",
+                    longest(max)
+                )
+            }
             context => Ok(context),
         },
     }
@@ -187,11 +179,12 @@ fn sampling(args: &RunArgs) -> Sampling {
     }
 }
 
-fn report(args: &RunArgs, figures: &Generation, rest: &str) -> Result<()> {
-    let ms = Percentiles::of(&figures.decode);
-    let reads = figures.decode_reads.per_token(figures.decode.len());
+fn report(args: &RunArgs, figures: &Report, rest: &str) -> Result<()> {
+    let decoded = figures.decode.len();
+    let ms = (decoded > 0).then(|| Percentiles::of(&figures.decode));
+    let reads = figures.decode_reads.per_token(decoded);
     let prefill_ms = figures.prefill.as_secs_f64() * 1e3;
-    let PeakMemory { bytes: peak, source } = memory::peak();
+    let peak = memory::peak();
     if args.json {
         let mut object = json!({
             "text": rest,
@@ -200,8 +193,9 @@ fn report(args: &RunArgs, figures: &Generation, rest: &str) -> Result<()> {
             "finish": figures.finish,
             "prefill_ms": prefill_ms,
             "decode_ms_per_token": ms,
-            "peak_memory_bytes": peak,
-            "memory_source": source,
+            "peak_memory_bytes": peak.bytes,
+            "peak_memory_program_bytes": peak.program_bytes,
+            "cgroup_peak_bytes": peak.cgroup_bytes,
         });
         if args.temperature > 0.0 {
             object["seed"] = args.seed.into();
@@ -209,21 +203,39 @@ fn report(args: &RunArgs, figures: &Generation, rest: &str) -> Result<()> {
         writeln!(terminal::Printable(std::io::stdout()), "{}", with_figures(reads, object))?;
         return Ok(());
     }
-    eprintln!(
-        "prefill {} in {:.2} s ({:.1} tokens/s); decode {} at {:.2} ms a token (p95 {:.2}, p99 {:.2}; {:.1} tokens/s)",
+    let prefill = format!(
+        "prefill {} in {:.2} s ({:.1} tokens/s)",
         counted(figures.prompt_tokens, "token"),
         figures.prefill.as_secs_f64(),
         figures.prompt_tokens as f64 / figures.prefill.as_secs_f64().max(1e-9),
-        counted(figures.decode.len(), "token"),
-        ms.median,
-        ms.p95,
-        ms.p99,
-        if ms.median > 0.0 { 1e3 / ms.median } else { 0.0 },
     );
+    match ms {
+        Some(ms) => eprintln!(
+            "{prefill}; decode {} at {:.2} ms a token (p95 {:.2}, p99 {:.2}; {:.1} tokens/s); read {} a token",
+            counted(decoded, "token"),
+            ms.median,
+            ms.p95,
+            ms.p99,
+            if ms.median > 0.0 { 1e3 / ms.median } else { 0.0 },
+            human_bytes(reads.bytes_read_per_token as u64),
+        ),
+        None => eprintln!("{prefill}"),
+    }
+    if reads.read_retries > 0 {
+        eprintln!(
+            "{} made again: the disk failed, or the system let no thread be started for a read \
+            (`ulimit -u`, a container's pids limit)",
+            counted(reads.read_retries as usize, "read")
+        );
+    }
+    let cgroup = match peak.cgroup_bytes {
+        Some(bytes) => format!("; that of its memory cgroup, with all that is in it, {}", human_bytes(bytes)),
+        None => String::new(),
+    };
     eprintln!(
-        "read {} a token; peak memory {} ({source})",
-        human_bytes(reads.bytes_read_per_token as u64),
-        human_bytes(peak)
+        "peak memory {}, of which {} are pages of the program's file{cgroup}",
+        human_bytes(peak.bytes),
+        human_bytes(peak.program_bytes)
     );
     Ok(())
 }

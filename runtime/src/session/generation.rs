@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::session::Session;
 use crate::error::Result;
-use crate::generate::{Finish, Generation as Report, Generator, NewToken};
+use crate::generate::{Generation as Report, Generator, NewToken};
 use crate::neurons::counters::ReadCounters;
 use crate::text::StopStrings;
 
@@ -44,9 +44,9 @@ impl<'s, 'm> Generation<'s, 'm> {
     }
 
     fn token(&mut self) -> Result<Option<Token>> {
-        let next = self.generator.next(&mut self.session.model.executor(), &mut self.session.sampler)?;
-        let Some(NewToken { id, time, reads }) = next else { return Ok(self.rest()) };
-        self.session.unfed = Some(id);
+        let next = self.generator.next(&mut self.session.model.executor(), &mut self.session.sampler);
+        self.session.unfed = self.generator.unfed();
+        let Some(NewToken { id, time, reads }) = next? else { return Ok(self.rest()) };
         let Some(stops) = &mut self.stops else { return Ok(None) };
         let (text, is_stopped) = stops.push(&self.session.stream.push(id));
         if is_stopped {
@@ -58,10 +58,6 @@ impl<'s, 'm> Generation<'s, 'm> {
 
     /// What was held back, once.
     fn rest(&mut self) -> Option<Token> {
-        if self.generator.report().finish == Finish::Eos {
-            // What ended as the model wanted was fed whole.
-            self.session.unfed = None;
-        }
         let mut stops = self.stops.take()?;
         let (text, is_stopped) = stops.push(&self.session.stream.rest());
         let text = if is_stopped { text } else { text + &stops.finish() };

@@ -26,14 +26,23 @@ const CONTEXT: usize = 2048;
 /// ```
 pub struct ModelOptions {
     bundle: Bundle,
+    tokenizer: Tokenizer,
     load: LoadOptions,
 }
 
 impl ModelOptions {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let bundle = Bundle::open(path)?;
+        Self::of(Bundle::open(path)?)
+    }
+
+    /// The same for a bundle that is open.
+    ///
+    /// # Errors
+    /// `Tokenizer` where its tokenizer is not to be used.
+    pub fn of(bundle: Bundle) -> Result<Self> {
+        let tokenizer = Tokenizer::of(&bundle)?;
         let load = LoadOptions::new(bundle.spec().max_positions.min(CONTEXT));
-        Ok(Self { bundle, load })
+        Ok(Self { bundle, tokenizer, load })
     }
 
     /// Memory for the whole process: `"50%"` of the model, `"4GiB"`, `"6.7GB"` or a number of bytes. Without it, what the machine and
@@ -76,6 +85,11 @@ impl ModelOptions {
         &mut self.load
     }
 
+    /// Text to token ids.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
     /// The bundle.
     pub fn bundle(&self) -> &Bundle {
         &self.bundle
@@ -99,8 +113,7 @@ impl ModelOptions {
 
     /// As [`ModelOptions::load`]; `progress` is told bytes read and bytes in all.
     pub fn load_with(self, progress: &mut dyn FnMut(u64, u64)) -> Result<Model> {
-        let tokenizer = Tokenizer::of(&self.bundle)?;
         let loaded = load(&self.bundle, &self.load, progress)?;
-        Ok(Model::new(self.bundle, tokenizer, loaded))
+        Ok(Model::new(self.bundle, self.tokenizer, loaded))
     }
 }

@@ -15,8 +15,9 @@ pub struct Session<'m> {
     pub(super) sampler: Sampler,
     /// Knows all ids so far: what a token's text is depends on them.
     pub(super) stream: TextStream<'m>,
-    /// Ids that end a turn.
-    ends: Vec<u32>,
+    /// Ids by which the model ends a turn, and those that the caller named.
+    eos: Vec<u32>,
+    stop_ids: Vec<u32>,
     stops: Vec<String>,
     tokens: Option<usize>,
     /// The last token that was given out and not fed: the next turn begins with it.
@@ -32,7 +33,8 @@ impl<'m> Session<'m> {
             model,
             sampler: Sampler::new(Sampling::default(), model.spec().vocab_size),
             stream: model.tokenizer().stream(&[]),
-            ends: model.spec().eos.clone(),
+            eos: model.spec().eos.clone(),
+            stop_ids: Vec::new(),
             stops: Vec::new(),
             tokens: None,
             unfed: None,
@@ -54,15 +56,15 @@ impl<'m> Session<'m> {
     /// Ends a turn before `text` appears, or at the special token that is written so.
     pub fn stop(mut self, text: &str) -> Self {
         match self.model.tokenizer().special_id(text) {
-            Some(id) => self.ends.push(id),
+            Some(id) => self.stop_ids.push(id),
             None => self.stops.push(text.to_owned()),
         }
         self
     }
 
-    /// Goes on where the model ends its text. To be called before [`Session::stop`].
+    /// Goes on where the model ends its text.
     pub fn ignore_eos(mut self) -> Self {
-        self.ends.clear();
+        self.eos.clear();
         self
     }
 
@@ -74,6 +76,16 @@ impl<'m> Session<'m> {
     /// Whether nothing has been said.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The model.
+    pub fn model(&self) -> &'m Model {
+        self.model
+    }
+
+    /// Tokens that it may have in all.
+    pub fn context(&self) -> usize {
+        self.model.executor().context()
     }
 
     /// Tokens that there is still room for.
@@ -116,7 +128,7 @@ impl<'m> Session<'m> {
         }
         // The last new token is given out, not fed.
         let tokens = self.tokens.unwrap_or(usize::MAX).min(room - ids.len() + 1);
-        let request = Request { prompt: &prompt, tokens, eos: &self.ends };
+        let request = Request { prompt: &prompt, tokens, eos: &self.eos, stop_ids: &self.stop_ids };
         let generator = Generator::new(&executor, self.sequence, &mut self.sampler, &request);
         drop(executor);
         self.unfed = None;

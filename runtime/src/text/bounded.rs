@@ -56,6 +56,22 @@ impl Tokenizer {
     /// # Errors
     /// As soon as it is known to have more, or to be no text.
     pub fn read(&self, from: &mut impl Read, most: usize) -> Result<String, ReadTextError> {
+        match self.read_until_above(from, most)? {
+            (_, Some(at_least)) => Err(ReadTextError::TooLong { at_least, most }),
+            (text, None) => Ok(text),
+        }
+    }
+
+    /// Reads a text, or as much from its beginning as surely has more than `wanted` tokens.
+    ///
+    /// # Errors
+    /// As soon as it is known to be no text, or to have no end and hardly a token.
+    pub fn read_beginning(&self, from: &mut impl Read, wanted: usize) -> Result<String, ReadTextError> {
+        Ok(self.read_until_above(from, wanted)?.0)
+    }
+
+    /// A text, or its beginning as soon as that has more than `most` tokens: then with how many it has at least.
+    fn read_until_above(&self, from: &mut impl Read, most: usize) -> Result<(String, Option<usize>), ReadTextError> {
         let mut text = String::new();
         let (mut bytes, mut counted, mut cuts, mut tokens) = (Vec::new(), 0, 0, 0_usize);
         let mut bytes_most = FREE_BYTES;
@@ -72,13 +88,13 @@ impl Tokenizer {
             text += &String::from_utf8_lossy(&bytes);
             bytes = open;
             if ended {
-                return Ok(text);
+                return Ok((text, None));
             }
             tokens += self.encode_bare(&text[counted..])?.len();
             (counted, cuts) = (text.len(), cuts + 1);
             let at_least = (tokens / 16 * SIXTEENTHS).saturating_sub(cuts * TOKENS_BY_CUT);
             if at_least > most {
-                return Err(ReadTextError::TooLong { at_least, most });
+                return Ok((text, Some(at_least)));
             }
             if text.len() > bytes_most {
                 bytes_most = bytes_most.max(most.saturating_mul(self.longest_token_bytes()));
@@ -124,6 +140,18 @@ mod tests {
         assert!(at_least > 1000 && rest.len() > text.len() - 4 * PIECE_BYTES, "{at_least}, {} left", rest.len());
         let tokens = words().encode(&text[..text.len() - rest.len()]).unwrap().len();
         assert!(at_least <= tokens, "never more than there are: {at_least} of {tokens}");
+    }
+
+    #[test]
+    fn a_beginning_is_read_no_further_than_it_takes() {
+        let text = "a ".repeat(1 << 20);
+        let mut rest = text.as_bytes();
+        let beginning = words().read_beginning(&mut rest, 1000).unwrap();
+        assert!(text.starts_with(&beginning) && rest.len() > text.len() - 4 * PIECE_BYTES, "{} left", rest.len());
+        assert!(words().encode(&beginning).unwrap().len() > 1000);
+        assert_eq!(words().read_beginning(&mut "a bé".as_bytes(), 1000).unwrap(), "a bé", "all of what is shorter");
+        let mut endless = std::io::repeat(b'a').chain(std::io::empty());
+        assert!(matches!(words().read_beginning(&mut endless, 5), Err(ReadTextError::TooManyBytes { .. })), "one word");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One step of the ladder, once: what `flashlm bench` starts as a process of its own.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -16,6 +17,7 @@ use flashlm_runtime::neurons::flash::ReadCut;
 use flashlm_runtime::neurons::records::Records;
 use flashlm_runtime::plan::resident_bytes_touched;
 use flashlm_runtime::sampler::{Sampler, Sampling};
+use flashlm_runtime::threads;
 use serde_json::json;
 
 use super::super::{parse_ids, with_figures};
@@ -61,6 +63,8 @@ pub(crate) struct StepArgs {
     #[arg(long)]
     memory: u64,
     #[arg(long)]
+    threads: Option<NonZeroUsize>,
+    #[arg(long)]
     cgroup: Option<PathBuf>,
 }
 
@@ -91,6 +95,7 @@ pub(crate) fn run_step(args: &StepArgs) -> Result<ExitCode> {
         policy: step.policy,
         cut: step.cut,
         look_ahead: step.look_ahead,
+        threads: args.threads.unwrap_or_else(threads::default_count),
         ..LoadOptions::new(args.prompt_tokens + args.tokens)
     };
     let mut forward = load(&bundle, &options, &mut |_, _| {})?.forward;
@@ -125,6 +130,11 @@ pub(crate) fn run_step(args: &StepArgs) -> Result<ExitCode> {
         })
         .collect();
     let peak = memory::peak();
+    // The bench made that cgroup for this process alone.
+    let (peak_bytes, source) = match peak.cgroup_bytes.filter(|_| args.cgroup.is_some()) {
+        Some(bytes) => (bytes, "cgroup"),
+        None => (peak.bytes, "VmHWM"),
+    };
     let touched = touched(&bundle, &forward, step.ffn) as f64 + reads.touched_bytes as f64 / tokens;
     let report = json!({
         "decode_ms_per_token": Percentiles::of(&times),
@@ -133,8 +143,8 @@ pub(crate) fn run_step(args: &StepArgs) -> Result<ExitCode> {
         "compute_ms": (mean_ms - figures.io_wait_ms - figures.memory_management_ms).max(0.0),
         "touched_bytes_per_token": touched,
         "read_sizes": sizes,
-        "peak_memory_bytes": peak.bytes,
-        "memory_source": peak.source,
+        "peak_memory_bytes": peak_bytes,
+        "memory_source": source,
         "tokens": times.len(),
     });
     println!("{}", with_figures(figures, report));

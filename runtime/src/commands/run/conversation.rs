@@ -5,17 +5,17 @@ use std::io::{BufRead, ErrorKind, stdin};
 use anyhow::{Context, Result};
 use flashlm_runtime::budget::counted;
 use flashlm_runtime::error::sentence;
-use flashlm_runtime::signals;
+use flashlm_runtime::{Finish, Session, signals};
 
-use super::prompt::{read, say_notices};
-use super::report;
-use super::session::Session;
+use super::prompt::{as_typed, read, say_notices};
+use super::session::{advice, turn};
+use super::{RunArgs, report};
 
 /// Bytes of a line that are read; nobody types as many.
 const LINE_BYTES_MAX: usize = 16 << 20;
 
 /// Asks and answers until the user has had enough.
-pub(super) fn converse(session: &mut Session<'_>) -> Result<()> {
+pub(super) fn converse(session: &mut Session<'_>, args: &RunArgs) -> Result<()> {
     eprintln!("Type text for the model to continue. Ctrl-C ends a turn, Ctrl-D the conversation.");
     loop {
         eprint!("> ");
@@ -29,14 +29,18 @@ pub(super) fn converse(session: &mut Session<'_>) -> Result<()> {
         match ids(session, &line) {
             Ok(ids) if ids.is_empty() => continue,
             Ok(ids) if ids.len() >= session.room() => eprintln!(
-                "{} do not fit the {} left of the context; start again, or with a larger --context",
+                "{} do not fit the {} left of the context; {}",
                 counted(ids.len(), "token"),
-                session.room()
+                session.room(),
+                advice(session)
             ),
             Ok(ids) => {
-                let tokens = session.args.tokens.min(session.room() - ids.len());
-                let (figures, rest) = session.turn(&ids, tokens)?;
-                report(session.args, &figures, &rest)?;
+                let (figures, rest) = turn(session, &ids, args)?;
+                report(args, &figures, &rest)?;
+                if figures.tokens < args.tokens && figures.finish == Finish::Length {
+                    let context = counted(session.context(), "token");
+                    eprintln!("cut short: the context of {context} is full; {}", advice(session));
+                }
             }
             Err(error) => eprintln!("{}", sentence(error.as_ref())),
         }
@@ -49,16 +53,18 @@ pub(super) fn converse(session: &mut Session<'_>) -> Result<()> {
 
 /// Token ids of a line.
 fn ids(session: &Session<'_>, line: &[u8]) -> Result<Vec<u32>> {
-    let text = read(session.tokenizer, &mut &*line, session.room(), "what was typed")?;
-    if !session.forward.is_empty() {
-        return Ok(session.tokenizer.encode_bare(&text)?);
+    let tokenizer = session.model().tokenizer();
+    let advice = || format!("type a shorter one, or {}", advice(session));
+    let text = as_typed(read(tokenizer, &mut &*line, session.room(), "what was typed", &advice)?);
+    if !session.is_empty() {
+        return Ok(tokenizer.encode_bare(&text)?);
     }
-    if session.tokenizer.encode_bare(&text)?.is_empty() {
+    if tokenizer.encode_bare(&text)?.is_empty() {
         return Ok(Vec::new());
     }
     // The beginning of a text; later turns go on with it.
-    let ids = session.tokenizer.encode(&text)?;
-    say_notices(session.tokenizer, &ids);
+    let ids = tokenizer.encode(&text)?;
+    say_notices(tokenizer, &ids);
     Ok(ids)
 }
 

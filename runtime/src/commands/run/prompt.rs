@@ -5,24 +5,30 @@ use std::io::{IsTerminal, Read, stdin};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
+use flashlm_runtime::error::ways_out;
 use flashlm_runtime::text::{ReadTextError, Tokenizer};
 
 use super::RunArgs;
 
-/// The ids to start from, in a context that holds `room` tokens of a prompt; `None` on a terminal without a prompt.
-pub(super) fn prompt_ids(args: &RunArgs, tokenizer: &Tokenizer, room: usize) -> Result<Option<Vec<u32>>> {
+/// The ids to start from, in a context that holds `room` tokens of a prompt and `max` in all at most; `None` on a terminal without
+/// a prompt.
+pub(super) fn prompt_ids(args: &RunArgs, tokenizer: &Tokenizer, room: usize, max: usize) -> Result<Option<Vec<u32>>> {
     if let Some(ids) = &args.ids {
         return Ok(Some(ids.clone()));
     }
+    // Without --context it would not fit the model's own.
+    let context = args.context.unwrap_or(max);
+    let advice = || format!("use {}", ways_out(["a shorter one", "a smaller -n"], context, max));
+    let read = |from: &mut dyn Read, what: &str| read(tokenizer, from, room, what, &advice);
     let text = match (&args.prompt, &args.prompt_file) {
-        (Some(text), _) => read(tokenizer, &mut text.as_bytes(), room, "the prompt")?,
+        (Some(text), _) => read(&mut text.as_bytes(), "the prompt")?,
         (None, Some(path)) if path == Path::new("-") => {
-            as_typed(read(tokenizer, &mut stdin().lock(), room, "the prompt from standard input")?)
+            as_typed(read(&mut stdin().lock(), "the prompt from standard input")?)
         }
         (None, Some(path)) => {
             let what = format!("the prompt from {}", path.display());
             let mut file = File::open(path).with_context(|| format!("cannot read {what}"))?;
-            as_typed(read(tokenizer, &mut file, room, &what)?)
+            as_typed(read(&mut file, &what)?)
         }
         (None, None) if stdin().is_terminal() && !args.json => return Ok(None),
         (None, None) => {
@@ -34,13 +40,19 @@ pub(super) fn prompt_ids(args: &RunArgs, tokenizer: &Tokenizer, room: usize) -> 
     Ok(Some(ids))
 }
 
-/// Reads `what`, which is to have no more tokens than there is room for.
-pub(super) fn read(tokenizer: &Tokenizer, from: &mut impl Read, room: usize, what: &str) -> Result<String> {
-    tokenizer.read(from, room).map_err(|error| match error {
+/// Reads `what`, which is to have no more tokens than there is room for; `advice` says what to do if it has.
+pub(super) fn read(
+    tokenizer: &Tokenizer,
+    mut from: &mut dyn Read,
+    room: usize,
+    what: &str,
+    advice: &dyn Fn() -> String,
+) -> Result<String> {
+    tokenizer.read(&mut from, room).map_err(|error| match error {
         ReadTextError::Io(error) => anyhow!(error).context(format!("cannot read {what}")),
         error @ ReadTextError::NotUtf8 { .. } => anyhow!("{what} cannot be used: {error}"),
         error @ (ReadTextError::TooLong { .. } | ReadTextError::TooManyBytes { .. }) => {
-            anyhow!("{what} is too long: {error}; use a shorter one, a smaller -n, or a larger --context if the model allows it")
+            anyhow!("{what} is too long: {error}; {}", advice())
         }
         error => anyhow!(error),
     })
