@@ -77,6 +77,17 @@ pub enum DestinationError {
         /// What is in it.
         entry: String,
     },
+    /// Something that is no file has the name of a file that the command writes there.
+    #[error(
+        "{} is a directory, a pipe or a device, where {maker} writes a file of that name: move it away, or give another directory",
+        path.display()
+    )]
+    NoFileInside {
+        /// What is there.
+        path: PathBuf,
+        /// Who writes there.
+        maker: &'static str,
+    },
     /// Another process has it.
     #[error("{} is in use: another process is writing it; wait for it to end, or give another name", path.display())]
     Busy {

@@ -10,11 +10,23 @@ use std::path::Path;
 /// # Errors
 /// What the system says; `IsADirectory`, or `InvalidInput` for what is no file.
 pub fn open_regular(path: &Path) -> io::Result<File> {
+    open(OpenOptions::new().read(true), path)
+}
+
+/// Opens a regular file for reading and writing, as [`open_regular`] does for reading.
+///
+/// # Errors
+/// As [`open_regular`].
+pub fn open_regular_for_change(path: &Path) -> io::Result<File> {
+    open(OpenOptions::new().read(true).write(true), path)
+}
+
+fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     // Opening a device may already do something, so the name is looked at first; what was opened is looked at as well, since
     // only that cannot be exchanged. O_NONBLOCK keeps a pipe put there in between from blocking.
     refuse(&path.metadata()?)?;
     let flag = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-    let file = OpenOptions::new().read(true).custom_flags(flag).open(path)?;
+    let file = options.custom_flags(flag).open(path)?;
     refuse(&file.metadata()?)?;
     Ok(file)
 }

@@ -8,7 +8,8 @@ use std::path::Path;
 use bundle_support::lossy::{Disk, Lossy};
 use bundle_support::{Small, ramp};
 use flashlm_formats::bundle::{
-    Bundle, BundleError, BundleWriter, Extras, Manifest, replace_predictors, replace_predictors_on, verify,
+    Bundle, BundleError, BundleWriter, Extras, Manifest, remove_trailing_bytes, replace_predictors,
+    replace_predictors_on, verify,
 };
 
 const COINS: u64 = 12;
@@ -143,7 +144,12 @@ fn garbage_of_an_interrupted_replacement_is_never_taken_for_padding() {
     bytes.extend(ramp(3, 50_000));
     fs::write(&path, &bytes).unwrap();
     let report = verify(&path, &mut |_, _| ()).unwrap();
-    assert_eq!((report.damages.len(), report.unused_bytes), (0, 50_000));
+    assert_eq!((report.damages.len(), report.unused_bytes, report.trailing_bytes), (0, 0, 50_000));
+    assert!(!report.is_whole() && Bundle::open(&path).unwrap().trailing_bytes() == 50_000);
+    assert_eq!(remove_trailing_bytes(&path).unwrap(), 50_000);
+    assert!(fs::read(&path).unwrap() == bytes[..bytes.len() - 50_000] && remove_trailing_bytes(&path).unwrap() == 0);
+    assert!(verify(&path, &mut |_, _| ()).unwrap().is_whole());
+    fs::write(&path, &bytes).unwrap();
     let mut with = manifest.clone();
     with.predictors = Some(small.predictor_info(3));
     replace_predictors(&path, Some(&ramp(9, 10)), &with).unwrap();

@@ -106,7 +106,9 @@ fn layer_of(stem: &str) -> Option<usize> {
         let begin = stem.trim_end_matches(|c: char| c.is_ascii_digit()).len();
         stem[begin..].to_owned()
     };
-    named.unwrap_or_else(last).parse().ok()
+    let number = named.unwrap_or_else(last);
+    // One that no number holds is of no layer of any model, and not passed over.
+    (!number.is_empty()).then(|| number.parse().unwrap_or(usize::MAX))
 }
 
 /// Reads one predictor. `relu` overrides what the tensors' names say of what stands between the matrices.
@@ -171,6 +173,7 @@ mod tests {
             ("c4_0_layer7_-0.9812-640", Some(7)),
             ("opt-175b_layer_31", Some(31)),
             ("predictor", None),
+            ("model_layer99999999999999999999999", Some(usize::MAX)),
         ] {
             assert_eq!(layer_of(stem), layer, "{stem}");
         }

@@ -74,7 +74,8 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     allow_open_files();
-    let result = commands::interrupt::watch().and_then(|()| run(cli.command));
+    let goes_on = matches!(cli.command, Command::Prepare(_) | Command::Record(_));
+    let result = commands::interrupt::watch(goes_on).and_then(|()| run(cli.command));
     result.unwrap_or_else(|error| {
         if commands::is_broken_pipe(&error) {
             return ExitCode::SUCCESS;

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use flashlm_formats::publish::{NewFile, create_directory};
+use flashlm_formats::regular::open_regular;
 use xxhash_rust::xxh3::Xxh3;
 
 /// The file of hidden states could not be used.
@@ -111,7 +112,7 @@ impl HiddenStates {
     /// Opens the states that enter `layer`.
     pub fn open(dir: &Path, layer: usize, tokens: usize, hidden: usize) -> Result<Self, StatesError> {
         let path = Self::path(dir, layer);
-        let file = File::open(&path).map_err(io(&path))?;
+        let file = open_regular(&path).map_err(io(&path))?;
         let (expected, found) = ((tokens * hidden * 4) as u64 + SUM_BYTES, file.metadata().map_err(io(&path))?.len());
         if expected != found {
             return Err(StatesError::Length { path, expected, found });

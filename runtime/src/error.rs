@@ -188,7 +188,9 @@ pub enum RuntimeError {
     },
     /// Threads could not be started.
     #[error(
-        "cannot start {threads} threads: {source}; give fewer with --threads, or allow more (`ulimit -u`, a container's pids limit)"
+        "cannot start {threads} thread{}: {source}; {}allow more (`ulimit -u`, a container's pids limit)",
+        if *threads == 1 { "" } else { "s" },
+        if *threads == 1 { "" } else { "give fewer with --threads, or " }
     )]
     Threads {
         /// Number asked for.
@@ -270,6 +272,8 @@ mod tests {
         let says = RuntimeError::Threads { threads: 2, source: system() };
         assert!(sentence(&says).starts_with("cannot start 2 threads: the disk is gone; give fewer with --threads"));
         assert_eq!(sentence(&says).matches("the disk is gone").count(), 1);
+        let one = RuntimeError::Threads { threads: 1, source: system() };
+        assert!(sentence(&one).starts_with("cannot start 1 thread: the disk is gone; allow more (`ulimit -u`"));
         let limit = anyhow::Error::new(std::io::Error::from_raw_os_error(27)).context("cannot write x");
         assert!(
             sentence(limit.as_ref())

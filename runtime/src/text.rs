@@ -18,6 +18,7 @@ use tokenizers::Tokenizer as HfTokenizer;
 use crate::error::{Result, RuntimeError};
 use crate::guard::guarded;
 use crate::tokenizer_limits;
+pub use crate::tokenizer_limits::ADDED_BYTES_MAX;
 
 pub use bounded::ReadTextError;
 pub use stop::StopStrings;

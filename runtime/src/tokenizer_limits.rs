@@ -17,7 +17,7 @@ const GROWTH_MAX: f64 = 1024.0;
 /// Longest token: a text's length in tokens, and a generated token's in text, rest on it. Published: 256 bytes.
 const TOKEN_BYTES_MAX: usize = 1024;
 /// Bytes of all added tokens: automata that find them take some hundred times as much. Published: 100 kB.
-const ADDED_BYTES_MAX: usize = 512 << 10;
+pub const ADDED_BYTES_MAX: usize = 512 << 10;
 /// Longest prefix or suffix of the parts of a word. Published: 4.
 const AFFIX_BYTES_MAX: usize = 64;
 /// Longest word that WordPiece cuts up; it looks at every part of it. Published: 100.

@@ -231,7 +231,7 @@ fn a63_pipes_and_devices_in_odd_places() {
 }
 
 /// What a program says, if it says it within twenty seconds.
-fn ends(mut command: Command, what: &str) -> Said {
+pub(crate) fn ends(mut command: Command, what: &str) -> Said {
     let mut child = command.stdin(Stdio::null()).spawn().unwrap();
     let begin = Instant::now();
     while child.try_wait().unwrap().is_none() {

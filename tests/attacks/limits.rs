@@ -278,6 +278,8 @@ fn a_file_size_limit_is_said_and_leaves_nothing() {
         .failed(1, &["ulimit -f"]);
     limited("flashlm", &["logits", text(&bundle), "--ids", &ids, "-o", "out.safetensors"]).failed(1, &["ulimit -f"]);
     limited("flashlm", &["disk", "."]).failed(1, &["ulimit -f"]);
+    limited("flashlm-prep", &["synthesize", "--geometry", "opt-125m", "--layers", "1", "-o", "new"])
+        .failed(1, &["ulimit -f"]);
     for name in names(dir.path()) {
         assert!(!name.ends_with(".partial") && name == "rec", "{name} was left");
     }

@@ -18,6 +18,7 @@ mod mini;
 mod plan;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod power;
+mod preparing;
 mod programs;
 mod script;
 mod shown;

@@ -192,7 +192,7 @@ fn a_signal_ends_preparing_at_every_stage_and_leaves_nothing_unfinished() {
         let mut said = String::new();
         child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
         assert_eq!(status.code(), Some(code), "{stage}: {said}");
-        assert!(said.contains("interrupted"), "{stage}: {said}");
+        assert!(said.contains("interrupted") && said.contains("the same command goes on from here"), "{stage}: {said}");
         assert_eq!(unfinished(dir.path()), [] as [PathBuf; 0], "{stage}");
         assert!(!output.exists());
     }

@@ -150,9 +150,12 @@ fn no_gain_is_said_before_the_long_work() {
     assert!(last.contains(&better) && last.contains("--anyway"), "{refused:?}");
     let went_on = prep(&[&all[..], &["--anyway"]].concat());
     let last = went_on.stderr.trim_end().lines().next_back().unwrap_or_default().to_owned();
-    assert!(went_on.code == Some(0) && last.contains(&better), "{went_on:?}");
+    assert!(went_on.code == Some(0) && last.contains(&format!("{better} --force")), "{went_on:?}");
+    assert!(!went_on.stderr.contains("This model is"), "sparse, and yet nearly all is admitted: {went_on:?}");
     let shown = prep(&["inspect", text(&output)]).succeeded();
     assert!(shown.contains("of the neurons admitted") && shown.contains("flashlm-prep convert"), "{shown}");
+    // What the last line names can be done.
+    prep(&["convert", text(&checkpoint), "-o", text(&output), "--force"]).succeeded();
 }
 
 /// Every numeric option of the offline commands with numbers that mean nothing: refused before any work, and never a panic.

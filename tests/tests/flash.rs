@@ -109,7 +109,7 @@ fn chosen_gated_neurons_are_the_same_however_they_are_computed() {
         assert!(largest_difference(streamed, &dense) > 0.01, "{name}: the predictors choose everything");
 
         let checkpoint = Checkpoint::open(&quirk).unwrap();
-        let windows = Windows::new(&ids, 64, &[]);
+        let windows = Windows::new([&ids[..]], 64, [&[]; 2]);
         let vocab = bundle.spec().vocab_size;
         let mut compared = 0;
         let mut seen = |position: usize, [_, ours]: [&[f32]; 2]| {

@@ -57,7 +57,7 @@ fn prepared(dir: &TempDir, more: &[&str]) -> (Bundle, String) {
 fn evaluated(bundle: &Bundle, dir: &TempDir, choice: PredictorChoice) -> Evaluation {
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     let ids: Vec<u32> = (0..300).map(|i| 12 + (i * i * 7 + i * 37) % (VOCABULARY - 12)).collect();
-    let windows = Windows::new(&ids, 64, bundle.spec().bos.as_slice());
+    let windows = Windows::new([&ids[..]], 64, [bundle.spec().bos.as_slice(); 2]);
     let threads = Threads::new(std::thread::available_parallelism().unwrap()).unwrap();
     evaluate(bundle, &checkpoint, &windows, choice, &threads, dir.path(), &mut |_, _| (), &mut |_, _| ()).unwrap()
 }

@@ -191,7 +191,7 @@ fn other_predictors_leave_the_flash_section_in_place() {
     let bundle = Bundle::open(&path).unwrap();
     let checkpoint = Checkpoint::open(root().join("examples/tiny-opt")).unwrap();
     let ids: Vec<u32> = (0..400).map(|i| 300 + (i * 37) % 900).collect();
-    let windows = Windows::new(&ids, 128, bundle.spec().bos.as_slice());
+    let windows = Windows::new([&ids[..]], 128, [bundle.spec().bos.as_slice(); 2]);
     let threads = threads();
     let run = |choice, seen: &mut dyn FnMut(usize, [&[f32]; 2])| {
         evaluate(&bundle, &checkpoint, &windows, choice, &threads, dir.path(), &mut |_, _| (), seen).unwrap()

@@ -36,7 +36,7 @@ fn a_model_is_prepared_with_thresholds() {
     // The thresholds are the bundle's: the checkpoint itself has none, and they are one model all the same.
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     let ids: Vec<u32> = (0..300).map(|i| 300 + (i * 37) % 900).collect();
-    let windows = Windows::new(&ids, 128, &[]);
+    let windows = Windows::new([&ids[..]], 128, [&[]; 2]);
     let threads = Threads::new(std::thread::available_parallelism().unwrap()).unwrap();
     let evaluated = |choice| -> Evaluation {
         evaluate(&bundle, &checkpoint, &windows, choice, &threads, dir.path(), &mut |_, _| (), &mut |_, _| ()).unwrap()

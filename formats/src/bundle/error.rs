@@ -57,7 +57,7 @@ impl fmt::Display for Fault {
 #[non_exhaustive]
 pub enum BundleError {
     /// The file does not begin like a bundle.
-    #[error("{path} is not a flashlm bundle (it begins with {found:02x?}){}", way_out(found))]
+    #[error("{path} is not a flashlm bundle ({}){}", begins_with(found), way_out(found))]
     NotABundle {
         /// The file.
         path: PathBuf,
@@ -138,6 +138,20 @@ pub enum BundleError {
     },
 }
 
+/// How a file begins, as text where it is some.
+fn begins_with(found: &[u8]) -> String {
+    match found {
+        [] => "it is empty".into(),
+        _ if found.iter().all(|byte| byte.is_ascii_graphic() || b" \r\n\t".contains(byte)) => {
+            format!("it begins with \"{}\"", found.escape_ascii())
+        }
+        _ => {
+            let bytes: Vec<String> = found.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("it begins with the bytes {}", bytes.join(" "))
+        }
+    }
+}
+
 /// What a file is by its first bytes, where that tells what to do.
 fn way_out(found: &[u8]) -> &'static str {
     match found {
@@ -148,6 +162,7 @@ fn way_out(found: &[u8]) -> &'static str {
         [b'P', b'K', 3, 4, ..] | [_, _, _, _, 0, 0, 0, 0] => {
             ": it looks like a checkpoint's weights; `flashlm-prep prepare` or `convert` makes a bundle of the checkpoint's directory"
         }
+        [] => ": copy it again or rebuild it",
         _ => "",
     }
 }

@@ -39,7 +39,7 @@ pub use manifest::{
     ReusePoint, SourceFile, SpecialTokens,
 };
 pub use reader::Bundle;
-pub use replace::{Replacement, replace_predictors, replace_predictors_on};
+pub use replace::{Replacement, remove_trailing_bytes, replace_predictors, replace_predictors_on};
 pub use resident::TensorEntry;
 pub use storage::{FileStorage, Storage};
 pub use verify::{VerifyReport, verify};

@@ -100,6 +100,12 @@ impl Bundle {
         self.file_bytes
     }
 
+    /// Bytes of the file behind the end that the header states: an interrupted
+    /// [`replace_predictors`](super::replace_predictors()) leaves some, and whatever appends. They belong to nothing.
+    pub fn trailing_bytes(&self) -> u64 {
+        self.file_bytes - self.header.file_bytes
+    }
+
     /// Device number, inode number and length of the file that was opened: another file may have its name by now.
     pub fn identity(&self) -> (u64, u64, u64) {
         (self.place.0, self.place.1, self.file_bytes)

@@ -3,7 +3,7 @@
 //! New sections are written where no section is, made durable, and then the header, one sector, is overwritten. A process killed
 //! at any moment leaves a bundle with the old sections or with the new ones.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -14,6 +14,7 @@ use super::manifest::Manifest;
 use super::reader::Bundle;
 use super::storage::{self, Storage};
 use super::writer::Tail;
+use crate::regular::open_regular_for_change;
 
 /// A file that is changed where it stands.
 struct InPlace(File);
@@ -57,7 +58,7 @@ impl<'a> Replacement<'a> {
     /// # Errors
     /// As [`replace_predictors`].
     pub fn begin(path: &Path, predictors: Option<&'a [u8]>, manifest: &Manifest) -> Result<Self, BundleError> {
-        let file = OpenOptions::new().read(true).write(true).open(path).map_err(BundleError::io("open", path))?;
+        let file = open_regular_for_change(path).map_err(BundleError::io("open", path))?;
         storage::lock(&file, path)?;
         let bundle = Bundle::open(path)?;
         let tail = tail_for(&bundle, predictors, manifest)?;
@@ -80,6 +81,19 @@ impl<'a> Replacement<'a> {
         // What lies behind the new end belongs to nobody any more.
         self.storage.0.set_len(self.tail.end()).map_err(BundleError::io("truncate", path))
     }
+}
+
+/// Cuts off what lies behind the end of the bundle at `path`, see [`Bundle::trailing_bytes`], and says how many bytes that was.
+///
+/// # Errors
+/// Whatever opening the bundle reports, `Busy`, `Io`.
+pub fn remove_trailing_bytes(path: &Path) -> Result<u64, BundleError> {
+    let file = open_regular_for_change(path).map_err(BundleError::io("open", path))?;
+    storage::lock(&file, path)?;
+    let bundle = Bundle::open(path)?;
+    let cut = file.set_len(bundle.header().file_bytes).and_then(|()| file.sync_all());
+    cut.map_err(BundleError::io("truncate", path))?;
+    Ok(bundle.trailing_bytes())
 }
 
 /// As [`replace_predictors`], writing to any storage that holds the bytes of `bundle`. The end of the last section is returned.

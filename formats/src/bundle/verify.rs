@@ -17,8 +17,10 @@ pub struct VerifyReport {
     pub damages: Vec<Fault>,
     /// Bytes that were read and checked.
     pub checked_bytes: u64,
-    /// Bytes that belong to no section: what replaced predictors left. Their contents mean nothing.
+    /// Bytes between sections that belong to none: what replaced predictors left. Their contents mean nothing.
     pub unused_bytes: u64,
+    /// Bytes behind the end that the header states: see [`Bundle::trailing_bytes`].
+    pub trailing_bytes: u64,
 }
 
 /// Bytes read at once, about.
@@ -52,7 +54,7 @@ pub fn verify(path: impl AsRef<Path>, progress: &mut dyn FnMut(u64, u64)) -> Res
             }
         }
     }
-    check.report.checked_bytes = bundle.file_bytes() - check.report.unused_bytes;
+    check.report.checked_bytes = bundle.file_bytes() - check.report.unused_bytes - check.report.trailing_bytes;
     Ok(check.report)
 }
 
@@ -62,6 +64,13 @@ struct Check<'a> {
     buffer: Vec<u8>,
     done: u64,
     progress: &'a mut dyn FnMut(u64, u64),
+}
+
+impl VerifyReport {
+    /// Whether the file is a bundle as it was written, and nothing else.
+    pub fn is_whole(&self) -> bool {
+        self.damages.is_empty() && self.trailing_bytes == 0
+    }
 }
 
 impl Check<'_> {
@@ -91,7 +100,7 @@ impl Check<'_> {
             self.report.unused_bytes += extent.offset - padding_end;
             end = extent.end();
         }
-        self.report.unused_bytes += self.bundle.file_bytes() - end;
+        self.report.trailing_bytes = self.bundle.trailing_bytes();
         for gap in gaps {
             self.read(gap)?;
             if let Some(at) = self.buffer.iter().position(|byte| *byte != 0) {
@@ -99,7 +108,7 @@ impl Check<'_> {
                 self.report.damages.push(Fault::new(None, what, 0, self.buffer[at]));
             }
         }
-        self.advance(self.report.unused_bytes);
+        self.advance(self.report.unused_bytes + self.report.trailing_bytes);
         Ok(())
     }
 

@@ -41,7 +41,11 @@ pub enum Note {
         keys: Vec<String>,
     },
     /// Keys of the configuration that nobody here knows.
-    #[error("config.json has {}, which flashlm does not know: if it changes numbers, so will the result", few(.0))]
+    #[error(
+        "config.json has {}, which flashlm does not know and ignores: if transformers follows such a key, its outputs \
+         differ from those here",
+        few(.0)
+    )]
     UnknownKeys(Vec<String>),
     /// All names stand behind one that a trainer or a wrapper put there.
     #[error("the tensors' names begin with {prefix}, which was taken off")]

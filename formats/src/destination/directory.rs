@@ -35,6 +35,8 @@ enum Entry {
     Own,
     /// A file that is not.
     Strange,
+    /// No file, under the name of one of ours: it would stop the command in the middle of its work.
+    NoFile,
 }
 
 impl DirectoryKind {
@@ -59,12 +61,16 @@ impl DirectoryKind {
     /// What an entry called `name` is.
     fn entry(self, name: &str, path: &Path) -> Entry {
         let of = |yes: bool, kind: Entry| if yes { kind } else { Entry::Strange };
-        // Files have this name while they are written, by one of our processes at a time.
-        if let Some(whole) = name.strip_suffix(".partial") {
-            return of(self.has_name(whole), Entry::Own);
-        }
-        if !self.has_name(name) {
+        let is_partial = name.ends_with(".partial");
+        if !self.has_name(name.strip_suffix(".partial").unwrap_or(name)) {
             return Entry::Strange;
+        }
+        if name != "states" && path.metadata().is_ok_and(|there| !there.is_file()) {
+            return Entry::NoFile;
+        }
+        // Files have this name while they are written, by one of our processes at a time.
+        if is_partial {
+            return Entry::Own;
         }
         let json = |format| is_json_of(&head(path).unwrap_or_default(), format);
         match (self, name) {
@@ -133,6 +139,7 @@ fn is_our_safetensors(path: &Path) -> bool {
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
+    kind: DirectoryKind,
     /// Whether it was not there before.
     made: bool,
     _lock: File,
@@ -142,6 +149,9 @@ impl Drop for Directory {
     fn drop(&mut self) {
         // A command that gave up before it wrote anything leaves nothing. What is not empty stays.
         if self.made {
+            if self.kind == DirectoryKind::Work && holds_only_the_mark(&self.path) {
+                let _ = fs::remove_file(self.path.join(WORK_MARK));
+            }
             let _ = fs::remove_dir(&self.path);
         }
     }
@@ -181,6 +191,9 @@ impl Directory {
                     let entry = "states".to_owned();
                     return Err(DestinationError::StrangeDirectory { path: path.to_owned(), what, maker, entry });
                 }
+                Entry::NoFile => {
+                    return Err(DestinationError::NoFileInside { path: entry.path(), maker: kind.maker() });
+                }
                 Entry::Mark => marked = true,
                 Entry::Own => {}
                 // Always the same one is named.
@@ -214,13 +227,18 @@ impl Directory {
         if kind == DirectoryKind::Work {
             mark(path).map_err(failed(path))?;
         }
-        Ok(Self { path: path.to_owned(), made, _lock: directory })
+        Ok(Self { path: path.to_owned(), kind, made, _lock: directory })
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+fn holds_only_the_mark(dir: &Path) -> bool {
+    fs::read_dir(dir)
+        .is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == WORK_MARK)))
 }
 
 /// Marks a work directory, durably and before anything is put into it: what is not marked is not touched.
@@ -249,9 +267,13 @@ mod tests {
         for kind in kinds {
             Directory::check(&path, kind, &[]).unwrap();
             drop(Directory::take(&path, kind, &[]).unwrap());
-            // One that was never filled is gone with its owner; a work directory has its mark.
-            assert_eq!(path.exists(), kind == DirectoryKind::Work);
-            _ = fs::remove_dir_all(&path);
+            // One that was never filled is gone with its owner, and one that was is not.
+            assert!(!path.exists(), "{kind:?}");
+            let taken = Directory::take(&path, kind, &[]).unwrap();
+            fs::write(path.join("source"), "x").unwrap();
+            drop(taken);
+            assert!(path.join("source").exists() && path.join(WORK_MARK).exists() == (kind == DirectoryKind::Work));
+            fs::remove_dir_all(&path).unwrap();
             for name in ["notes.txt", "orders", "layer-x.safetensors", "model.safetensors.partial"] {
                 fs::create_dir(&path).unwrap();
                 fs::write(path.join(name), "mine").unwrap();
@@ -275,9 +297,33 @@ mod tests {
         check().unwrap();
         fs::write(states.join("data.csv"), "mine").unwrap();
         assert!(matches!(check(), Err(DestinationError::StrangeDirectory { .. })));
-        fs::rename(&states, dir.path().join("layer-000.safetensors")).unwrap();
+        fs::remove_dir_all(&states).unwrap();
         std::os::unix::fs::symlink(dir.path(), &states).unwrap();
         assert!(matches!(check(), Err(DestinationError::StrangeDirectory { .. })));
+    }
+
+    #[test]
+    fn no_directory_or_pipe_may_have_the_name_of_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        for (kind, name) in [
+            (DirectoryKind::Predictors, "predictor-000.safetensors"),
+            (DirectoryKind::Predictors, "predictors.json"),
+            (DirectoryKind::Orders, "layer-001.order.safetensors.partial"),
+            (DirectoryKind::Recording, "tokens.safetensors"),
+            (DirectoryKind::Work, WORK_MARK),
+        ] {
+            let path = dir.path().join(name);
+            let refused = || match Directory::check(dir.path(), kind, &[]) {
+                Err(DestinationError::NoFileInside { path: named, .. }) => named == path,
+                _ => false,
+            };
+            fs::create_dir(&path).unwrap();
+            assert!(refused(), "{name}, a directory");
+            fs::remove_dir(&path).unwrap();
+            assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+            assert!(refused(), "{name}, a pipe");
+            fs::remove_file(&path).unwrap();
+        }
     }
 
     #[test]

@@ -8,11 +8,11 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use flashlm_formats::bundle::Bundle;
 use flashlm_prep::evaluate::{Evaluation, PredictorChoice, Windows, evaluate};
-use flashlm_prep::record::documents::{pieces, read_documents};
+use flashlm_prep::record::documents::pieces;
 use flashlm_prep::record::text::between_texts;
 use flashlm_runtime::text::Tokenizer;
 
-use super::{Stage, numbers, say_notes, source};
+use super::{Stage, numbers, source};
 
 /// Arguments of `flashlm-prep evaluate`.
 #[derive(Args)]
@@ -36,6 +36,10 @@ pub(crate) struct EvaluateArgs {
     /// Ids that go through the model together
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = numbers::sequence)]
     window: usize,
+    /// Cut windows out of all documents joined to one stream, as perplexities are often published; without it no window reaches
+    /// from one document into the next, as in what `record` and `prepare` report
+    #[arg(long)]
+    join_documents: bool,
     /// Which neurons the bundle computes
     #[arg(long, value_enum, default_value = "bundle")]
     predictor: PredictorArg,
@@ -68,23 +72,30 @@ pub(crate) fn run(args: &EvaluateArgs) -> Result<ExitCode> {
     let checkpoint = source::open(&args.against)?;
     let tokenizer = Tokenizer::of(&bundle)?;
     let spec = bundle.spec();
-    let documents = read_documents(&args.text)?;
-    say_notes(&documents.notes);
-    let mut stream = Vec::new();
+    let documents = super::documents(&args.text)?;
+    let begin = between_texts(&tokenizer, spec);
+    let (mut texts, mut count) = (Vec::new(), 0);
     for document in &documents.texts {
-        if stream.len() >= args.tokens {
-            break;
-        }
-        stream.extend(between_texts(&tokenizer, spec));
+        let mut ids = if args.join_documents { begin.clone() } else { Vec::new() };
         // Not more is tokenized than is asked for.
         for piece in pieces(document, PIECE_BYTES) {
-            if stream.len() < args.tokens {
-                stream.extend(tokenizer.encode_bare(piece)?);
+            if count + ids.len() < args.tokens {
+                ids.extend(tokenizer.encode_bare(piece)?);
             }
         }
+        ids.truncate(args.tokens - count);
+        count += ids.len();
+        texts.push(ids);
+        if count == args.tokens {
+            break;
+        }
     }
-    stream.truncate(args.tokens);
-    let windows = Windows::new(&stream, args.window.min(spec.max_positions).max(2), tokenizer.first_ids());
+    let window = args.window.min(spec.max_positions).max(2);
+    let first = tokenizer.first_ids();
+    let windows = match args.join_documents {
+        true => Windows::new([&texts.concat()[..]], window, [first; 2]),
+        false => Windows::new(texts.iter().map(Vec::as_slice), window, [&begin, first]),
+    };
     let choice = match args.predictor {
         PredictorArg::Bundle => PredictorChoice::Bundle,
         PredictorArg::All => PredictorChoice::All,
@@ -99,17 +110,18 @@ pub(crate) fn run(args: &EvaluateArgs) -> Result<ExitCode> {
     if args.json {
         super::print_json(&evaluation)?;
     } else {
-        print(&evaluation);
+        print(&evaluation, &windows, args.join_documents);
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn print(evaluation: &Evaluation) {
+fn print(evaluation: &Evaluation, windows: &Windows, joined: bool) {
     let Evaluation { perplexity, top1_agreement, kl_mean, positions, predictor_bytes, ffn_bytes, layers } = evaluation;
     let percent = |share: f64| 100.0 * share;
     // Where everything is computed nothing was predicted, so there are no false alarms.
     let alarms = |rate: Option<f64>| rate.map_or("-".to_owned(), |rate| format!("{:.2}%", percent(rate)));
-    println!("{positions} positions");
+    let cut = if joined { "of the documents joined to one stream" } else { "none with tokens of two documents" };
+    println!("{positions} positions in {}, {cut}", super::counted(windows.offsets.len() - 1, "window"));
     println!(
         "  perplexity        {:.4} dense, {:.4} bundle ({:+.2} %)",
         perplexity.dense,

@@ -45,10 +45,11 @@ pub(crate) fn admitted(sparsity: &[LayerSparsity]) -> Option<f64> {
 pub(crate) fn pointless(admitted: f64, checkpoint: &Path, output: &Path) -> String {
     format!(
         "the predictors admit {:.0} % of the neurons, so a token would read nearly all of them, one by one: a bundle without \
-         predictors is faster: flashlm-prep convert {} -o {}",
+         predictors is faster: flashlm-prep convert {} -o {}{}",
         100.0 * admitted,
         checkpoint.display(),
-        output.display()
+        output.display(),
+        if output.exists() { " --force (which replaces the bundle that is there)" } else { "" }
     )
 }
 
@@ -61,6 +62,10 @@ mod tests {
         assert!(verdict(0.05).contains("is sparse") && verdict(0.2).contains("moderately"));
         assert!(verdict(0.6).contains("not sparse") && verdict(0.6).contains("--quality-loss"));
         let said = pointless(0.954, Path::new("/models/x"), Path::new("x.flashlm"));
-        assert!(said.contains("95 %") && said.contains("flashlm-prep convert /models/x -o x.flashlm"), "{said}");
+        assert!(said.contains("95 %") && said.ends_with("flashlm-prep convert /models/x -o x.flashlm"), "{said}");
+        // A bundle that is there is not replaced unasked.
+        let there = tempfile::NamedTempFile::new().unwrap();
+        let said = pointless(0.954, Path::new("/models/x"), there.path());
+        assert!(said.contains(&format!("-o {} --force", there.path().display())), "{said}");
     }
 }

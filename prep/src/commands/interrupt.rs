@@ -9,15 +9,19 @@ use flashlm_runtime::signals;
 /// How soon a signal is followed.
 const STEP: Duration = Duration::from_millis(20);
 
-/// From now on a signal ends the process with its exit code. To be called once, before there is anything to lose.
-pub(crate) fn watch() -> Result<()> {
+/// From now on a signal ends the process with its exit code; `goes_on`: the command, given again, goes on with what it left. To
+/// be called once, before there is anything to lose.
+pub(crate) fn watch(goes_on: bool) -> Result<()> {
     signals::watch().context("cannot watch for Ctrl-C")?;
     // Files cannot be removed in a handler, and the work does not look at a flag while it hashes, trains or waits for the hub.
-    let follow = || {
+    let follow = move || {
         loop {
             if let Some(code) = signals::asked() {
                 publish::abandon();
-                eprintln!("flashlm-prep: interrupted; files that were not whole are removed, what was fetched is kept");
+                let next = if goes_on { "; the same command goes on from here" } else { "" };
+                eprintln!(
+                    "flashlm-prep: interrupted; files that were not whole are removed, what was fetched is kept{next}"
+                );
                 std::process::exit(code.into());
             }
             std::thread::sleep(STEP);

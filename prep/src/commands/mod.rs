@@ -45,6 +45,7 @@ use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::destination::{Destination, DestinationError, FileKind, check_new_file};
 use flashlm_formats::publish::publish_bytes;
 use flashlm_kernels::Threads;
+use flashlm_prep::record::documents::{Documents, DocumentsError, read_documents};
 use flashlm_prep::tokenizer::packed_tokenizer;
 use flashlm_runtime::error::{RuntimeError, printable};
 use flashlm_runtime::threads;
@@ -99,6 +100,13 @@ pub(crate) fn say_notes(notes: &[String]) {
     for note in notes {
         eprintln!("note: {note}");
     }
+}
+
+/// Reads documents, and says at once what is to be said of them: it may explain the error that follows.
+pub(crate) fn documents(paths: &[PathBuf]) -> Result<Documents, DocumentsError> {
+    let documents = read_documents(paths)?;
+    say_notes(&documents.notes);
+    Ok(documents)
 }
 
 /// Writes a file whole: it is there complete, or not at all.

@@ -9,6 +9,7 @@ mod made_from;
 mod memory;
 mod packed;
 mod source_hash;
+mod stamp;
 mod work;
 
 use std::num::NonZeroUsize;
@@ -29,7 +30,6 @@ use flashlm_prep::own_text::{OwnText, write_own_text};
 use flashlm_prep::pack::{PackOptions, pack_unpublished};
 use flashlm_prep::predictors::assemble;
 use flashlm_prep::record::Calibration;
-use flashlm_prep::record::documents::read_documents;
 use flashlm_prep::record::text::Sampling;
 use flashlm_prep::thresholds::{ThresholdFile, VERIFIED};
 use flashlm_prep::train::TRIAL_TOKENS;
@@ -54,7 +54,7 @@ use work::Work;
     flashlm-prep prepare /models/opt-1.3b --text calibration.txt -o opt-1.3b.flashlm\n  \
     flashlm-prep prepare /models/opt-1.3b -o opt-1.3b.flashlm          (the model writes its own calibration text)\n  \
     flashlm-prep prepare facebook/opt-1.3b@main -o opt-1.3b.flashlm    (fetched from the Hugging Face hub)\n\n\
-    Interrupted, the same command goes on. HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_ENDPOINT and HF_HUB_OFFLINE are honoured.\n\
+    Interrupted, the same command goes on from there. HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_ENDPOINT and HF_HUB_OFFLINE are honoured.\n\
      Text of the kind that the model will be used for makes the best predictors.")]
 pub(crate) struct PrepareArgs {
     #[arg(value_name = "CHECKPOINT", help = CHECKPOINT_HELP)]
@@ -99,7 +99,7 @@ pub(crate) struct PrepareArgs {
     /// Directory for intermediate files [default: the output's name with .work]
     #[arg(long, value_name = "DIR")]
     work: Option<PathBuf>,
-    /// Keep the recorded activations
+    /// Keep the recorded activations, in the work directory's `recording`, which analyze and report read
     #[arg(long)]
     keep_recordings: bool,
     /// Decides the sampling of documents, the training order, and the model's own text
@@ -160,6 +160,8 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
     let reserved = Destination::take(&args.output, FileKind::Bundle, &inputs)?;
     let work_dir = args.work_directory();
     packed::refuse_other(&packed::look(&work_dir, &args.output)?, &work_dir, &args.output, args.force)?;
+    // Before there is a work directory: a text that cannot be used leaves nothing.
+    let given = if args.text.is_empty() { None } else { Some(super::documents(&args.text)?) };
     let work = Work::open(&work_dir, &inputs)?;
     work.refuse_inside(inputs.iter().map(|input| (input, false)).chain([(&args.output, true)]))?;
     let mut checkpoint = source::open(&args.checkpoint)?;
@@ -188,12 +190,14 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
         }
         Ok(())
     };
-    let texts = match args.text.as_slice() {
-        [] => vec![own_text(args, tokens, &checkpoint, &tokenizer_file, &source, &work, &mut announce)?],
-        texts => texts.to_vec(),
+    let documents = match given {
+        Some(documents) => documents,
+        None => {
+            super::documents(&[own_text(args, tokens, &checkpoint, &tokenizer_file, &source, &work, &mut announce)?])?
+        }
     };
     let sampling = Sampling { tokens, sequence_tokens: args.sequence_tokens, seed: args.seed, held_out: HELD_OUT };
-    let calibration = Calibration::new(&read_documents(&texts)?, &tokenizer, &spec, sampling)?;
+    let calibration = Calibration::new(&documents, &tokenizer, &spec, sampling)?;
 
     say_notes(&calibration.notes);
     find_thresholds(args, &mut checkpoint, &calibration, &source, &work, &mut announce)?;
@@ -270,7 +274,9 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
         work.clear("recording")?;
     }
     let bytes = std::fs::metadata(&args.output)?.len();
-    eprintln!("{}", verdict(active));
+    if admitted <= gain::POINTLESS {
+        eprintln!("{}", verdict(active));
+    }
     eprintln!(
         "wrote {} ({}) in {:.0} s; intermediate files are in {}",
         args.output.display(),
@@ -279,7 +285,8 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
         work.dir.display()
     );
     if admitted > gain::POINTLESS {
-        eprintln!("note: {}", gain::pointless(admitted, &args.checkpoint, &args.output));
+        let pointless = gain::pointless(admitted, &args.checkpoint, &args.output);
+        eprintln!("note: {:.1} % of the neurons are active on average, but {pointless}", 100.0 * active);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -297,7 +304,7 @@ fn find_thresholds(
     if let Some(dense) = gain::dense_by_nature(checkpoint.spec()) {
         eprintln!("note: {dense}");
     }
-    let dir = work.stage("thresholds", &made_from::thresholds(source, calibration, checkpoint, loss))?;
+    let dir = work.stage("thresholds", &made_from::thresholds(args, source, calibration, checkpoint, loss))?;
     let path = dir.join("thresholds.json");
     if !work::is_whole(&dir) {
         announce(checkpoint, Left::all(checkpoint, false, calibration.tokens.len()))?;

@@ -1,10 +1,11 @@
 //! Progress of a stage that may take long: a bar with rate and time left on a terminal, lines elsewhere.
 
+use std::fmt::Write;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use flashlm_runtime::terminal::printable;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 /// Without a terminal: when the first line comes, and how long after it the others.
 const FIRST_LINE: Duration = Duration::from_secs(10);
@@ -27,24 +28,27 @@ struct Lines {
 impl Stage {
     /// A stage that counts bytes.
     pub(crate) fn bytes(name: impl Into<String>) -> Self {
-        Self::styled(name, "{prefix} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left", 0, "")
+        Self::styled(name, "{prefix} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}{left}", 0, "")
     }
 
     /// A stage that counts `unit`s.
     pub(crate) fn new(name: impl Into<String>, unit: &'static str, steps: u64) -> Self {
-        Self::styled(name, "{prefix} [{bar:30}] {pos}/{len} {msg} ({per_sec}), {eta} left", steps, unit)
+        Self::styled(name, "{prefix} [{bar:30}] {pos}/{len} {msg}{rate}{left}", steps, unit)
     }
 
     /// A stage whose steps mean nothing to anybody: only the share that is done is shown.
     pub(crate) fn share(name: impl Into<String>) -> Self {
-        Self::styled(name, "{prefix} [{bar:30}] {percent} %, {eta} left", 0, "")
+        Self::styled(name, "{prefix} [{bar:30}] {percent} %{left}", 0, "")
     }
 
     fn styled(name: impl Into<String>, template: &str, steps: u64, unit: &'static str) -> Self {
         let name = printable(&name.into()).to_string();
         let bar = ProgressBar::new(steps).with_prefix(name.clone()).with_message(unit);
         if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style.progress_chars("=> "));
+            // What cannot be written is not shown.
+            let rate = |state: &ProgressState, out: &mut dyn Write| _ = out.write_str(&rate(state.per_sec()));
+            let left = |state: &ProgressState, out: &mut dyn Write| _ = out.write_str(&left(state.eta()));
+            bar.set_style(style.with_key("rate", rate).with_key("left", left).progress_chars("=> "));
         }
         // The bar's clock is a thread, and indicatif panics where there is none to be had.
         let is_to_be_had = || std::thread::Builder::new().spawn(|| ()).is_ok_and(|thread| thread.join().is_ok());
@@ -102,6 +106,21 @@ impl Stage {
     }
 }
 
+/// Steps a second, to two digits or more; nothing before there were any.
+fn rate(per_second: f64) -> String {
+    match per_second {
+        r if !r.is_finite() || r < 0.01 => String::new(),
+        r if r < 1.0 => format!(" ({r:.2}/s)"),
+        r if r < 10.0 => format!(" ({r:.1}/s)"),
+        r => format!(" ({r:.0}/s)"),
+    }
+}
+
+/// What is left, on a bar; nothing where that is not known yet, or is next to nothing.
+fn left(eta: Duration) -> String {
+    if eta < Duration::from_secs(1) { String::new() } else { format!(", about {} left", duration(eta.as_secs_f64())) }
+}
+
 /// What is said of a stage that is so far.
 fn line(name: &str, done: u64, before: u64, total: u64, elapsed: Duration) -> Option<String> {
     if done <= before || done >= total {
@@ -115,6 +134,7 @@ fn line(name: &str, done: u64, before: u64, total: u64, elapsed: Duration) -> Op
 /// A time that is not known to the second.
 pub(crate) fn duration(seconds: f64) -> String {
     match seconds {
+        s if s < 1.5 => "a second".into(),
         s if s < 90.0 => format!("{s:.0} seconds"),
         s if s < 5400.0 => format!("{:.0} minutes", s / 60.0),
         s => format!("{:.1} hours", s / 3600.0),
@@ -138,6 +158,15 @@ mod tests {
         // What an earlier run did took none of this one's time.
         assert_eq!(said(60, 50, 100, 60).unwrap(), "x: 60 %, about 4 minutes left");
         assert_eq!([said(0, 0, 100, 60), said(100, 0, 100, 60), said(5, 0, 0, 60)], [None, None, None]);
-        assert_eq!([duration(5.0), duration(7200.0)], ["5 seconds", "2.0 hours"]);
+        assert_eq!([duration(0.2), duration(5.0), duration(7200.0)], ["a second", "5 seconds", "2.0 hours"]);
+    }
+
+    #[test]
+    fn bars_show_figures_that_can_be_read() {
+        assert_eq!(
+            [0.0, f64::NAN, 0.1234, 3.4567, 1234.5678].map(rate),
+            ["", "", " (0.12/s)", " (3.5/s)", " (1235/s)"]
+        );
+        assert_eq!([0.0, 0.4, 61.0].map(|s| left(Duration::from_secs_f64(s))), ["", "", ", about 61 seconds left"]);
     }
 }

@@ -8,7 +8,6 @@ use anyhow::Result;
 use clap::Args;
 use flashlm_formats::destination::{Directory, DirectoryKind};
 use flashlm_formats::recording::HELD_OUT;
-use flashlm_prep::record::documents::read_documents;
 use flashlm_prep::record::text::Sampling;
 use flashlm_prep::record::{Calibration, Recorder};
 use flashlm_prep::thresholds::ThresholdFile;
@@ -66,7 +65,7 @@ pub(crate) fn run(args: &RecordArgs) -> Result<ExitCode> {
         Calibration::random(checkpoint.spec(), sampling)
     } else {
         let tokenizer = Tokenizer::from_json(&super::tokenizer(&checkpoint)?)?;
-        Calibration::new(&read_documents(&args.text)?, &tokenizer, checkpoint.spec(), sampling)?
+        Calibration::new(&super::documents(&args.text)?, &tokenizer, checkpoint.spec(), sampling)?
     };
     say_notes(&calibration.notes);
     let _taken = Directory::take(&args.output, DirectoryKind::Recording, &inputs)?;

@@ -7,7 +7,10 @@ use flashlm_formats::recording::{Recording, Split};
 
 /// Opens a recording, and says it where its recorder did not decide what is held out.
 pub(crate) fn open(dir: &Path) -> Result<Recording> {
-    let recording = Recording::open(dir).context("a recording is a directory made by `flashlm-prep record`")?;
+    let recording = Recording::open(dir).context(
+        "a recording is a directory made by `flashlm-prep record`, or `recording` in the work directory of \
+         `prepare --keep-recordings`",
+    )?;
     if !recording.says_what_is_held_out() {
         let held_out = Split::tokens(&recording.split().held_out);
         eprintln!(

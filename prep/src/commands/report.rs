@@ -18,7 +18,7 @@ use super::{Stage, inputs, numbers, recorded};
     after_help = "Example:\n  flashlm-prep report recording --predictors predictors --orders orders -o report.html"
 )]
 pub(crate) struct ReportArgs {
-    /// Directory of the recording
+    /// Directory of the recording, of `record` or `prepare --keep-recordings`
     #[arg(value_name = "RECORDING")]
     recording: PathBuf,
     /// The page

@@ -10,7 +10,6 @@ use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::destination::{Destination, FileKind};
 use flashlm_formats::model::ModelSpec;
 use flashlm_prep::record::Calibration;
-use flashlm_prep::record::documents::read_documents;
 use flashlm_prep::record::text::Sampling;
 use flashlm_prep::thresholds::{Measured, ThresholdFile, VERIFIED, find_thresholds};
 use flashlm_runtime::budget::human_bytes;
@@ -81,7 +80,7 @@ pub(crate) fn run(args: &ThresholdsArgs) -> Result<ExitCode> {
         })
     );
     let sampling = Sampling { tokens, sequence_tokens: args.sequence_tokens, seed: args.seed, held_out: VERIFIED };
-    let calibration = Calibration::new(&read_documents(&args.text)?, &tokenizer, spec, sampling)?;
+    let calibration = Calibration::new(&super::documents(&args.text)?, &tokenizer, spec, sampling)?;
     say_notes(&calibration.notes);
     let scratch = args.scratch.clone().unwrap_or_else(std::env::temp_dir);
     let measured = measure(&checkpoint, &calibration, args.quality_loss, args.threads, &scratch);

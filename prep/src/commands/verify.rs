@@ -13,7 +13,8 @@ use super::{Stage, counted};
 
 /// Arguments of `flashlm-prep verify`.
 #[derive(Args)]
-#[command(after_help = "Example:\n  flashlm-prep verify model.flashlm\n\nExits with 1 if anything is damaged.")]
+#[command(after_help = "Example:\n  flashlm-prep verify model.flashlm\n\n\
+    Exits with 1 if anything is damaged, or the file goes on behind the bundle's end.")]
 pub(crate) struct VerifyArgs {
     /// The bundle
     #[arg(value_name = "BUNDLE")]
@@ -31,14 +32,28 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
     if args.json {
         println!(
             "{}",
-            json!({ "ok": damages.is_empty(), "damages": damages, "checked_bytes": report.checked_bytes, "unused_bytes": report.unused_bytes })
+            json!({
+                "ok": report.is_whole(), "damages": damages, "checked_bytes": report.checked_bytes,
+                "unused_bytes": report.unused_bytes, "trailing_bytes": report.trailing_bytes
+            })
         );
-    } else if damages.is_empty() {
+    } else if report.is_whole() {
         println!("{}: {} checked, no damage", args.bundle.display(), human_bytes(report.checked_bytes));
     } else {
         damages.iter().for_each(|damage| println!("{damage}"));
-        let (places, are) = (counted(damages.len(), "place"), if damages.len() == 1 { "is" } else { "are" });
-        eprintln!("{places} {are} damaged; copy the bundle again or rebuild it");
+        if report.trailing_bytes > 0 {
+            let end = report.checked_bytes + report.unused_bytes;
+            let (trailing, path) = (counted(report.trailing_bytes as usize, "byte"), args.bundle.display());
+            println!("behind the end: the bundle ends at byte {end}, and {trailing} that belong to nothing follow");
+            eprintln!(
+                "something was appended to the bundle, or a replacement of its predictors was interrupted: `truncate -s {end} {path}` \
+                 cuts it off"
+            );
+        }
+        if !damages.is_empty() {
+            let (places, are) = (counted(damages.len(), "place"), if damages.len() == 1 { "is" } else { "are" });
+            eprintln!("{places} {are} damaged; copy the bundle again or rebuild it");
+        }
     }
-    Ok(if damages.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if report.is_whole() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -93,6 +93,9 @@ pub enum PredictorChoice {
 }
 
 /// The text, cut into windows.
+///
+/// No window has ids of two documents: as a prompt is one text, so is what is recorded and trained on, and what stands before a
+/// token in use is never the end of another text.
 pub struct Windows {
     /// Ids of all windows, one behind the other.
     pub ids: Vec<u32>,
@@ -101,14 +104,19 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// Cuts a stream into windows of at most `window` ids, each of which begins with `first`; every id but the first of a window
-    /// is scored.
-    pub fn new(stream: &[u32], window: usize, first: &[u32]) -> Self {
+    /// Cuts documents into windows of at most `window` ids. A document's first window begins with `begin`, the others with `first`;
+    /// every id but the first of a window is scored.
+    pub fn new<'a>(documents: impl IntoIterator<Item = &'a [u32]>, window: usize, [begin, first]: [&[u32]; 2]) -> Self {
         let (mut ids, mut offsets) = (Vec::new(), vec![0]);
-        for chunk in stream.chunks(window.saturating_sub(first.len()).max(1)) {
-            ids.extend(first);
-            ids.extend_from_slice(chunk);
-            offsets.push(ids.len());
+        for mut document in documents {
+            let mut before = begin;
+            while !document.is_empty() {
+                let (now, later) = document.split_at(window.saturating_sub(before.len()).clamp(1, document.len()));
+                ids.extend(before);
+                ids.extend_from_slice(now);
+                offsets.push(ids.len());
+                (document, before) = (later, first);
+            }
         }
         Self { ids, offsets }
     }
@@ -305,4 +313,20 @@ fn bundle_ffn(bundle: &Bundle, layer: usize) -> Result<ResidentFfn, EvaluateErro
     }
     let params = NeuronParams::load(bundle.spec(), layer, &mut BundleTensors(bundle))?;
     Ok(ResidentFfn::new(bundle.spec().ffn, Records::of(bundle), records, vec![params]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_window_has_ids_of_two_documents() {
+        let documents: [&[u32]; 3] = [&[10, 11, 12, 13, 14], &[], &[20]];
+        let windows = Windows::new(documents, 4, [&[1, 2], &[1]]);
+        let cut: Vec<&[u32]> = windows.ranges().map(|range| &windows.ids[range]).collect();
+        assert_eq!(cut, [&[1, 2, 10, 11][..], &[1, 12, 13, 14], &[1, 2, 20]]);
+        // However short windows are, each has an id of the text.
+        let windows = Windows::new([&[10, 11][..]], 1, [&[1, 2], &[1]]);
+        assert_eq!(windows.ids, [1, 2, 10, 1, 11]);
+    }
 }

@@ -180,7 +180,7 @@ pub enum HubError {
         missing: Vec<String>,
     },
     /// The cache cannot be used.
-    #[error("cannot {action} {}: {source}. Set HF_HUB_CACHE to a directory that can be written to", path.display())]
+    #[error("cannot {action} {}: {source}{}", path.display(), io_way_out(source))]
     Io {
         /// What was tried.
         action: &'static str,
@@ -207,6 +207,29 @@ pub enum HubError {
 impl HubError {
     pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io { action, path: path.to_owned(), source }
+    }
+}
+
+/// What helps where the cache cannot be used, by what the system said.
+fn io_way_out(error: &io::Error) -> &'static str {
+    use io::ErrorKind::{CrossesDevices, NotFound, PermissionDenied, ReadOnlyFilesystem, StorageFull};
+    /// EIO has no kind of its own.
+    const INPUT_OUTPUT: i32 = 5;
+    match error.kind() {
+        PermissionDenied | ReadOnlyFilesystem | NotFound | io::ErrorKind::NotADirectory => {
+            ". Set HF_HUB_CACHE to a directory that can be written to"
+        }
+        CrossesDevices => {
+            ": parts of the cache lie on different file systems. Mount nothing in it, or set HF_HUB_CACHE to a directory on one"
+        }
+        StorageFull | io::ErrorKind::QuotaExceeded => {
+            ". Make room, or set HF_HUB_CACHE to a directory on another disk; what was fetched is kept"
+        }
+        _ if error.raw_os_error() == Some(INPUT_OUTPUT) => {
+            ": the disk failed, or its connection. `dmesg` may say more; HF_HUB_CACHE may name a directory on another disk"
+        }
+        // Of a limit on file sizes the program says itself what helps; of others nothing is known.
+        _ => "",
     }
 }
 
@@ -260,4 +283,27 @@ fn shortened(names: &[String]) -> String {
         _ => {}
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_helps_follows_from_what_went_wrong() {
+        let said = |code| HubError::io("write", Path::new("/c/x"), io::Error::from_raw_os_error(code)).to_string();
+        let to_write = "Set HF_HUB_CACHE to a directory that can be written to";
+        for (code, words) in [
+            (13, to_write),
+            (30, to_write),
+            (18, "different file systems"),
+            (28, "Make room"),
+            (122, "Make room"),
+            (5, "the disk failed"),
+        ] {
+            assert!(said(code).contains(words), "{}", said(code));
+            assert!(words == to_write || !said(code).contains(to_write), "{}", said(code));
+        }
+        assert!(!said(27).contains("HF_HUB_CACHE"), "{}", said(27));
+    }
 }

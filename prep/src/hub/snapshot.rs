@@ -11,13 +11,12 @@
 //! Where there are no symbolic links (exFAT, SMB, some FUSE), or the user wants none, a snapshot holds the files themselves: a blob
 //! that was just fetched is moved there, and one that was there already, as other snapshots may want it, is copied.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use flashlm_formats::checkpoint::{Format, INDEX_BYTES_MAX, index_shards};
 use flashlm_formats::publish::{NewFile, create_directory, publish_bytes, sync_name};
-use flashlm_formats::regular::read_regular;
+use flashlm_formats::regular::{open_regular, read_regular};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
 use super::download::Remote;
@@ -165,8 +164,9 @@ impl Commit {
     /// Puts a file into the snapshot, whose blob is here since long or new. Tells whether it is a link.
     pub(super) fn place(&self, file: &str, remote: &Remote, is_new: bool) -> Result<bool, HubError> {
         let path = self.path(file);
-        if self.link(&path, remote) || path.exists() {
-            return Ok(path.is_symlink());
+        if self.link(&path, remote)? || path.exists() {
+            // What is a file already says nothing of links.
+            return Ok(self.symlink.is_some());
         }
         let blob = self.blob(remote);
         if is_new {
@@ -174,23 +174,33 @@ impl Commit {
             return moved.map(|()| false).map_err(|e| HubError::io("move a file to", &path, e));
         }
         let copied = NewFile::create(&path).and_then(|mut new| {
-            io::copy(&mut File::open(&blob)?, &mut new.file())?;
+            io::copy(&mut open_regular(&blob)?, &mut new.file())?;
             new.publish()
         });
         copied.map(|()| false).map_err(|e| HubError::io("copy a file to", &path, e))
     }
 
-    /// Whether there is a link to the blob now. Why there is none is not asked: if the directory cannot be written to, moving will
-    /// say so.
-    fn link(&self, path: &Path, remote: &Remote) -> bool {
-        let Some(symlink) = self.symlink else { return false };
+    /// Whether there is a link to the blob now; not where the file system has none, or says it may have none.
+    fn link(&self, path: &Path, remote: &Remote) -> Result<bool, HubError> {
+        let Some(symlink) = self.symlink else { return Ok(false) };
         let target = Path::new("../../blobs").join(&remote.etag);
         // A link to a blob that somebody deleted.
         if path.is_symlink() && !path.exists() {
             _ = std::fs::remove_file(path);
         }
-        symlink(&target, path).is_ok()
+        match symlink(&target, path) {
+            Ok(()) => Ok(true),
+            Err(error) if has_no_links(&error) || error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(HubError::io("make the link", path, error)),
+        }
     }
+}
+
+/// Whether an error says that there are no symbolic links. The directory was just made or written to, so that a refusal concerns
+/// the link alone.
+fn has_no_links(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
+    matches!(error.kind(), PermissionDenied | Unsupported | InvalidInput)
 }
 
 #[cfg(test)]
@@ -233,6 +243,22 @@ mod tests {
         std::fs::remove_dir(&commit.dir).unwrap();
         let error = commit.place("a", &remote, true).unwrap_err().to_string();
         assert!(error.contains("No such file") && !error.contains("link"), "{error}");
+    }
+
+    #[test]
+    fn a_failure_is_not_taken_for_a_file_system_without_links() {
+        let root = tempfile::tempdir().unwrap();
+        let remote = Remote { file: "a".into(), url: String::new(), etag: "e".into(), bytes: 3, sha256: None };
+        for (symlink, words) in [
+            ((|_, _| Err(io::Error::from_raw_os_error(28))) as Symlink, "No space left"),
+            (|_, _| Err(io::Error::from_raw_os_error(5)), "the disk failed"),
+            (|_, _| Err(io::Error::from_raw_os_error(30)), "can be written to"),
+        ] {
+            let commit = commit(root.path(), Some(symlink));
+            std::fs::write(commit.blob(&remote), "new").unwrap();
+            let error = commit.place("a", &remote, true).unwrap_err().to_string();
+            assert!(error.contains(words) && commit.blob(&remote).exists(), "{error}");
+        }
     }
 
     #[test]

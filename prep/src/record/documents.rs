@@ -63,6 +63,18 @@ pub enum DocumentsError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A JSONL file whose first line does not end.
+    #[error(
+        "{}: its first line does not end within the first {bytes} bytes, which are all that is read; each line of a .jsonl file is \
+         an object with a \"text\", one document",
+        path.display()
+    )]
+    LongLine {
+        /// The file.
+        path: PathBuf,
+        /// Bytes that were read.
+        bytes: usize,
+    },
     /// A directory without text.
     #[error("{} holds no .txt, .md or .jsonl file", path.display())]
     NothingHere {
@@ -245,16 +257,34 @@ struct Line {
 
 fn json_lines(path: &Path, text: &str, whole: bool, documents: &mut Vec<String>) -> Result<(), DocumentsError> {
     // The last line may be cut.
-    let text = if whole { text } else { text.rsplit_once('\n').map_or("", |(lines, _)| lines) };
+    let text = match text.rsplit_once('\n') {
+        _ if whole => text,
+        Some((lines, _)) => lines,
+        None => return Err(DocumentsError::LongLine { path: path.to_owned(), bytes: text.len() }),
+    };
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        // Where an object belongs, serde takes a list as well.
+        let is_object = line.trim_start().starts_with('{');
         let wrong = |reason: String| DocumentsError::JsonLine { path: path.to_owned(), line: number + 1, reason };
-        let line: Line = serde_json::from_str(line).map_err(|e| wrong(e.to_string()))?;
+        let line: Line = serde_json::from_str(line).map_err(|e| wrong(in_one_line(&e)))?;
+        if !is_object {
+            return Err(wrong("it is no object".into()));
+        }
         let text = line.text.ok_or_else(|| wrong("no field \"text\"".into()))?;
         if !text.trim().is_empty() {
             documents.push(text);
         }
     }
     Ok(())
+}
+
+/// An error in JSON that has one line: its number would be always 1.
+fn in_one_line(error: &serde_json::Error) -> String {
+    let (text, place) = (error.to_string(), format!(" at line {} column {}", error.line(), error.column()));
+    match text.strip_suffix(&place) {
+        Some(what) => format!("{what} (column {})", error.column()),
+        None => text,
+    }
 }
 
 fn split(text: &str, documents: &mut Vec<String>) {
@@ -348,11 +378,24 @@ mod tests {
             ("a.txt", b"text\x00text", "byte 4 is where it ends to be"),
             ("a.jsonl", b"{\"text\": \"a\"}\n{\"body\": \"b\"}", "line 2: no field \"text\""),
             ("a.jsonl", b"{\"text\": 5}", "line 1: invalid type"),
-            ("a.jsonl", b"plain text", "line 1:"),
+            ("a.jsonl", b"[\"words\"]", "line 1: it is no object"),
+            ("a.jsonl", b"[{\"text\": \"words\"}]", "line 1: "),
+            ("a.jsonl", b"{\"text\": \"a\"}\nplain text", "a.jsonl, line 2: expected value (column 1); each"),
+            ("a.jsonl", b"{\"text\": \"\\ud83d\"}", "line 1: unexpected end of hex escape (column"),
         ] {
             let said = read(name, contents).unwrap_err().to_string();
             assert!(said.contains(expected), "{name}: {said}");
         }
+    }
+
+    #[test]
+    fn a_line_without_end_is_named() {
+        let path = Path::new("a.jsonl");
+        let said = json_lines(path, "{\"text\": \"words", false, &mut Vec::new()).unwrap_err().to_string();
+        assert!(said.contains("a.jsonl: its first line does not end within the first 15 bytes"), "{said}");
+        let mut documents = Vec::new();
+        json_lines(path, "{\"text\": \"words\"}\n{\"text", false, &mut documents).unwrap();
+        assert_eq!(documents, ["words"]);
     }
 
     #[test]

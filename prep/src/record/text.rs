@@ -159,7 +159,6 @@ impl Calibration {
         texts.iter().for_each(|text| [text.as_bytes(), &[0]].iter().for_each(|bytes| fingerprint.update(bytes)));
         calibration.text_fingerprint = fingerprint.digest();
 
-        calibration.notes.extend(documents.notes.iter().cloned());
         if count < sampling.tokens {
             calibration.notes.push(format!("the text has {count} tokens, and {} were asked for", sampling.tokens));
         }

@@ -44,19 +44,21 @@ pub(super) fn write(
     if let Some(path) = occupied(dir) {
         return Err(SynthesizeError::Exists { path });
     }
+    let mut files = Unpublished::default();
+    let made = !dir.exists();
     create_directory(dir).map_err(SynthesizeError::io("make the directory", dir))?;
+    files.made = made.then(|| dir.to_owned());
     let shards = shards(tensors, dtype);
     let total: u64 = shards.iter().map(|shard| shard.bytes).sum();
     check_space(&dir.join("config.json"), total + SMALL_FILES_BYTES)?;
 
-    let mut files = Unpublished::default();
     for shard in &shards {
         let (file, path) = files.create(dir, &shard.name)?;
         file.write_all_at(&shard.header, 0).map_err(SynthesizeError::io("write", path))?;
     }
     let biases = spec.ffn.up_bias;
     let recipes = Recipes::new(spec, biases, dtype, options);
-    fill(&files.0, &shards, dtype, recipes, options, total, progress)?;
+    fill(&files.new, &shards, dtype, recipes, options, total, progress)?;
     files.small(dir, "tokenizer.json", &pretty(tokenizer))?;
     if shards.len() > 1 {
         files.small(dir, "model.safetensors.index.json", &pretty(&index(&shards)))?;
@@ -243,14 +245,26 @@ fn hand_to_disk(file: &File, offset: u64, bytes: u64) {
 
 /// New files in the order in which they are to appear, removed unless they are published.
 #[derive(Default)]
-struct Unpublished(Vec<(NewFile, PathBuf)>);
+struct Unpublished {
+    new: Vec<(NewFile, PathBuf)>,
+    /// The directory, if it was made for them: gone again if nothing gets into it.
+    made: Option<PathBuf>,
+}
+
+impl Drop for Unpublished {
+    fn drop(&mut self) {
+        self.new.clear();
+        // What is not empty stays.
+        _ = self.made.as_ref().map(std::fs::remove_dir);
+    }
+}
 
 impl Unpublished {
     fn create(&mut self, dir: &Path, name: &str) -> Result<(&File, &Path), SynthesizeError> {
         let path = dir.join(name);
         let new = NewFile::create(&path).map_err(SynthesizeError::io("create", &path))?;
-        self.0.push((new, path));
-        let (new, path) = self.0.last().expect("just put there");
+        self.new.push((new, path));
+        let (new, path) = self.new.last().expect("just put there");
         Ok((new.file(), path))
     }
 
@@ -260,9 +274,9 @@ impl Unpublished {
     }
 
     /// Gives every file its name, each when those before it have theirs for good.
-    fn publish(self) -> Result<(), SynthesizeError> {
-        for (mut new, path) in self.0 {
-            new.publish().map_err(SynthesizeError::io("publish", &path))?;
+    fn publish(mut self) -> Result<(), SynthesizeError> {
+        for (new, path) in &mut self.new {
+            new.publish().map_err(SynthesizeError::io("publish", path))?;
         }
         Ok(())
     }
@@ -304,5 +318,12 @@ mod tests {
         assert!(dir.path().join("config.json.partial").exists() && occupied(dir.path()).is_none());
         drop(files);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        // A directory that was made for them goes with them.
+        let made = dir.path().join("new");
+        std::fs::create_dir(&made).unwrap();
+        let mut files = Unpublished { new: Vec::new(), made: Some(made.clone()) };
+        files.small(&made, "config.json", b"{}").unwrap();
+        drop(files);
+        assert!(!made.exists());
     }
 }

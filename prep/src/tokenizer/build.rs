@@ -3,7 +3,7 @@
 //! First the parts: as they stand in `tokenizer.json`, or what the class makes of a vocabulary and merges. Then the added tokens are laid
 //! over it, and last comes the post-processor.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use flashlm_formats::checkpoint::{TokenizerFiles, TokenizerSource};
 use serde_json::{Map, Value, json};
@@ -68,9 +68,9 @@ pub(super) fn build(files: &TokenizerFiles) -> Result<Built, TokenizerError> {
                 extra = model.added_tokens(class != Class::Backend);
             }
             if class == Class::Backend {
-                model.as_backend(&mut side)
+                model.as_backend(&mut side)?
             } else {
-                let (vocab, merges) = model.by_order();
+                let (vocab, merges) = model.by_order()?;
                 rebuilt(class, &side, vocab, Some(merges))
             }
         }
@@ -199,13 +199,13 @@ impl Builder {
     fn add_beside(&mut self, side: &SideFiles, class: Class, extra: Vec<AddedToken>) -> Result<(), TokenizerError> {
         let named = side.named(defaults(class));
         let mut tokens: Vec<AddedToken> = side.added.values().cloned().collect();
-        for token in &mut tokens {
-            token.special |= named.iter().any(|(_, named)| named.content == token.content);
-        }
-        let known: Vec<&str> = self.added.values().chain(&tokens).map(|token| token.content.as_str()).collect();
-        let known: std::collections::HashSet<String> = known.into_iter().map(str::to_owned).collect();
+        // Sets throughout: there may be hundreds of thousands.
+        let special: HashSet<&str> = named.iter().map(|(_, named)| named.content.as_str()).collect();
+        tokens.iter_mut().for_each(|token| token.special |= special.contains(token.content.as_str()));
+        let known: HashSet<String> = self.added.values().chain(&tokens).map(|token| token.content.clone()).collect();
+        let mut taken: HashSet<&AddedToken> = HashSet::new();
         for token in named.iter().map(|(_, token)| token).chain(&extra) {
-            if !known.contains(&token.content) && !tokens.contains(token) {
+            if !known.contains(&token.content) && taken.insert(token) {
                 tokens.push(token.clone());
             }
         }

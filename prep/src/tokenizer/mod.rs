@@ -13,6 +13,8 @@ mod parity;
 mod sentencepiece;
 mod side_files;
 
+use std::collections::HashSet;
+
 use flashlm_formats::checkpoint::{Checkpoint, CheckpointError, TokenizerFiles, TokenizerSource};
 use flashlm_runtime::error::RuntimeError;
 use flashlm_runtime::text::Tokenizer;
@@ -147,6 +149,7 @@ fn from_files(files: &TokenizerFiles, vocab_size: usize) -> Result<(PackedTokeni
     }
     let build::Built { json: mut tokenizer, mut notes, of_class } = build::build(files)?;
     let mut strangers = take_strangers(&mut tokenizer, vocab_size);
+    let of_class: HashSet<String> = of_class.into_iter().collect();
     strangers.retain(|token| !of_class.contains(token));
     if !strangers.is_empty() {
         notes.push(TokenizerNote::Strangers(strangers));

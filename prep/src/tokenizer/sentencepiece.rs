@@ -11,11 +11,16 @@ use base64::engine::general_purpose::STANDARD;
 use prost::Message;
 use serde_json::{Map, Value, json};
 
+use flashlm_runtime::text::ADDED_BYTES_MAX;
+
 use super::TokenizerError;
 use super::side_files::{AddedToken, SideFiles};
 
 /// Longest piece, in characters: merges are looked for at every place of a piece. Published ones have some 30.
 const PIECE_CHARS_MAX: usize = 128;
+/// Most merges that are made of the pieces: each takes hundreds of bytes, and a file of 16 MiB can stand for ten millions.
+/// Published: 600 000.
+const MERGES_MAX: usize = 2 << 20;
 
 /// What of sentencepiece_model.proto is needed.
 #[derive(Clone, PartialEq, Message)]
@@ -94,6 +99,13 @@ impl SentencePiece {
             let length = long.piece().chars().count();
             return Err(invalid(format!("a piece of {length} characters; {PIECE_CHARS_MAX} are the most")));
         }
+        let is_added = |piece: &&Piece| matches!(piece.kind(), CONTROL | USER_DEFINED);
+        let added: usize = model.pieces.iter().filter(is_added).map(|piece| piece.piece().len()).sum();
+        if added > ADDED_BYTES_MAX {
+            return Err(invalid(format!(
+                "its control and user-defined pieces have {added} bytes; {ADDED_BYTES_MAX} are the most"
+            )));
+        }
         let (trainer, normalizer) = (model.trainer_spec.unwrap_or_default(), model.normalizer_spec.unwrap_or_default());
         Ok(Self { pieces: model.pieces, trainer, normalizer })
     }
@@ -111,7 +123,10 @@ impl SentencePiece {
     }
 
     /// Ids by piece, and every way to put a piece together from two others, in the order of the ids.
-    pub(super) fn by_order(&self) -> (Map<String, Value>, Value) {
+    ///
+    /// # Errors
+    /// If there are too many ways.
+    pub(super) fn by_order(&self) -> Result<(Map<String, Value>, Value), TokenizerError> {
         let ids = self.ids(|_| true);
         let mut pieces: Vec<(&str, usize)> = ids.iter().map(|(piece, id)| (*piece, *id)).collect();
         pieces.sort_unstable_by_key(|(_, id)| *id);
@@ -120,9 +135,9 @@ impl SentencePiece {
             .iter()
             .flat_map(|(piece, _)| halves(piece))
             .filter(|(left, right)| ids.contains_key(left) && ids.contains_key(right));
-        let merges = merges.map(|(left, right)| json!([left, right])).collect();
+        let merges = bounded(merges)?.into_iter().map(|(left, right)| json!([left, right])).collect();
         let vocab = pieces.iter().map(|(piece, id)| ((*piece).to_owned(), json!(id))).collect();
-        (vocab, merges)
+        Ok((vocab, merges))
     }
 
     fn ids(&self, is_wanted: impl Fn(&Piece) -> bool) -> HashMap<&str, usize> {
@@ -132,7 +147,10 @@ impl SentencePiece {
 
     /// The parts of a tokenizer that follows the file's own settings. What `side` says of added tokens is changed as transformers
     /// changes it: special tokens that nobody names get the file's names.
-    pub(super) fn as_backend(&self, side: &mut SideFiles) -> Map<String, Value> {
+    ///
+    /// # Errors
+    /// If there are too many merges.
+    pub(super) fn as_backend(&self, side: &mut SideFiles) -> Result<Map<String, Value>, TokenizerError> {
         let (trainer, spec) = (&self.trainer, &self.normalizer);
         let is_unigram = trainer.model_type() == UNIGRAM;
         let names = if is_unigram { self.names(&SideFiles::default()) } else { self.names(side) };
@@ -152,7 +170,7 @@ impl SentencePiece {
             json!({
                 "type": "BPE", "dropout": null, "unk_token": trainer.unk_piece(), "continuing_subword_prefix": null,
                 "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": trainer.byte_fallback(),
-                "ignore_merges": !user_defined.is_empty(), "vocab": vocab, "merges": self.merges_by_score(&names),
+                "ignore_merges": !user_defined.is_empty(), "vocab": vocab, "merges": self.merges_by_score(&names)?,
             })
         };
         let legacy = side.config.get("legacy").is_none_or(|legacy| legacy.as_bool() == Some(true));
@@ -177,10 +195,10 @@ impl SentencePiece {
             "decoder": {"type": "Sequence", "decoders": decoders(trainer.byte_fallback(), prefix)},
             "model": model,
         });
-        match parts {
+        Ok(match parts {
             Value::Object(parts) => parts,
             _ => Map::new(),
-        }
+        })
     }
 
     /// The pieces' names; a configuration may give a place-holder another one.
@@ -195,7 +213,7 @@ impl SentencePiece {
     }
 
     /// Every way to put a normal piece together from two others, the best score first.
-    fn merges_by_score(&self, names: &[String]) -> Value {
+    fn merges_by_score(&self, names: &[String]) -> Result<Value, TokenizerError> {
         let normal: HashMap<&str, (f32, usize)> = self
             .pieces
             .iter()
@@ -203,16 +221,16 @@ impl SentencePiece {
             .filter(|(_, piece)| piece.kind() == NORMAL)
             .map(|(id, piece)| (names[id].as_str(), (piece.score(), id)))
             .collect();
-        let mut merges: Vec<(f32, usize, &str, &str)> = normal
+        let merges = normal
             .iter()
             .flat_map(|(token, (score, id))| halves(token).map(|(left, right)| (*score, *id, left, right)))
-            .filter(|(_, _, left, right)| normal.contains_key(left) && normal.contains_key(right))
-            .collect();
+            .filter(|(_, _, left, right)| normal.contains_key(left) && normal.contains_key(right));
+        let mut merges: Vec<(f32, usize, &str, &str)> = bounded(merges)?;
         merges.sort_unstable_by(|a, b| {
             let by_score = b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal);
             by_score.then_with(|| (a.1, a.2, a.3).cmp(&(b.1, b.2, b.3)))
         });
-        merges.into_iter().map(|(_, _, left, right)| json!([left, right])).collect()
+        Ok(merges.into_iter().map(|(_, _, left, right)| json!([left, right])).collect())
     }
 
     fn normalizers(&self, double_prefix: bool) -> Vec<Value> {
@@ -237,6 +255,17 @@ impl SentencePiece {
         }
         steps
     }
+}
+
+/// All of them, unless they are more than are followed.
+fn bounded<T>(merges: impl Iterator<Item = T>) -> Result<Vec<T>, TokenizerError> {
+    let merges: Vec<T> = merges.take(MERGES_MAX + 1).collect();
+    if merges.len() > MERGES_MAX {
+        let reason =
+            format!("its pieces can be put together in more than {MERGES_MAX} ways, the most that are followed");
+        return Err(TokenizerError::Invalid { file: "tokenizer.model", reason });
+    }
+    Ok(merges)
 }
 
 /// All ways to cut a text in two, the shorter left half first.

@@ -3,7 +3,7 @@
 //! They are laid over each other as `PreTrainedTokenizerBase._from_pretrained` of transformers 5 does: with an
 //! `added_tokens_decoder` in `tokenizer_config.json` the two older files count for nothing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use flashlm_formats::checkpoint::TokenizerFiles;
 use serde_json::{Map, Value, json};
@@ -14,7 +14,7 @@ use super::TokenizerError;
 const NAMES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// A token that is found in a text before it is cut up.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct AddedToken {
     pub(super) content: String,
     pub(super) single_word: bool,
@@ -88,15 +88,13 @@ impl SideFiles {
                 };
                 config.insert(name, token);
             }
-            let named: Vec<String> = NAMES.iter().filter_map(|name| content(config.get(*name)?)).collect();
+            let mut special: HashSet<String> = NAMES.iter().filter_map(|name| content(config.get(*name)?)).collect();
             // What only special_tokens_map.json calls additional comes too late to be special here.
             let extra_after = list(&config, "extra_special_tokens").unwrap_or_default();
-            let extra: Vec<AddedToken> = extra_before.into_iter().chain(extra_after).collect();
-            let special =
-                |token: &str| named.iter().any(|name| name == token) || extra.iter().any(|e| e.content == token);
+            special.extend(extra_before.into_iter().chain(extra_after).map(|token| token.content));
             for (token, id) in super::object("added_tokens.json", files.added_tokens.as_deref())? {
                 let Some(id) = id.as_u64() else { continue };
-                let is_special = special(&token);
+                let is_special = special.contains(&token);
                 let normalized = Some(!is_special);
                 added.insert(id, AddedToken { special: is_special, normalized, ..AddedToken::special(&token) });
             }

@@ -24,7 +24,8 @@ use super::super::gain;
 use super::super::order::{LayerScores, OrderArgs, Ordering};
 use super::super::pack::layer_sparsity;
 use super::estimate::Left;
-use super::work::{self, Work, fingerprint, publish_sealed, read_sealed};
+use super::stamp::Stamp;
+use super::work::{self, Work, publish_sealed, read_sealed};
 use super::{PrepareArgs, pilot_tokens};
 
 /// What the layers are prepared from and with.
@@ -33,7 +34,7 @@ pub(super) struct Layers<'a> {
     pub(super) checkpoint: &'a Checkpoint,
     pub(super) calibration: &'a Calibration,
     /// What the recording is made from.
-    pub(super) recorded: &'a str,
+    pub(super) recorded: &'a Stamp,
     /// How neurons will be stored, and where.
     pub(super) ffn: WeightFormat,
     pub(super) layout: &'a FlashLayout,
@@ -273,7 +274,7 @@ impl Layers<'_> {
 
     /// A recorder of these inputs; what is there of others, or not as it was written, is removed.
     fn recorder(&self, calibration: &Calibration, name: &str) -> Result<Recorder<'_>> {
-        let made_from = fingerprint(&[self.recorded, &calibration.id(self.checkpoint)]);
+        let made_from = self.recorded.and(&calibration.id(self.checkpoint));
         let mut dir = self.work.stage(name, &made_from)?;
         if dir.join("recording.json").exists()
             && let Err(error) = Recording::open(&dir)

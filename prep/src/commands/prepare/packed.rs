@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use flashlm_formats::bundle::{bundle_identity, verify};
+use flashlm_formats::bundle::{bundle_identity, remove_trailing_bytes, verify};
 use flashlm_formats::publish::sync_name;
 
 use super::super::Stage;
@@ -105,14 +105,26 @@ impl Work {
     }
 }
 
-/// Reads all of the bundle at `output`. Whether everything in it is as it was written; what is not is said.
+/// Reads all of the bundle at `output`. Whether everything in it is as it was written; what is not is said. What only stands behind
+/// its end is cut off.
 pub(super) fn is_whole(output: &Path) -> bool {
     let stage = Stage::bytes("verifying");
     let report = verify(output, &mut |done, total| stage.set(done, total));
     drop(stage);
     let why = match report {
         Ok(report) => match report.damages.first() {
-            None => return true,
+            None if report.trailing_bytes == 0 => return true,
+            None => match is_alone(output).then(|| remove_trailing_bytes(output)) {
+                Some(Ok(bytes)) => {
+                    let output = output.display();
+                    eprintln!(
+                        "note: {output}: {bytes} bytes behind the end of the bundle belonged to nothing and are cut off"
+                    );
+                    return true;
+                }
+                Some(Err(error)) => error.to_string(),
+                None => format!("{} bytes behind its end belong to nothing", report.trailing_bytes),
+            },
             Some(first) => format!("damaged in {} place(s), the first is {first}", report.damages.len()),
         },
         Err(error) => error.to_string(),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -10,16 +10,31 @@ use anyhow::{Context, Result, bail};
 use flashlm_formats::bundle::checksum;
 use flashlm_formats::destination::{DestinationError, Directory, DirectoryKind};
 use flashlm_formats::publish::{create_directory, sync_name};
+use flashlm_formats::regular::{open_regular, read_regular};
 use flashlm_formats::seal;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
 
 use super::super::publish;
+use super::stamp::Stamp;
 
 /// Name of the file in a stage's directory that says what the stage is made from.
 const MADE_FROM: &str = "made-from";
 /// Name of the file in a stage's directory that says that the stage is whole, where one file does.
 const WHOLE: &str = "whole";
+/// Directories inside stages: the hidden states of an interrupted recording.
+const STATES: &str = "states";
+/// Stages that are never gone on with: whatever is in them is removed unread.
+const UNREAD: &str = "thresholds.scratch";
+/// What is here beside stages, each by its beginning: files.
+const BESIDE_STAGES: [&str; 3] = ["source", "bundle.", "own-text.flashlm"];
+
+/// Most bytes that a stamp, and that anything sealed may have: a report of millions of layers has less.
+const STAMP_BYTES_MAX: u64 = 64 << 10;
+const SEALED_BYTES_MAX: u64 = 256 << 20;
+/// Bytes read at once.
+const PIECE_BYTES: usize = 1 << 20;
 
 /// Intermediate files of one bundle, for this process alone.
 pub(super) struct Work {
@@ -31,7 +46,34 @@ impl Work {
     /// Uses `dir`, which need not be there; a directory of anything else is refused.
     pub(super) fn open(dir: &Path, inputs: &[PathBuf]) -> Result<Self, DestinationError> {
         let taken = Directory::take(dir, DirectoryKind::Work, inputs)?;
-        Ok(Work { dir: dir.to_owned(), _taken: taken })
+        let work = Work { dir: dir.to_owned(), _taken: taken };
+        match work.no_file() {
+            Some(path) => Err(DestinationError::NoFileInside { path, maker: "`flashlm-prep prepare`" }),
+            None => Ok(work),
+        }
+    }
+
+    /// A directory, pipe or device in the place of a file. None of these was made here, so it is neither read nor removed, and the
+    /// first file of that name would end the work in its middle.
+    fn no_file(&self) -> Option<PathBuf> {
+        let inside = |dir: &Path| dir.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
+        let named = |path: &Path, name: &str| path.file_name().is_some_and(|found| found == name);
+        let mut wrong = Vec::new();
+        for path in inside(&self.dir) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let Ok(there) = path.metadata() else { continue };
+            let is_stage = !BESIDE_STAGES.iter().any(|beside| name.starts_with(beside));
+            match there.is_dir() && is_stage {
+                true if name == UNREAD => {}
+                true => wrong.extend(inside(&path).flat_map(|file| match named(&file, STATES) && file.is_dir() {
+                    true => inside(&file).filter(|file| is_no_file(file)).collect(),
+                    false => Vec::from_iter(is_no_file(&file).then_some(file)),
+                })),
+                false => wrong.extend(is_no_file(&path).then_some(path)),
+            }
+        }
+        // Always the same one is named.
+        wrong.into_iter().min()
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
@@ -72,19 +114,20 @@ impl Work {
         Ok(())
     }
 
-    /// Whether a stage has what was made from these inputs.
-    pub(super) fn holds(&self, name: &str, made_from: &str) -> bool {
-        fs::read(self.path(name).join(MADE_FROM)).is_ok_and(|found| found == made_from.as_bytes())
+    /// What a stage says that it was made from.
+    fn stamp(&self, name: &str) -> Option<String> {
+        String::from_utf8(read_regular(&self.path(name).join(MADE_FROM), STAMP_BYTES_MAX).ok()?).ok()
     }
 
     /// The directory of a stage. What other inputs left in it is removed.
-    pub(super) fn stage(&self, name: &str, made_from: &str) -> Result<PathBuf> {
+    pub(super) fn stage(&self, name: &str, made_from: &Stamp) -> Result<PathBuf> {
         let dir = self.path(name);
-        if self.holds(name, made_from) {
+        let found = self.stamp(name);
+        if found.as_deref().is_some_and(|found| made_from.is(found)) {
             return Ok(dir);
         }
         if dir.exists() {
-            eprintln!("note: {name}: made anew, as what it is made from is not what it was");
+            eprintln!("note: {name}: made anew, as {}", made_from.changed(found.as_deref().unwrap_or_default()));
         }
         // What a link leads to is somebody else's; the link itself is not.
         if dir.is_symlink() {
@@ -97,7 +140,7 @@ impl Work {
         }
         self.clear(name)?;
         create_directory(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        publish(&stamp, made_from.as_bytes())?;
+        publish(&stamp, made_from.to_string().as_bytes())?;
         Ok(dir)
     }
 
@@ -152,7 +195,7 @@ pub(super) fn publish_sealed(path: &Path, value: &impl Serialize, files: &[PathB
 
 /// What [`publish_sealed`] wrote, if it is there and it and the files that it speaks for are as they were. What is not is said, and gone.
 pub(super) fn read_sealed<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    let bytes = match fs::read(path) {
+    let bytes = match read_regular(path, SEALED_BYTES_MAX) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
         read => read.map_err(anyhow::Error::from),
     };
@@ -189,7 +232,17 @@ pub(super) fn is_whole(dir: &Path) -> bool {
 }
 
 fn sum_of(file: &Path) -> io::Result<String> {
-    Ok(format!("{:016x}", checksum(&fs::read(file)?)))
+    let (mut file, mut hash, mut piece) = (open_regular(file)?, Xxh3::new(), vec![0; PIECE_BYTES]);
+    loop {
+        match file.read(&mut piece)? {
+            0 => return Ok(format!("{:016x}", hash.digest())),
+            read => hash.update(&piece[..read]),
+        }
+    }
+}
+
+fn is_no_file(path: &Path) -> bool {
+    path.metadata().is_ok_and(|there| !there.is_file())
 }
 
 /// A short name for inputs.
@@ -203,19 +256,49 @@ pub(super) fn fingerprint(parts: &[&str]) -> String {
 mod tests {
     use super::*;
 
+    fn made_from(what: &str) -> Stamp {
+        Stamp::new(&[what], vec![("--seed", what.into())])
+    }
+
     #[test]
     fn a_stage_is_kept_for_the_same_inputs_and_emptied_for_others() {
         let dir = tempfile::tempdir().unwrap();
         let work = Work::open(&dir.path().join("work"), &[]).unwrap();
-        let stage = work.stage("orders", "a").unwrap();
+        let stage = work.stage("orders", &made_from("a")).unwrap();
         fs::write(stage.join("x"), "1").unwrap();
-        assert!(work.stage("orders", "a").unwrap().join("x").exists());
-        assert!(!work.stage("orders", "b").unwrap().join("x").exists());
+        assert!(work.stage("orders", &made_from("a")).unwrap().join("x").exists());
+        assert!(!work.stage("orders", &made_from("b")).unwrap().join("x").exists());
         // Without a stamp nothing is trusted.
         fs::write(stage.join("x"), "1").unwrap();
         fs::remove_file(stage.join(MADE_FROM)).unwrap();
-        assert!(!work.stage("orders", "b").unwrap().join("x").exists());
-        assert_eq!(work.bytes("orders"), 1);
+        assert!(!work.stage("orders", &made_from("b")).unwrap().join("x").exists());
+        assert_eq!(work.bytes("orders"), made_from("b").to_string().len() as u64);
+    }
+
+    #[test]
+    fn what_is_no_file_is_found_wherever_a_file_belongs() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("work");
+        let first = Work::open(&root, &[]).unwrap();
+        let refused = |path: &Path| match Work::open(&root, &[]).err() {
+            Some(DestinationError::NoFileInside { path: named, .. }) => named == path,
+            _ => false,
+        };
+        for dir in ["recording/states", "predictors", "thresholds.scratch/x"] {
+            fs::create_dir_all(root.join(dir)).unwrap();
+        }
+        drop(first);
+        assert!(Work::open(&root, &[]).is_ok());
+        for name in ["source", "bundle.0", "predictors/made-from", "recording/states/layer-000.f32"] {
+            let path = root.join(name);
+            fs::create_dir_all(&path).unwrap();
+            assert!(refused(&path), "{name}, a directory");
+            fs::remove_dir(&path).unwrap();
+            assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+            assert!(refused(&path), "{name}, a pipe");
+            fs::remove_file(&path).unwrap();
+        }
+        assert!(Work::open(&root, &[]).is_ok());
     }
 
     #[test]
@@ -267,7 +350,7 @@ mod tests {
         std::os::unix::fs::symlink(&others, work.path("orders")).unwrap();
         assert!(refused(others.join("made-from")));
         // And what such a link leads to is left alone where the stage is made anew.
-        work.stage("orders", "new").unwrap();
+        work.stage("orders", &made_from("new")).unwrap();
         assert_eq!(fs::read(others.join("made-from")).unwrap(), b"mine");
         assert!(work.path("orders").symlink_metadata().unwrap().is_dir());
     }
