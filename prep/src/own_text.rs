@@ -98,7 +98,12 @@ fn sample(
         if !text.is_empty() {
             text += &format!("\n{SEPARATOR}\n");
         }
-        let request = Request { prompt: &first, tokens: context.saturating_sub(first.len()).max(1), eos: &spec.eos, stop_ids: &[] };
+        let request = Request {
+            prompt: &first,
+            tokens: context.saturating_sub(first.len()).max(1),
+            eos: &spec.eos,
+            stop_ids: &[],
+        };
         let generation = generate(&mut forward, &mut sampler, &request, &mut |token| {
             text += &stream.push(token.id);
             if begin.elapsed() < asked.limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
