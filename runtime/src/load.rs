@@ -184,7 +184,7 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
     if (file.identity().device, file.identity().inode, file.identity().size) != bundle.identity() {
         return Err(RuntimeError::Replaced { path: bundle.path().to_path_buf() });
     }
-    let LoadOptions { engine, deadline, faults, .. } = *options;
+    let LoadOptions { engine, deadline, faults, batch, .. } = *options;
     let usual = StreamOptions::default();
     let chunk_bytes = (loading_bytes as usize / usual.chunks).min(usual.chunk_bytes);
     let stream = StreamOptions { chunk_bytes, engine, deadline, faults, ..usual };
@@ -224,7 +224,7 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
         FfnChoice::Resident => {
             notices.push(Notice { important: false, text: "all neurons in memory".into() });
             let (ffn, records, data) = (spec.ffn, Records::of(bundle), load_layers(&mut reader)?);
-            Box::new(move |params| obeying(predictors, ResidentFfn::new(ffn, records, data, params), ffn.size))
+            Box::new(move |params| obeying(predictors, ResidentFfn::new(ffn, records, data, params), (ffn.size, batch)))
         }
         FfnChoice::Streamed | FfnChoice::Naive | FfnChoice::Hybrid => {
             let mut parts = StreamedParts { resident_too: choice == FfnChoice::Naive, pinned: None, chunks };
@@ -235,7 +235,7 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
             let source = StreamedFfn::new(bundle, Arc::clone(&file), stream, options.verify, parts)?;
             notices.push(Notice { important: false, text: format!("FFN streamed from flash: {}", source.engine()) });
             let neurons = spec.ffn.size;
-            Box::new(move |params| obeying(predictors, source.with_params(params), neurons))
+            Box::new(move |params| obeying(predictors, source.with_params(params), (neurons, batch)))
         }
         FfnChoice::Flash => {
             if predictors.is_none() {
@@ -325,12 +325,12 @@ fn load_predictors(
 fn obeying(
     predictors: Option<Vec<LayerPredictors>>,
     source: impl FfnSource + 'static,
-    neurons: usize,
+    (neurons, batch): (usize, usize),
 ) -> Box<dyn FfnSource> {
     match predictors {
         Some(predictors) => {
             let own = predictors.into_iter().map(|layer| layer.own).collect();
-            Box::new(PredictedFfn::new(source, Some(own), neurons))
+            Box::new(PredictedFfn::new(source, Some(own), neurons, batch))
         }
         None => Box::new(source),
     }

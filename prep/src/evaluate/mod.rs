@@ -241,7 +241,7 @@ impl Run<'_> {
             let threshold = self.spec().threshold(layer);
             let mut ffn: Box<dyn FfnSource> = match self.only_active {
                 true => Box::new(source),
-                false => Box::new(PredictedFfn::new(source, predictor, self.spec().ffn.size)),
+                false => Box::new(PredictedFfn::new(source, predictor, self.spec().ffn.size, 1)),
             };
             let cutoff = if self.only_active { threshold } else { 0.0 };
             let mut output = self.new_states()?;

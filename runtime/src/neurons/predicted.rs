@@ -17,25 +17,42 @@ pub struct PredictedFfn<S> {
     /// One for each layer of `source`; `None` admits everything.
     predictors: Option<Vec<Predictor>>,
     selection: Selection,
+    neurons: usize,
+    /// `[batch, neurons]`.
     scores: Vec<f32>,
 }
 
 impl<S: FfnSource> PredictedFfn<S> {
-    /// `predictors` has one entry for each layer of `source`, whose layers have `neurons` neurons; `None` admits everything.
-    pub fn new(source: S, predictors: Option<Vec<Predictor>>, neurons: usize) -> Self {
-        Self { source, predictors, selection: Selection::default(), scores: vec![0.0; neurons] }
+    /// `predictors` has one entry for each layer of `source`, whose layers have `neurons` neurons; `None` admits everything. Predictors are
+    /// asked for `batch` tokens at a time.
+    pub fn new(source: S, predictors: Option<Vec<Predictor>>, neurons: usize, batch: usize) -> Self {
+        let scores = vec![0.0; batch.max(1) * neurons];
+        Self { source, predictors, selection: Selection::default(), neurons, scores }
     }
 
     fn select(&mut self, threads: &Threads, layer: usize, inputs: Inputs<'_>) {
-        self.selection.reset(inputs.tokens, self.scores.len());
-        for token in 0..inputs.tokens {
+        let (hidden, neurons) = (inputs.hidden(), self.neurons);
+        self.selection.reset(inputs.tokens, neurons);
+        let batch = self.scores.len() / neurons;
+        for first in (0..inputs.tokens).step_by(batch) {
+            let count = batch.min(inputs.tokens - first);
             match &mut self.predictors {
-                Some(predictors) => predictors[layer].scores(threads, inputs.token(token), &mut self.scores),
+                Some(predictors) => {
+                    let values = &inputs.values[first * hidden..(first + count) * hidden];
+                    predictors[layer].scores_of_each(threads, values, count, &mut self.scores);
+                }
                 None => self.scores.fill(1.0),
             }
-            self.selection.select_positive(token, &self.scores);
+            for (at, scores) in self.scores.chunks_exact(neurons).take(count).enumerate() {
+                self.selection.select_positive(first + at, scores);
+            }
         }
     }
+}
+
+/// Bytes that a [`PredictedFfn`] keeps beside its source and the predictors, for pieces of so many tokens.
+pub fn bytes(neurons: usize, tokens: usize, batch: usize) -> u64 {
+    Selection::bytes(tokens, neurons) + (batch.max(1) * neurons * size_of::<f32>()) as u64
 }
 
 impl<S: FfnSource> FfnSource for PredictedFfn<S> {

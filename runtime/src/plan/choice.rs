@@ -13,8 +13,9 @@ use crate::error::Result;
 use crate::load::{FfnChoice, LoadOptions, predictors_of, read_cost};
 use crate::memory;
 use crate::neurons::flash::{ArenaPlan, FlashFfn};
+use crate::neurons::predicted::PredictedFfn;
 use crate::neurons::predictor::LayerPredictors;
-use crate::neurons::selection::Selection;
+use crate::neurons::resident::ResidentFfn;
 use crate::neurons::streamed::{CHUNKS, CHUNKS_MIN, StreamedFfn};
 use crate::planner::ReadCost;
 use crate::tables::TablePlan;
@@ -205,9 +206,10 @@ impl<'a> Case<'a> {
         let item = |name, bytes| PlanItem { name, bytes };
         let (spec, layout, choice) = (self.bundle.spec(), self.bundle.layout(), self.choice);
         let base = self.base(scratch_tokens, tables);
+        let pieces = scratch_tokens.min(self.options.context);
         let chosen = match self.predictors {
             0 => 0,
-            _ => Selection::bytes(scratch_tokens.min(self.options.context), spec.ffn.size),
+            _ => PredictedFfn::<ResidentFfn>::bytes(spec.ffn.size, pieces, self.options.batch),
         };
         let common = [item("predictors", self.predictors + chosen), item("vocabulary", tables.bytes(self.bundle))];
         let whole = |items: &[PlanItem]| base.plan(choice.name(), &[&common, items].concat());
