@@ -13,9 +13,8 @@ use crate::error::Result;
 use crate::load::{FfnChoice, LoadOptions, predictors_of, read_cost};
 use crate::memory;
 use crate::neurons::flash::{ArenaPlan, FlashFfn};
-use crate::neurons::predicted::PredictedFfn;
+use crate::neurons::predicted;
 use crate::neurons::predictor::LayerPredictors;
-use crate::neurons::resident::ResidentFfn;
 use crate::neurons::streamed::{CHUNKS, CHUNKS_MIN, StreamedFfn};
 use crate::planner::ReadCost;
 use crate::tables::TablePlan;
@@ -209,7 +208,7 @@ impl<'a> Case<'a> {
         let pieces = scratch_tokens.min(self.options.context);
         let chosen = match self.predictors {
             0 => 0,
-            _ => PredictedFfn::<ResidentFfn>::bytes(spec.ffn.size, pieces, self.options.batch),
+            _ => predicted::bytes(spec.ffn.size, pieces, self.options.batch),
         };
         let common = [item("predictors", self.predictors + chosen), item("vocabulary", tables.bytes(self.bundle))];
         let whole = |items: &[PlanItem]| base.plan(choice.name(), &[&common, items].concat());
