@@ -16,6 +16,7 @@ mod error;
 mod expand;
 mod name;
 mod patience;
+mod remote;
 mod settings;
 mod snapshot;
 
@@ -31,7 +32,8 @@ pub use patience::Pace;
 pub use settings::Settings;
 
 use client::Client;
-use download::{Remote, check_space, download};
+use download::{check_space, download};
+use remote::Remote;
 use snapshot::Snapshots;
 
 /// Small files that decide what a model is and how it reads, fetched where there are any.

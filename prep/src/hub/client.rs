@@ -7,8 +7,8 @@ use serde::Deserialize;
 use ureq::http::{Response, Uri};
 use ureq::{Agent, Body};
 
-use super::download::Remote;
 use super::patience::{self, Pace, Paced};
+use super::remote::Remote;
 use super::{HubError, ModelName, Settings};
 
 /// Redirects in a row; the hub makes one or two.

@@ -19,7 +19,7 @@ use flashlm_formats::publish::{NewFile, create_directory, publish_bytes, sync_na
 use flashlm_formats::regular::{open_regular, read_regular};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
-use super::download::Remote;
+use super::remote::Remote;
 use super::{HubError, ModelName, OLD_TOKENIZER, Settings};
 
 /// Longest file that names a commit.
