@@ -12,7 +12,7 @@ mod sections;
 use std::path::PathBuf;
 
 use flashlm_formats::recording::{Recording, RecordingError};
-use flashlm_runtime::planner::ReadCost;
+use flashlm_runtime::disk_cost::ReadCost;
 use rayon::prelude::*;
 
 use crate::ordering::OrderFileError;
@@ -66,7 +66,7 @@ pub enum ReportError {
     },
     /// A cost of reading that is no cost, in the orders.
     #[error("orders.json: {0}")]
-    Cost(#[from] flashlm_runtime::planner::ReadCostError),
+    Cost(#[from] flashlm_runtime::disk_cost::ReadCostError),
     /// The drawing library refused.
     #[error("drawing a chart: {0}")]
     Chart(String),

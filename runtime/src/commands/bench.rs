@@ -25,8 +25,9 @@ use flashlm_io::{
 use flashlm_kernels::read_bandwidth_of;
 use flashlm_runtime::budget::{Budget, counted};
 use flashlm_runtime::error::longest;
-use flashlm_runtime::load::{LoadOptions, plan};
 use flashlm_runtime::memory;
+use flashlm_runtime::options::LoadOptions;
+use flashlm_runtime::plan::plan;
 use flashlm_runtime::signals;
 use flashlm_runtime::text::Tokenizer;
 use flashlm_runtime::threads;
