@@ -69,7 +69,7 @@ pub fn fetch(name: &ModelName, settings: &Settings, watch: &mut dyn Watch) -> Re
     if settings.offline {
         return snapshots.complete(name, settings);
     }
-    let client = Client::new(settings, name);
+    let client = Client::new(settings, name)?;
     let info = match client.model_info(&mut |line| watch.say(line)) {
         Ok(info) => info,
         Err(error @ (HubError::Unreachable { .. } | HubError::Status { .. })) => {

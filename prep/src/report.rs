@@ -84,8 +84,6 @@ pub struct ReportInput<'a> {
     pub orders: Option<&'a Orders>,
     /// What reading costs, and from which disk that is known.
     pub disk: Option<(ReadCost, String)>,
-    /// Where neither a disk nor orders say what reading costs.
-    pub usual_cost: ReadCost,
     /// Tokens that are looked at where a sample is enough.
     pub tokens_max: usize,
 }
@@ -147,7 +145,7 @@ fn storage(input: &ReportInput) -> Result<(Storage, String), ReportError> {
         (None, Some(orders)) => {
             (ReadCost::new(orders.request_ns, orders.byte_ns)?, "the disk that the orders were made for".into())
         }
-        (None, None) => (input.usual_cost, "an assumed virtual disk; flashlm disk PATH measures yours".into()),
+        (None, None) => (ReadCost::USUAL, "an assumed virtual disk; flashlm disk PATH measures yours".into()),
     };
     Ok((Storage { records_per_group, group_bytes, cost }, source))
 }

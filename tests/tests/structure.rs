@@ -51,7 +51,6 @@ fn modules_import_each_other_in_no_circle() {
         "flashlm_formats::checkpoint: error -> families -> error",
         "flashlm_formats::checkpoint: file -> error -> families -> plan -> tensor -> file",
         "flashlm_prep::commands::prepare: stamp -> work -> stamp",
-        "flashlm_prep::report: chart -> html -> chart",
         "flashlm_prep::train: look_ahead -> pipeline -> look_ahead",
     ];
     let mut circles = Vec::new();

@@ -123,7 +123,7 @@ impl Part {
             206 if range_start(&response) == Some(self.have) => {}
             206 => {
                 let what = format!("asked for bytes from {} on, it sends others", self.have);
-                return Err(Stop::Failed(HubError::Answer { url: remote.url.clone(), what }));
+                return Err(Stop::Failed(HubError::Answer { url: remote.url.to_string(), what }));
             }
             416 => {
                 self.start_again()?;
