@@ -134,7 +134,8 @@ impl Imports {
             let mut named = BTreeSet::new();
             for start in arrows.keys() {
                 if let Some(way) = shortest_way_round(arrows, start).filter(|_| !named.contains(start)) {
-                    circles.push(format!("{}: {}", [&self.name[..], &parent.join("::")].join("::"), way.join(" -> ")));
+                    let place = [std::slice::from_ref(&self.name), parent].concat().join("::");
+                    circles.push(format!("{place}: {}", way.join(" -> ")));
                     named.extend(way);
                 }
             }
