@@ -16,6 +16,7 @@ mod error;
 mod expand;
 mod name;
 mod patience;
+mod remote;
 mod settings;
 mod snapshot;
 
@@ -31,7 +32,8 @@ pub use patience::Pace;
 pub use settings::Settings;
 
 use client::Client;
-use download::{Remote, check_space, download};
+use download::{check_space, download};
+use remote::Remote;
 use snapshot::Snapshots;
 
 /// Small files that decide what a model is and how it reads, fetched where there are any.
@@ -67,7 +69,7 @@ pub fn fetch(name: &ModelName, settings: &Settings, watch: &mut dyn Watch) -> Re
     if settings.offline {
         return snapshots.complete(name, settings);
     }
-    let client = Client::new(settings, name);
+    let client = Client::new(settings, name)?;
     let info = match client.model_info(&mut |line| watch.say(line)) {
         Ok(info) => info,
         Err(error @ (HubError::Unreachable { .. } | HubError::Status { .. })) => {

@@ -12,7 +12,8 @@ use flashlm_formats::bundle::{Bundle, BundleError};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_runtime::error::RuntimeError;
 use flashlm_runtime::generate::{Request, generate};
-use flashlm_runtime::load::{LoadOptions, load};
+use flashlm_runtime::load::load;
+use flashlm_runtime::options::LoadOptions;
 use flashlm_runtime::sampler::{Sampler, Sampling};
 use flashlm_runtime::text::Tokenizer;
 

@@ -12,7 +12,7 @@ mod sections;
 use std::path::PathBuf;
 
 use flashlm_formats::recording::{Recording, RecordingError};
-use flashlm_runtime::planner::ReadCost;
+use flashlm_runtime::disk_cost::ReadCost;
 use rayon::prelude::*;
 
 use crate::ordering::OrderFileError;
@@ -66,7 +66,7 @@ pub enum ReportError {
     },
     /// A cost of reading that is no cost, in the orders.
     #[error("orders.json: {0}")]
-    Cost(#[from] flashlm_runtime::planner::ReadCostError),
+    Cost(#[from] flashlm_runtime::disk_cost::ReadCostError),
     /// The drawing library refused.
     #[error("drawing a chart: {0}")]
     Chart(String),
@@ -84,8 +84,6 @@ pub struct ReportInput<'a> {
     pub orders: Option<&'a Orders>,
     /// What reading costs, and from which disk that is known.
     pub disk: Option<(ReadCost, String)>,
-    /// Where neither a disk nor orders say what reading costs.
-    pub usual_cost: ReadCost,
     /// Tokens that are looked at where a sample is enough.
     pub tokens_max: usize,
 }
@@ -147,7 +145,7 @@ fn storage(input: &ReportInput) -> Result<(Storage, String), ReportError> {
         (None, Some(orders)) => {
             (ReadCost::new(orders.request_ns, orders.byte_ns)?, "the disk that the orders were made for".into())
         }
-        (None, None) => (input.usual_cost, "an assumed virtual disk; flashlm disk PATH measures yours".into()),
+        (None, None) => (ReadCost::USUAL, "an assumed virtual disk; flashlm disk PATH measures yours".into()),
     };
     Ok((Storage { records_per_group, group_bytes, cost }, source))
 }

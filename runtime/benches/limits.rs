@@ -17,8 +17,9 @@ use flashlm_io::{AlignedMemory, DirectFile, DirectIo, StreamOptions, sequential_
 use flashlm_kernels::{Threads, read_bandwidth_of};
 use flashlm_runtime::engine::Forward;
 use flashlm_runtime::error::Result;
-use flashlm_runtime::load::{FfnChoice, LoadOptions, load};
+use flashlm_runtime::load::load;
 use flashlm_runtime::neurons::hook::{Activations, FfnHook};
+use flashlm_runtime::options::{FfnChoice, LoadOptions};
 use flashlm_runtime::plan::resident_bytes_touched;
 
 #[derive(Parser)]

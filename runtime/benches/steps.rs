@@ -12,7 +12,8 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use flashlm_formats::bundle::Bundle;
 use flashlm_runtime::engine::{BATCH_MAX, Executor, Row, SequenceId, Work};
-use flashlm_runtime::load::{LoadOptions, load};
+use flashlm_runtime::load::load;
+use flashlm_runtime::options::LoadOptions;
 use flashlm_runtime::text::Tokenizer;
 
 #[derive(Parser)]

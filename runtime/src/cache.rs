@@ -14,6 +14,7 @@
 
 mod divide;
 mod frequency;
+mod kind;
 mod lfu;
 mod lists;
 mod policy;
@@ -22,7 +23,8 @@ mod s3_fifo;
 mod w_tinylfu;
 
 pub use divide::{BenefitCurve, divide_slots};
-pub use policy::{ParsePolicyError, Policy, PolicyKind};
+pub use kind::{ParsePolicyError, PolicyKind};
+pub use policy::Policy;
 
 const NONE: u32 = u32::MAX;
 /// Marks the index of a transient place in the table of places.

@@ -1,28 +1,21 @@
 //! From an opened bundle to a model that can be fed: memory plan, resident section, FFN source.
 
-use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::Duration;
 
 use flashlm_formats::bundle::{Bundle, Extent as BundleExtent, PredictorInfo, SectionInfo, TensorEntry};
-use flashlm_io::{
-    AlignedMemory, DirectFile, DirectIo, DiskProfile, EngineChoice, EngineOptions, Extent, FaultPlan, Mode,
-    SequentialReader, StreamOptions, device_key, profile_dir,
-};
+use flashlm_io::{AlignedMemory, DirectFile, DirectIo, Extent, Mode, SequentialReader, StreamOptions};
 use flashlm_kernels::Threads;
 
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::budget::human_bytes;
-use crate::cache::PolicyKind;
-use crate::engine::{Executor, Forward, Room};
+use crate::engine::{Executor, Forward};
 use crate::error::{Result, RuntimeError};
-use crate::forward::kv::KvDtype;
 use crate::forward::tables::TableSource;
 use crate::forward::weights::ModelWeights;
 use crate::memory;
 use crate::neurons::checks::GroupChecks;
-use crate::neurons::flash::{FlashFfn, FlashOptions, ReadCut};
+use crate::neurons::flash::{FlashFfn, FlashOptions};
 use crate::neurons::params::NeuronParams;
 use crate::neurons::predicted::PredictedFfn;
 use crate::neurons::predictor::LayerPredictors;
@@ -30,128 +23,11 @@ use crate::neurons::records::Records;
 use crate::neurons::resident::ResidentFfn;
 use crate::neurons::source::FfnSource;
 use crate::neurons::streamed::{Pinned, StreamedFfn, StreamedParts};
-use crate::plan::MemoryPlan;
-use crate::planner::ReadCost;
+use crate::options::{FfnChoice, LoadOptions};
+use crate::plan::{MemoryPlan, Planned, plan};
 use crate::tables::{Cut, TablePlan, TablesOnFlash};
 use crate::tensors::{BytesRange, SharedBytes, TensorBytes, TensorSource};
 use crate::threads;
-
-pub use crate::plan::{Planned, plan};
-
-/// A disk of which nothing is known: 16 KiB at 0.75 GB/s, 64 KiB at 1.5 GB/s.
-const USUAL_REQUEST_NS: f64 = 14_500.0;
-const USUAL_BYTE_NS: f64 = 0.445;
-
-/// Where the FFN is to come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FfnChoice {
-    /// All neurons in memory, read once.
-    Resident,
-    /// All neurons read for every token.
-    Streamed,
-    /// Predicted neurons read where they are not cached.
-    Flash,
-    /// The published baseline: the whole model read for every token, attention too, and every neuron computed.
-    Naive,
-    /// The published baseline: as many layers' neurons pinned as fit, the others read for every token, and every neuron computed.
-    Hybrid,
-}
-
-impl FfnChoice {
-    /// Whether predictors have a say in what is computed: not in the baselines, which are what others do without.
-    pub fn obeys_predictors(self) -> bool {
-        !matches!(self, FfnChoice::Naive | FfnChoice::Hybrid)
-    }
-
-    /// Its name, as on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            FfnChoice::Resident => "resident",
-            FfnChoice::Streamed => "streamed",
-            FfnChoice::Flash => "flash",
-            FfnChoice::Naive => "naive",
-            FfnChoice::Hybrid => "hybrid",
-        }
-    }
-}
-
-/// How to open a bundle.
-#[derive(Clone, Debug)]
-pub struct LoadOptions {
-    /// Tokens that a sequence may have.
-    pub context: usize,
-    /// Sequences of so many tokens that there is memory for.
-    pub sequences: usize,
-    /// Rows that are decoded together, at most [`BATCH_MAX`](crate::engine::BATCH_MAX): the text is the same, the memory is not.
-    pub batch: usize,
-    /// Bytes for the whole process; `None` takes what the machine and the memory cgroups leave, less a reserve.
-    pub budget: Option<u64>,
-    /// Where the FFN comes from; `None` takes `Resident` where it fits, else `Flash` where predictors choose, else `Streamed`.
-    /// The text is the same.
-    pub ffn: Option<FfnChoice>,
-    /// Compute what the bundle's predictors choose, where it has any, or, with `false`, every neuron: another text. The baselines
-    /// compute every neuron.
-    pub predict: bool,
-    /// Read ahead what a layer will probably want. For `Flash` only.
-    pub look_ahead: bool,
-    /// Which groups of neurons stay in memory. For `Flash` only.
-    pub policy: PolicyKind,
-    /// How reads are cut. For `Flash` only.
-    pub cut: ReadCut,
-    /// What reading costs; `None` takes the profile kept for the disk, or a usual one. For `Flash` only.
-    pub read_cost: Option<ReadCost>,
-    /// Precision of the KV cache; `None` takes what the bundle says that its model needs: mostly f16.
-    pub kv: Option<KvDtype>,
-    /// Threads that compute.
-    pub threads: NonZeroUsize,
-    /// Whether reads bypass the page cache.
-    pub direct: DirectIo,
-    /// How reads are issued.
-    pub engine: EngineChoice,
-    /// Hold what is read while decoding against its checksums. What is read while loading always is.
-    pub verify: bool,
-    /// How long a read may take before the run ends with an error.
-    pub deadline: Duration,
-    /// What shall go wrong with reads on purpose, for tests.
-    pub faults: Option<FaultPlan>,
-}
-
-impl LoadOptions {
-    /// Room for `context` tokens; everything else as the `flashlm` command has it when it is not told.
-    pub fn new(context: usize) -> Self {
-        Self {
-            context,
-            sequences: 1,
-            batch: 1,
-            budget: None,
-            ffn: None,
-            predict: true,
-            look_ahead: true,
-            policy: PolicyKind::DEFAULT,
-            cut: ReadCut::default(),
-            read_cost: None,
-            kv: None,
-            threads: threads::default_count(),
-            direct: DirectIo::Optional,
-            engine: EngineChoice::Auto,
-            verify: true,
-            deadline: EngineOptions::default().deadline,
-            faults: None,
-        }
-    }
-
-    /// Precision of the KV cache of `bundle`.
-    pub fn kv(&self, bundle: &Bundle) -> KvDtype {
-        let wide = bundle.manifest().wide_kv;
-        self.kv.unwrap_or(if wide { KvDtype::F32 } else { KvDtype::F16 })
-    }
-
-    /// What sequences may take, with scratch for so many tokens of a prompt.
-    pub(crate) fn room(&self, bundle: &Bundle, scratch_tokens: usize) -> Room {
-        let (context, sequences, batch) = (self.context, self.sequences, self.batch);
-        Room { context, sequences, kv: self.kv(bundle), scratch_tokens, batch }
-    }
-}
 
 /// Something the user should or could know.
 #[derive(Clone, Debug)]
@@ -215,7 +91,7 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
         let progress = &mut |done| progress(done, total);
         read_flash(bundle, layers_loaded, &threads, reader, progress)
     };
-    let predictors = match predictors_of(bundle, options, choice) {
+    let predictors = match options.predictors(bundle, choice) {
         Some((section, info)) => Some(load_predictors(bundle, section, info, &mut reader)?),
         None => None,
     };
@@ -242,7 +118,7 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
                 let text = "no predictor: every neuron is computed".to_owned();
                 notices.push(Notice { important: options.predict, text });
             }
-            let (cost, known) = read_cost(bundle, options);
+            let (cost, known) = options.disk_cost(bundle);
             notices.push(Notice { important: false, text: known });
             let flash = FlashOptions {
                 arena: arena.expect("planned with this choice"),
@@ -290,26 +166,6 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
     Ok(Loaded { forward: Forward::new(executor)?, plan, notices })
 }
 
-/// How old the kept profile of a disk is, in words.
-fn measured(device: &str) -> String {
-    match profile_dir().and_then(|dir| DiskProfile::age(&dir, device)).map(|age| age.as_secs()) {
-        None => String::new(),
-        Some(seconds) if seconds < 3600 => ", measured within the hour".into(),
-        Some(seconds) if seconds < 2 * 24 * 3600 => format!(", measured {} hours ago", seconds / 3600),
-        Some(seconds) => format!(", measured {} days ago", seconds / (24 * 3600)),
-    }
-}
-
-/// The section of the predictors that decide what `choice` computes, if any do.
-pub(crate) fn predictors_of<'a>(
-    bundle: &'a Bundle,
-    options: &LoadOptions,
-    choice: FfnChoice,
-) -> Option<(SectionInfo, &'a PredictorInfo)> {
-    let decide = options.predict && choice.obeys_predictors();
-    bundle.predictors().zip(bundle.manifest().predictors.as_ref()).filter(|_| decide)
-}
-
 fn load_predictors(
     bundle: &Bundle,
     section: SectionInfo,
@@ -333,30 +189,6 @@ fn obeying(
             Box::new(PredictedFfn::new(source, Some(own), neurons, batch))
         }
         None => Box::new(source),
-    }
-}
-
-/// What reading costs, and where that is known from.
-pub fn read_cost(bundle: &Bundle, options: &LoadOptions) -> (ReadCost, String) {
-    if let Some(cost) = options.read_cost {
-        return (cost, "reads planned with a given cost".into());
-    }
-    let device = device_key(bundle.path());
-    let profile = profile_dir().and_then(|dir| DiskProfile::load(&dir, &device));
-    let fitted = profile.and_then(|profile| {
-        let best =
-            |bytes| profile.random.iter().filter(|r| r.read_bytes == bytes).map(|r| r.bytes_per_s()).reduce(f64::max);
-        let mut points: Vec<(u64, f64)> =
-            profile.random.iter().map(|r| r.read_bytes).filter_map(|b| Some((b, best(b)?))).collect();
-        points.dedup();
-        ReadCost::fit(&points).ok()
-    });
-    match fitted {
-        Some(cost) => (cost, format!("reads planned with the kept profile of {device}{}", measured(&device))),
-        None => (
-            ReadCost::new(USUAL_REQUEST_NS, USUAL_BYTE_NS).expect("a possible cost"),
-            format!("reads planned for a usual disk; `flashlm disk {}` measures yours", bundle.path().display()),
-        ),
     }
 }
 

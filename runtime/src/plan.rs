@@ -1,8 +1,10 @@
 //! Everything the process will hold, added up before any of it is allocated; `choice` finds the source of neurons that fits.
 
 mod choice;
+mod expectation;
 
 pub use choice::{Planned, plan};
+pub use expectation::Expectation;
 
 use flashlm_formats::bundle::{Bundle, Section, TensorEntry};
 

@@ -10,7 +10,8 @@
 mod optimal;
 
 use crate::cache::{BenefitCurve, LayerCache, PolicyKind};
-use crate::planner::{PlanLimits, Planner, ReadCost, ReadRequest};
+use crate::disk_cost::ReadCost;
+use crate::planner::{PlanLimits, Planner, ReadRequest};
 
 /// For each token in turn the groups that it wants, ascending.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,5 +1,8 @@
 //! From logits to a token id: greedy, temperature, top-k, top-p, repetition penalty.
 
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng, SeedableRng};
+
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
@@ -24,6 +27,7 @@ impl Default for Sampling {
 /// Chooses tokens. All memory is taken when it is made.
 pub struct Sampler {
     sampling: Sampling,
+    /// One word of state, the same everywhere: it decides the text of a seed.
     random: SplitMix64,
     seen: Vec<bool>,
     candidates: Vec<(f32, u32)>,
@@ -34,7 +38,7 @@ impl Sampler {
     pub fn new(sampling: Sampling, vocab_size: usize) -> Self {
         Self {
             sampling,
-            random: SplitMix64(sampling.seed),
+            random: SplitMix64::seed_from_u64(sampling.seed),
             seen: vec![false; vocab_size],
             candidates: Vec::with_capacity(if sampling.temperature > 0.0 { vocab_size } else { 0 }),
         }
@@ -94,7 +98,7 @@ impl Sampler {
                 total = kept;
             }
         }
-        let mut point = self.random.unit() * total;
+        let mut point = unit(&mut self.random) * total;
         let mut chosen = 0;
         // Should rounding leave something of the point behind all of them, it is the last that has a probability.
         for &(p, id) in candidates.iter().filter(|(p, _)| *p > 0.0) {
@@ -119,22 +123,9 @@ pub fn greedy(logits: &[f32]) -> u32 {
     best.1
 }
 
-/// Sebastiano Vigna's splitmix64: one word of state, enough for drawing tokens, the same everywhere.
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number in `[0, 1)`.
-    fn unit(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1u64 << 24) as f32
-    }
+/// A number in `[0, 1)`.
+fn unit(random: &mut SplitMix64) -> f32 {
+    (random.next_u64() >> 40) as f32 / (1u64 << 24) as f32
 }
 
 #[cfg(test)]
@@ -192,5 +183,13 @@ mod tests {
     fn a_seed_repeats_its_draws() {
         let sampling = Sampling { temperature: 1.0, seed: 7, ..Sampling::default() };
         assert_eq!(drawn(sampling, &[0.1, 0.2, 0.3], 100), drawn(sampling, &[0.1, 0.2, 0.3], 100));
+    }
+
+    /// The first outputs of splitmix64 as its author published it: the text of a seed must stay what it was.
+    #[test]
+    fn the_numbers_of_a_seed_are_those_of_splitmix64() {
+        let mut random = SplitMix64::seed_from_u64(1_234_567);
+        let numbers = [(); 3].map(|()| random.next_u64());
+        assert_eq!(numbers, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
     }
 }

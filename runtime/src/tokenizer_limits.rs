@@ -8,6 +8,9 @@
 
 use std::fmt;
 
+use base64::Engine;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
@@ -257,33 +260,14 @@ fn growth(rule: &Value) -> Result<f64, String> {
 
 /// The longest entry of sentencepiece's table of replacements: the length of a trie, the trie, and texts that end with a zero byte.
 fn longest_entry(base64: &str) -> Result<f64, String> {
-    let table = decoded(base64);
+    // As the library reads it: with padding or without.
+    let config = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    let table = GeneralPurpose::new(&STANDARD, config).decode(base64);
+    let table = table.map_err(|e| format!("its table of replacements (precompiled_charsmap) is no base64: {e}"))?;
     let wrong = || "its table of replacements (precompiled_charsmap) is cut short".to_owned();
     let (length, rest) = table.split_first_chunk::<4>().ok_or_else(wrong)?;
     let texts = rest.get(u32::from_le_bytes(*length) as usize..).ok_or_else(wrong)?;
     Ok(texts.split(|byte| *byte == 0).map(<[u8]>::len).max().unwrap_or(0).max(1) as f64)
-}
-
-/// Base64 in its usual alphabet; what is none of it is passed over, for the library to refuse.
-fn decoded(base64: &str) -> Vec<u8> {
-    let (mut bytes, mut bits, mut count) = (Vec::with_capacity(base64.len() / 4 * 3), 0_u32, 0);
-    for byte in base64.bytes() {
-        let value = match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => continue,
-        };
-        bits = bits << 6 | u32::from(value);
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            bytes.push((bits >> count) as u8);
-        }
-    }
-    bytes
 }
 
 #[cfg(test)]
@@ -437,6 +421,10 @@ mod tests {
             let rule = format!(r#"{{"type":"Precompiled","precompiled_charsmap":"{table}"}}"#);
             assert!(with("normalizer", &rule).unwrap_err().contains("cut short"), "{table}");
         }
+        let (padded, bare) = (r#""BAAAAA==""#, r#""AAAAAGFiYwA""#);
+        let rule = |table: &str| format!(r#"{{"type":"Precompiled","precompiled_charsmap":{table}}}"#);
+        assert!(with("normalizer", &rule(padded)).is_err() && with("normalizer", &rule(bare)).is_ok());
+        assert!(with("normalizer", &rule(r#""AAAA%AAA""#)).unwrap_err().contains("is no base64"));
     }
 
     #[test]

@@ -10,7 +10,8 @@ use flashlm_prep::ordering::OrderFile;
 use flashlm_prep::pack::{PackOptions, pack};
 use flashlm_prep::predictors::assemble;
 use flashlm_runtime::error::Result;
-use flashlm_runtime::load::{FfnChoice, LoadOptions, load};
+use flashlm_runtime::load::load;
+use flashlm_runtime::options::{FfnChoice, LoadOptions};
 use flashlm_tests::{copied, fixtures, options, run, scratch};
 use half::f16;
 

@@ -5,8 +5,8 @@ use std::num::NonZeroUsize;
 use flashlm_formats::bundle::LayoutOptions;
 use flashlm_io::{DirectIo, EngineChoice};
 use flashlm_runtime::cache::PolicyKind;
-use flashlm_runtime::load::{FfnChoice, LoadOptions};
 use flashlm_runtime::neurons::flash::ReadCut;
+use flashlm_runtime::options::{FfnChoice, LoadOptions};
 use flashlm_runtime::sampler::Sampling;
 use flashlm_tests::{budgets, bundle_with_predictors, continuation, loaded, options, scratch, tiny_falcon, tiny_opt};
 

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use flashlm_formats::bundle::Bundle;
 use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::load::{LoadOptions, load};
+use flashlm_runtime::load::load;
+use flashlm_runtime::options::LoadOptions;
 use flashlm_tests::{Said, fixtures, pack_checkpoint, program, run, scratch};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use flashlm_formats::bundle::LayoutOptions;
 use flashlm_formats::publish::temporary_path;
 use flashlm_runtime::generate::Percentiles;
-use flashlm_runtime::load::{FfnChoice, LoadOptions};
+use flashlm_runtime::options::{FfnChoice, LoadOptions};
 use flashlm_runtime::sampler::Sampling;
 use flashlm_tests::{Said, budgets, bundle_with_predictors, continuation, loaded, options, program, scratch, tiny_opt};
 

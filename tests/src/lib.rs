@@ -3,6 +3,7 @@
 //! Everything panics on failure: this crate is for tests only.
 
 pub mod hub_server;
+pub mod imports;
 
 use std::collections::HashMap;
 use std::fs;
@@ -22,7 +23,9 @@ use flashlm_runtime::engine::Forward;
 use flashlm_runtime::error::RuntimeError;
 use flashlm_runtime::forward::kv::KvDtype;
 use flashlm_runtime::generate::{Request, generate};
-use flashlm_runtime::load::{FfnChoice, LoadOptions, load, plan};
+use flashlm_runtime::load::load;
+use flashlm_runtime::options::{FfnChoice, LoadOptions};
+use flashlm_runtime::plan::plan;
 use flashlm_runtime::sampler::{Sampler, Sampling};
 use half::f16;
 use safetensors::tensor::TensorView;

@@ -8,7 +8,8 @@ use flashlm_formats::bundle::LayoutOptions;
 use flashlm_io::EngineChoice;
 use flashlm_runtime::engine::{Executor, Forward, Row};
 use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::load::{FfnChoice, LoadOptions, plan};
+use flashlm_runtime::options::{FfnChoice, LoadOptions};
+use flashlm_runtime::plan::plan;
 use flashlm_runtime::sampler::{Sampler, Sampling};
 use flashlm_tests::{bundle_with_predictors, loaded, options, pack_checkpoint, scratch, tiny_falcon, tiny_opt};
 
@@ -60,7 +61,11 @@ fn steps(executor: &mut Executor) -> u64 {
     let run = |executor: &mut Executor, from: u32, count: u32| {
         for at in from..from + count {
             let rows = [(a, at), (b, at + 50), (a, at + 7), (b, 3 * at)].map(|(of, id)| Row::decode(of, 5 + id));
-            executor.step(&rows, &mut |_, logits| Ok(assert!(logits[0].is_finite()))).unwrap();
+            let mut check = |_: usize, logits: &mut [f32]| {
+                assert!(logits[0].is_finite());
+                Ok(())
+            };
+            executor.step(&rows, &mut check).unwrap();
         }
     };
     run(executor, 0, 3);

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 
 use flashlm_io::{DirectIo, EngineChoice};
 use flashlm_runtime::forward::kv::KvDtype;
-use flashlm_runtime::load::{FfnChoice, LoadOptions};
+use flashlm_runtime::options::{FfnChoice, LoadOptions};
 use flashlm_runtime::sampler::Sampling;
 use flashlm_tests::{continuation, loaded, logits, options, pack_checkpoint, scratch, tiny_falcon, tiny_opt};
 

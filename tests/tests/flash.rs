@@ -10,9 +10,11 @@ use flashlm_io::{DirectIo, EngineChoice};
 use flashlm_kernels::Threads;
 use flashlm_prep::evaluate::{PredictorChoice, Windows, evaluate};
 use flashlm_runtime::cache::PolicyKind;
+use flashlm_runtime::disk_cost::ReadCost;
 use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::load::{FfnChoice, LoadOptions, load, plan};
-use flashlm_runtime::planner::ReadCost;
+use flashlm_runtime::load::load;
+use flashlm_runtime::options::{FfnChoice, LoadOptions};
+use flashlm_runtime::plan::plan;
 use flashlm_runtime::sampler::Sampling;
 use flashlm_tests::{
     budgets, bundle_with_predictors, continuation, exact, fixtures, largest_difference, loaded, logits, options,

@@ -11,7 +11,7 @@ use flashlm_kernels::Threads;
 use flashlm_prep::evaluate::{PredictorChoice, Windows, evaluate};
 use flashlm_prep::record::{Calibration, Recorder};
 use flashlm_prep::states;
-use flashlm_runtime::load::FfnChoice;
+use flashlm_runtime::options::FfnChoice;
 use flashlm_tests::{exact, loaded, logits, program, root, scratch};
 
 fn threads() -> Threads {

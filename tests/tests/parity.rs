@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use flashlm_formats::bundle::Bundle;
-use flashlm_runtime::load::{FfnChoice, LoadOptions};
+use flashlm_runtime::options::{FfnChoice, LoadOptions};
 use flashlm_runtime::sampler::Sampling;
 use flashlm_runtime::text::Tokenizer;
 use flashlm_tests::{

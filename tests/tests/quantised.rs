@@ -8,7 +8,8 @@ use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_io::{DirectIo, EngineChoice};
 use flashlm_prep::pack::{PackOptions, pack};
 use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::load::{FfnChoice, LoadOptions, plan};
+use flashlm_runtime::options::{FfnChoice, LoadOptions};
+use flashlm_runtime::plan::plan;
 use flashlm_runtime::sampler::Sampling;
 use flashlm_tests::{continuation, loaded, logits, options, pack_checkpoint, root, scratch, tiny_falcon, tiny_opt};
 

@@ -3,7 +3,8 @@
 use flashlm_formats::bundle::{Bundle, LayoutOptions};
 use flashlm_runtime::engine::{Executor, Row, SequenceId, Work};
 use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::load::{FfnChoice, LoadOptions, load};
+use flashlm_runtime::load::load;
+use flashlm_runtime::options::{FfnChoice, LoadOptions};
 use flashlm_tests::{
     budgets, bundle_with_predictors, fixtures, options, pack_checkpoint, scratch, tiny_falcon, tiny_opt,
 };

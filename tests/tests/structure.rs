@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use flashlm_formats::checkpoint::FAMILY_INFOS;
+use flashlm_tests::imports::Imports;
 use flashlm_tests::root;
 
 /// Crates that `name` links on this machine, near and far, or those it names itself.
@@ -41,6 +42,70 @@ fn crates_import_downwards_only() {
     }
     assert!(runtime.contains("tokenizers"), "the tree was walked");
     assert!(dependencies("flashlm-prep", false).contains("linfa"), "the tree was walked");
+}
+
+/// Circles among modules that stand side by side.
+#[test]
+fn modules_import_each_other_in_no_circle() {
+    const KNOWN: &[&str] = &[
+        "flashlm_prep::commands::prepare: stamp -> work -> stamp",
+        "flashlm_prep::train: look_ahead -> pipeline -> look_ahead",
+    ];
+    let mut circles = Vec::new();
+    for (src, name) in [
+        ("runtime/kernels/src", "flashlm_kernels"),
+        ("runtime/flashio/src", "flashlm_io"),
+        ("formats/src", "flashlm_formats"),
+        ("runtime/src", "flashlm_runtime"),
+        ("prep/src", "flashlm_prep"),
+    ] {
+        let imports = Imports::read(&root().join(src), name);
+        assert!(imports.all().len() > 10, "{name} was read");
+        circles.extend(imports.circles());
+    }
+    circles.retain(|circle| !KNOWN.contains(&circle.as_str()));
+    assert!(circles.is_empty(), "move what is shared to a module that both may import:\n{}", circles.join("\n"));
+}
+
+/// The floors of the runtime, from the ground up: a module imports from its own floor and from those below.
+#[test]
+fn the_runtime_imports_downwards_only() {
+    const FLOORS: &[&[&str]] = &[
+        &[
+            "budget",
+            "command_line",
+            "console",
+            "disk_cost",
+            "error",
+            "guard",
+            "memory",
+            "sampler",
+            "signals",
+            "tensors",
+            "terminal",
+            "text",
+            "threads",
+            "tokenizer_limits",
+        ],
+        &["cache", "planner", "replay", "reuse"],
+        &["neurons"],
+        &["forward"],
+        &["engine"],
+        &["options", "tables"],
+        &["plan"],
+        &["load"],
+        &["generate", "session"],
+        &["commands"],
+    ];
+    let floor = |module: &[String]| {
+        let floor = FLOORS.iter().position(|floor| floor.contains(&module[0].as_str()));
+        floor.unwrap_or_else(|| panic!("{} stands on no floor", module[0]))
+    };
+    let imports = Imports::read(&root().join("runtime/src"), "flashlm_runtime").all();
+    let inside = imports.iter().filter(|(user, of)| !user.is_empty() && !of.is_empty());
+    let mut upwards = inside.clone().filter(|(user, of)| floor(user) < floor(of)).peekable();
+    assert!(upwards.peek().is_none(), "{:?}", upwards.collect::<Vec<_>>());
+    assert!(inside.count() > 200, "the runtime was read");
 }
 
 fn rust_files(dir: &Path, files: &mut Vec<PathBuf>) {

@@ -1,6 +1,7 @@
 //! Holds `docs/bundle-format.md` and the code together: every table of offsets there is read and compared with the constants.
 
-use super::header::{self, FORMAT_VERSION, HEADER_BYTES, MAGIC, SECTION_ALIGNMENT, Section};
+use super::header::{self, FORMAT_VERSION, HEADER_BYTES, MAGIC};
+use super::section::{SECTION_ALIGNMENT, Section};
 use super::{DEFAULT_ALIGNMENT, DEFAULT_GROUP_BYTES, index, limits, resident};
 
 const PAGE: &str = include_str!("../../../docs/bundle-format.md");

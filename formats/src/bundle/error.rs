@@ -4,8 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::header::Section;
 use super::layout::LayoutError;
+use super::section::Section;
 
 /// A place in a bundle that is not what it has to be.
 #[derive(Clone, Debug, PartialEq, Eq)]

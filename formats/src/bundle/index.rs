@@ -1,8 +1,8 @@
 //! The index section: of each layer its place in the flash section, the storage order, and a checksum for every group.
 
 use super::error::Fault;
-use super::header::{Extent, Section};
 use super::layout::FlashLayout;
+use super::section::{Extent, Section};
 
 pub(super) const LAYERS_OFFSET: usize = 0;
 pub(super) const NEURONS_OFFSET: usize = LAYERS_OFFSET + 4;

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::header::SECTION_ALIGNMENT;
+use super::section::SECTION_ALIGNMENT;
 use crate::model::ModelSpec;
 use crate::weight_format::WeightFormat;
 

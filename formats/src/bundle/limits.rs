@@ -3,8 +3,8 @@
 //! The limits are far beyond any model and low enough that products of any two or three of the numbers fit 64 bits.
 
 use super::error::Fault;
-use super::header::Section;
 use super::manifest::{Manifest, ReusePoint};
+use super::section::Section;
 use crate::model::{ModelSpec, Positions, RopeScaling};
 
 /// Longest manifest.

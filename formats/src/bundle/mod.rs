@@ -22,6 +22,7 @@ mod manifest;
 mod reader;
 mod replace;
 mod resident;
+mod section;
 mod storage;
 mod verify;
 mod writer;
@@ -30,8 +31,8 @@ mod writer;
 mod description;
 
 pub use error::{BundleError, Fault};
+pub use header::FORMAT_VERSION;
 pub(crate) use header::MAGIC;
-pub use header::{Extent, FORMAT_VERSION, Section, SectionInfo};
 pub use layout::{DEFAULT_ALIGNMENT, DEFAULT_GROUP_BYTES, FlashLayout, LayoutError, LayoutOptions};
 pub(crate) use limits::check_model;
 pub use manifest::{
@@ -41,6 +42,7 @@ pub use manifest::{
 pub use reader::Bundle;
 pub use replace::{Replacement, remove_trailing_bytes, replace_predictors, replace_predictors_on};
 pub use resident::TensorEntry;
+pub use section::{Extent, Section, SectionInfo};
 pub use storage::{FileStorage, Storage};
 pub use verify::{VerifyReport, verify};
 pub use writer::{BundlePlan, BundleWriter, CompleteBundle, Extras};

@@ -12,12 +12,13 @@ use std::sync::Arc;
 
 use super::checksum;
 use super::error::{BundleError, Fault};
-use super::header::{Extent, FORMAT_VERSION, HEADER_BYTES, Header, HeaderProblem, MAGIC, Section, SectionInfo};
+use super::header::{FORMAT_VERSION, HEADER_BYTES, Header, HeaderProblem, MAGIC};
 use super::index::{self, LayerTable};
 use super::layout::FlashLayout;
 use super::limits;
 use super::manifest::{FfnStorage, Manifest};
 use super::resident::{self, LENGTH_BYTES, ResidentTable, TensorEntry};
+use super::section::{Extent, Section, SectionInfo};
 use crate::model::ModelSpec;
 use crate::regular::open_regular;
 

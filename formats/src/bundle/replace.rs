@@ -9,9 +9,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::error::BundleError;
-use super::header::{Header, Section};
+use super::header::Header;
 use super::manifest::Manifest;
 use super::reader::Bundle;
+use super::section::Section;
 use super::storage::{self, Storage};
 use super::writer::Tail;
 use crate::regular::open_regular_for_change;

@@ -9,8 +9,8 @@ use std::collections::HashMap;
 use safetensors::tensor::{Dtype, TensorInfo};
 
 use super::error::Fault;
-use super::header::{Extent, Section};
 use super::manifest::Manifest;
+use super::section::{Extent, Section};
 use crate::model::{DType, ModelSpec, ResidentTensor};
 use crate::weight_format::WeightFormat;
 

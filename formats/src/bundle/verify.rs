@@ -6,8 +6,9 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::checksum;
 use super::error::{BundleError, Fault};
-use super::header::{Extent, HEADER_BYTES, SECTION_ALIGNMENT, Section, SectionInfo};
+use super::header::HEADER_BYTES;
 use super::reader::Bundle;
+use super::section::{Extent, SECTION_ALIGNMENT, Section, SectionInfo};
 use crate::weight_format::SCALE_BYTES;
 
 /// What was found.

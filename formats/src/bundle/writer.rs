@@ -10,12 +10,13 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::checksum;
 use super::error::{BundleError, Fault};
-use super::header::{Extent, Header, SECTION_ALIGNMENT, Section, SectionInfo};
+use super::header::Header;
 use super::index::{self, LayerTable};
 use super::layout::{FlashLayout, LayoutOptions};
 use super::limits;
 use super::manifest::{FfnStorage, LayerSparsity, Manifest, PredictorInfo, Provenance, SpecialTokens};
 use super::resident;
+use super::section::{Extent, SECTION_ALIGNMENT, Section, SectionInfo};
 use super::storage::{FileStorage, Storage};
 use crate::model::{DType, ModelSpec};
 use crate::weight_format::WeightFormat;

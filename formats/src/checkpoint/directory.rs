@@ -7,8 +7,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Component, Path};
 
-use super::error::{CheckpointError, Foreign, IndexError};
+use super::error::CheckpointError;
 use super::file::{SourceFile, read_small};
+use super::foreign::Foreign;
+use super::index_error::IndexError;
 use super::tensor::StoredTensor;
 use super::{python_json, safetensors, torch};
 

@@ -8,7 +8,8 @@ use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::error::{CheckpointError, Foreign};
+use super::error::CheckpointError;
+use super::foreign::Foreign;
 
 /// What a file was like at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

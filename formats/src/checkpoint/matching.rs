@@ -4,12 +4,16 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 
 use super::Note;
+use super::config_error::ConfigError;
 use super::directory::Weights;
-use super::error::{CheckpointError, ConfigError, IndexError, TensorProblem};
-use super::families::{Config, Family, HEADS};
+use super::error::CheckpointError;
+use super::families::{Config, Family};
 use super::file::SourceFile;
+use super::head_names::HEADS;
+use super::index_error::IndexError;
 use super::plan::{CanonicalTensor, Plan};
 use super::tensor::{StoredDtype, StoredTensor};
+use super::tensor_problem::TensorProblem;
 use super::{DType, FfnMatrix};
 use crate::model::ModelSpec;
 

@@ -18,10 +18,15 @@
 //! | false | both | not tied |
 //! | false | embedding only | an error (transformers would start from random numbers) |
 
+mod config_error;
 mod directory;
 mod error;
 mod families;
 mod file;
+mod foreign;
+mod head_names;
+mod index_error;
+mod listing;
 mod matching;
 mod note;
 mod pickle;
@@ -29,22 +34,31 @@ mod plan;
 mod published;
 mod python_json;
 mod safetensors;
+mod safetensors_error;
 mod state_dict;
 mod tensor;
+mod tensor_problem;
 mod tokenizer_files;
 mod torch;
+mod torch_error;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+pub use config_error::ConfigError;
 pub use directory::{Format, INDEX_BYTES_MAX, index_shards};
-pub use error::{CheckpointError, ConfigError, Foreign, IndexError, SafetensorsError, TensorProblem, TorchError};
+pub use error::CheckpointError;
 pub use families::{FAMILY_INFOS, FamilyInfo};
+pub use foreign::Foreign;
+pub use index_error::IndexError;
 pub use note::Note;
 pub use published::{PublishedTensor, published_tensors};
+pub use safetensors_error::SafetensorsError;
 pub use state_dict::{NamedTensor, read_tensors};
+pub use tensor_problem::TensorProblem;
 pub use tokenizer_files::{TokenizerFiles, TokenizerSource};
+pub use torch_error::TorchError;
 
 use crate::model::{DType, ModelSpec};
 use directory::Weights;

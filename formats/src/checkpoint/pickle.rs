@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use super::error::TorchError as Error;
+use super::torch_error::TorchError as Error;
 use crate::model::DType;
 
 /// Most nodes of a tree; a model of a thousand tensors has some 20 000.

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::error::TensorProblem;
 use super::tensor::{StoredDtype, StoredTensor};
+use super::tensor_problem::TensorProblem;
 use crate::model::DType;
 
 /// Rows (elements, for a vector) of a stored tensor that must have a certain shape.

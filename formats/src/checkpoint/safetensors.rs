@@ -8,8 +8,10 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use super::error::{CheckpointError, Foreign, SafetensorsError as Lie};
+use super::error::CheckpointError;
 use super::file::{SNIFF_BYTES, SourceFile, sniff};
+use super::foreign::Foreign;
+use super::safetensors_error::SafetensorsError as Lie;
 use super::tensor::{StoredDtype, StoredTensor};
 use crate::model::DType;
 

@@ -8,10 +8,12 @@ use std::io::BufReader;
 
 use zip::{CompressionMethod, ZipArchive};
 
-use super::error::{CheckpointError, Foreign, TorchError as Error};
+use super::error::CheckpointError;
 use super::file::{SNIFF_BYTES, SourceFile, sniff};
+use super::foreign::Foreign;
 use super::pickle::{ListedTensor, list_tensors};
 use super::tensor::{StoredDtype, StoredTensor};
+use super::torch_error::TorchError as Error;
 
 /// Longest `data.pkl`; that of a model with a thousand tensors has some 100 kB.
 const PICKLE_BYTES_MAX: u64 = 32 << 20;

@@ -2,6 +2,9 @@
 
 use std::ops::Range;
 
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng, SeedableRng};
+
 /// Share of the tokens that is held out where nothing else is asked for.
 pub const HELD_OUT: f64 = 0.1;
 
@@ -70,7 +73,8 @@ impl Split {
 pub fn hold_out(lengths: &[usize], share: f64) -> Option<Vec<bool>> {
     let wanted = lengths.iter().sum::<usize>() as f64 * share;
     let mut order: Vec<usize> = (0..lengths.len()).collect();
-    order.sort_by_key(|&document| mix(document as u64));
+    // The same order on every machine, and in every version.
+    order.sort_by_key(|&document| SplitMix64::seed_from_u64(document as u64).next_u64());
     let (mut chosen, mut count) = (vec![false; lengths.len()], 0.0);
     for document in order {
         if count >= wanted {
@@ -82,14 +86,6 @@ pub fn hold_out(lengths: &[usize], share: f64) -> Option<Vec<bool>> {
         }
     }
     (count > 0.0 && count >= 0.5 * wanted).then_some(chosen)
-}
-
-/// SplitMix64's mixing function: the same choice on every machine.
-fn mix(number: u64) -> u64 {
-    let z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use flashlm_prep::ordering::{
 };
 use flashlm_prep::wanted::{behind_a_warm_up, wanted_sets};
 use flashlm_runtime::cache::PolicyKind;
-use flashlm_runtime::planner::ReadCost;
+use flashlm_runtime::disk_cost::ReadCost;
 use flashlm_runtime::replay::{ReplayCounts, WantedSets};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -104,9 +104,6 @@ impl OrderArgs {
     }
 }
 
-/// A virtual disk as measured on the machine of `docs/measurements/ordering.md`: 16 KiB reads 0.75 GB/s, 64 KiB 1.4 GB/s.
-const USUAL_REQUEST_NS: f64 = 14_000.0;
-const USUAL_BYTE_NS: f64 = 0.5;
 /// Tokens that fill the cache before a score counts: of the text that orders are made from, or the first of another recording.
 const WARM_UP: usize = 512;
 /// Share of the FFN's bytes that predictors are taken to have where nothing is known of them.
@@ -379,7 +376,7 @@ fn order_layer(
 const PROFILE_BYTES_MAX: u64 = 16 << 20;
 
 pub(crate) fn read_cost(profile: Option<&Path>) -> Result<ReadCost> {
-    let Some(path) = profile else { return Ok(ReadCost::new(USUAL_REQUEST_NS, USUAL_BYTE_NS)?) };
+    let Some(path) = profile else { return Ok(ReadCost::USUAL) };
     let text = read_regular(path, PROFILE_BYTES_MAX).with_context(|| format!("--disk {}", path.display()))?;
     let profile: DiskProfile = serde_json::from_slice(&text)
         .with_context(|| format!("{} is no disk profile; `flashlm disk PATH` makes one", path.display()))?;
@@ -388,11 +385,7 @@ pub(crate) fn read_cost(profile: Option<&Path>) -> Result<ReadCost> {
         "{}: a profile with impossible rates, or of another version; measure again",
         path.display()
     );
-    let mut points: Vec<(u64, f64)> = profile.random.iter().map(|r| (r.read_bytes, r.bytes_per_s())).collect();
-    // Of each size the depth that served it best.
-    points.sort_by(|a, b| a.0.cmp(&b.0).then(b.1.total_cmp(&a.1)));
-    points.dedup_by_key(|p| p.0);
-    ReadCost::fit(&points).with_context(|| path.display().to_string())
+    ReadCost::of_profile(&profile).with_context(|| path.display().to_string())
 }
 
 fn print_table(orders: &Orders, output: &Path) {

@@ -62,7 +62,6 @@ pub(crate) fn run(args: &ReportArgs) -> Result<ExitCode> {
         predictors: predictors.as_ref(),
         orders: orders.as_ref(),
         disk,
-        usual_cost: read_cost(None)?,
         tokens_max: args.tokens,
     };
     let page = build(&input, &|| stage.advance(1))?;

@@ -4,11 +4,12 @@ use std::io::Read;
 use std::time::Duration;
 
 use serde::Deserialize;
-use ureq::http::{Response, Uri};
+use ureq::http::Response;
 use ureq::{Agent, Body};
+use url::Url;
 
-use super::download::Remote;
 use super::patience::{self, Pace, Paced};
+use super::remote::Remote;
 use super::{HubError, ModelName, Settings};
 
 /// Redirects in a row; the hub makes one or two.
@@ -19,7 +20,7 @@ const INFO_BYTES_MAX: u64 = 64 << 20;
 /// A hub, and the model that is wanted from it.
 pub(super) struct Client {
     agent: Agent,
-    endpoint: String,
+    endpoint: Url,
     token: Option<String>,
     model: ModelName,
     pace: Pace,
@@ -39,7 +40,7 @@ enum Method {
 }
 
 impl Client {
-    pub(super) fn new(settings: &Settings, model: &ModelName) -> Self {
+    pub(super) fn new(settings: &Settings, model: &ModelName) -> Result<Self, HubError> {
         let timeout = Some(settings.timeout);
         let config = Agent::config_builder()
             .max_redirects(0)
@@ -50,13 +51,23 @@ impl Client {
             .timeout_per_read(timeout)
             .user_agent(concat!("flashlm-prep/", env!("CARGO_PKG_VERSION")))
             .build();
-        let Settings { endpoint, token, pace, .. } = settings.clone();
-        Self { agent: config.into(), endpoint, token, model: model.clone(), pace }
+        let Settings { token, pace, .. } = settings.clone();
+        Ok(Self { agent: config.into(), endpoint: settings.address()?, token, model: model.clone(), pace })
     }
 
     /// The slowest that bodies may come.
     pub(super) fn pace(&self) -> Pace {
         self.pace
+    }
+
+    /// The endpoint's address with these parts, each escaped.
+    fn address<'a>(&self, parts: impl Iterator<Item = &'a str>) -> Url {
+        let mut url = self.endpoint.clone();
+        // `Settings::address` takes none that cannot have parts.
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().extend(parts);
+        }
+        url
     }
 
     /// Commit and files of the revision that is wanted.
@@ -71,14 +82,14 @@ impl Client {
         struct Sibling {
             rfilename: String,
         }
-        let revision = self.model.revision.replace('/', "%2F");
-        let url = format!("{}/api/models/{}/revision/{revision}", self.endpoint, self.model.repo);
+        let name = self.model.repo.split('/');
+        let url = self.address(["api", "models"].into_iter().chain(name).chain(["revision", &self.model.revision]));
         let mut response = self.patiently(Method::Get(0), &url, say)?;
         let status = response.status().as_u16();
         if status != 200 {
             return Err(self.refused(&url, &response));
         }
-        let wrong = |what: String| HubError::Answer { url: url.clone(), what };
+        let wrong = |what: String| HubError::Answer { url: url.to_string(), what };
         let mut body = Vec::new();
         let mut reader = Paced::new(response.body_mut().as_reader(), self.pace).take(INFO_BYTES_MAX + 1);
         reader.read_to_end(&mut body).map_err(|e| unreachable(&url, &e))?;
@@ -95,13 +106,13 @@ impl Client {
 
     /// Length and identity of a file.
     pub(super) fn remote(&self, commit: &str, file: &str, say: &mut dyn FnMut(&str)) -> Result<Remote, HubError> {
-        let url = format!("{}/{}/resolve/{commit}/{file}", self.endpoint, self.model.repo);
+        let url = self.address(self.model.repo.split('/').chain(["resolve", commit]).chain(file.split('/')));
         let response = self.patiently(Method::Head, &url, say)?;
         let linked = header(&response, "x-linked-etag");
         if !response.status().is_success() && linked.is_none() {
             return Err(self.refused(&url, &response));
         }
-        let wrong = |what: String| HubError::Answer { url: url.clone(), what };
+        let wrong = |what: String| HubError::Answer { url: url.to_string(), what };
         let etag =
             linked.clone().or_else(|| header(&response, "etag")).ok_or_else(|| wrong("it has no ETag".into()))?;
         let etag = etag.trim_start_matches("W/").trim_matches('"').to_owned();
@@ -119,12 +130,12 @@ impl Client {
     }
 
     /// A file from byte `from` on; the status is the caller's to judge.
-    pub(super) fn get(&self, url: &str, from: u64) -> Result<Response<Body>, HubError> {
+    pub(super) fn get(&self, url: &Url, from: u64) -> Result<Response<Body>, HubError> {
         self.follow(Method::Get(from), url)
     }
 
     /// Asks until the answer is more than that the server is busy, or patience ends.
-    fn patiently(&self, method: Method, url: &str, say: &mut dyn FnMut(&str)) -> Result<Response<Body>, HubError> {
+    fn patiently(&self, method: Method, url: &Url, say: &mut dyn FnMut(&str)) -> Result<Response<Body>, HubError> {
         let mut failed = 0;
         loop {
             let response = self.follow(method, url)?;
@@ -142,8 +153,8 @@ impl Client {
     }
 
     /// Sends a request and follows where it is sent. A HEAD ends where the hub says what the file is, which is before the last host.
-    fn follow(&self, method: Method, url: &str) -> Result<Response<Body>, HubError> {
-        let mut at = url.to_owned();
+    fn follow(&self, method: Method, url: &Url) -> Result<Response<Body>, HubError> {
+        let mut at = url.clone();
         for _ in 0..REDIRECTS_MAX {
             let response = self.send(method, &at)?;
             if !response.status().is_redirection() || response.status().as_u16() == 304 {
@@ -152,46 +163,45 @@ impl Client {
             if method == Method::Head && header(&response, "x-linked-etag").is_some() {
                 return Ok(response);
             }
-            let wrong = |what: String| HubError::Answer { url: at.clone(), what };
+            let wrong = |what: String| HubError::Answer { url: at.to_string(), what };
             let location = header(&response, "location").ok_or_else(|| wrong("a redirect to nowhere".into()))?;
             let next = resolve(&at, &location).ok_or_else(|| wrong(format!("a redirect to {location:?}")))?;
-            if at.starts_with("https:") && !next.starts_with("https:") {
+            if at.scheme() == "https" && next.scheme() != "https" {
                 return Err(wrong(format!("a redirect from https to {next}")));
             }
             at = next;
         }
-        Err(HubError::Answer { url: url.to_owned(), what: format!("more than {REDIRECTS_MAX} redirects") })
+        Err(HubError::Answer { url: url.to_string(), what: format!("more than {REDIRECTS_MAX} redirects") })
     }
 
-    fn send(&self, method: Method, url: &str) -> Result<Response<Body>, HubError> {
+    fn send(&self, method: Method, url: &Url) -> Result<Response<Body>, HubError> {
         let mut request = match method {
-            Method::Head => self.agent.head(url),
-            Method::Get(_) => self.agent.get(url),
+            Method::Head => self.agent.head(url.as_str()),
+            Method::Get(_) => self.agent.get(url.as_str()),
         };
         // Lengths are of the file itself.
         request = request.header("Accept-Encoding", "identity");
         if let Method::Get(from @ 1..) = method {
             request = request.header("Range", format!("bytes={from}-"));
         }
-        if let Some(token) =
-            self.token.as_ref().filter(|_| origin(url).is_some() && origin(url) == origin(&self.endpoint))
-        {
+        if let Some(token) = self.token.as_ref().filter(|_| url.origin() == self.endpoint.origin()) {
             request = request.header("Authorization", format!("Bearer {token}"));
         }
         request.call().map_err(|error| unreachable(url, &error))
     }
 
     /// What a status means. The hub says more in a header of its own; its mirrors may not.
-    pub(super) fn refused(&self, url: &str, response: &Response<Body>) -> HubError {
+    pub(super) fn refused(&self, url: &Url, response: &Response<Body>) -> HubError {
         let (model, with_token) = (self.model.repo.clone(), self.token.is_some());
         let status = response.status().as_u16();
         match (header(response, "x-error-code").as_deref(), status) {
             (Some("RevisionNotFound"), _) => HubError::NoRevision { model, revision: self.model.revision.clone() },
             (Some("RepoNotFound"), _) | (None, 404) => {
-                HubError::NoModel { endpoint: self.endpoint.clone(), model: self.model.to_string(), with_token }
+                HubError::NoModel { endpoint: bare(&self.endpoint), model: self.model.to_string(), with_token }
             }
             (_, 401 | 403) => {
-                HubError::Refused { url: format!("{}/{model}", self.endpoint), model, status, with_token }
+                let url = self.address(model.split('/')).into();
+                HubError::Refused { url, model, status, with_token }
             }
             _ => {
                 let asked = patience::asked(response.headers()).map(|asked| asked.as_secs());
@@ -206,46 +216,29 @@ pub(super) fn waiting(wait: Duration, status: u16) -> String {
     format!("the server asks for {:.0} s of patience (status {status})", wait.as_secs_f64())
 }
 
-fn unreachable(url: &str, error: &dyn std::error::Error) -> HubError {
+fn unreachable(url: &Url, error: &dyn std::error::Error) -> HubError {
     HubError::Unreachable { url: shown(url), reason: error.to_string() }
 }
 
 /// An address without its query, which may hold a signature.
-fn shown(url: &str) -> String {
-    url.split('?').next().unwrap_or_default().to_owned()
+fn shown(url: &Url) -> String {
+    let mut url = url.clone();
+    url.set_query(None);
+    url.into()
+}
+
+/// An address without the slash that ends it.
+fn bare(url: &Url) -> String {
+    url.as_str().trim_end_matches('/').to_owned()
 }
 
 fn header(response: &Response<Body>, name: &str) -> Option<String> {
     Some(response.headers().get(name)?.to_str().ok()?.trim().to_owned())
 }
 
-/// Scheme, host and port.
-fn origin(url: &str) -> Option<(String, String, u16)> {
-    let uri: Uri = url.parse().ok()?;
-    let scheme = uri.scheme_str()?.to_ascii_lowercase();
-    let port = uri.port_u16().unwrap_or(if scheme == "https" { 443 } else { 80 });
-    Some((scheme, uri.host()?.to_ascii_lowercase(), port))
-}
-
 /// Where `location`, absolute or relative, leads from `at`.
-fn resolve(at: &str, location: &str) -> Option<String> {
-    let uri: Uri = at.parse().ok()?;
-    let (scheme, authority) = (uri.scheme_str()?, uri.authority()?);
-    let next = if location.starts_with("http://") || location.starts_with("https://") {
-        location.to_owned()
-    } else if location.starts_with("//") {
-        format!("{scheme}:{location}")
-    } else if location.starts_with('/') {
-        format!("{scheme}://{authority}{location}")
-    } else if location.split(['/', '?']).next().is_some_and(|first| first.contains(':')) {
-        // Another scheme.
-        return None;
-    } else {
-        let directory = uri.path().rsplit_once('/').map_or("", |(directory, _)| directory);
-        format!("{scheme}://{authority}{directory}/{location}")
-    };
-    let uri: Uri = next.parse().ok()?;
-    uri.host().is_some().then_some(next)
+fn resolve(at: &Url, location: &str) -> Option<Url> {
+    at.join(location).ok().filter(|next| matches!(next.scheme(), "http" | "https"))
 }
 
 #[cfg(test)]
@@ -254,7 +247,7 @@ mod tests {
 
     #[test]
     fn redirects_lead_where_they_say() {
-        let from = "https://hub.co/org/name/resolve/main/model.bin?x=1";
+        let from = Url::parse("https://hub.co/org/name/resolve/main/model.bin?x=1").unwrap();
         for (location, expected) in [
             ("https://cdn.org/a?sig=1", Some("https://cdn.org/a?sig=1")),
             ("//cdn.org/a", Some("https://cdn.org/a")),
@@ -264,12 +257,13 @@ mod tests {
             ("file:///etc/passwd", None),
             ("http://", None),
         ] {
-            assert_eq!(resolve(from, location).as_deref(), expected, "{location}");
+            assert_eq!(resolve(&from, location).as_ref().map(Url::as_str), expected, "{location}");
         }
     }
 
     #[test]
     fn the_same_host_is_the_same_scheme_name_and_port() {
+        let origin = |url: &str| Url::parse(url).unwrap().origin();
         let hub = origin("https://hub.co");
         assert_eq!(hub, origin("https://HUB.co:443/a/b?c"));
         for other in ["http://hub.co", "https://hub.co:444", "https://hub.co.evil.org", "https://evil@hub.com"] {

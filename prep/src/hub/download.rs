@@ -11,18 +11,9 @@ use ring::digest::{Context, SHA256};
 
 use super::client::{Client, waiting};
 use super::patience::{self, Attempts, Paced};
+use super::remote::Remote;
 use super::snapshot::Commit;
 use super::{HubError, Watch};
-
-/// A file as the hub describes it.
-pub(super) struct Remote {
-    pub(super) file: String,
-    pub(super) url: String,
-    /// Its name in the cache.
-    pub(super) etag: String,
-    pub(super) bytes: u64,
-    pub(super) sha256: Option<String>,
-}
 
 /// Read at a time.
 const CHUNK: usize = 1 << 20;
@@ -132,7 +123,7 @@ impl Part {
             206 if range_start(&response) == Some(self.have) => {}
             206 => {
                 let what = format!("asked for bytes from {} on, it sends others", self.have);
-                return Err(Stop::Failed(HubError::Answer { url: remote.url.clone(), what }));
+                return Err(Stop::Failed(HubError::Answer { url: remote.url.to_string(), what }));
             }
             416 => {
                 self.start_again()?;

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use flashlm_formats::regular::read_regular;
 
+use url::Url;
+
 use super::HubError;
 use super::expand::expand;
 use super::patience::Pace;
@@ -81,10 +83,7 @@ impl Settings {
             return Err(HubError::Setting { name: "HF_TOKEN", value: "..".into(), expected });
         }
         let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
-        if !(endpoint.starts_with("https://") || endpoint.starts_with("http://")) {
-            let expected = "an address that begins with https:// or http://";
-            return Err(HubError::Setting { name: "HF_ENDPOINT", value: endpoint, expected });
-        }
+        address(&endpoint)?;
         let seconds = match text("HF_HUB_DOWNLOAD_TIMEOUT") {
             None => 10,
             Some(value) => value.parse().ok().filter(|&seconds| seconds > 0).ok_or(HubError::Setting {
@@ -104,6 +103,18 @@ impl Settings {
             links: !flag("HF_HUB_DISABLE_SYMLINKS"),
         })
     }
+
+    /// The endpoint, read.
+    pub(super) fn address(&self) -> Result<Url, HubError> {
+        address(&self.endpoint)
+    }
+}
+
+/// The hub's address.
+fn address(endpoint: &str) -> Result<Url, HubError> {
+    let url = Url::parse(endpoint).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+    let expected = "an address that begins with https:// or http://";
+    url.ok_or_else(|| HubError::Setting { name: "HF_ENDPOINT", value: endpoint.to_owned(), expected })
 }
 
 /// The token in a file that the user names, which may be a pipe: `HF_TOKEN_PATH=<(pass show hf)`.

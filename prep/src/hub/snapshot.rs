@@ -19,7 +19,7 @@ use flashlm_formats::publish::{NewFile, create_directory, publish_bytes, sync_na
 use flashlm_formats::regular::{open_regular, read_regular};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
-use super::download::Remote;
+use super::remote::Remote;
 use super::{HubError, ModelName, OLD_TOKENIZER, Settings};
 
 /// Longest file that names a commit.
@@ -207,6 +207,11 @@ fn has_no_links(error: &io::Error) -> bool {
 mod tests {
     use super::*;
 
+    fn remote() -> Remote {
+        let url = "https://hub.co/a".parse().unwrap();
+        Remote { file: "a".into(), url, etag: "e".into(), bytes: 3, sha256: None }
+    }
+
     fn commit(root: &Path, symlink: Option<Symlink>) -> Commit {
         let [dir, blobs, locks] = ["snapshots/abc", "blobs", "locks"].map(|name| root.join(name));
         [&dir, &blobs].iter().for_each(|dir| create_directory(dir).unwrap());
@@ -216,7 +221,7 @@ mod tests {
     #[test]
     fn a_file_system_without_links_holds_the_files_themselves() {
         let refused: Symlink = |_, _| Err(io::Error::from_raw_os_error(1));
-        let remote = Remote { file: "a".into(), url: String::new(), etag: "e".into(), bytes: 3, sha256: None };
+        let remote = remote();
         for symlink in [None, Some(refused)] {
             let root = tempfile::tempdir().unwrap();
             let commit = commit(root.path(), symlink);
@@ -238,7 +243,7 @@ mod tests {
     fn what_cannot_be_written_is_named() {
         let root = tempfile::tempdir().unwrap();
         let commit = commit(root.path(), Some(|_, _| Err(io::Error::from_raw_os_error(1))));
-        let remote = Remote { file: "a".into(), url: String::new(), etag: "e".into(), bytes: 3, sha256: None };
+        let remote = remote();
         std::fs::write(commit.blob(&remote), "new").unwrap();
         std::fs::remove_dir(&commit.dir).unwrap();
         let error = commit.place("a", &remote, true).unwrap_err().to_string();
@@ -248,7 +253,7 @@ mod tests {
     #[test]
     fn a_failure_is_not_taken_for_a_file_system_without_links() {
         let root = tempfile::tempdir().unwrap();
-        let remote = Remote { file: "a".into(), url: String::new(), etag: "e".into(), bytes: 3, sha256: None };
+        let remote = remote();
         for (symlink, words) in [
             ((|_, _| Err(io::Error::from_raw_os_error(28))) as Symlink, "No space left"),
             (|_, _| Err(io::Error::from_raw_os_error(5)), "the disk failed"),
@@ -265,7 +270,7 @@ mod tests {
     fn a_link_to_nothing_is_made_anew() {
         let root = tempfile::tempdir().unwrap();
         let commit = commit(root.path(), Some(|target, path| std::os::unix::fs::symlink(target, path)));
-        let remote = Remote { file: "a".into(), url: String::new(), etag: "e".into(), bytes: 3, sha256: None };
+        let remote = remote();
         std::os::unix::fs::symlink("../../blobs/gone", commit.path("a")).unwrap();
         std::fs::write(commit.blob(&remote), "new").unwrap();
         assert!(commit.place("a", &remote, true).unwrap());

@@ -1,5 +1,6 @@
 use flashlm_runtime::cache::PolicyKind;
-use flashlm_runtime::planner::{PlanLimits, ReadCost};
+use flashlm_runtime::disk_cost::ReadCost;
+use flashlm_runtime::planner::PlanLimits;
 use flashlm_runtime::replay::{ReplayCounts, ReplayOptions, WantedSets, replay};
 
 /// What an order is judged by.

@@ -11,6 +11,8 @@ use flashlm_formats::recording::{Split, hold_out};
 use flashlm_formats::regular::open_regular;
 use flashlm_runtime::error::RuntimeError;
 use flashlm_runtime::text::Tokenizer;
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::documents::{Documents, SEPARATOR, pieces};
@@ -330,16 +332,11 @@ fn sample(path: &Path, bytes: u64) -> u64 {
     hash.digest()
 }
 
-/// Fisher-Yates with splitmix64.
+/// Fisher and Yates; the seed decides what is recorded.
 fn shuffle<T>(items: &mut [T], seed: u64) {
-    let mut state = seed;
+    let mut random = SplitMix64::seed_from_u64(seed);
     for i in (1..items.len()).rev() {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^= z >> 31;
-        items.swap(i, (z % (i as u64 + 1)) as usize);
+        items.swap(i, (random.next_u64() % (i as u64 + 1)) as usize);
     }
 }
 

@@ -3,12 +3,12 @@
 //! Colours are those of the light page; [`style`] lets the page's own colours, light or dark, take their place. Knows nothing
 //! of what is drawn.
 
+use maud::{Markup, PreEscaped, html};
 use plotters::coord::Shift;
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
 use super::ReportError;
-use super::html::escape;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Context<'a> = ChartContext<'a, SVGBackend<'a>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
@@ -71,11 +71,10 @@ pub(super) struct Series {
 }
 
 /// Lines, each named at its right end. `alt` says in words what is to be seen.
-pub(super) fn lines(x: &Axis, y: &Axis, series: &[Series], alt: &str) -> Result<String, ReportError> {
+pub(super) fn lines(x: &Axis, y: &Axis, series: &[Series], alt: &str) -> Result<Markup, ReportError> {
     let longest = series.iter().map(|s| s.name.chars().count()).max().unwrap_or(0) as u32;
     let right = MARGIN + 24 + longest * 7;
-    let mut labels = String::new();
-    let svg = draw((WIDTH, HEIGHT), alt, &mut labels, |area, labels| {
+    draw((WIDTH, HEIGHT), alt, |area| {
         let mut context = axes(area, x, y, right)?;
         let mut ends: Vec<(i32, usize)> = Vec::new();
         for (at, line) in series.iter().enumerate() {
@@ -89,65 +88,50 @@ pub(super) fn lines(x: &Axis, y: &Axis, series: &[Series], alt: &str) -> Result<
             }
         }
         let (_, rows) = context.plotting_area().get_pixel_range();
-        for (row, at) in spread(ends, rows.start + 4, rows.end) {
-            let x = (WIDTH - right) as i32 + 4;
-            let color = hex(SERIES[at % LINES_MAX].0);
-            *labels += &format!(
-                "<line x1=\"{x}\" y1=\"{row}\" x2=\"{}\" y2=\"{row}\" stroke=\"{color}\" stroke-width=\"3\"/>\
-                 <text x=\"{}\" y=\"{}\" font-size=\"13\" fill=\"{}\">{}</text>",
-                x + 14,
-                x + 18,
-                row + 4,
-                hex(TEXT),
-                escape(&series[at].name)
-            );
-        }
-        Ok(())
-    })?;
-    Ok(svg.replace("</svg>", &format!("{labels}</svg>")))
+        let x = (WIDTH - right) as i32 + 4;
+        Ok(html! {
+            @for (row, at) in spread(ends, rows.start + 4, rows.end) {
+                line x1=(x) y1=(row) x2=(x + 14) y2=(row) stroke=(hex(SERIES[at % LINES_MAX].0)) stroke-width="3" {}
+                text x=(x + 18) y=(row + 4) font-size="13" fill=(hex(TEXT)) { (series[at].name) }
+            }
+        })
+    })
 }
 
 /// A bar for each of `values`, named by the layer that it stands for.
-pub(super) fn bars(x: &str, y: &Axis, values: &[(usize, f64)], alt: &str) -> Result<String, ReportError> {
+pub(super) fn bars(x: &str, y: &Axis, values: &[(usize, f64)], alt: &str) -> Result<Markup, ReportError> {
     let last = values.last().map_or(0, |v| v.0) as f64;
     let whole = |v: f64| if (v - v.round()).abs() < 1e-6 { format!("{v:.0}") } else { String::new() };
     let x = Axis { label: x.into(), from: -0.6, to: last + 0.6, ticks: (values.len() + 1).min(12), format: whole };
-    draw((WIDTH, HEIGHT), alt, &mut String::new(), |area, _| {
+    draw((WIDTH, HEIGHT), alt, |area| {
         let mut context = axes(area, &x, y, MARGIN + 6)?;
         let bar = |&(layer, value): &(usize, f64)| {
             Rectangle::new([(layer as f64 - 0.38, 0.0), (layer as f64 + 0.38, value)], SERIES[0].0.filled())
         };
         context.draw_series(values.iter().map(bar)).map_err(failed)?;
-        Ok(())
+        Ok(Markup::default())
     })
 }
 
 /// A square of cells, `levels[row][column]` below [`HEAT_LEVELS`], the first row at the bottom; both axes count neurons.
-pub(super) fn heat_map(levels: &[Vec<u8>], neurons: usize, axis: &str, alt: &str) -> Result<String, ReportError> {
+pub(super) fn heat_map(levels: &[Vec<u8>], neurons: usize, axis: &str, alt: &str) -> Result<Markup, ReportError> {
     let ticks = |v: f64| format!("{v:.0}");
     let side = |label: &str| Axis { label: label.into(), from: 0.0, to: neurons as f64, ticks: 5, format: ticks };
-    let mut cells = String::new();
-    let svg = draw((420, 400), alt, &mut cells, |area, cells| {
+    draw((420, 400), alt, |area| {
         let context = axes(area, &side(axis), &side(axis), MARGIN + 14)?;
         let (columns, rows) = context.plotting_area().get_pixel_range();
         let scale = |span: &std::ops::Range<i32>| (span.end - span.start) as f64 / levels.len().max(1) as f64;
-        *cells += &format!(
-            "<g class=\"heat\" shape-rendering=\"crispEdges\" transform=\"translate({} {}) scale({:.4} {:.4})\">",
-            columns.start,
-            rows.start,
-            scale(&columns),
-            scale(&rows)
-        );
-        for level in 1..HEAT_LEVELS as u8 {
-            let path = cells_of(levels, level);
-            if !path.is_empty() {
-                *cells += &format!("<path class=\"h{level}\" d=\"{path}\"/>");
+        let place =
+            format!("translate({} {}) scale({:.4} {:.4})", columns.start, rows.start, scale(&columns), scale(&rows));
+        let paths = (1..HEAT_LEVELS as u8).map(|level| (level, cells_of(levels, level)));
+        Ok(html! {
+            g class="heat" shape-rendering="crispEdges" transform=(place) {
+                @for (level, path) in paths.filter(|(_, path)| !path.is_empty()) {
+                    path class={ "h" (level) } d=(path) {}
+                }
             }
-        }
-        *cells += "</g>";
-        Ok(())
-    })?;
-    Ok(svg.replace("</svg>", &format!("{cells}</svg>")))
+        })
+    })
 }
 
 /// The cells of one level as a path; neighbours in a row make one rectangle.
@@ -194,21 +178,25 @@ fn failed(error: impl std::fmt::Display) -> ReportError {
     ReportError::Chart(error.to_string())
 }
 
-/// Draws into a string, and makes what comes out part of a page: scaled by it, and with words for those who do not see it.
+/// Draws, and makes what comes out part of a page: scaled by it, and with words for those who do not see it. What `paint` returns
+/// lies above what it draws.
 fn draw(
     size: (u32, u32),
     alt: &str,
-    extra: &mut String,
-    paint: impl FnOnce(&Area, &mut String) -> Result<(), ReportError>,
-) -> Result<String, ReportError> {
+    paint: impl FnOnce(&Area) -> Result<Markup, ReportError>,
+) -> Result<Markup, ReportError> {
     let mut svg = String::new();
-    {
+    let above = {
         let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-        paint(&area, extra)?;
+        let above = paint(&area)?;
         area.present().map_err(failed)?;
-    }
-    let content = svg.split_once('>').map_or("", |(_, content)| content);
-    Ok(format!("<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{}\">{content}", size.0, size.1, escape(alt)))
+        above
+    };
+    let content = svg.split_once('>').and_then(|(_, content)| content.trim_end().strip_suffix("</svg>"));
+    let content = content.ok_or_else(|| failed("what was drawn is no picture"))?;
+    Ok(html! {
+        svg viewBox={ "0 0 " (size.0) " " (size.1) } role="img" aria-label=(alt) { (PreEscaped(content)) (above) }
+    })
 }
 
 fn axes<'a>(area: &Area<'a>, x: &Axis, y: &Axis, right: u32) -> Result<Context<'a>, ReportError> {
@@ -288,7 +276,7 @@ mod tests {
         let line =
             |name: &str| Series { name: name.into(), points: vec![(0.0, 0.1), (1.0, 0.9)], marks: vec![(0.5, 0.5)] };
         let series: Vec<Series> = (0..LINES_MAX).map(|n| line(&format!("line {n}"))).collect();
-        let svg = lines(&axis("x"), &axis("y"), &series, "a <chart>").unwrap();
+        let svg = lines(&axis("x"), &axis("y"), &series, "a <chart>").unwrap().into_string();
         let style = style();
         for part in svg.split("=\"#").skip(1) {
             let color = &part[..6];

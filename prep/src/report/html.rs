@@ -1,27 +1,13 @@
-//! The page as text: escaping, tables, figures, the frame with its style sheet. Knows nothing of what is reported.
+//! The page as HTML: tables, figures, the frame with its style sheet. maud escapes what is text. Knows nothing of what is reported.
 
 use flashlm_formats::destination::REPORT_MARK;
+use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::chart;
 
-/// Text as it may stand in content and in quoted attributes.
-pub(super) fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            c => out.push(c),
-        }
-    }
-    out
-}
-
 /// Running text: a number stays with its percent sign.
 fn prose(text: &str) -> String {
-    escape(text).replace(" %", "\u{a0}%")
+    text.replace(" %", "\u{a0}%")
 }
 
 /// Rows under a head.
@@ -41,16 +27,15 @@ impl Table {
     }
 
     /// In a box of its own that scrolls when the page is narrow.
-    fn html(&self) -> String {
-        let cells = |tag: &str, cells: &[String]| -> String {
-            cells.iter().map(|c| format!("<{tag}>{}</{tag}>", escape(c))).collect()
-        };
-        let mut out =
-            format!("<div class=\"scroll\"><table><thead><tr>{}</tr></thead><tbody>\n", cells("th", &self.head));
-        for row in &self.rows {
-            out += &format!("<tr>{}</tr>\n", cells("td", row));
+    fn html(&self) -> Markup {
+        html! {
+            div class="scroll" {
+                table {
+                    thead { tr { @for name in &self.head { th { (name) } } } }
+                    tbody { @for row in &self.rows { tr { @for cell in row { td { (cell) } } } } }
+                }
+            }
         }
-        out + "</tbody></table></div>\n"
     }
 }
 
@@ -61,66 +46,80 @@ pub(super) struct Figure {
     /// How to read it.
     pub(super) text: String,
     /// One chart, or several beside each other with their names.
-    pub(super) charts: Vec<(String, String)>,
-    /// Behind the charts, as HTML.
-    pub(super) key: String,
+    pub(super) charts: Vec<(String, Markup)>,
+    /// Behind the charts.
+    pub(super) key: Markup,
     /// The numbers.
     pub(super) table: Table,
 }
 
 impl Figure {
-    pub(super) fn html(&self) -> String {
-        let mut out = format!(
-            "<figure>\n<figcaption><h3>{}</h3><p>{}</p></figcaption>\n<div class=\"charts\">\n",
-            prose(&self.title),
-            prose(&self.text)
-        );
-        for (name, svg) in &self.charts {
-            let name = if name.is_empty() { String::new() } else { format!("<p class=\"name\">{}</p>", escape(name)) };
-            out += &format!("<div>{name}{svg}</div>\n");
+    pub(super) fn html(&self) -> Markup {
+        html! {
+            figure {
+                figcaption {
+                    h3 { (prose(&self.title)) }
+                    p { (prose(&self.text)) }
+                }
+                div class="charts" {
+                    @for (name, chart) in &self.charts {
+                        div {
+                            @if !name.is_empty() { p class="name" { (name) } }
+                            (chart)
+                        }
+                    }
+                }
+                (self.key)
+                details {
+                    summary { "The numbers" }
+                    (self.table.html())
+                }
+            }
         }
-        out + &format!(
-            "</div>\n{}<details><summary>The numbers</summary>\n{}</details>\n</figure>\n",
-            self.key,
-            self.table.html()
-        )
     }
 }
 
-/// A part of the page with a heading; what is in `body` is HTML.
-pub(super) fn section(id: &str, heading: &str, body: &str) -> String {
-    format!("<section id=\"{id}\">\n<h2>{}</h2>\n{body}</section>\n", escape(heading))
+/// A part of the page with a heading.
+pub(super) fn section(id: &str, heading: &str, body: &Markup) -> Markup {
+    html! { section id=(id) { h2 { (heading) } (body) } }
 }
 
 /// Plain text as a paragraph.
-pub(super) fn paragraph(text: &str) -> String {
-    format!("<p>{}</p>\n", prose(text))
+pub(super) fn paragraph(text: &str) -> Markup {
+    html! { p { (prose(text)) } }
 }
 
 /// A sentence about what is not there and the command that makes it.
-pub(super) fn missing(text: &str, command: &str) -> String {
-    format!("<p class=\"missing\">{} <code>{}</code></p>\n", escape(text), escape(command))
+pub(super) fn missing(text: &str, command: &str) -> Markup {
+    html! { p class="missing" { (text) " " code { (command) } } }
 }
 
 /// Names with values.
-pub(super) fn facts(facts: &[(&str, String)]) -> String {
-    let rows: String = facts
-        .iter()
-        .map(|(name, value)| format!("<tr><th>{}</th><td>{}</td></tr>\n", escape(name), prose(value)))
-        .collect();
-    format!("<table class=\"facts\"><tbody>\n{rows}</tbody></table>\n")
+pub(super) fn facts(facts: &[(&str, String)]) -> Markup {
+    html! {
+        table class="facts" {
+            tbody { @for (name, value) in facts { tr { th { (name) } td { (prose(value)) } } } }
+        }
+    }
 }
 
 /// The whole page.
-pub(super) fn page(title: &str, body: &str) -> String {
-    format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
-         {REPORT_MARK}\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n\
-         <meta name=\"color-scheme\" content=\"light dark\"/>\n<title>{0}</title>\n<style>\n{STYLE}{1}</style>\n</head>\n\
-         <body>\n<main>\n<h1>{0}</h1>\n{body}</main>\n</body>\n</html>\n",
-        escape(title),
-        chart::style()
-    )
+pub(super) fn page(title: &str, body: &Markup) -> String {
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                (PreEscaped("<meta charset=\"utf-8\"/>"))
+                (PreEscaped(REPORT_MARK))
+                (PreEscaped("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>"))
+                (PreEscaped("<meta name=\"color-scheme\" content=\"light dark\"/>"))
+                title { (title) }
+                style { (PreEscaped(STYLE)) (PreEscaped(chart::style())) }
+            }
+            body { main { h1 { (title) } (body) } }
+        }
+    };
+    page.into_string()
 }
 
 const STYLE: &str = include_str!("style.css");

@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use flashlm_formats::recording::{LayerRecording, Recording};
 use flashlm_runtime::cache::PolicyKind;
-use flashlm_runtime::planner::{PlanLimits, ReadCost};
+use flashlm_runtime::disk_cost::ReadCost;
+use flashlm_runtime::planner::PlanLimits;
 use flashlm_runtime::replay::{ReplayOptions, WantedSets, replay};
 
 use super::ReportError;

@@ -5,13 +5,14 @@ mod predictors;
 mod storage;
 
 use flashlm_formats::model::ModelSpec;
+use maud::{Markup, html};
 
 use super::html::{facts, paragraph, section};
 use super::measures::LayerMeasures;
 use super::{Facts, ReportError, WEIGHT_BYTES, chart};
 
 /// All sections in order.
-pub(super) fn all(facts: &Facts) -> Result<String, ReportError> {
+pub(super) fn all(facts: &Facts) -> Result<Markup, ReportError> {
     let nav = [
         ("summary", "Summary"),
         ("sparsity", "Sparsity"),
@@ -22,19 +23,18 @@ pub(super) fn all(facts: &Facts) -> Result<String, ReportError> {
         ("predictors", "Predictors"),
         ("budget", "Memory budget"),
     ];
-    let links: String = nav.iter().map(|(id, name)| format!("<a href=\"#{id}\">{name}</a>\n")).collect();
-    let parts = [
-        format!("<nav>\n{links}</nav>\n"),
-        summary(facts),
-        activity::sparsity(facts)?,
-        activity::frequency(facts)?,
-        activity::reuse(facts)?,
-        storage::coactivation(facts)?,
-        storage::runs(facts)?,
-        predictors::section(facts)?,
-        storage::budget(facts)?,
-    ];
-    Ok(parts.concat())
+    Ok(html! {
+        // Space between the links, where lines may break.
+        nav { @for (id, name) in nav { a href={ "#" (id) } { (name) } " " } }
+        (summary(facts))
+        (activity::sparsity(facts)?)
+        (activity::frequency(facts)?)
+        (activity::reuse(facts)?)
+        (storage::coactivation(facts)?)
+        (storage::runs(facts)?)
+        (predictors::section(facts)?)
+        (storage::budget(facts)?)
+    })
 }
 
 /// The model in a few words.
@@ -43,7 +43,7 @@ pub(super) fn model_name(model: &ModelSpec) -> String {
     format!("{} model, {} layers of {} neurons{gated}", model.family, model.layers, model.ffn.size)
 }
 
-fn summary(all: &Facts) -> String {
+fn summary(all: &Facts) -> Markup {
     let recording = all.input.recording;
     let (info, model) = (recording.info(), &recording.info().model);
     let layers = &all.layers;
@@ -86,7 +86,7 @@ fn summary(all: &Facts) -> String {
     } else {
         "Everything is counted on all tokens of the recording.".into()
     };
-    section("summary", "Summary", &(facts(&rows) + &paragraph(&sampled)))
+    section("summary", "Summary", &html! { (facts(&rows)) (paragraph(&sampled)) })
 }
 
 /// As many layers as a chart can show, first and last among them.

@@ -17,7 +17,6 @@ fn page(recording: &Recording, predictors: Option<&Predictors>, orders: Option<&
         predictors,
         orders,
         disk: None,
-        usual_cost: ReadCost::new(14_000.0, 0.5).unwrap(),
         tokens_max: 100_000,
     };
     build(&input, &|| ()).unwrap()
@@ -63,7 +62,6 @@ fn numbers_that_cannot_be_drawn_are_an_error() {
             predictors: Some(&predictors),
             orders: None,
             disk: None,
-            usual_cost: ReadCost::new(14_000.0, 0.5).unwrap(),
             tokens_max: 100_000,
         };
         // What lies below an axis that begins at zero is not drawn.
@@ -290,7 +288,6 @@ fn files_of_another_kind_are_refused() {
         predictors: Some(&stray),
         orders: None,
         disk: None,
-        usual_cost: ReadCost::new(1.0, 1.0).unwrap(),
         tokens_max: 1,
     };
     assert!(matches!(build(&input, &|| ()), Err(ReportError::NoSuchLayer { layer: 99, layers: 8 })));

@@ -5,6 +5,8 @@
 //! converted: three decimals of a distribution are plenty for weights that mean nothing.
 
 use flashlm_formats::model::DType;
+use rand_xoshiro::Xoshiro256PlusPlus;
+use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Quantiles in a table.
@@ -27,9 +29,10 @@ impl Table {
 
     /// Fills `out` (of even length) with the piece `piece` of the tensor `name`.
     pub(crate) fn fill(&self, seed: u64, name: &str, piece: u64, out: &mut [u8]) {
-        let mut stream = Xoshiro::new(xxh3_64_with_seed(name.as_bytes(), seed) ^ piece.wrapping_mul(GOLDEN));
+        let mut stream =
+            Xoshiro256PlusPlus::seed_from_u64(xxh3_64_with_seed(name.as_bytes(), seed) ^ piece.wrapping_mul(GOLDEN));
         for chunk in out.chunks_mut(8) {
-            let mut bits = stream.next();
+            let mut bits = stream.next_u64();
             for element in chunk.chunks_exact_mut(2) {
                 element.copy_from_slice(&self.0[bits as usize % QUANTILES].to_le_bytes());
                 bits >>= 16;
@@ -63,8 +66,8 @@ impl Normals {
         Self(upper.iter().rev().map(|q| -q).chain(upper.iter().copied()).collect())
     }
 
-    pub(crate) fn next(&self, stream: &mut Xoshiro) -> f64 {
-        self.0[stream.next() as usize % QUANTILES]
+    pub(crate) fn next(&self, stream: &mut Xoshiro256PlusPlus) -> f64 {
+        self.0[stream.next_u64() as usize % QUANTILES]
     }
 }
 
@@ -85,42 +88,16 @@ fn upper_quantiles() -> impl Iterator<Item = f64> {
 
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// xoshiro256++ of Blackman and Vigna.
-pub(crate) struct Xoshiro([u64; 4]);
-
-impl Xoshiro {
-    /// The state is four outputs of SplitMix64, as its authors advise.
-    pub(crate) fn new(mut seed: u64) -> Self {
-        Self(std::array::from_fn(|_| {
-            seed = seed.wrapping_add(GOLDEN);
-            let mixed = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            mixed ^ (mixed >> 31)
-        }))
-    }
-
-    pub(crate) fn next(&mut self) -> u64 {
-        let [a, b, c, d] = &mut self.0;
-        let result = a.wrapping_add(*d).rotate_left(23).wrapping_add(*a);
-        let shifted = *b << 17;
-        *c ^= *a;
-        *d ^= *b;
-        *b ^= *c;
-        *a ^= *d;
-        *c ^= shifted;
-        *d = d.rotate_left(45);
-        result
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_generator_is_the_published_one() {
-        let mut stream = Xoshiro([1, 2, 3, 4]);
-        assert_eq!([stream.next(), stream.next(), stream.next()], [41_943_041, 58_720_359, 3_588_806_011_781_223]);
+        let state: Vec<u8> = [1u64, 2, 3, 4].iter().flat_map(|word| word.to_le_bytes()).collect();
+        let mut stream = Xoshiro256PlusPlus::from_seed(state.try_into().unwrap());
+        let numbers = [(); 3].map(|()| stream.next_u64());
+        assert_eq!(numbers, [41_943_041, 58_720_359, 3_588_806_011_781_223]);
     }
 
     #[test]

@@ -5,10 +5,12 @@
 
 use flashlm_formats::checkpoint::PublishedTensor;
 use flashlm_formats::model::{Block, DType, ModelSpec};
+use rand_xoshiro::Xoshiro256PlusPlus;
+use rand_xoshiro::rand_core::SeedableRng;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::SynthesizeOptions;
-use super::random::{Normals, Table, Xoshiro, from_f64, to_f64};
+use super::random::{Normals, Table, from_f64, to_f64};
 use super::shape::{CONSTANT, GROUP_SHARE, LayerShape, NOISE, Shape, stream_deviation};
 
 /// Deviation of freshly initialised biases.
@@ -209,8 +211,9 @@ impl Ready<'_> {
         let recipes = self.recipes;
         let (shape, neurons) = (&recipes.shape, &recipes.layers[layer]);
         let key = xxh3_64_with_seed(name.as_bytes(), recipes.seed);
-        let mut own = Xoshiro::new(key ^ 0x006f_776e ^ ((row as u64 + 1) << 24));
-        let mut group = Xoshiro::new(key ^ 0x0067_726f_7570 ^ (u64::from(neurons.groups[row] + 1) << 40));
+        let mut own = Xoshiro256PlusPlus::seed_from_u64(key ^ 0x006f_776e ^ ((row as u64 + 1) << 24));
+        let mut group =
+            Xoshiro256PlusPlus::seed_from_u64(key ^ 0x0067_726f_7570 ^ (u64::from(neurons.groups[row] + 1) << 40));
         let (mine, shared) = ((1.0 - GROUP_SHARE).sqrt(), GROUP_SHARE.sqrt());
         let scale = 1.0 / (recipes.spec.hidden_size as f64).sqrt();
         let bits: Vec<u16> = (0..shape.latent.len())

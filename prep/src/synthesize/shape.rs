@@ -9,9 +9,11 @@
 //!
 //! Knows nothing of files and tensors' names.
 
+use rand_xoshiro::Xoshiro256PlusPlus;
+use rand_xoshiro::rand_core::{Rng, SeedableRng};
+
 use super::SynthesizeOptions;
 use super::normal::{above, square_above, threshold};
-use super::random::Xoshiro;
 
 /// Truly active share of the first layer, of the middle one and of the last, as published for OPT-6.7B.
 const ACTIVE: [f64; 3] = [0.0156, 0.0266, 0.0536];
@@ -46,7 +48,7 @@ impl Shape {
     pub(super) fn new(hidden: usize, seed: u64) -> Self {
         let count = (hidden / 16).clamp(1, 96);
         let mut all: Vec<usize> = (0..hidden).collect();
-        shuffle(&mut all, &mut Xoshiro::new(seed ^ 0x6c61_7465_6e74));
+        shuffle(&mut all, &mut Xoshiro256PlusPlus::seed_from_u64(seed ^ 0x6c61_7465_6e74));
         let (constant, mut latent) = (all[count], all[..count].to_vec());
         latent.sort_unstable();
         let gain = |share: f64, of: usize| (share * hidden as f64 / of as f64).sqrt();
@@ -78,7 +80,8 @@ impl LayerShape {
     /// The shape of layer `layer` of `layers`. Neurons `i` and `i + ffn / 2` have the same rate: their down vectors are each
     /// other's negative, so that what the layer adds has no part that is the same for all tokens.
     pub(super) fn new(ffn: usize, layer: usize, layers: usize, options: SynthesizeOptions) -> Self {
-        let mut stream = Xoshiro::new(options.seed ^ (layer as u64 + 1).wrapping_mul(0x0073_6861_7065));
+        let mut stream =
+            Xoshiro256PlusPlus::seed_from_u64(options.seed ^ (layer as u64 + 1).wrapping_mul(0x0073_6861_7065));
         let half = ffn.div_ceil(2);
         // By rising rate; the neurons are shuffled, so that the checkpoint's order knows nothing of rates and groups.
         let chosen = thresholds(half, active_share(layer, layers));
@@ -147,9 +150,9 @@ fn beta_quantiles(count: usize, a: f64, b: f64) -> Vec<f64> {
 }
 
 /// Fisher and Yates.
-fn shuffle<T>(items: &mut [T], stream: &mut Xoshiro) {
+fn shuffle<T>(items: &mut [T], stream: &mut Xoshiro256PlusPlus) {
     for last in (1..items.len()).rev() {
-        let other = (stream.next() as u128 * (last as u128 + 1)) >> 64;
+        let other = (stream.next_u64() as u128 * (last as u128 + 1)) >> 64;
         items.swap(last, other as usize);
     }
 }

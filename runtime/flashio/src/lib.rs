@@ -17,6 +17,7 @@ mod faults;
 mod file;
 mod measure;
 mod memory;
+mod open;
 mod profile;
 mod profile_store;
 mod queue;
@@ -29,9 +30,7 @@ mod transport;
 #[cfg(target_os = "linux")]
 mod uring;
 
-pub use engine::{
-    Completion, Counters, EngineChoice, EngineOptions, ReadEngine, open_engine, open_engine_with, reads_with_threads,
-};
+pub use engine::{Completion, Counters, EngineChoice, EngineOptions, ReadEngine};
 pub use error::IoError;
 pub use faults::FaultPlan;
 pub use file::{Alignment, DirectFile, DirectIo, FileIdentity, Mode};
@@ -40,6 +39,7 @@ pub use measure::{
     sequential_bandwidth, sequential_read_rate,
 };
 pub use memory::AlignedMemory;
+pub use open::{open_engine, open_engine_with, reads_with_threads};
 pub use profile::{DiskProfile, PROFILE_VERSION, RandomRate};
 pub use profile_store::{CACHE_DIR_VARIABLE, device_key, profile_dir};
 pub use request::{Piece, ReadBatch};

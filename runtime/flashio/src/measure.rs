@@ -4,7 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::scratch::SplitMix;
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng, SeedableRng};
+
 use crate::{
     Alignment, DirectFile, DirectIo, DiskProfile, EngineChoice, Extent, IoError, PROFILE_VERSION, RandomRate,
     ReadBatch, ReadEngine, ScratchFile, SequentialReader, Slots, StreamOptions, device_key, open_engine,
@@ -39,8 +41,8 @@ pub fn random_read_rate(
 ) -> Result<f64, IoError> {
     let room = file.len().saturating_sub(pattern.shift + u64::from(pattern.read_bytes));
     let places = room / pattern.step.max(1) + 1;
-    let mut random = SplitMix(pattern.seed);
-    let mut offset = || pattern.shift + random.next() % places * pattern.step;
+    let mut random = SplitMix64::seed_from_u64(pattern.seed);
+    let mut offset = || pattern.shift + random.next_u64() % places * pattern.step;
     let (mut batch, mut done) = (ReadBatch::new(), Vec::new());
     for slot in 0..engine.slots().count() as u32 {
         batch.read(u64::from(slot), offset(), slot, pattern.read_bytes);
@@ -75,7 +77,7 @@ pub fn sequential_read_rate(
 ) -> Result<f64, IoError> {
     let mut reader = SequentialReader::new(Arc::clone(file), options)?;
     let half = file.len() / 2;
-    let from = SplitMix(seed).next() % half.max(1) / 4096 * 4096;
+    let from = SplitMix64::seed_from_u64(seed).next_u64() % half.max(1) / 4096 * 4096;
     let start = Instant::now();
     reader.restart(&[Extent { offset: from, length: file.len() - from }, Extent { offset: 0, length: from }])?;
     let mut bytes = 0;

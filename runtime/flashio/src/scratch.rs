@@ -4,6 +4,9 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng, SeedableRng};
+
 use crate::IoError;
 
 /// A file of incompressible bytes, really written. Where the system can read it without one (Linux) it has no name, so that it
@@ -50,12 +53,12 @@ impl ScratchFile {
 }
 
 fn write_noise(mut file: &File, bytes: u64, progress: &mut dyn FnMut(u64)) -> io::Result<()> {
-    let mut random = SplitMix(1);
+    let mut random = SplitMix64::seed_from_u64(1);
     let mut block = vec![0u8; 4 << 20];
     let mut written = 0;
     while written < bytes {
         for word in block.chunks_exact_mut(8) {
-            word.copy_from_slice(&random.next().to_le_bytes());
+            word.copy_from_slice(&random.next_u64().to_le_bytes());
         }
         let step = (bytes - written).min(block.len() as u64);
         file.write_all(&block[..step as usize])?;
@@ -66,19 +69,6 @@ fn write_noise(mut file: &File, bytes: u64, progress: &mut dyn FnMut(u64)) -> io
     #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
     rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed)?;
     Ok(())
-}
-
-/// Splitmix64: small, seeded, good enough to scatter offsets and defeat compression.
-pub(crate) struct SplitMix(pub(crate) u64);
-
-impl SplitMix {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
 }
 
 #[cfg(test)]

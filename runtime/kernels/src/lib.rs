@@ -23,6 +23,7 @@
 
 mod activation;
 mod bandwidth;
+mod convert;
 mod dispatch;
 mod element;
 mod elementwise;
@@ -44,8 +45,9 @@ mod whole;
 
 pub use activation::{gelu, gelu_tanh, relu, silu, softmax};
 pub use bandwidth::{read_bandwidth, read_bandwidth_of};
+pub use convert::{store_bf16, store_f16, to_f32};
 pub use dispatch::{ForceError, InstructionSet, Kernels, force_instruction_set, instruction_set};
-pub use element::{Element, store_bf16, store_f16, to_f32};
+pub use element::{Element, Q4_BLOCK};
 pub use elementwise::{layer_norm, rms_norm, rope_rotate_half};
 pub use few::matvec_each;
 pub use gathered::{TokenAt, gathered_add_each, gathered_dots_each};
@@ -54,6 +56,6 @@ pub use matrix::{Matrix, MatrixError, RowLayout};
 pub use matvec::{RowAt, TASK_BYTES, dot, gathered_dots, matvec, matvec_beside, matvec_serial};
 #[cfg(feature = "product")]
 pub use product::{View, product};
-pub use row::{Q4_BLOCK, Row, SCALE_BYTES, ScaleGroup};
+pub use row::{Row, SCALE_BYTES, ScaleGroup};
 pub use rows::{add_scaled, add_scaled_rows, add_scaled_rows_serial, add_weighted_rows_serial, gathered_add};
 pub use threads::Threads;

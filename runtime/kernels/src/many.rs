@@ -5,8 +5,8 @@
 
 use std::marker::PhantomData;
 
+use crate::convert::widen;
 use crate::dispatch::Kernels;
-use crate::element::widen;
 use crate::matrix::Matrix;
 use crate::simd::{LANES_MAX, Op, Simd, Weight, with_weight};
 use crate::threads::{SendPtr, Threads};

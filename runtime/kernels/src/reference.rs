@@ -2,10 +2,10 @@
 
 use half::{bf16, f16};
 
-use crate::element::Element;
+use crate::element::{Element, Q4_BLOCK};
 use crate::matmul::MATMUL_TOKENS_MIN;
 use crate::matrix::Matrix;
-use crate::row::{Q4_BLOCK, Row};
+use crate::row::Row;
 use crate::whole::{INPUT_BLOCK, round_block};
 
 /// Element `i` of a row.

@@ -5,10 +5,8 @@
 //! elements, such that a vector of them is a plain load: byte `i` of a block holds element `i` in its low half and element
 //! `i + 16` in its high half, as two's complement.
 
-use crate::element::Element;
+use crate::element::{Element, Q4_BLOCK};
 
-/// Elements of one block of four-bit numbers.
-pub const Q4_BLOCK: usize = 32;
 /// Bytes of a scale: a bf16.
 pub const SCALE_BYTES: usize = 2;
 

@@ -25,12 +25,15 @@ use flashlm_io::{
 use flashlm_kernels::read_bandwidth_of;
 use flashlm_runtime::budget::{Budget, counted};
 use flashlm_runtime::error::longest;
-use flashlm_runtime::load::{LoadOptions, plan};
 use flashlm_runtime::memory;
+use flashlm_runtime::options::LoadOptions;
+use flashlm_runtime::plan::plan;
 use flashlm_runtime::signals;
 use flashlm_runtime::text::Tokenizer;
 use flashlm_runtime::threads;
 use indicatif::{ProgressBar, ProgressStyle};
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
 use limits::{Limits, Machine};
@@ -198,13 +201,8 @@ fn ids(args: &BenchArgs, bundle: &Bundle) -> Result<Vec<u32>> {
             tokenizer.encode(&text)?
         }
         None => {
-            let mut state = 1u64;
-            std::iter::repeat_with(|| {
-                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                ((state >> 33) % spec.vocab_size as u64) as u32
-            })
-            .take(wanted)
-            .collect()
+            let mut random = SplitMix64::seed_from_u64(1);
+            std::iter::repeat_with(|| (random.next_u64() % spec.vocab_size as u64) as u32).take(wanted).collect()
         }
     };
     if ids.len() < wanted {

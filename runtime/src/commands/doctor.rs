@@ -11,8 +11,8 @@ use flashlm_io::{
     DirectFile, DirectIo, DiskProfile, EngineChoice, EngineOptions, Mode, Slots, device_key, open_engine, profile_dir,
 };
 use flashlm_runtime::budget::human_bytes;
-use flashlm_runtime::load::LoadOptions;
 use flashlm_runtime::memory;
+use flashlm_runtime::options::LoadOptions;
 use flashlm_runtime::terminal::printable_line;
 use serde_json::{Value, json};
 

@@ -11,7 +11,8 @@ use flashlm_runtime::Result as RuntimeResult;
 use flashlm_runtime::budget::Budget;
 use flashlm_runtime::cache::PolicyKind;
 use flashlm_runtime::forward::kv::KvDtype;
-use flashlm_runtime::load::{FfnChoice, LoadOptions, Notice};
+use flashlm_runtime::load::Notice;
+use flashlm_runtime::options::{FfnChoice, LoadOptions};
 use flashlm_runtime::plan::MemoryPlan;
 use indicatif::{ProgressBar, ProgressStyle};
 

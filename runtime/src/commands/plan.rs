@@ -9,9 +9,10 @@ use flashlm_formats::bundle::Bundle;
 use flashlm_kernels::read_bandwidth;
 use flashlm_runtime::budget::{about, about_bytes, human_bytes};
 use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::load::{LoadOptions, Planned, plan, read_cost};
 use flashlm_runtime::memory;
-use flashlm_runtime::reuse::Expectation;
+use flashlm_runtime::options::LoadOptions;
+use flashlm_runtime::plan::Expectation;
+use flashlm_runtime::plan::{Planned, plan};
 use flashlm_runtime::terminal::printable_line;
 use flashlm_runtime::threads;
 use serde_json::json;
@@ -49,7 +50,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
     let smallest = smallest(&bundle, &options);
     let planned = plan(&bundle, &options)?;
     let groups = bundle.layout().groups() as u64 * bundle.spec().layers as u64;
-    let (cost, known) = read_cost(&bundle, &options);
+    let (cost, known) = options.disk_cost(&bundle);
     let expected = match Expectation::new(&bundle, &planned, &cost, context) {
         Some(expected) => Some((expected, memory_rate(options.threads, expected.bytes_touched as u64)?)),
         None => None,

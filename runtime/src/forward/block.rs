@@ -8,8 +8,8 @@ use super::kv::KvMemory;
 use super::positions::PositionTables;
 use super::weights::{LayerWeights, Linear, NormWeights};
 use crate::error::Result;
-use crate::neurons::dense::FfnScratch;
 use crate::neurons::hook::FfnHook;
+use crate::neurons::scratch::FfnScratch;
 use crate::neurons::source::{Arithmetic, FfnCall, FfnSource, Inputs};
 
 /// Intermediate values of a block, for up to a fixed number of tokens.

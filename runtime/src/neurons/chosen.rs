@@ -12,7 +12,7 @@ use flashlm_kernels::{
     Element, Row, TASK_BYTES, Threads, gathered_add, gathered_add_each, gathered_dots, gathered_dots_each,
 };
 
-use super::dense::activate;
+use super::activation::activate;
 use super::params::NeuronBiases;
 use super::selection::Selection;
 

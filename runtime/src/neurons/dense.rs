@@ -4,84 +4,21 @@
 
 use std::ops::Range;
 
-use flashlm_formats::model::{Activation, Ffn, ModelSpec};
+use flashlm_formats::model::Ffn;
 use flashlm_kernels::{
-    MATMUL_TOKENS_MIN, MatmulScratch, Matrix, ROW_BLOCK, Threads, add_scaled_rows, add_scaled_rows_serial, matmul,
-    matmul_rows_add, matvec, matvec_each,
+    MatmulScratch, Matrix, Threads, add_scaled_rows, add_scaled_rows_serial, matmul, matmul_rows_add, matvec,
+    matvec_each,
 };
 
-use super::chosen::{Chosen, ChosenScratch};
+use super::activation::activate;
+use super::chosen::Chosen;
 use super::hook::Activations;
 use super::params::NeuronParams;
 use super::records::NeuronBlock;
+use super::scratch::{FfnScratch, SPARSE, neurons_at_once};
 use super::selection::Selection;
 use super::source::{Arithmetic, FfnCall};
 use crate::error::Result;
-
-/// Activations of one piece of a block at a time.
-pub struct FfnScratch {
-    activations: Vec<f32>,
-    gates: Vec<f32>,
-    /// Activations that are not zero with their neurons, token after token, and where each token's begin.
-    active: Vec<(u32, f32)>,
-    row_starts: Vec<usize>,
-    /// Neurons that were chosen for a few tokens, and how many tokens at a time.
-    chosen: ChosenScratch,
-    batch: usize,
-    matmul: MatmulScratch,
-}
-
-/// Activations held at a time, as a count of f32.
-const ACTIVATIONS: usize = 1 << 18;
-
-/// With at most one activation in so many not zero, rows are added one by one instead of in a matrix product. Measured:
-/// docs/performance.md.
-const SPARSE: usize = 8;
-
-impl FfnScratch {
-    /// Scratch for pieces of up to `tokens` tokens; neurons are chosen for `batch` tokens at a time.
-    pub fn new(spec: &ModelSpec, tokens: usize, batch: usize) -> Self {
-        let len = room(spec.ffn.size, tokens);
-        Self {
-            activations: vec![0.0; len],
-            gates: vec![0.0; if spec.ffn.gated { len } else { 0 }],
-            active: Vec::with_capacity(spec.ffn.size.min(ACTIVATIONS).max(len / SPARSE)),
-            row_starts: Vec::with_capacity(tokens + 1),
-            chosen: ChosenScratch::new(spec.ffn.size.min(ACTIVATIONS), room(spec.ffn.size, batch)),
-            batch,
-            matmul: MatmulScratch::default(),
-        }
-    }
-
-    /// Bytes of that scratch, once products on so many threads have made it as large as it gets.
-    pub fn bytes(spec: &ModelSpec, tokens: usize, batch: usize, threads: usize) -> u64 {
-        let len = room(spec.ffn.size, tokens);
-        let floats = len * (1 + usize::from(spec.ffn.gated));
-        let neurons = spec.ffn.size.min(ACTIVATIONS);
-        let active = neurons.max(len / SPARSE);
-        // The longest input of a matrix product.
-        let cols = spec.hidden_size.max(spec.attention.heads * spec.attention.head_dim);
-        // Beside blocks: vectors rounded for rows of integers, of a few tokens at a time.
-        let products = MatmulScratch::bytes_needed(threads, tokens, cols) + MATMUL_TOKENS_MIN.max(batch) * cols * 4;
-        (floats * 4 + active * 8 + (tokens + 1) * 8 + products) as u64
-            + ChosenScratch::bytes(neurons, room(spec.ffn.size, batch))
-    }
-
-    /// The scratch of matrix products.
-    pub fn matmul(&mut self) -> &mut MatmulScratch {
-        &mut self.matmul
-    }
-}
-
-/// Activations of pieces of up to `tokens` tokens that are held at a time.
-fn room(neurons: usize, tokens: usize) -> usize {
-    ACTIVATIONS.max(ROW_BLOCK * tokens).min(neurons * tokens)
-}
-
-/// Neurons computed at once for pieces of `tokens`: a multiple of [`ROW_BLOCK`], so that sums do not depend on it.
-fn neurons_at_once(tokens: usize) -> usize {
-    (ACTIVATIONS / tokens.max(1) / ROW_BLOCK * ROW_BLOCK).max(ROW_BLOCK)
-}
 
 /// Adds the output of every neuron in `block` to `call.output`.
 pub fn dense(ffn: &Ffn, call: &mut FfnCall<'_, '_>, params: &NeuronParams, block: NeuronBlock<'_>) -> Result<()> {
@@ -210,7 +147,7 @@ fn dense_piece(
 }
 
 /// `y[t, r] = sum_c x[t, c] * w[r, c]`.
-pub fn product(
+fn product(
     threads: &Threads,
     w: Matrix<'_>,
     x: &[f32],
@@ -222,35 +159,5 @@ pub fn product(
         _ if tokens == 1 => matvec(threads, w, x, y),
         Arithmetic::Each => matvec_each(threads, w, x, tokens, y, &mut || {}),
         Arithmetic::Piece => matmul(threads, w, x, tokens, y, w.rows(), scratch),
-    }
-}
-
-/// The activation function, in place.
-pub fn activate(activation: Activation, values: &mut [f32]) {
-    match activation {
-        Activation::Relu => flashlm_kernels::relu(values),
-        Activation::Relu2 => values.iter_mut().for_each(|v| *v = v.max(0.0) * v.max(0.0)),
-        Activation::FatRelu(threshold) => values.iter_mut().for_each(|v| *v = if *v > threshold { *v } else { 0.0 }),
-        Activation::Gelu => flashlm_kernels::gelu(values),
-        Activation::GeluTanh => flashlm_kernels::gelu_tanh(values),
-        Activation::Silu => flashlm_kernels::silu(values),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn scratch_for_many_tokens_serves_fewer() {
-        for size in [64, 1000, 1024, 16384] {
-            for most in (1..600).step_by(7) {
-                let room = room(size, most);
-                for tokens in 1..=most {
-                    let used = neurons_at_once(tokens).min(size) * tokens;
-                    assert!(used <= room, "{tokens} of {most} tokens, {size} neurons: {used} of {room}");
-                }
-            }
-        }
     }
 }

@@ -4,6 +4,7 @@
 //! by reading the few that matter, `predicted` any that has all of them, with a predictor's choice. `dense` computes consecutive
 //! records and `chosen` single ones, so the arithmetic is the same; `hook` is who watches.
 
+mod activation;
 pub mod checks;
 pub mod chosen;
 pub mod counters;
@@ -16,6 +17,7 @@ pub mod predicted;
 pub mod predictor;
 pub mod records;
 pub mod resident;
+pub mod scratch;
 pub mod selection;
 pub mod source;
 pub mod streamed;

@@ -3,8 +3,8 @@
 use flashlm_kernels::{MATMUL_TOKENS_MIN, Threads};
 
 use super::counters::ReadCounters;
-use super::dense::FfnScratch;
 use super::hook::FfnHook;
+use super::scratch::FfnScratch;
 use super::selection::Selection;
 use crate::error::Result;
 

@@ -8,15 +8,15 @@ use flashlm_io::{DirectFile, EngineChoice, reads_with_threads};
 
 use super::{Base, MemoryPlan, PlanItem};
 use crate::budget::human_bytes;
+use crate::disk_cost::ReadCost;
 use crate::engine::{PIECE_TOKENS, SCRATCH_TOKENS_MIN, check_context};
 use crate::error::Result;
-use crate::load::{FfnChoice, LoadOptions, predictors_of, read_cost};
 use crate::memory;
 use crate::neurons::flash::{ArenaPlan, FlashFfn};
 use crate::neurons::predicted;
 use crate::neurons::predictor::LayerPredictors;
 use crate::neurons::streamed::{CHUNKS, CHUNKS_MIN, StreamedFfn};
-use crate::planner::ReadCost;
+use crate::options::{FfnChoice, LoadOptions};
 use crate::tables::TablePlan;
 
 /// Scratch for prompts takes at most this part of a budget, if it can.
@@ -135,7 +135,7 @@ struct Case<'a> {
 impl<'a> Case<'a> {
     fn new(bundle: &'a Bundle, options: &'a LoadOptions, choice: FfnChoice, budget: u64) -> Self {
         let (spec, layout) = (bundle.spec(), bundle.layout());
-        let predictors = predictors_of(bundle, options, choice).map_or(0, |(section, info)| {
+        let predictors = options.predictors(bundle, choice).map_or(0, |(section, info)| {
             // Their vectors are kept as numbers, beside the blob.
             section.extent.bytes + LayerPredictors::vector_bytes(info, spec)
         });
@@ -152,7 +152,7 @@ impl<'a> Case<'a> {
             slot: layout.group_bytes().next_multiple_of(memory) as u64,
             bounces: !(layout.alignment() as u64).is_multiple_of(step),
             readers: if by_threads { READERS } else { 0 },
-            cost: read_cost(bundle, options).0,
+            cost: options.disk_cost(bundle).0,
         }
     }
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::session::Session;
-use crate::error::Result;
-use crate::generate::{Generation as Report, Generator, NewToken};
+use crate::error::{Result, RuntimeError};
+use crate::generate::{Generation as Report, Generator, NewToken, Request};
 use crate::neurons::counters::ReadCounters;
 use crate::text::StopStrings;
 
@@ -28,11 +28,46 @@ pub struct Generation<'s, 'm> {
     stops: Option<StopStrings>,
 }
 
-impl<'s, 'm> Generation<'s, 'm> {
-    pub(super) fn new(session: &'s mut Session<'m>, generator: Generator, stops: StopStrings) -> Self {
-        Self { session, generator, stops: Some(stops) }
+impl<'m> Session<'m> {
+    /// Says `text` and lets the model go on, token by token. The first turn begins as the tokenizer says that texts begin; later ones
+    /// go on from what was said.
+    ///
+    /// # Errors
+    /// `Tokenizer` where the text has no ids, `EmptyPrompt`, `ContextFull`.
+    pub fn generate(&mut self, text: &str) -> Result<Generation<'_, 'm>> {
+        let tokenizer = self.model.tokenizer();
+        let ids = if self.is_empty() { tokenizer.encode(text)? } else { tokenizer.encode_bare(text)? };
+        self.generate_from(&ids)
     }
 
+    /// As [`Session::generate`], with the ids as they are.
+    ///
+    /// # Errors
+    /// `EmptyPrompt`, `ContextFull`.
+    pub fn generate_from(&mut self, ids: &[u32]) -> Result<Generation<'_, 'm>> {
+        let room = self.room();
+        let prompt: Vec<u32> = self.unfed.into_iter().chain(ids.iter().copied()).collect();
+        if prompt.is_empty() {
+            return Err(RuntimeError::EmptyPrompt);
+        }
+        let executor = self.model.executor();
+        let (context, model_max) = (executor.context(), self.model.spec().max_positions);
+        if ids.len() > room {
+            return Err(RuntimeError::ContextFull { wanted: context - room + ids.len(), context, model_max });
+        }
+        // The last new token is given out, not fed.
+        let tokens = self.tokens.unwrap_or(usize::MAX).min(room - ids.len() + 1);
+        let request = Request { prompt: &prompt, tokens, eos: &self.eos, stop_ids: &self.stop_ids };
+        let generator = Generator::new(&executor, self.sequence, &mut self.sampler, &request);
+        drop(executor);
+        self.unfed = None;
+        self.stream.prompt(ids);
+        let stops = StopStrings::new(self.stops.clone());
+        Ok(Generation { session: self, generator, stops: Some(stops) })
+    }
+}
+
+impl Generation<'_, '_> {
     /// Ends the turn: only text that was held back is still to come.
     pub fn stop(&mut self) {
         self.generator.stop();

@@ -1,14 +1,11 @@
 //! A loaded model.
 
-use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use flashlm_formats::bundle::Bundle;
 use flashlm_formats::model::ModelSpec;
 
-use super::{ModelOptions, Session};
 use crate::engine::Executor;
-use crate::error::Result;
 use crate::load::{Loaded, Notice};
 use crate::plan::MemoryPlan;
 use crate::text::Tokenizer;
@@ -36,25 +33,9 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens a bundle and checks it; memory is taken by [`ModelOptions::load`].
-    ///
-    /// # Errors
-    /// `Bundle` with what is wrong with the file.
-    pub fn open(path: impl AsRef<Path>) -> Result<ModelOptions> {
-        ModelOptions::open(path.as_ref())
-    }
-
     pub(super) fn new(bundle: Bundle, tokenizer: Tokenizer, loaded: Loaded) -> Self {
         let Loaded { forward, plan, notices } = loaded;
         Self { bundle, tokenizer, plan, notices, executor: Mutex::new(forward.into_executor()) }
-    }
-
-    /// A new text, with the memory for all that it may become.
-    ///
-    /// # Errors
-    /// `NoRoomForSequence` where there are as many sessions already as [`ModelOptions::sessions`] said.
-    pub fn session(&self) -> Result<Session<'_>> {
-        Session::open(self)
     }
 
     /// The architecture.

@@ -5,10 +5,11 @@ use std::path::Path;
 
 use flashlm_formats::bundle::Bundle;
 
-use super::Model;
+use super::model::Model;
 use crate::budget::Budget;
 use crate::error::{Result, RuntimeError};
-use crate::load::{LoadOptions, load};
+use crate::load::load;
+use crate::options::LoadOptions;
 use crate::plan::{Planned, plan};
 use crate::text::Tokenizer;
 
@@ -30,11 +31,17 @@ pub struct ModelOptions {
     load: LoadOptions,
 }
 
-impl ModelOptions {
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        Self::of(Bundle::open(path)?)
+impl Model {
+    /// Opens a bundle and checks it; memory is taken by [`ModelOptions::load`].
+    ///
+    /// # Errors
+    /// `Bundle` with what is wrong with the file.
+    pub fn open(path: impl AsRef<Path>) -> Result<ModelOptions> {
+        ModelOptions::of(Bundle::open(path.as_ref())?)
     }
+}
 
+impl ModelOptions {
     /// The same for a bundle that is open.
     ///
     /// # Errors

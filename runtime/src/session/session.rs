@@ -1,31 +1,39 @@
 //! A text on a loaded model.
 
-use super::generation::Generation;
 use super::model::Model;
 use crate::engine::{Row, SequenceId, Work};
-use crate::error::{Result, RuntimeError};
-use crate::generate::{Generator, Request};
+use crate::error::Result;
 use crate::sampler::{Sampler, Sampling};
-use crate::text::{StopStrings, TextStream};
+use crate::text::TextStream;
 
 /// A text that grows turn by turn: what was said before stays in memory. Its memory is free for others when it is dropped.
 pub struct Session<'m> {
     pub(super) model: &'m Model,
-    sequence: SequenceId,
+    pub(super) sequence: SequenceId,
     pub(super) sampler: Sampler,
     /// Knows all ids so far: what a token's text is depends on them.
     pub(super) stream: TextStream<'m>,
     /// Ids by which the model ends a turn, and those that the caller named.
-    eos: Vec<u32>,
-    stop_ids: Vec<u32>,
-    stops: Vec<String>,
-    tokens: Option<usize>,
+    pub(super) eos: Vec<u32>,
+    pub(super) stop_ids: Vec<u32>,
+    pub(super) stops: Vec<String>,
+    pub(super) tokens: Option<usize>,
     /// The last token that was given out and not fed: the next turn begins with it.
     pub(super) unfed: Option<u32>,
 }
 
+impl Model {
+    /// A new text, with the memory for all that it may become.
+    ///
+    /// # Errors
+    /// `NoRoomForSequence` where there are as many sessions already as [`ModelOptions::sessions`](super::ModelOptions::sessions) said.
+    pub fn session(&self) -> Result<Session<'_>> {
+        Session::open(self)
+    }
+}
+
 impl<'m> Session<'m> {
-    pub(super) fn open(model: &'m Model) -> Result<Self> {
+    fn open(model: &'m Model) -> Result<Self> {
         let mut executor = model.executor();
         let context = executor.context();
         Ok(Self {
@@ -98,43 +106,6 @@ impl<'m> Session<'m> {
         self.model.executor().truncate(self.sequence, 0);
         self.stream = self.model.tokenizer().stream(&[]);
         self.unfed = None;
-    }
-
-    /// Says `text` and lets the model go on, token by token. The first turn begins as the tokenizer says that texts begin; later ones
-    /// go on from what was said.
-    ///
-    /// # Errors
-    /// `Tokenizer` where the text has no ids, `EmptyPrompt`, `ContextFull`.
-    pub fn generate(&mut self, text: &str) -> Result<Generation<'_, 'm>> {
-        let tokenizer = self.model.tokenizer();
-        let ids = if self.is_empty() { tokenizer.encode(text)? } else { tokenizer.encode_bare(text)? };
-        self.generate_from(&ids)
-    }
-
-    /// As [`Session::generate`], with the ids as they are.
-    ///
-    /// # Errors
-    /// `EmptyPrompt`, `ContextFull`.
-    pub fn generate_from(&mut self, ids: &[u32]) -> Result<Generation<'_, 'm>> {
-        let room = self.room();
-        let prompt: Vec<u32> = self.unfed.into_iter().chain(ids.iter().copied()).collect();
-        if prompt.is_empty() {
-            return Err(RuntimeError::EmptyPrompt);
-        }
-        let executor = self.model.executor();
-        let (context, model_max) = (executor.context(), self.model.spec().max_positions);
-        if ids.len() > room {
-            return Err(RuntimeError::ContextFull { wanted: context - room + ids.len(), context, model_max });
-        }
-        // The last new token is given out, not fed.
-        let tokens = self.tokens.unwrap_or(usize::MAX).min(room - ids.len() + 1);
-        let request = Request { prompt: &prompt, tokens, eos: &self.eos, stop_ids: &self.stop_ids };
-        let generator = Generator::new(&executor, self.sequence, &mut self.sampler, &request);
-        drop(executor);
-        self.unfed = None;
-        self.stream.prompt(ids);
-        let stops = StopStrings::new(self.stops.clone());
-        Ok(Generation::new(self, generator, stops))
     }
 
     /// Says `ids` and gives what the model expects behind each of them: its logits, `[vocab]`, with the id's place.

@@ -9,11 +9,12 @@ use flashlm_runtime::engine::{Executor, Forward, PIECE_TOKENS, Room};
 use flashlm_runtime::error::{Result, RuntimeError};
 use flashlm_runtime::forward::kv::KvDtype;
 use flashlm_runtime::forward::weights::ModelWeights;
-use flashlm_runtime::load::{LoadOptions, plan};
 use flashlm_runtime::neurons::params::NeuronParams;
 use flashlm_runtime::neurons::predictor::LayerPredictors;
 use flashlm_runtime::neurons::records::Records;
 use flashlm_runtime::neurons::resident::ResidentFfn;
+use flashlm_runtime::options::LoadOptions;
+use flashlm_runtime::plan::plan;
 use flashlm_runtime::tensors::{BytesRange, SharedBytes, TensorBytes, TensorSource};
 
 struct Tensors<'a>(&'a Bundle);

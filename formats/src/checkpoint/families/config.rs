@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
 
-use super::super::error::ConfigError;
+use super::super::config_error::ConfigError;
 use super::super::python_json;
 use crate::model::Activation;
 

@@ -6,7 +6,8 @@ use super::config::{HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, VOCABULARY_MAX, WIDTH_
 use super::keys::Keys;
 use super::rotary::{self, RotaryKeys};
 use super::{Config, Family, fused};
-use crate::checkpoint::error::ConfigError;
+use crate::checkpoint::config_error::ConfigError;
+use crate::checkpoint::head_names::EMBED_OUT;
 use crate::checkpoint::plan::{Part, Plan};
 use crate::model::{Attention, Block, Ffn, ModelSpec, Norm, NormKind};
 
@@ -17,7 +18,7 @@ pub(super) static FAMILY: Family = Family {
     architectures: &["GPTNeoXForCausalLM"],
     prefixes: &["gpt_neox.", ""],
     embedding: "embed_in.weight",
-    head: HEAD,
+    head: EMBED_OUT,
     spec,
     plan,
     is_ignorable: |_, _| false,
@@ -44,8 +45,6 @@ const KEYS: Keys = Keys {
     refused: &[],
     idle: &["hidden_dropout_prob", "attention_probs_dropout_prob"],
 };
-
-pub(super) const HEAD: &str = "embed_out.weight";
 
 const ROTARY: RotaryKeys =
     RotaryKeys { theta: "rotary_emb_base", default_theta: 10_000.0, share: Some(("rotary_pct", 0.25)) };
@@ -131,7 +130,7 @@ fn plan(spec: &ModelSpec, _: &Config, prefix: &str, plan: &mut Plan) -> Result<(
         plan.add(format!("final_norm.{kind}"), vec![whole(&format!("final_layer_norm.{kind}"), &[hidden])]);
     }
     if !spec.tied_head {
-        plan.add("head.weight", vec![Part::whole(HEAD, &[spec.vocab_size, hidden])]);
+        plan.add("head.weight", vec![Part::whole(EMBED_OUT, &[spec.vocab_size, hidden])]);
     }
     Ok(())
 }

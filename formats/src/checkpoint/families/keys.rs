@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::config::unsupported;
 use super::{Config, FAMILIES, rotary};
-use crate::checkpoint::error::ConfigError;
+use crate::checkpoint::config_error::ConfigError;
 
 /// The keys of one kind of model, besides those in [`COMMON`].
 pub(crate) struct Keys {

@@ -7,7 +7,7 @@
 use super::config::{HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, VOCABULARY_MAX, WIDTH_MAX, head_dim, unsupported};
 use super::keys::Keys;
 use super::{Config, Family, LM_HEAD, rotary};
-use crate::checkpoint::error::ConfigError;
+use crate::checkpoint::config_error::ConfigError;
 use crate::checkpoint::plan::{Part, Plan};
 use crate::model::{Activation, Attention, Block, Ffn, ModelSpec, Norm, NormKind};
 

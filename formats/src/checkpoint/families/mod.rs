@@ -21,7 +21,8 @@ pub(crate) use keys::Unread;
 
 use keys::Keys;
 
-use super::error::ConfigError;
+use super::config_error::ConfigError;
+use super::head_names::LM_HEAD;
 use super::plan::Plan;
 use crate::model::ModelSpec;
 
@@ -49,12 +50,6 @@ pub(crate) struct Family {
     /// own, such as what the configuration switched off.
     pub(crate) is_ignorable: fn(&ModelSpec, &str) -> bool,
 }
-
-/// Name of the head in most families.
-pub(crate) const LM_HEAD: &str = "lm_head.weight";
-
-/// Names under which the head is known; files of either sort are about for GPT-NeoX.
-pub(crate) const HEADS: [&str; 2] = [LM_HEAD, gpt_neox::HEAD];
 
 /// A row for each set of keys; families of several have as many rows.
 static FAMILIES: &[&Family] = &[

@@ -6,7 +6,7 @@ use super::config::{HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, VOCABULARY_MAX, WIDTH_
 use super::keys::Keys;
 use super::rotary::{self, RotaryKeys};
 use super::{Config, Family, LM_HEAD, fused};
-use crate::checkpoint::error::ConfigError;
+use crate::checkpoint::config_error::ConfigError;
 use crate::checkpoint::plan::{Part, Plan};
 use crate::model::{Attention, Block, Ffn, ModelSpec, Norm, NormKind};
 

@@ -2,7 +2,7 @@
 
 use super::Config;
 use super::config::{POSITIONS_MAX, shorten, unsupported};
-use crate::checkpoint::error::ConfigError;
+use crate::checkpoint::config_error::ConfigError;
 use crate::model::{Positions, RopeScaling};
 
 /// Keys of the objects that describe rotary positions; the first counts where both are there.

@@ -1,5 +1,7 @@
 //! Sections on the activity alone: sparsity, frequency, reuse.
 
+use maud::{Markup, html};
+
 use super::super::chart::{Axis, Series, bars, lines};
 use super::super::html::{Figure, Table, section};
 use super::super::measures::WINDOWS;
@@ -12,12 +14,12 @@ const CURVE_POINTS: usize = 160;
 /// The window that titles speak of, in tokens.
 const TYPICAL_WINDOW: usize = 4;
 
-pub(super) fn sparsity(all: &Facts) -> Result<String, ReportError> {
+pub(super) fn sparsity(all: &Facts) -> Result<Markup, ReportError> {
     let values: Vec<(usize, f64)> = all.layers.iter().map(|l| (l.layer, 100.0 * l.active_fraction)).collect();
     let by_value = |a: &&(usize, f64), b: &&(usize, f64)| a.1.total_cmp(&b.1);
     let (least, most) = match (values.iter().min_by(by_value), values.iter().max_by(by_value)) {
         (Some(least), Some(most)) => (*least, *most),
-        _ => return Ok(String::new()),
+        _ => return Ok(Markup::default()),
     };
     let mut table = Table::new(["layer", "active", "99th percentile of tokens", "never active"]);
     for layer in &all.layers {
@@ -46,13 +48,13 @@ pub(super) fn sparsity(all: &Facts) -> Result<String, ReportError> {
             bars("layer", &Axis::from_zero("active neurons (%)", most.1, plain), &values, &alt)?,
         )],
         title,
-        key: String::new(),
+        key: Markup::default(),
         table,
     };
     Ok(section("sparsity", "Sparsity per layer", &in_grid(&[figure])))
 }
 
-pub(super) fn frequency(all: &Facts) -> Result<String, ReportError> {
+pub(super) fn frequency(all: &Facts) -> Result<Markup, ReportError> {
     // In percent, as logarithms.
     let least = 100.0 / all.input.recording.tokens().len() as f64;
     let floor = least.log10().floor().max(-4.0);
@@ -93,13 +95,13 @@ pub(super) fn frequency(all: &Facts) -> Result<String, ReportError> {
             some_layers(all.layers.len())
         ),
         charts: vec![(String::new(), lines(&x, &y, &series, &alt)?)],
-        key: String::new(),
+        key: Markup::default(),
         table,
     };
     Ok(section("frequency", "How often neurons fire", &in_grid(&[figure])))
 }
 
-pub(super) fn reuse(all: &Facts) -> Result<String, ReportError> {
+pub(super) fn reuse(all: &Facts) -> Result<Markup, ReportError> {
     let new = windows(
         all,
         "not in the last k tokens (%)",
@@ -148,7 +150,7 @@ fn windows(
         title,
         text: format!("{text} Mean over layers.{}", some_layers(all.layers.len())),
         charts: vec![(String::new(), lines(&x, &Axis::from_zero(axis, most, plain), &series, &alt)?)],
-        key: String::new(),
+        key: Markup::default(),
         table,
     })
 }
@@ -160,6 +162,6 @@ fn power(exponent: f64) -> String {
 }
 
 /// Figures beside each other where the page is wide enough.
-pub(super) fn in_grid(figures: &[Figure]) -> String {
-    format!("<div class=\"figures\">\n{}</div>\n", figures.iter().map(Figure::html).collect::<String>())
+pub(super) fn in_grid(figures: &[Figure]) -> Markup {
+    html! { div class="figures" { @for figure in figures { (figure.html()) } } }
 }

@@ -1,7 +1,9 @@
 //! The section on predictors.
 
+use maud::{Markup, html};
+
 use super::super::chart::{Axis, Series, lines};
-use super::super::html::{self, Figure, Table, missing};
+use super::super::html::{Figure, Table, missing, paragraph, section as part};
 use super::super::inputs::{Point, PredictorLayer};
 use super::super::{Facts, ReportError};
 use super::activity::in_grid;
@@ -24,13 +26,13 @@ pub(super) fn in_short(all: &Facts) -> Option<String> {
     ))
 }
 
-pub(super) fn section(all: &Facts) -> Result<String, ReportError> {
+pub(super) fn section(all: &Facts) -> Result<Markup, ReportError> {
     let Some(predictors) = all.input.predictors.filter(|p| !p.layers.is_empty()) else {
         let body = missing(
             "There are no predictors here. This command trains them; then give DIR to this one with --predictors:",
             "flashlm-prep train RECORDING -o DIR",
         );
-        return Ok(html::section("predictors", "Predictors", &body));
+        return Ok(part("predictors", "Predictors", &body));
     };
     let layers = &predictors.layers;
     let of = |f: fn(&Point) -> f64| mean(layers.iter().map(|l| f(l.chosen())));
@@ -73,8 +75,8 @@ pub(super) fn section(all: &Facts) -> Result<String, ReportError> {
         (false, true) => "Measured on documents of this recording that were held out of the training.",
         (false, false) => "Trained on another recording, and measured on documents held out of it.",
     };
-    let body = html::paragraph(source) + &in_grid(&[recall, errors]);
-    Ok(html::section("predictors", "Predictors", &body))
+    let body = html! { (paragraph(source)) (in_grid(&[recall, errors])) };
+    Ok(part("predictors", "Predictors", &body))
 }
 
 fn curves(
@@ -111,7 +113,7 @@ fn curves(
         y.label, x.label
     );
     let charts = vec![(String::new(), lines(&x, &y, &series, &alt)?)];
-    Ok(Figure { title, text, charts, key: String::new(), table })
+    Ok(Figure { title, text, charts, key: Markup::default(), table })
 }
 
 fn table(layers: &[PredictorLayer]) -> Table {

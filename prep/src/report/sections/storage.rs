@@ -1,7 +1,9 @@
 //! Sections on the storage order: co-activation, runs, time against memory.
 
+use maud::{Markup, html};
+
 use super::super::chart::{Axis, HEAT_LEVELS, Series, heat_map, lines};
-use super::super::html::{Figure, Table, escape, missing, paragraph, section};
+use super::super::html::{Figure, Table, missing, paragraph, section};
 use super::super::measures::{CACHE_PERCENT, LayerMeasures, Matrix, OrderMeasures, RunLengths};
 use super::super::{Facts, ReportError};
 use super::activity::in_grid;
@@ -48,9 +50,9 @@ pub(super) fn in_short(all: &Facts) -> String {
     )
 }
 
-fn no_orders(all: &Facts) -> String {
+fn no_orders(all: &Facts) -> Markup {
     if orders_everywhere(&all.layers).len() > 2 {
-        return String::new();
+        return Markup::default();
     }
     missing(
         "There is no chosen order for every layer here; the frequency order takes its place. This command makes orders; then give \
@@ -69,10 +71,10 @@ fn seen_before(all: &Facts) -> &'static str {
     }
 }
 
-pub(super) fn coactivation(all: &Facts) -> Result<String, ReportError> {
-    let Some(layer) = all.layers.iter().find(|l| l.layer == all.matrix_layer) else { return Ok(String::new()) };
+pub(super) fn coactivation(all: &Facts) -> Result<Markup, ReportError> {
+    let Some(layer) = all.layers.iter().find(|l| l.layer == all.matrix_layer) else { return Ok(Markup::default()) };
     let (before, after) = (&layer.orders[0], &layer.orders[layer.orders.len() - 1]);
-    let (Some(first), Some(second)) = (&before.matrix, &after.matrix) else { return Ok(String::new()) };
+    let (Some(first), Some(second)) = (&before.matrix, &after.matrix) else { return Ok(Markup::default()) };
     let mut shares: Vec<f64> =
         [first, second].iter().flat_map(|m| m.together.iter().flatten().copied()).filter(|&s| s > 0.0).collect();
     shares.sort_by(f64::total_cmp);
@@ -125,7 +127,7 @@ pub(super) fn coactivation(all: &Facts) -> Result<String, ReportError> {
         key: key(low, high),
         table,
     };
-    Ok(section("coactivation", "Which neurons fire together", &(no_orders(all) + &in_grid(&[figure]))))
+    Ok(section("coactivation", "Which neurons fire together", &html! { (no_orders(all)) (in_grid(&[figure])) }))
 }
 
 /// Logarithmic steps between two shares.
@@ -138,19 +140,18 @@ fn levels(matrix: &Matrix, low: f64, high: f64) -> Vec<Vec<u8>> {
     matrix.together.iter().map(|row| row.iter().map(|&share| level(share)).collect()).collect()
 }
 
-fn key(low: f64, high: f64) -> String {
-    let cells: String = (1..HEAT_LEVELS)
-        .map(|level| {
-            format!("<rect class=\"h{level}\" x=\"{}\" y=\"0\" width=\"20\" height=\"14\"/>", 20 * (level - 1))
-        })
-        .collect();
-    format!(
-        "<div class=\"key\"><span>together at {} of the tokens</span><svg viewBox=\"0 0 {} 14\" aria-hidden=\"true\">{cells}</svg>\
-         <span>{}, in equal ratios</span></div>\n",
-        escape(&fine_percent(low)),
-        20 * (HEAT_LEVELS - 1),
-        escape(&fine_percent(high))
-    )
+fn key(low: f64, high: f64) -> Markup {
+    html! {
+        div class="key" {
+            span { "together at " (fine_percent(low)) " of the tokens" }
+            svg viewBox={ "0 0 " (20 * (HEAT_LEVELS - 1)) " 14" } aria-hidden="true" {
+                @for level in 1..HEAT_LEVELS {
+                    rect class={ "h" (level) } x=(20 * (level - 1)) y="0" width="20" height="14" {}
+                }
+            }
+            span { (fine_percent(high)) ", in equal ratios" }
+        }
+    }
 }
 
 /// The matrix in few bins, for its table.
@@ -163,7 +164,7 @@ fn coarse(matrix: &Matrix) -> Vec<Vec<f64>> {
     (0..coarse).map(|row| (0..coarse).map(|column| cell(row, column)).collect()).collect()
 }
 
-pub(super) fn runs(all: &Facts) -> Result<String, ReportError> {
+pub(super) fn runs(all: &Facts) -> Result<Markup, ReportError> {
     let orders = orders_everywhere(&all.layers);
     let pooled: Vec<RunLengths> = orders
         .iter()
@@ -220,13 +221,13 @@ pub(super) fn runs(all: &Facts) -> Result<String, ReportError> {
             seen_before(all)
         ),
         charts: vec![(String::new(), lines(&x, &y, &series, &alt)?)],
-        key: String::new(),
+        key: Markup::default(),
         table,
     };
-    Ok(section("runs", "Runs in storage order", &(no_orders(all) + &in_grid(&[figure]))))
+    Ok(section("runs", "Runs in storage order", &html! { (no_orders(all)) (in_grid(&[figure])) }))
 }
 
-pub(super) fn budget(all: &Facts) -> Result<String, ReportError> {
+pub(super) fn budget(all: &Facts) -> Result<Markup, ReportError> {
     let orders = orders_everywhere(&all.layers);
     let mb = cache_mb(all);
     let times: Vec<Vec<f64>> = orders.iter().map(|&(at, _)| sum(&all.layers, at, |o| &o.ms_per_token)).collect();
@@ -272,7 +273,7 @@ pub(super) fn budget(all: &Facts) -> Result<String, ReportError> {
         title,
         text: "Time for reading alone, over all recorded layers; computing is not in it. The cache is divided equally among the layers.".into(),
         charts: vec![(String::new(), lines(&x, &y, &series, &alt)?)],
-        key: String::new(),
+        key: Markup::default(),
         table,
     };
     let note = format!(
@@ -286,6 +287,6 @@ pub(super) fn budget(all: &Facts) -> Result<String, ReportError> {
         all.cost_source,
         seen_before(all)
     );
-    let body = paragraph(note.trim_end()) + &no_orders(all) + &in_grid(&[figure]);
+    let body = html! { (paragraph(note.trim_end())) (no_orders(all)) (in_grid(&[figure])) };
     Ok(section("budget", "Time per token against memory", &body))
 }

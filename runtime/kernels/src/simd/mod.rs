@@ -21,7 +21,8 @@ pub(crate) use avx512::Avx512;
 pub(crate) use neon::Neon;
 pub(crate) use plain::Plain;
 
-use crate::row::{Places, Q4_BLOCK, SCALE_BYTES};
+use crate::element::Q4_BLOCK;
+use crate::row::{Places, SCALE_BYTES};
 
 /// The widest vector of any instruction set, in lanes.
 pub(crate) const LANES_MAX: usize = 16;

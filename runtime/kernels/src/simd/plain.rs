@@ -1,7 +1,7 @@
 //! Eight lanes in plain Rust: what runs where no other instruction set is known, and what the others are checked against.
 
 use super::{Op, Simd};
-use crate::row::Q4_BLOCK;
+use crate::element::Q4_BLOCK;
 
 /// Proves nothing, as it needs nothing.
 #[derive(Clone, Copy, Debug)]

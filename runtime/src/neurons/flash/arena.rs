@@ -3,7 +3,7 @@
 use flashlm_formats::bundle::Bundle;
 
 use crate::cache::{BenefitCurve, divide_slots};
-use crate::planner::ReadCost;
+use crate::disk_cost::ReadCost;
 use crate::reuse::benefit_curves;
 
 /// Fewest transient places of an area: below it reads come in dribs and drabs.

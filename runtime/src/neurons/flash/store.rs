@@ -14,9 +14,10 @@ use flashlm_io::{
 use super::ReadCut;
 use super::arena::ArenaPlan;
 use crate::cache::{LayerCache, Placement, PolicyKind, Prefetch};
+use crate::disk_cost::ReadCost;
 use crate::error::Result;
 use crate::neurons::place::LayerPlaces;
-use crate::planner::{PlanLimits, Planner, ReadCost, ReadRequest};
+use crate::planner::{PlanLimits, Planner, ReadRequest};
 
 /// No slot, no group.
 pub(super) const NONE: u32 = u32::MAX;

@@ -1,0 +1,89 @@
+//! Memory for the activations of one FFN call at a time.
+
+use flashlm_formats::model::ModelSpec;
+use flashlm_kernels::{MATMUL_TOKENS_MIN, MatmulScratch, ROW_BLOCK};
+
+use super::chosen::ChosenScratch;
+
+/// Activations of one piece of a block at a time.
+pub struct FfnScratch {
+    pub(super) activations: Vec<f32>,
+    pub(super) gates: Vec<f32>,
+    /// Activations that are not zero with their neurons, token after token, and where each token's begin.
+    pub(super) active: Vec<(u32, f32)>,
+    pub(super) row_starts: Vec<usize>,
+    /// Neurons that were chosen for a few tokens, and how many tokens at a time.
+    pub(super) chosen: ChosenScratch,
+    pub(super) batch: usize,
+    pub(super) matmul: MatmulScratch,
+}
+
+/// Activations held at a time, as a count of f32.
+const ACTIVATIONS: usize = 1 << 18;
+
+/// With at most one activation in so many not zero, rows are added one by one instead of in a matrix product. Measured:
+/// docs/performance.md.
+pub(super) const SPARSE: usize = 8;
+
+impl FfnScratch {
+    /// Scratch for pieces of up to `tokens` tokens; neurons are chosen for `batch` tokens at a time.
+    pub fn new(spec: &ModelSpec, tokens: usize, batch: usize) -> Self {
+        let len = room(spec.ffn.size, tokens);
+        Self {
+            activations: vec![0.0; len],
+            gates: vec![0.0; if spec.ffn.gated { len } else { 0 }],
+            active: Vec::with_capacity(spec.ffn.size.min(ACTIVATIONS).max(len / SPARSE)),
+            row_starts: Vec::with_capacity(tokens + 1),
+            chosen: ChosenScratch::new(spec.ffn.size.min(ACTIVATIONS), room(spec.ffn.size, batch)),
+            batch,
+            matmul: MatmulScratch::default(),
+        }
+    }
+
+    /// Bytes of that scratch, once products on so many threads have made it as large as it gets.
+    pub fn bytes(spec: &ModelSpec, tokens: usize, batch: usize, threads: usize) -> u64 {
+        let len = room(spec.ffn.size, tokens);
+        let floats = len * (1 + usize::from(spec.ffn.gated));
+        let neurons = spec.ffn.size.min(ACTIVATIONS);
+        let active = neurons.max(len / SPARSE);
+        // The longest input of a matrix product.
+        let cols = spec.hidden_size.max(spec.attention.heads * spec.attention.head_dim);
+        // Beside blocks: vectors rounded for rows of integers, of a few tokens at a time.
+        let products = MatmulScratch::bytes_needed(threads, tokens, cols) + MATMUL_TOKENS_MIN.max(batch) * cols * 4;
+        (floats * 4 + active * 8 + (tokens + 1) * 8 + products) as u64
+            + ChosenScratch::bytes(neurons, room(spec.ffn.size, batch))
+    }
+
+    /// The scratch of matrix products.
+    pub fn matmul(&mut self) -> &mut MatmulScratch {
+        &mut self.matmul
+    }
+}
+
+/// Activations of pieces of up to `tokens` tokens that are held at a time.
+fn room(neurons: usize, tokens: usize) -> usize {
+    ACTIVATIONS.max(ROW_BLOCK * tokens).min(neurons * tokens)
+}
+
+/// Neurons computed at once for pieces of `tokens`: a multiple of [`ROW_BLOCK`], so that sums do not depend on it.
+pub(super) fn neurons_at_once(tokens: usize) -> usize {
+    (ACTIVATIONS / tokens.max(1) / ROW_BLOCK * ROW_BLOCK).max(ROW_BLOCK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scratch_for_many_tokens_serves_fewer() {
+        for size in [64, 1000, 1024, 16384] {
+            for most in (1..600).step_by(7) {
+                let room = room(size, most);
+                for tokens in 1..=most {
+                    let used = neurons_at_once(tokens).min(size) * tokens;
+                    assert!(used <= room, "{tokens} of {most} tokens, {size} neurons: {used} of {room}");
+                }
+            }
+        }
+    }
+}

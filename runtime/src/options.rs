@@ -1,0 +1,142 @@
+//! What a run may choose: where neurons come from, how memory and the disk are used.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use flashlm_formats::bundle::{Bundle, PredictorInfo, SectionInfo};
+use flashlm_io::{DirectIo, EngineChoice, EngineOptions, FaultPlan};
+
+use crate::cache::PolicyKind;
+use crate::disk_cost::{ReadCost, known_cost};
+use crate::engine::Room;
+use crate::forward::kv::KvDtype;
+use crate::neurons::flash::ReadCut;
+use crate::threads;
+
+/// Where the FFN is to come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FfnChoice {
+    /// All neurons in memory, read once.
+    Resident,
+    /// All neurons read for every token.
+    Streamed,
+    /// Predicted neurons read where they are not cached.
+    Flash,
+    /// The published baseline: the whole model read for every token, attention too, and every neuron computed.
+    Naive,
+    /// The published baseline: as many layers' neurons pinned as fit, the others read for every token, and every neuron computed.
+    Hybrid,
+}
+
+impl FfnChoice {
+    /// Whether predictors have a say in what is computed: not in the baselines, which are what others do without.
+    pub fn obeys_predictors(self) -> bool {
+        !matches!(self, FfnChoice::Naive | FfnChoice::Hybrid)
+    }
+
+    /// Its name, as on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            FfnChoice::Resident => "resident",
+            FfnChoice::Streamed => "streamed",
+            FfnChoice::Flash => "flash",
+            FfnChoice::Naive => "naive",
+            FfnChoice::Hybrid => "hybrid",
+        }
+    }
+}
+
+/// How to open a bundle.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Tokens that a sequence may have.
+    pub context: usize,
+    /// Sequences of so many tokens that there is memory for.
+    pub sequences: usize,
+    /// Rows that are decoded together, at most [`BATCH_MAX`](crate::engine::BATCH_MAX): the text is the same, the memory is not.
+    pub batch: usize,
+    /// Bytes for the whole process; `None` takes what the machine and the memory cgroups leave, less a reserve.
+    pub budget: Option<u64>,
+    /// Where the FFN comes from; `None` takes `Resident` where it fits, else `Flash` where predictors choose, else `Streamed`.
+    /// The text is the same.
+    pub ffn: Option<FfnChoice>,
+    /// Compute what the bundle's predictors choose, where it has any, or, with `false`, every neuron: another text. The baselines
+    /// compute every neuron.
+    pub predict: bool,
+    /// Read ahead what a layer will probably want. For `Flash` only.
+    pub look_ahead: bool,
+    /// Which groups of neurons stay in memory. For `Flash` only.
+    pub policy: PolicyKind,
+    /// How reads are cut. For `Flash` only.
+    pub cut: ReadCut,
+    /// What reading costs; `None` takes the profile kept for the disk, or a usual one. For `Flash` only.
+    pub read_cost: Option<ReadCost>,
+    /// Precision of the KV cache; `None` takes what the bundle says that its model needs: mostly f16.
+    pub kv: Option<KvDtype>,
+    /// Threads that compute.
+    pub threads: NonZeroUsize,
+    /// Whether reads bypass the page cache.
+    pub direct: DirectIo,
+    /// How reads are issued.
+    pub engine: EngineChoice,
+    /// Hold what is read while decoding against its checksums. What is read while loading always is.
+    pub verify: bool,
+    /// How long a read may take before the run ends with an error.
+    pub deadline: Duration,
+    /// What shall go wrong with reads on purpose, for tests.
+    pub faults: Option<FaultPlan>,
+}
+
+impl LoadOptions {
+    /// Room for `context` tokens; everything else as the `flashlm` command has it when it is not told.
+    pub fn new(context: usize) -> Self {
+        Self {
+            context,
+            sequences: 1,
+            batch: 1,
+            budget: None,
+            ffn: None,
+            predict: true,
+            look_ahead: true,
+            policy: PolicyKind::DEFAULT,
+            cut: ReadCut::default(),
+            read_cost: None,
+            kv: None,
+            threads: threads::default_count(),
+            direct: DirectIo::Optional,
+            engine: EngineChoice::Auto,
+            verify: true,
+            deadline: EngineOptions::default().deadline,
+            faults: None,
+        }
+    }
+
+    /// Precision of the KV cache of `bundle`.
+    pub fn kv(&self, bundle: &Bundle) -> KvDtype {
+        let wide = bundle.manifest().wide_kv;
+        self.kv.unwrap_or(if wide { KvDtype::F32 } else { KvDtype::F16 })
+    }
+
+    /// What sequences may take, with scratch for so many tokens of a prompt.
+    pub(crate) fn room(&self, bundle: &Bundle, scratch_tokens: usize) -> Room {
+        let (context, sequences, batch) = (self.context, self.sequences, self.batch);
+        Room { context, sequences, kv: self.kv(bundle), scratch_tokens, batch }
+    }
+    /// What reading the bundle costs, and where that is known from.
+    pub fn disk_cost(&self, bundle: &Bundle) -> (ReadCost, String) {
+        match self.read_cost {
+            Some(cost) => (cost, "reads planned with a given cost".into()),
+            None => known_cost(bundle.path()),
+        }
+    }
+
+    /// The section of the predictors that decide what `choice` computes, if any do.
+    pub(crate) fn predictors<'a>(
+        &self,
+        bundle: &'a Bundle,
+        choice: FfnChoice,
+    ) -> Option<(SectionInfo, &'a PredictorInfo)> {
+        let decide = self.predict && choice.obeys_predictors();
+        bundle.predictors().zip(bundle.manifest().predictors.as_ref()).filter(|_| decide)
+    }
+}
