@@ -103,7 +103,7 @@ fn each_quirk_is_seen_in_the_spec() {
     );
     let opt = spec("opt-no-bias");
     assert_eq!((opt.layers[0].norm.weight, opt.ffn().up_bias, opt.attention().qkv_bias), (false, false, false));
-    assert!(!spec("opt-no-final-norm").final_norm.is_some());
+    assert!(spec("opt-no-final-norm").final_norm.is_none());
     assert!(!spec("opt-untied").tied_head);
     assert_eq!(Checkpoint::open(quirk("opt-no-bias")).unwrap().ffn_dtype(), DType::F32);
 
@@ -159,7 +159,7 @@ fn each_quirk_is_seen_in_the_spec() {
     assert_eq!(qwen.max_positions, 128, "its window is switched off");
 
     let persimmon = spec("persimmon-relu2");
-    assert!(persimmon.attention().qk_norm.is_some() && !spec("persimmon-no-qknorm").attention().qk_norm.is_some());
+    assert!(persimmon.attention().qk_norm.is_some() && spec("persimmon-no-qknorm").attention().qk_norm.is_none());
     assert!(matches!(persimmon.layers[0].positions, Positions::Rotary { dims: 6, theta: 25_000.0, .. }));
     let phi = spec("phi-2-relu");
     assert_eq!(

@@ -50,7 +50,7 @@ impl<'a> LayerRunner<'a> {
             threads,
             positions: PositionTables::new(spec, longest),
             kv: KvMemory::new(spec, 1, longest, KvDtype::F32)?,
-            places: [SequencePlaces::new([0..longest])],
+            places: [SequencePlaces::new(std::iter::once(0..longest))],
             tokens: (0..longest).map(|position| TokenPlace { sequence: 0, position }).collect(),
             scratch: BlockScratch::new(spec, longest, longest, 1),
             states: vec![0.0; longest * spec.hidden_size],

@@ -50,11 +50,9 @@ fn sessions_that_take_turns_say_what_each_says_alone() {
     };
     let mut options = Model::open(&path).unwrap().context(64).sessions(3);
     // Hardly a neuron is kept.
-    let needed = match {
-        options.options_mut().budget = Some(1);
-        options.options_mut().ffn = Some(flashlm_runtime::load::FfnChoice::Flash);
-        options.plan()
-    } {
+    options.options_mut().budget = Some(1);
+    options.options_mut().ffn = Some(flashlm_runtime::load::FfnChoice::Flash);
+    let needed = match options.plan() {
         Err(Error::BudgetTooSmall { needed, .. }) => needed,
         other => panic!("{:?}", other.map(|planned| planned.plan)),
     };

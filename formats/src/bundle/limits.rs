@@ -98,7 +98,7 @@ fn check_attention(attention: &Attention) -> Result<(), Fault> {
     within("attention.kv_heads", attention.kv_heads, 1, attention.heads)?;
     within("attention.head_dim", attention.head_dim, 1, WIDTH_MAX)?;
     within("width of all heads", attention.heads * attention.head_dim, 1, WIDTH_MAX)?;
-    let divides = attention.heads % attention.kv_heads == 0;
+    let divides = attention.heads.is_multiple_of(attention.kv_heads);
     holds("attention.kv_heads", divides, "a divisor of the number of heads", attention.kv_heads)?;
     match &attention.qk_norm {
         Some(norm) => check_norm("attention.qk_norm", norm),
@@ -122,7 +122,7 @@ fn check_ffn(ffn: &Ffn) -> Result<(), Fault> {
 fn check_positions(positions: &Positions, head_dim: usize) -> Result<(), Fault> {
     let Positions::Rotary { dims, theta, scaling } = *positions else { return Ok(()) };
     within("positions.dims", dims, 2, head_dim)?;
-    holds("positions.dims", dims % 2 == 0, "an even number", dims)?;
+    holds("positions.dims", dims.is_multiple_of(2), "an even number", dims)?;
     positive("positions.theta", theta)?;
     match scaling {
         None => Ok(()),
