@@ -4,7 +4,8 @@
 
 use std::io::{BufRead, Write, stdin, stdout};
 
-use flashlm_runtime::{Error, Model, Result};
+use anyhow::Result;
+use flashlm_runtime::{Error, Model};
 
 fn main() -> Result<()> {
     let Some(bundle) = std::env::args().nth(1) else {
@@ -28,7 +29,7 @@ fn main() -> Result<()> {
                 eprintln!("the context is full: beginning again");
                 session.clear();
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(())

@@ -2,8 +2,9 @@
 //!
 //! `cargo run --release --example logits -- model.flashlm "Once upon a time there was"`
 
+use anyhow::Result;
+use flashlm_runtime::Model;
 use flashlm_runtime::sampler::greedy;
-use flashlm_runtime::{Model, Result};
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
@@ -25,5 +26,6 @@ fn main() -> Result<()> {
         let probability = (logits[next as usize] - largest).exp() / sum;
         println!("{:>12} -> {:?}; {:?} came ({probability:.4})", name(ids[at]), name(likeliest), name(next));
         Ok(())
-    })
+    })?;
+    Ok(())
 }

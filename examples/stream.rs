@@ -4,7 +4,8 @@
 
 use std::io::Write;
 
-use flashlm_runtime::{Model, Percentiles, Result, Sampling};
+use anyhow::Result;
+use flashlm_runtime::{Model, Percentiles, Sampling};
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);

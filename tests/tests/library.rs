@@ -146,7 +146,7 @@ fn the_examples_do_what_they_say() {
         assert!(output.status.success(), "{name}: {output:?}");
         String::from_utf8(output.stdout).expect("examples write UTF-8")
     };
-    assert!(said("generate", &[PROMPTS[0]], "").starts_with(PROMPTS[0]));
+    assert!(said("generate", &[PROMPTS[0], "40MB"], "").starts_with(PROMPTS[0]));
     assert!(said("stream", &[PROMPTS[0]], "").starts_with(PROMPTS[0]));
     assert_eq!(said("logits", &[PROMPTS[0]], "").lines().count(), 5);
     assert!(said("conversation", &[], "Once upon a time\n\nThere was\n").lines().count() >= 2);

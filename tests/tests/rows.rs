@@ -8,7 +8,7 @@ use flashlm_tests::{
     budgets, bundle_with_predictors, fixtures, options, pack_checkpoint, scratch, tiny_falcon, tiny_opt,
 };
 
-const CONTEXT: usize = 96;
+const CONTEXT: usize = 64;
 const DECODED: usize = 31;
 
 fn executor(bundle: &Bundle, options: &LoadOptions) -> Executor {
@@ -20,7 +20,7 @@ fn executor(bundle: &Bundle, options: &LoadOptions) -> Executor {
 fn tokens(which: usize, vocab: usize) -> (Vec<u32>, Vec<u32>) {
     let id = |i: usize| (5 + (i * 97 + which * 31) % (vocab - 8)) as u32;
     // As many tokens as no other one's, so that rows of a batch stand at different positions.
-    let prompt = 17 + 3 * (which % 10);
+    let prompt = 4 + 3 * (which % 10);
     ((0..prompt).map(id).collect(), (prompt..prompt + DECODED).map(id).collect())
 }
 
@@ -109,7 +109,7 @@ fn ways(bundle: &Bundle) -> Vec<LoadOptions> {
         budgets.map(|budget| LoadOptions { budget: Some(budget), ..base(FfnChoice::Flash) }).into();
     // Fewer at a time than there are rows.
     ways.push(LoadOptions { batch: 5, ..ways[1].clone() });
-    ways.push(LoadOptions { batch: 31, look_ahead: false, ..ways[1].clone() });
+    ways.push(LoadOptions { batch: 31, look_ahead: false, budget: None, ..ways[1].clone() });
     ways.push(base(FfnChoice::Resident));
     ways.push(LoadOptions { batch: 1, ..base(FfnChoice::Streamed) });
     ways

@@ -90,7 +90,7 @@ impl<'m> Session<'m> {
 
     /// Tokens that there is still room for.
     pub fn room(&self) -> usize {
-        self.model.executor().context() - self.len()
+        self.context() - self.len()
     }
 
     /// Forgets everything that was said.
