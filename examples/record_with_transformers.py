@@ -28,7 +28,7 @@ F16_MAX = 65504.0
 
 
 def model_spec(config):
-    """The architecture as flashlm's ModelSpec (see formats/src/model.rs)."""
+    """The architecture, with a number of layers that are all alike (see "Architecture" in docs/bundle-format.md)."""
     if config["model_type"] == "opt":
         hidden, heads = config["hidden_size"], config["num_attention_heads"]
         bias = config.get("enable_bias", True)

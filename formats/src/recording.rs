@@ -224,7 +224,7 @@ impl Recording {
             Err(RecordingError::Tokens { path: self.dir.join(TOKENS_FILE), what, at, expected, found })
         };
         let (info, total) = (&self.info, self.tokens.len());
-        let (hidden, ffn) = (info.model.hidden_size, info.model.ffn.size);
+        let (hidden, ffn) = (info.model.hidden_size, info.model.ffn().size);
         if info.id.is_empty() || total == 0 || total > u32::MAX as usize || hidden == 0 || ffn == 0 {
             return Err(RecordingError::Empty { dir: self.dir.clone(), tokens: total, hidden, ffn });
         }
@@ -345,7 +345,7 @@ impl Recording {
     }
 
     fn check_layer(&self, layer: usize) -> Result<(), RecordingError> {
-        let layers = self.info.model.layers;
+        let layers = self.info.model.layers.len();
         if layer < layers { Ok(()) } else { Err(RecordingError::NoSuchLayer { layer, layers }) }
     }
 }

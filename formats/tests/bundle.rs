@@ -9,7 +9,7 @@ use bundle_support::{Small, ramp, scales};
 use flashlm_formats::bundle::{
     Bundle, BundleError, BundlePlan, BundleWriter, Extras, FORMAT_VERSION, LayoutOptions, Section, verify,
 };
-use flashlm_formats::model::DType;
+use flashlm_formats::model::{DType, LAYERS_MAX};
 use proptest::prelude::*;
 
 #[test]
@@ -37,7 +37,7 @@ fn reads_what_was_written() {
         }
         assert_eq!(bundle.resident_tensors()[0].extent.offset % 64, 0);
         let layout = *bundle.layout();
-        for layer in 0..bundle.spec().layers {
+        for layer in 0..bundle.spec().layers.len() {
             assert_eq!(bundle.ffn_scales(layer).is_some(), small.plan.ffn_dtype.is_quantised());
             if let Some(extent) = bundle.ffn_scales(layer) {
                 let groups = small.plan.ffn_dtype.scales(bundle.spec().hidden_size);
@@ -116,7 +116,7 @@ fn opens(name: &str, small: &Small, wide_kv: bool) {
 /// Format version 3 has to open forever. `FLASHLM_BLESS=1` writes the file anew: only when the version was never published.
 #[test]
 fn version_3_opens() {
-    let (name, small, blob) = ("bundle-v3.flashlm", Small::gated_with_everything(), ramp(8, 5000));
+    let (name, small, blob) = ("bundle-v3.flashlm", Small::layered(), ramp(8, 5000));
     let path = fixture(name);
     if std::env::var_os("FLASHLM_BLESS").is_some() {
         let _ = fs::remove_file(&path);
@@ -129,6 +129,12 @@ fn version_3_opens() {
     let again = dir.path().join("again.flashlm");
     small.write(&again, Some(blob));
     assert!(fs::read(&path).unwrap() == fs::read(&again).unwrap(), "the format changed without a new version");
+}
+
+/// So do bundles of version 3 from before layers were data.
+#[test]
+fn version_3_with_a_number_of_layers_opens() {
+    opens("bundle-v3-number-of-layers.flashlm", &Small::gated_with_everything(), true);
 }
 
 /// A reader written from docs/bundle-format.md alone, without a line of the crate.
@@ -152,8 +158,10 @@ fn a_reader_by_the_book_finds_every_row() {
         }
         let manifest: serde_json::Value = serde_json::from_slice(section(24)).unwrap();
         let number = |pointer: &str| manifest.pointer(pointer).unwrap().as_u64().unwrap() as usize;
-        let vectors = if manifest["model"]["ffn"]["gated"] == true { 3 } else { 2 };
-        let neurons = number("/model/ffn/size");
+        let runs = manifest["model"]["layers"].as_array().unwrap();
+        let layers = runs.iter().map(|run| run["repeat"].as_u64().unwrap() as usize).sum();
+        let vectors = if runs[0]["feed_forward"]["dense"]["gated"] == true { 3 } else { 2 };
+        let neurons = number("/model/layers/0/feed_forward/dense/size");
         let hidden = number("/model/hidden_size");
         let row_bytes = match manifest["ffn"]["dtype"].as_str().unwrap() {
             "f32" => 4 * hidden,
@@ -165,10 +173,10 @@ fn a_reader_by_the_book_finds_every_row() {
         let group_bytes = (per_group * record_bytes).next_multiple_of(alignment);
         let groups = neurons.div_ceil(per_group);
         let index = u64_at(120);
-        assert_eq!([u32_at(index), u32_at(index + 4), u32_at(index + 8)], [number("/model/layers"), neurons, groups]);
+        assert_eq!([u32_at(index), u32_at(index + 4), u32_at(index + 8)], [layers, neurons, groups]);
         let mut table = index + 16;
         let mut all_sums = Vec::new();
-        for layer in 0..number("/model/layers") {
+        for layer in 0..layers {
             let base = u64_at(table);
             for position in 0..neurons {
                 let neuron = u32_at(table + 8 + 4 * position);
@@ -221,10 +229,10 @@ fn a_writer_takes_only_what_fits() {
     let plans: [fn(&mut BundlePlan); 6] = [
         |plan| plan.tokenizer.clear(),
         |plan| plan.resident_dtypes.truncate(3),
-        |plan| plan.model.layers = 0,
-        |plan| plan.model.attention.heads = 3,
-        |plan| plan.model.layers = usize::MAX,
-        |plan| plan.model.attention.head_dim = usize::MAX,
+        |plan| plan.model.layers.clear(),
+        |plan| plan.model.layers.iter_mut().for_each(|layer| layer.attention.heads = 3),
+        |plan| plan.model.layers = vec![plan.model.layers[0]; LAYERS_MAX + 1],
+        |plan| plan.model.layers.iter_mut().for_each(|layer| layer.attention.head_dim = usize::MAX),
     ];
     for change in plans {
         let mut plan = small.plan.clone();
@@ -245,9 +253,10 @@ proptest! {
         shift in 9u32..14, group_bytes in 0usize..3000, predictors in prop::option::of(1usize..9000),
     ) {
         let mut small = if gated { Small::gated() } else { Small::opt() };
-        small.plan.model.layers = layers;
+        let mut layer = small.plan.model.layers[0];
+        layer.ffn_mut().size = neurons;
+        small.plan.model.layers = vec![layer; layers];
         small.plan.model.hidden_size = hidden;
-        small.plan.model.ffn.size = neurons;
         small.plan.layout = LayoutOptions { alignment: 1 << shift, group_bytes };
         small.plan.resident_dtypes = vec![DType::F16; small.plan.model.resident_tensors().len()];
         let quantised = ["int8/32", "int4/64"].map(|format| format.parse().unwrap());

@@ -35,7 +35,7 @@ fn try_write(small: &Small, disk: Lossy) -> Result<Manifest, BundleError> {
     {
         writer.resident(&ramp(seed as u64, tensor.shape.iter().product::<usize>() * dtype.bytes()))?;
     }
-    for layer in 0..small.plan.model.layers {
+    for layer in 0..small.plan.model.layers.len() {
         writer.begin_layer(small.order(layer))?;
         let groups = small.groups(writer.layout(), layer);
         writer.groups(&groups)?;

@@ -226,7 +226,7 @@ fn lies_of_the_index() {
     let small = Small::opt();
     let whole = Image::of(&small);
     let (at, len) = whole.extent(Section::Index);
-    let neurons = small.plan.model.ffn.size;
+    let neurons = small.plan.model.ffn().size;
     let table =
         (8 + 4 * neurons).next_multiple_of(8) + 8 * ((len - 16) / 2 - (8 + 4 * neurons).next_multiple_of(8)) / 8;
     assert_eq!(16 + 2 * table, len);
@@ -280,7 +280,7 @@ fn visit(value: &Value, pointer: &str, found: &mut Vec<(String, Value)>) {
 fn lies_of_the_manifest() {
     let probe = Probe::new();
     // Numbers that nothing in the file contradicts.
-    let free = ["/model_bytes", "/model/max_positions", "/model/norm/eps", "/model/bos", "/model/eos/0", "/provenance"];
+    let free = ["/model_bytes", "/model/max_positions", "/model/bos", "/model/eos/0", "/provenance"];
     for small in Small::all() {
         let whole = Image::of(&small);
         let manifest = whole.manifest();
@@ -307,7 +307,7 @@ fn lies_of_the_manifest() {
                 image.set_manifest(&serde_json::to_vec(&changed).unwrap());
                 let opened = probe.open(&image).is_ok();
                 let absurd = lie.is_number() && lie.as_u64() != Some(0) || lie.is_array();
-                let free = free.iter().any(|free| pointer.starts_with(free));
+                let free = free.iter().any(|free| pointer.starts_with(free)) || pointer.ends_with("norm/eps");
                 if absurd && !free && value.is_number() && !pointer.starts_with("/predictors") {
                     let float_in_range = lie.as_f64().is_some_and(|lie| lie.abs() < 1e30) && value.is_f64();
                     assert!(!opened || float_in_range, "{pointer} = {lie} instead of {value}");
@@ -337,6 +337,63 @@ fn lies_of_the_manifest() {
             assert_eq!(probe.fault(&image, "no manifest").0, Some(Section::Manifest));
         }
     }
+}
+
+/// What a manifest claims of layers is refused by its place, and never made first.
+#[test]
+fn lies_of_the_layers() {
+    let probe = Probe::new();
+    let whole = Image::of(&Small::layered());
+    let manifest = whole.manifest();
+    let runs = manifest["model"]["layers"].as_array().unwrap().clone();
+    assert_eq!(runs.iter().map(|run| run["repeat"].as_u64().unwrap()).collect::<Vec<_>>(), [2, 1]);
+    let fault = |pointer: &str, lie: Value| {
+        let mut changed = manifest.clone();
+        *changed.pointer_mut(pointer).unwrap() = lie.clone();
+        let mut image = whole.clone();
+        image.set_manifest(&serde_json::to_vec(&changed).unwrap());
+        match probe.open(&image) {
+            Err(BundleError::Corrupt { fault, .. }) if fault.section == Some(Section::Manifest) => fault.to_string(),
+            other => panic!("{pointer} = {lie}: {other:?}"),
+        }
+    };
+    for (pointer, lie, expected) in [
+        ("/model/layers", json!([]), "layers: 1 to 16384 layers expected, found 0"),
+        ("/model/layers", json!(3), "final_norm: expected true or false where layers is a number"),
+        ("/model/layers/1/repeat", json!(0), "layers[1].repeat: 1 or more expected, found 0"),
+        ("/model/layers/1/repeat", json!(1u64 << 60), "layers: 1 to 16384 layers expected, found 1152921504606846978"),
+        ("/model/layers/0/repeat", json!(16_384), "layers: 1 to 16384 layers expected, found 16385"),
+        ("/model/layers/1/feed_forward/dense/size", json!(6), "layer 2: ffn.size: expected 5, as in layer 0, found 6"),
+        (
+            "/model/layers/1/feed_forward/dense/activation",
+            json!("relu2"),
+            "layer 2: ffn.activation: expected FatRelu(0.01)",
+        ),
+        ("/model/layers/1/feed_forward", json!({"experts": {}}), "unknown variant `experts`, expected `dense`"),
+        (
+            "/model/layers/1/attention/head_dim",
+            json!(8),
+            "layer 2: attention.head_dim: expected 6, as in layer 0, found 8",
+        ),
+        ("/model/layers/1/attention/kv_heads", json!(3), "layer 2: attention.kv_heads: expected a divisor"),
+        ("/model/layers/1/attention/qk_norm/bias", json!(true), "layer 2: attention.qk_norm.bias: expected false"),
+        ("/model/layers/1/norm/eps", json!(-1.0), "layer 2: norm.eps: expected a number not below 0"),
+        (
+            "/model/layers/0/positions/rotary/dims",
+            json!(5),
+            "layer 0: positions.dims: expected an even number, found 5",
+        ),
+    ] {
+        let fault = fault(pointer, lie);
+        assert!(fault.contains(expected), "{pointer}: {fault}");
+    }
+    let turned = (0..17).map(|number| {
+        let mut run = runs[0].clone();
+        run["positions"]["rotary"]["theta"] = json!(1000 + number);
+        run
+    });
+    let fault = fault("/model/layers", turned.collect());
+    assert!(fault.contains("kinds of positions in the layers: expected 1 to 16, found 17"), "{fault}");
 }
 
 #[test]

@@ -51,8 +51,8 @@ fn canonical(checkpoint: &Checkpoint) -> Vec<(String, Vec<u8>)> {
         checkpoint.read_resident(&tensor.name, &mut bytes).unwrap();
         all.push((tensor.name, bytes.clone()));
     }
-    for layer in 0..spec.layers {
-        for (matrix, rows) in [(FfnMatrix::Up, spec.ffn.size), (FfnMatrix::Down, spec.hidden_size)] {
+    for layer in 0..spec.layers.len() {
+        for (matrix, rows) in [(FfnMatrix::Up, spec.ffn().size), (FfnMatrix::Down, spec.hidden_size)] {
             checkpoint.read_ffn_rows(layer, matrix, 0..rows, &mut bytes).unwrap();
             all.push((format!("{matrix:?} {layer}"), bytes.clone()));
         }

@@ -633,7 +633,7 @@ fn exercise(dir: &TempDir) {
     for tensor in checkpoint.spec().resident_tensors() {
         _ = checkpoint.read_resident(&tensor.name, &mut bytes);
     }
-    for layer in 0..checkpoint.spec().layers {
+    for layer in 0..checkpoint.spec().layers.len() {
         for matrix in [FfnMatrix::Up, FfnMatrix::Down] {
             _ = checkpoint.read_ffn_rows(layer, matrix, 0..48, &mut bytes);
         }

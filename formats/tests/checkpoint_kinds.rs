@@ -37,9 +37,9 @@ fn canonical(checkpoint: &Checkpoint) -> Vec<(String, Vec<u8>)> {
         checkpoint.read_resident(&tensor.name, &mut bytes).unwrap();
         all.push((tensor.name, bytes.clone()));
     }
-    for layer in 0..checkpoint.spec().layers {
+    for layer in 0..checkpoint.spec().layers.len() {
         for (matrix, rows) in
-            [(FfnMatrix::Up, checkpoint.spec().ffn.size), (FfnMatrix::Down, checkpoint.spec().hidden_size)]
+            [(FfnMatrix::Up, checkpoint.spec().ffn().size), (FfnMatrix::Down, checkpoint.spec().hidden_size)]
         {
             checkpoint.read_ffn_rows(layer, matrix, 0..rows, &mut bytes).unwrap();
             all.push((format!("{matrix:?} {layer}"), bytes.clone()));
@@ -408,8 +408,11 @@ fn missing_keys_take_the_defaults_of_transformers() {
         config.retain(|key, _| needed.contains(&key.as_str()));
     });
     assert_eq!(*Checkpoint::open(dir.path()).unwrap().spec(), full);
-    assert_eq!((full.block, full.ffn.size, full.ffn.activation), (Block::ParallelOneNorm, 192, Activation::Gelu));
-    assert!(matches!(full.positions, Positions::Rotary { theta: 10_000.0, .. }));
+    assert_eq!(
+        (full.layers[0].block, full.ffn().size, full.ffn().activation),
+        (Block::ParallelOneNorm, 192, Activation::Gelu)
+    );
+    assert!(matches!(full.layers[0].positions, Positions::Rotary { theta: 10_000.0, .. }));
 
     let dir = quirk("opt-125m");
     let full = Checkpoint::open(dir.path()).unwrap().spec().clone();
@@ -445,7 +448,7 @@ fn rope_scaling_is_read_or_refused() {
     let scaled = |value: Value| {
         let dir = quirk("falcon-7b-relu");
         set_config(&dir, |config| _ = config.insert("rope_scaling".into(), value));
-        Checkpoint::open(dir.path()).map(|checkpoint| checkpoint.spec().positions)
+        Checkpoint::open(dir.path()).map(|checkpoint| checkpoint.spec().layers[0].positions)
     };
     let linear = scaled(json!({"type": "linear", "factor": 2.0})).unwrap();
     assert!(matches!(linear, Positions::Rotary { scaling: Some(_), .. }), "{linear:?}");

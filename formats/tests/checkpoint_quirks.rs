@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use flashlm_formats::checkpoint::{Checkpoint, FAMILY_INFOS, FfnMatrix, Format, Note};
-use flashlm_formats::model::{Activation, Block, DType, ModelSpec, NormKind, Positions, RopeScaling};
+use flashlm_formats::model::{Activation, Block, DType, LearnedPositions, ModelSpec, NormKind, Positions, RopeScaling};
 use safetensors::SafeTensors;
 
 fn root() -> PathBuf {
@@ -42,13 +42,13 @@ fn every_quirk_opens_and_every_canonical_tensor_reads() {
             assert_eq!(bytes.len(), tensor.shape.iter().product::<usize>() * info.dtype.bytes());
             total += bytes.len();
         }
-        for layer in 0..spec.layers {
+        for layer in 0..spec.layers.len() {
             let mut matrices = vec![
-                (FfnMatrix::Up, spec.ffn.size, spec.hidden_size),
-                (FfnMatrix::Down, spec.hidden_size, spec.ffn.size),
+                (FfnMatrix::Up, spec.ffn().size, spec.hidden_size),
+                (FfnMatrix::Down, spec.hidden_size, spec.ffn().size),
             ];
-            if spec.ffn.gated {
-                matrices.push((FfnMatrix::Gate, spec.ffn.size, spec.hidden_size));
+            if spec.ffn().gated {
+                matrices.push((FfnMatrix::Gate, spec.ffn().size, spec.hidden_size));
             }
             for (matrix, rows, columns) in matrices {
                 let (mut whole, mut part) = (Vec::new(), Vec::new());
@@ -92,65 +92,86 @@ fn spec(name: &str) -> ModelSpec {
 fn each_quirk_is_seen_in_the_spec() {
     let opt = spec("opt-125m");
     assert_eq!(
-        (opt.block, opt.final_norm, opt.tied_head, opt.bos, &opt.eos[..]),
+        (opt.layers[0].block, opt.final_norm.is_some(), opt.tied_head, opt.bos, &opt.eos[..]),
         (Block::PreNorm, true, true, Some(2), &[2][..])
     );
-    assert_eq!((opt.max_positions, opt.positions), (128, Positions::Learned { offset: 2 }));
+    assert_eq!((opt.max_positions, opt.learned_positions), (128, Some(LearnedPositions { offset: 2 })));
     let opt = spec("opt-350m");
-    assert_eq!((opt.block, opt.final_norm, opt.embed_size, opt.hidden_size), (Block::PostNorm, false, 24, 48));
+    assert_eq!(
+        (opt.layers[0].block, opt.final_norm.is_some(), opt.embed_size, opt.hidden_size),
+        (Block::PostNorm, false, 24, 48)
+    );
     let opt = spec("opt-no-bias");
-    assert_eq!((opt.norm.weight, opt.ffn.up_bias, opt.attention.qkv_bias), (false, false, false));
-    assert!(!spec("opt-no-final-norm").final_norm);
+    assert_eq!((opt.layers[0].norm.weight, opt.ffn().up_bias, opt.attention().qkv_bias), (false, false, false));
+    assert!(spec("opt-no-final-norm").final_norm.is_none());
     assert!(!spec("opt-untied").tied_head);
     assert_eq!(Checkpoint::open(quirk("opt-no-bias")).unwrap().ffn_dtype(), DType::F32);
 
     let falcon = spec("falcon-7b-relu");
     assert_eq!(
-        (falcon.block, falcon.attention.kv_heads, falcon.bos, &falcon.eos[..]),
+        (falcon.layers[0].block, falcon.attention().kv_heads, falcon.bos, &falcon.eos[..]),
         (Block::ParallelOneNorm, 1, None, &[11][..])
     );
-    assert_eq!(spec("falcon-7b-gelu").ffn.activation, Activation::Gelu);
+    assert_eq!(spec("falcon-7b-gelu").ffn().activation, Activation::Gelu);
     let falcon = spec("falcon-7b-theta");
-    assert!(matches!(falcon.positions, Positions::Rotary { dims: 12, theta: 500_042.0, scaling: None }));
-    assert_eq!((falcon.ffn.size, falcon.ffn.up_bias), (120, true));
+    assert!(matches!(falcon.layers[0].positions, Positions::Rotary { dims: 12, theta: 500_042.0, scaling: None }));
+    assert_eq!((falcon.ffn().size, falcon.ffn().up_bias), (120, true));
     let falcon = spec("falcon-40b-relu");
-    assert_eq!((falcon.block, falcon.attention.heads, falcon.attention.kv_heads), (Block::ParallelTwoNorms, 8, 2));
-    assert_eq!(spec("falcon-11b-one-norm").block, Block::ParallelOneNorm);
+    assert_eq!(
+        (falcon.layers[0].block, falcon.attention().heads, falcon.attention().kv_heads),
+        (Block::ParallelTwoNorms, 8, 2)
+    );
+    assert_eq!(spec("falcon-11b-one-norm").layers[0].block, Block::ParallelOneNorm);
     let falcon = spec("falcon-rw-relu-6heads");
-    assert_eq!((falcon.block, falcon.positions, falcon.attention.kv_heads), (Block::PreNorm, Positions::Alibi, 6));
-    assert_eq!(spec("falcon-mha-parallel").attention.kv_heads, 4);
+    assert_eq!(
+        (falcon.layers[0].block, falcon.layers[0].positions, falcon.attention().kv_heads),
+        (Block::PreNorm, Positions::Alibi, 6)
+    );
+    assert_eq!(spec("falcon-mha-parallel").attention().kv_heads, 4);
 
     let llama = spec("llama-relu-gqa");
-    assert_eq!((llama.block, llama.norm.kind, llama.norm.bias), (Block::PreNorm, NormKind::RmsNorm, false));
-    assert_eq!((llama.attention.heads, llama.attention.kv_heads, llama.attention.qkv_bias), (8, 2, false));
-    assert!(llama.ffn.gated && !llama.ffn.up_activated && !llama.tied_head);
-    assert_eq!((llama.ffn.activation, llama.bos, &llama.eos[..]), (Activation::Relu, Some(1), &[2][..]));
+    assert_eq!(
+        (llama.layers[0].block, llama.layers[0].norm.kind, llama.layers[0].norm.bias),
+        (Block::PreNorm, NormKind::RmsNorm, false)
+    );
+    assert_eq!((llama.attention().heads, llama.attention().kv_heads, llama.attention().qkv_bias), (8, 2, false));
+    assert!(llama.ffn().gated && !llama.ffn().up_activated && !llama.tied_head);
+    assert_eq!((llama.ffn().activation, llama.bos, &llama.eos[..]), (Activation::Relu, Some(1), &[2][..]));
     let llama = spec("llama-relu2-tied-mha");
-    assert_eq!((llama.ffn.activation, llama.tied_head, llama.attention.kv_heads), (Activation::Relu2, true, 8));
+    assert_eq!((llama.ffn().activation, llama.tied_head, llama.attention().kv_heads), (Activation::Relu2, true, 8));
     let llama = spec("llama3-relu-ropescaled");
-    assert!(matches!(llama.positions, Positions::Rotary { dims: 6, scaling: Some(RopeScaling::Llama3 { .. }), .. }));
+    assert!(matches!(
+        llama.layers[0].positions,
+        Positions::Rotary { dims: 6, scaling: Some(RopeScaling::Llama3 { .. }), .. }
+    ));
     let llama = spec("llama-biases-head-dim");
-    assert_eq!((llama.attention.head_dim, llama.attention.out_bias), (10, true));
-    assert!(llama.ffn.gate_bias && llama.ffn.up_bias && llama.ffn.down_bias);
-    assert!(matches!(llama.positions, Positions::Rotary { scaling: Some(RopeScaling::Linear { factor: 4.0 }), .. }));
-    assert_eq!(spec("llama-prosparse").ffn.activation, Activation::FatRelu(0.3));
+    assert_eq!((llama.attention().head_dim, llama.attention().out_bias), (10, true));
+    assert!(llama.ffn().gate_bias && llama.ffn().up_bias && llama.ffn().down_bias);
+    assert!(matches!(
+        llama.layers[0].positions,
+        Positions::Rotary { scaling: Some(RopeScaling::Linear { factor: 4.0 }), .. }
+    ));
+    assert_eq!(spec("llama-prosparse").ffn().activation, Activation::FatRelu(0.3));
     let bamboo = spec("llama-bamboo");
-    assert!(bamboo.ffn.up_activated && bamboo.ffn.activation == Activation::Relu && bamboo.max_positions == 64);
+    assert!(bamboo.ffn().up_activated && bamboo.ffn().activation == Activation::Relu && bamboo.max_positions == 64);
     let qwen = spec("llama-qwen2");
-    assert_eq!((qwen.attention.qkv_bias, qwen.attention.out_bias, qwen.bos), (true, false, None));
+    assert_eq!((qwen.attention().qkv_bias, qwen.attention().out_bias, qwen.bos), (true, false, None));
     assert_eq!(qwen.max_positions, 128, "its window is switched off");
 
     let persimmon = spec("persimmon-relu2");
-    assert!(persimmon.attention.qk_norm && !spec("persimmon-no-qknorm").attention.qk_norm);
-    assert!(matches!(persimmon.positions, Positions::Rotary { dims: 6, theta: 25_000.0, .. }));
+    assert!(persimmon.attention().qk_norm.is_some() && spec("persimmon-no-qknorm").attention().qk_norm.is_none());
+    assert!(matches!(persimmon.layers[0].positions, Positions::Rotary { dims: 6, theta: 25_000.0, .. }));
     let phi = spec("phi-2-relu");
-    assert_eq!((phi.block, phi.head_bias, phi.tied_head, phi.bos), (Block::ParallelOneNorm, true, false, None));
-    assert!(matches!(phi.positions, Positions::Rotary { dims: 6, .. }));
+    assert_eq!(
+        (phi.layers[0].block, phi.head_bias, phi.tied_head, phi.bos),
+        (Block::ParallelOneNorm, true, false, None)
+    );
+    assert!(matches!(phi.layers[0].positions, Positions::Rotary { dims: 6, .. }));
     let neox = spec("gpt_neox-parallel");
-    assert_eq!((neox.block, neox.attention.qkv_bias), (Block::ParallelTwoNorms, true));
-    assert!(matches!(neox.positions, Positions::Rotary { dims: 4, .. }));
+    assert_eq!((neox.layers[0].block, neox.attention().qkv_bias), (Block::ParallelTwoNorms, true));
+    assert!(matches!(neox.layers[0].positions, Positions::Rotary { dims: 4, .. }));
     let neox = spec("gpt_neox-sequential");
-    assert_eq!((neox.block, neox.attention.qkv_bias, neox.ffn.up_bias), (Block::PreNorm, false, true));
+    assert_eq!((neox.layers[0].block, neox.attention().qkv_bias, neox.ffn().up_bias), (Block::PreNorm, false, true));
 }
 
 #[test]
@@ -192,7 +213,7 @@ fn fused_projections_become_queries_keys_values() {
         let checkpoint = Checkpoint::open(quirk(name)).unwrap();
         let file = std::fs::read(quirk(name).join("model.safetensors")).unwrap();
         let stored = SafeTensors::deserialize(&file).unwrap();
-        let attention = checkpoint.spec().attention;
+        let attention = checkpoint.spec().attention();
         for kind in ["weight", "bias"] {
             let Ok(fused) = stored.tensor(&format!("{fused}.query_key_value.{kind}")) else {
                 assert!(!attention.qkv_bias);
@@ -244,10 +265,10 @@ fn opt_projections_are_joined_in_order() {
 #[test]
 fn the_trained_examples_open() {
     let opt = Checkpoint::open(root().join("examples/tiny-opt")).unwrap();
-    assert_eq!((opt.format(), opt.spec().layers, opt.ffn_dtype()), (Format::Safetensors, 8, DType::F16));
+    assert_eq!((opt.format(), opt.spec().layers.len(), opt.ffn_dtype()), (Format::Safetensors, 8, DType::F16));
     assert_eq!(opt.model_bytes(), 2 * 7_498_752, "the parameters that its model card names, in half precision");
     let names: Vec<String> = opt.files().into_iter().map(|file| file.name).collect();
     assert_eq!(names, ["config.json", "generation_config.json", "tokenizer_config.json", "model.safetensors"]);
     let falcon = Checkpoint::open(root().join("tests/fixtures/tiny-falcon")).unwrap();
-    assert_eq!((falcon.spec().layers, falcon.spec().bos), (6, None));
+    assert_eq!((falcon.spec().layers.len(), falcon.spec().bos), (6, None));
 }

@@ -126,15 +126,15 @@ pub fn pack_unpublished(
     let tensors = spec.resident_tensors();
     let dtypes = tensors.iter().map(|t| checkpoint.resident(&t.name).map(|info| info.dtype));
     let (order_name, orders) = match options.orders {
-        Some((_, orders)) if orders.len() != spec.layers => {
-            return Err(PackError::Orders { expected: spec.layers, found: orders.len() });
+        Some((_, orders)) if orders.len() != spec.layers.len() => {
+            return Err(PackError::Orders { expected: spec.layers.len(), found: orders.len() });
         }
         Some((name, orders)) => (name, Some(orders)),
         None => ("checkpoint".to_owned(), None),
     };
     let order_of = |layer: usize| match &orders {
         Some(orders) => orders[layer].clone(),
-        None => (0..spec.ffn.size as u32).collect(),
+        None => (0..spec.ffn().size as u32).collect(),
     };
     let plan = BundlePlan {
         model: spec.clone(),
@@ -197,7 +197,7 @@ pub fn pack_unpublished(
         let read = move || {
             let mut hash = hash;
             let mut maker = LayerMaker { checkpoint, layout, format: ffn_format, plain: Vec::new() };
-            for layer in 0..spec.layers {
+            for layer in 0..spec.layers.len() {
                 let Ok(mut made) = to_fill.recv() else { break };
                 let order = order_of(layer);
                 let result = maker.make(layer, &order, &mut made, &mut |rows| hash.update(rows));
@@ -209,7 +209,7 @@ pub fn pack_unpublished(
         };
         let reader = std::thread::Builder::new().spawn_scoped(scope, read).map_err(PackError::Thread)?;
         let mut write = || -> Result<(), PackError> {
-            for layer in 0..spec.layers {
+            for layer in 0..spec.layers.len() {
                 let Ok(made) = to_write.recv() else { break };
                 let made = made?;
                 writer.begin_layer(order_of(layer))?;
@@ -287,8 +287,8 @@ impl LayerMaker<'_> {
         plain.resize(before.layer_bytes(), 0);
         fill_layer(checkpoint, layer, &before, order, plain, seen)?;
         let row_scales = format.scales(spec.hidden_size) * SCALE_BYTES;
-        let record_scales = spec.ffn.vectors() * row_scales;
-        made.scales.resize(spec.ffn.size * record_scales, 0);
+        let record_scales = spec.ffn().vectors() * row_scales;
+        made.scales.resize(spec.ffn().size * record_scales, 0);
         let groups = made.records.par_chunks_mut(layout.group_bytes());
         let scales = made.scales.par_chunks_mut(layout.records_per_group() * record_scales);
         let result = groups.zip(scales).enumerate().try_for_each_init(
@@ -297,7 +297,7 @@ impl LayerMaker<'_> {
                 let positions = layout.positions_of(group);
                 records[layout.group_padding(group)].fill(0);
                 let rows = scales.chunks_exact_mut(row_scales);
-                let places = positions.flat_map(|p| (0..spec.ffn.vectors()).map(move |vector| (p, vector)));
+                let places = positions.flat_map(|p| (0..spec.ffn().vectors()).map(move |vector| (p, vector)));
                 for ((position, vector), scales) in places.zip(rows) {
                     let from = before.vector_offset(position, vector);
                     to_f32(element(dtype), &plain[from..from + before.row_bytes()], row);

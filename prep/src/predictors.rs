@@ -72,7 +72,7 @@ pub fn assemble(
 ) -> Result<(PredictorInfo, Vec<u8>), PredictorsError> {
     let mut tensors = Vec::new();
     let mut layers = Vec::new();
-    for layer in 0..spec.layers {
+    for layer in 0..spec.layers.len() {
         let path = predictor_path(dir, layer);
         let bytes = read_predictor(dir, layer)?;
         let invalid = |what: String| PredictorsError::Invalid { path: path.clone(), what };

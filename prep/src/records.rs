@@ -25,7 +25,7 @@ pub fn fill_layer(
         let start = layout.group_offset(group);
         out[start + padding.start..start + padding.end].fill(0);
     }
-    let rows: &[FfnMatrix] = if spec.ffn.gated { &[FfnMatrix::Gate, FfnMatrix::Up] } else { &[FfnMatrix::Up] };
+    let rows: &[FfnMatrix] = if spec.ffn().gated { &[FfnMatrix::Gate, FfnMatrix::Up] } else { &[FfnMatrix::Up] };
     let mut place = vec![0usize; order.len()];
     for (position, &neuron) in order.iter().enumerate() {
         place[neuron as usize] = position;
@@ -34,8 +34,8 @@ pub fn fill_layer(
     let neurons_at_once = (DOWN_BYTES / row_bytes).max(1);
     for (vector, &matrix) in rows.iter().enumerate() {
         let mut first = 0;
-        while first < spec.ffn.size {
-            let end = (first + neurons_at_once).min(spec.ffn.size);
+        while first < spec.ffn().size {
+            let end = (first + neurons_at_once).min(spec.ffn().size);
             checkpoint.read_ffn_rows(layer, matrix, first..end, &mut buffer)?;
             seen(&buffer);
             for (row, neuron) in buffer.chunks_exact(row_bytes).zip(first..end) {
@@ -46,7 +46,7 @@ pub fn fill_layer(
         }
     }
     let down = rows.len();
-    let source_row = spec.ffn.size * dtype.bytes();
+    let source_row = spec.ffn().size * dtype.bytes();
     let outputs_at_once = (DOWN_BYTES / source_row).max(TILE);
     let mut first = 0;
     while first < spec.hidden_size {

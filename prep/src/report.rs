@@ -103,13 +103,13 @@ struct Facts<'a> {
 /// Makes the page. `progress` is called after each layer.
 pub fn build(input: &ReportInput, progress: &(dyn Fn() + Sync)) -> Result<String, ReportError> {
     let (recording, model) = (input.recording, &input.recording.info().model);
-    let present: Vec<usize> = (0..model.layers).filter(|&l| recording.has_layer(l)).collect();
+    let present: Vec<usize> = (0..model.layers.len()).filter(|&l| recording.has_layer(l)).collect();
     if present.is_empty() {
         return Err(ReportError::NoLayers { dir: recording.dir().to_path_buf() });
     }
     let trained = input.predictors.iter().flat_map(|p| &p.layers);
-    if let Some(stray) = trained.map(|l| l.layer).find(|&l| l >= model.layers) {
-        return Err(ReportError::NoSuchLayer { layer: stray, layers: model.layers });
+    if let Some(stray) = trained.map(|l| l.layer).find(|&l| l >= model.layers.len()) {
+        return Err(ReportError::NoSuchLayer { layer: stray, layers: model.layers.len() });
     }
     let (storage, cost_source) = storage(input)?;
     // Orders are not judged on what they were made from.
@@ -134,7 +134,7 @@ pub fn build(input: &ReportInput, progress: &(dyn Fn() + Sync)) -> Result<String
 /// Layout and cost of reading: from the disk, else from the orders, else the usual ones.
 fn storage(input: &ReportInput) -> Result<(Storage, String), ReportError> {
     let model = &input.recording.info().model;
-    let record_bytes = (model.ffn.vectors() * model.hidden_size * WEIGHT_BYTES) as u64;
+    let record_bytes = (model.ffn().vectors() * model.hidden_size * WEIGHT_BYTES) as u64;
     let fitting = (ALIGNMENT / record_bytes.max(1)).max(1);
     let (records_per_group, group_bytes) = match input.orders {
         Some(orders) => (orders.records_per_group.max(1), orders.group_bytes),

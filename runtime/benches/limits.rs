@@ -114,12 +114,12 @@ fn main() -> anyhow::Result<()> {
         resident.truncate(len - 1);
         resident.feed_observed(&[next(len - 1, &spec)], &mut active)?;
         let layout = bundle.layout();
-        let dense = spec.layers * spec.ffn.size * (spec.ffn.vectors() - 1) * layout.row_bytes();
+        let dense = spec.layers.len() * spec.ffn().size * (spec.ffn().vectors() - 1) * layout.row_bytes();
         let touched = resident_bytes_touched(&bundle, len) as f64 + (dense + active.0 * layout.row_bytes()) as f64;
         memory.push(Rate { limit, reached: touched / seconds, ms_per_token: seconds * 1e3 });
 
         let (disk, memory) = (&disk[round], &memory[round]);
-        let share = active.0 as f64 / (spec.layers * spec.ffn.size) as f64;
+        let share = active.0 as f64 / (spec.layers.len() * spec.ffn().size) as f64;
         if args.json {
             let (streamed, resident) = (disk.json(), memory.json());
             let row = serde_json::json!({"round": round, "streamed": streamed, "resident": resident,

@@ -67,7 +67,7 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
     let mut reader = SequentialReader::new(Arc::clone(&file), stream)?;
 
     let resident = bundle.resident();
-    let layers_loaded = if choice == FfnChoice::Resident { spec.layers } else { pinned };
+    let layers_loaded = if choice == FfnChoice::Resident { spec.layers.len() } else { pinned };
     let total = resident.extent.bytes + (layers_loaded * bundle.layout().layer_bytes()) as u64;
 
     let mut notices: Vec<Notice> = fallback.map(|text| Notice { important: true, text }).into_iter().collect();
@@ -99,7 +99,7 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
     let finish: Box<dyn FnOnce(Vec<NeuronParams>) -> Box<dyn FfnSource>> = match choice {
         FfnChoice::Resident => {
             notices.push(Notice { important: false, text: "all neurons in memory".into() });
-            let (ffn, records, data) = (spec.ffn, Records::of(bundle), load_layers(&mut reader)?);
+            let (ffn, records, data) = (*spec.ffn(), Records::of(bundle), load_layers(&mut reader)?);
             Box::new(move |params| obeying(predictors, ResidentFfn::new(ffn, records, data, params), (ffn.size, batch)))
         }
         FfnChoice::Streamed | FfnChoice::Naive | FfnChoice::Hybrid => {
@@ -110,7 +110,7 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
             }
             let source = StreamedFfn::new(bundle, Arc::clone(&file), stream, options.verify, parts)?;
             notices.push(Notice { important: false, text: format!("FFN streamed from flash: {}", source.engine()) });
-            let neurons = spec.ffn.size;
+            let neurons = spec.ffn().size;
             Box::new(move |params| obeying(predictors, source.with_params(params), (neurons, batch)))
         }
         FfnChoice::Flash => {

@@ -38,5 +38,5 @@ pub fn benefit_curves(bundle: &Bundle, cost: &ReadCost) -> Vec<BenefitCurve> {
             }
         }
     };
-    (0..bundle.spec().layers).map(layer).collect()
+    (0..bundle.spec().layers.len()).map(layer).collect()
 }

@@ -121,7 +121,7 @@ fn a02_bundles_cut_short() {
 fn recorded(dir: &Path) -> Result<String, String> {
     let recording = Recording::open(dir).map_err(|e| e.to_string())?;
     let mut all = format!("{:?}{:?}{:?}", recording.info(), recording.tokens(), recording.documents());
-    for layer in 0..recording.info().model.layers {
+    for layer in 0..recording.info().model.layers.len() {
         let mut layer = recording.layer(layer).map_err(|e| e.to_string())?;
         let mut inputs = vec![f16::ZERO; layer.tokens() * layer.hidden()];
         layer.read_inputs(0..layer.tokens(), &mut inputs).map_err(|e| e.to_string())?;
@@ -184,7 +184,7 @@ fn a03_damaged_recordings() {
 #[test]
 fn a04_damaged_predictors() {
     let spec = Bundle::open(Mini::get().bundle()).unwrap().spec().clone();
-    let orders = vec![(0..spec.ffn.size as u32).collect::<Vec<_>>(); spec.layers];
+    let orders = vec![(0..spec.ffn().size as u32).collect::<Vec<_>>(); spec.layers.len()];
     let read = |dir: &Path| assemble(dir, &spec, &orders).map(|all| format!("{all:?}")).map_err(|e| e.to_string());
     let dir = copied(&Mini::get().path("predictors"));
     // The report beside them is for people.
@@ -200,7 +200,7 @@ fn a04_damaged_predictors() {
 fn a05_damaged_orders() {
     let spec = Bundle::open(Mini::get().bundle()).unwrap().spec().clone();
     let read = |dir: &Path| {
-        let orders = (0..spec.layers).map(|layer| OrderFile::read(dir, layer, spec.ffn.size));
+        let orders = (0..spec.layers.len()).map(|layer| OrderFile::read(dir, layer, spec.ffn().size));
         orders.collect::<Result<Vec<_>, _>>().map(|all| format!("{all:?}")).map_err(|e| e.to_string())
     };
     let dir = copied(&Mini::get().path("orders"));

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use flashlm_formats::bundle::Bundle;
+use flashlm_formats::bundle::{Bundle, Section};
 use flashlm_formats::checkpoint::PublishedTensor;
 use flashlm_prep::foreign_predictors;
 use flashlm_prep::ordering::OrderFile;
@@ -55,10 +55,10 @@ fn a60_write_seeds() {
     };
     let read = |path: &str| fs::read(fixtures().join(path)).unwrap();
     put("bundle", "seed-v1", &read("bundle-v1.flashlm"));
-    for (name, prefix) in [("v2", ""), ("v2-quantised", " ")] {
+    for (name, prefix) in [("v2", ""), ("v2-quantised", " "), ("v3", "")] {
         let bundle = Bundle::open(fixtures().join(format!("bundle-{name}.flashlm"))).unwrap();
-        let manifest = serde_json::to_string(bundle.manifest()).unwrap();
-        put("bundle", &format!("seed-manifest-{name}"), format!("{prefix}{manifest}").as_bytes());
+        let manifest = bundle.read_part(bundle.section(Section::Manifest).unwrap().extent).unwrap();
+        put("bundle", &format!("seed-manifest-{name}"), &[prefix.as_bytes(), &manifest].concat());
         let section = bundle.read_part(bundle.resident().extent).unwrap();
         let length = u64::from_le_bytes(section[..8].try_into().unwrap()) as usize;
         let table = [prefix.as_bytes(), section[8..8 + length].trim_ascii()].concat();

@@ -116,11 +116,11 @@ impl Random {
 pub fn bundle_with_predictors(checkpoint: &Path, path: &Path, layout: LayoutOptions, look_ahead: bool) -> Bundle {
     let checkpoint = Checkpoint::open(checkpoint).expect("the fixture is good");
     let spec = checkpoint.spec();
-    let (hidden, neurons) = (spec.hidden_size, spec.ffn.size);
+    let (hidden, neurons) = (spec.hidden_size, spec.ffn().size);
     let mut random = Random(3);
     let mut tensors = Vec::new();
-    for layer in 0..spec.layers {
-        let ahead = look_ahead && layer + 1 < spec.layers;
+    for layer in 0..spec.layers.len() {
+        let ahead = look_ahead && layer + 1 < spec.layers.len();
         for prefix in ["", "lookahead."].into_iter().take(1 + usize::from(ahead)) {
             let name = |tensor: &str| format!("layers.{layer}.{prefix}{tensor}");
             tensors.push((name("encoder"), Dtype::F16, vec![RANK, hidden], random.halves(RANK * hidden)));
@@ -132,10 +132,10 @@ pub fn bundle_with_predictors(checkpoint: &Path, path: &Path, layout: LayoutOpti
     let views =
         tensors.iter().map(|(n, d, s, b)| (n.clone(), TensorView::new(*d, s.clone(), b).expect("the fixture is good")));
     let blob = safetensors::serialize(views, None).expect("the fixture is good");
-    let layers = (0..spec.layers).map(|layer| LayerPredictor {
+    let layers = (0..spec.layers.len()).map(|layer| LayerPredictor {
         rank: RANK,
         dtype: PredictorDType::F16,
-        look_ahead_rank: (look_ahead && layer + 1 < spec.layers).then_some(RANK),
+        look_ahead_rank: (look_ahead && layer + 1 < spec.layers.len()).then_some(RANK),
     });
     let info = PredictorInfo { kind: PredictorKind::LowRank, layers: layers.collect() };
     let tokenizer = tokenizer(&checkpoint);
@@ -154,7 +154,7 @@ pub fn budgets(bundle: &Bundle, options: &LoadOptions) -> (u64, u64) {
         plan(bundle, &LoadOptions { budget: Some(u64::MAX), ..options.clone() }).expect("there is always a plan");
     assert_eq!(
         largest.arena.expect("there is always a plan").slots,
-        vec![bundle.layout().groups() as u32; bundle.spec().layers]
+        vec![bundle.layout().groups() as u32; bundle.spec().layers.len()]
     );
     (smallest, largest.plan.total())
 }

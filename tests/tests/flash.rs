@@ -130,7 +130,7 @@ fn chosen_gated_neurons_are_the_same_however_they_are_computed() {
         );
         let layers = evaluated.unwrap().layers;
         assert_eq!(compared, ids.len() - 1);
-        let sparse = bundle.spec().ffn.activation.is_sparse();
+        let sparse = bundle.spec().ffn().activation.is_sparse();
         assert!(layers.iter().all(|l| (l.active_fraction < 0.6) == sparse), "{name}: {layers:?}");
     }
 }

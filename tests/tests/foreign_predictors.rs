@@ -30,7 +30,7 @@ fn imported_predictors_decide_as_they_did_where_they_come_from() {
     run("flashlm-prep", &[&["record", model, "--text", text.to_str().unwrap()][..], &sampling].concat(), "")
         .succeeded();
     let opened = Recording::open(&dir.path().join("recording")).unwrap();
-    let layers = opened.info().model.layers;
+    let layers = opened.info().model.layers.len();
 
     // One predictor in both forms: with A over -A and B beside -B a ReLU between them changes nothing.
     for form in ["dejavu", "powerinfer"] {

@@ -99,7 +99,7 @@ fn gated_miniatures_are_prepared_evaluated_and_run_from_flash() {
         let (bundle, said) = prepared(&dir, more);
         assert_eq!(bundle.layout().record_bytes(), 3 * 48 * 2, "{quirk}");
         let spec = bundle.spec();
-        assert_eq!(spec.thresholds.len(), if is_sparse { 0 } else { spec.layers }, "{quirk}: {said}");
+        assert_eq!(spec.thresholds.len(), if is_sparse { 0 } else { spec.layers.len() }, "{quirk}: {said}");
         assert_eq!(said.contains("At a loss of 5.0 %"), !is_sparse, "{quirk}: {said}");
         assert!(spec.thresholds.iter().all(|t| *t > 0.0), "{quirk}: {:?}", spec.thresholds);
 

@@ -16,7 +16,8 @@ use flashlm_tests::{continuation, loaded, logits, options, pack_checkpoint, root
 fn quantised(checkpoint: &Path, bundle: &Path, (ffn, resident): (&str, &str), reversed: bool) -> Bundle {
     let checkpoint = Checkpoint::open(checkpoint).unwrap();
     let spec = checkpoint.spec();
-    let orders = reversed.then(|| ("reversed".into(), vec![(0..spec.ffn.size as u32).rev().collect(); spec.layers]));
+    let orders =
+        reversed.then(|| ("reversed".into(), vec![(0..spec.ffn().size as u32).rev().collect(); spec.layers.len()]));
     let format = |name: &str| (!name.is_empty()).then(|| name.parse().unwrap());
     let options = PackOptions {
         tokenizer: b"{}".to_vec(),

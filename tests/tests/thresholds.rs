@@ -31,7 +31,11 @@ fn a_model_is_prepared_with_thresholds() {
     let active: f32 = bundle.manifest().sparsity.iter().flatten().map(|layer| layer.active).sum();
     assert!(active < 0.26, "{active}: ReLU alone leaves 4.4 % of the neurons of each of six layers");
     let spec = bundle.spec();
-    assert!(spec.thresholds.len() == spec.layers && spec.thresholds.iter().all(|t| *t > 0.0), "{:?}", spec.thresholds);
+    assert!(
+        spec.thresholds.len() == spec.layers.len() && spec.thresholds.iter().all(|t| *t > 0.0),
+        "{:?}",
+        spec.thresholds
+    );
 
     // The thresholds are the bundle's: the checkpoint itself has none, and they are one model all the same.
     let checkpoint = Checkpoint::open(dir.path()).unwrap();

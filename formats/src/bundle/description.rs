@@ -3,6 +3,7 @@
 use super::header::{self, FORMAT_VERSION, HEADER_BYTES, MAGIC};
 use super::section::{SECTION_ALIGNMENT, Section};
 use super::{DEFAULT_ALIGNMENT, DEFAULT_GROUP_BYTES, index, limits, resident};
+use crate::model::LAYERS_MAX;
 
 const PAGE: &str = include_str!("../../../docs/bundle-format.md");
 
@@ -84,6 +85,8 @@ fn numbers_in_the_text_are_those_of_the_code() {
         format!("manifest {} MiB", limits::MANIFEST_BYTES_MAX >> 20),
         format!("tokenizer {} GiB", limits::TOKENIZER_BYTES_MAX >> 30),
         format!("index {} GiB", limits::INDEX_BYTES_MAX >> 30),
+        format!("1 to {LAYERS_MAX}"),
+        format!("at most {} kinds in a model", limits::KINDS_OF_POSITIONS_MAX),
     ] {
         assert!(PAGE.contains(&text), "docs/bundle-format.md does not say: {text}");
     }

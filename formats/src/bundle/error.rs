@@ -40,6 +40,11 @@ impl Fault {
         Self::new(section, what, format_args!("checksum {expected:016x}"), format_args!("{found:016x}"))
     }
 
+    /// The same, said of a part of something larger.
+    pub(super) fn within(self, whole: impl fmt::Display) -> Self {
+        Self { what: format!("{whole}: {}", self.what), ..self }
+    }
+
     pub(super) fn at(self, path: &Path) -> BundleError {
         BundleError::Corrupt { path: path.to_owned(), fault: self }
     }

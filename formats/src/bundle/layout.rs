@@ -101,7 +101,7 @@ impl FlashLayout {
         format: impl Into<WeightFormat>,
         options: LayoutOptions,
     ) -> Result<Self, LayoutError> {
-        let (neurons, vectors) = (model.ffn.size, model.ffn.vectors());
+        let (neurons, vectors) = (model.ffn().size, model.ffn().vectors());
         let row_bytes = format.into().row_bytes(model.hidden_size);
         let record_bytes = row_bytes.saturating_mul(vectors);
         let records = (options.group_bytes / record_bytes.max(1)).clamp(1, neurons.max(1));

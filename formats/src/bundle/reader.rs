@@ -319,9 +319,9 @@ fn check_flash(source: &Source<'_>, manifest: &Manifest) -> Result<(FlashLayout,
     let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     let records = size(ffn.records_per_group);
     let layout =
-        FlashLayout::with_records(model.ffn.size, model.ffn.vectors(), row_bytes, records, size(ffn.alignment));
+        FlashLayout::with_records(model.ffn().size, model.ffn().vectors(), row_bytes, records, size(ffn.alignment));
     let layout = layout.map_err(|e| at(Fault::new(Section::Manifest, "ffn", "a possible layout", e)))?;
-    let expected = FfnStorage::new(&layout, model.layers, ffn.dtype, ffn.order.clone());
+    let expected = FfnStorage::new(&layout, model.layers.len(), ffn.dtype, ffn.order.clone());
     for (what, expected, found) in [
         ("ffn.record_bytes", expected.record_bytes, ffn.record_bytes),
         ("ffn.group_bytes", expected.group_bytes, ffn.group_bytes),
@@ -332,7 +332,7 @@ fn check_flash(source: &Source<'_>, manifest: &Manifest) -> Result<(FlashLayout,
         }
     }
     let (flash, index) = (header.section(Section::Flash), header.section(Section::Index));
-    let flash_bytes = (layout.layer_stride() as u64).checked_mul(model.layers as u64);
+    let flash_bytes = (layout.layer_stride() as u64).checked_mul(model.layers.len() as u64);
     if flash_bytes != Some(flash.extent.bytes) {
         let expected = flash_bytes.map_or("a possible length".into(), |bytes| bytes.to_string());
         return Err(at(Fault::new(Section::Flash, "length", expected, flash.extent.bytes)));
@@ -341,12 +341,12 @@ fn check_flash(source: &Source<'_>, manifest: &Manifest) -> Result<(FlashLayout,
         let expected = format!("a multiple of {}", layout.alignment());
         return Err(at(Fault::new(Section::Flash, "offset", expected, flash.extent.offset)));
     }
-    let index_bytes = index::index_bytes(&layout, model.layers);
+    let index_bytes = index::index_bytes(&layout, model.layers.len());
     if index_bytes != index.extent.bytes {
         return Err(at(Fault::new(Section::Index, "length", index_bytes, index.extent.bytes)));
     }
     let bytes = source.small(Section::Index, limits::INDEX_BYTES_MAX)?;
-    let layers = index::decode(&bytes, &layout, model.layers, flash.extent).map_err(at)?;
+    let layers = index::decode(&bytes, &layout, model.layers.len(), flash.extent).map_err(at)?;
     let sums = index::flash_checksum(&layers);
     if sums != flash.checksum {
         return Err(at(Fault::checksum(Section::Flash, "the groups' checksums", flash.checksum, sums)));

@@ -94,12 +94,12 @@ fn stored(tensor: &ResidentTensor, format: WeightFormat) -> (Stored, Option<Stor
 
 /// The scales of all layers' records, if they have any.
 fn stored_ffn_scales(model: &ModelSpec, ffn: WeightFormat) -> Vec<Stored> {
-    let layers = if ffn.is_quantised() { model.layers } else { 0 };
-    let scales = model.ffn.vectors() * ffn.scales(model.hidden_size);
+    let layers = if ffn.is_quantised() { model.layers.len() } else { 0 };
+    let scales = model.ffn().vectors() * ffn.scales(model.hidden_size);
     let of_layer = |layer| Stored {
         name: format!("layers.{layer}.ffn.scales"),
         dtype: Dtype::BF16,
-        shape: vec![model.ffn.size, scales],
+        shape: vec![model.ffn().size, scales],
     };
     (0..layers).map(of_layer).collect()
 }

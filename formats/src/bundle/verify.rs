@@ -133,7 +133,7 @@ impl Check<'_> {
         let bundle = self.bundle;
         let of_tensors =
             bundle.resident_tensors().iter().filter_map(|t| Some((format!("scales of {}", t.name), t.scales?)));
-        let of_layers = (0..bundle.spec().layers)
+        let of_layers = (0..bundle.spec().layers.len())
             .filter_map(|layer| Some((format!("scales of the FFN of layer {layer}"), bundle.ffn_scales(layer)?)));
         for (what, extent) in of_tensors.chain(of_layers) {
             let mut at = extent.offset;
@@ -163,7 +163,7 @@ impl Check<'_> {
         let bundle = self.bundle;
         let layout = bundle.layout();
         let at_once = (PIECE_BYTES as usize / layout.group_bytes()).max(1);
-        for layer in 0..bundle.spec().layers {
+        for layer in 0..bundle.spec().layers.len() {
             let sums = bundle.group_checksums(layer);
             for first in (0..layout.groups()).step_by(at_once) {
                 let count = at_once.min(layout.groups() - first);

@@ -127,8 +127,8 @@ impl Places {
         Ok(Self {
             tokenizer: place(plan.tokenizer.len() as u64, SECTION_ALIGNMENT),
             resident: place(resident_head.len() as u64 + data_bytes, SECTION_ALIGNMENT),
-            index: place(index::index_bytes(&layout, model.layers), SECTION_ALIGNMENT),
-            flash: place(layout.layer_stride() as u64 * model.layers as u64, flash_alignment),
+            index: place(index::index_bytes(&layout, model.layers.len()), SECTION_ALIGNMENT),
+            flash: place(layout.layer_stride() as u64 * model.layers.len() as u64, flash_alignment),
             layout,
             resident_head,
         })
@@ -154,9 +154,9 @@ impl<S: Storage> BundleWriter<S> {
         let mut writer = Self {
             storage,
             path,
-            ffn: FfnStorage::new(&layout, plan.model.layers, plan.ffn_dtype, plan.order),
+            ffn: FfnStorage::new(&layout, plan.model.layers.len(), plan.ffn_dtype, plan.order),
             resident_format: plan.resident,
-            layers: Vec::with_capacity(plan.model.layers),
+            layers: Vec::with_capacity(plan.model.layers.len()),
             model: plan.model,
             model_bytes: plan.model_bytes,
             layout,
@@ -207,8 +207,8 @@ impl<S: Storage> BundleWriter<S> {
     pub fn begin_layer(&mut self, order: Vec<u32>) -> Result<(), BundleError> {
         self.check_layer_complete()?;
         let layer = self.layers.len();
-        if layer == self.model.layers {
-            return Err(BundleError::input("number of layers", self.model.layers, "one more"));
+        if layer == self.model.layers.len() {
+            return Err(BundleError::input("number of layers", self.model.layers.len(), "one more"));
         }
         if order.len() != self.layout.neurons() {
             return Err(BundleError::input("length of a storage order", self.layout.neurons(), order.len()));
@@ -268,8 +268,8 @@ impl<S: Storage> BundleWriter<S> {
             ));
         }
         self.check_layer_complete()?;
-        if self.layers.len() != self.model.layers {
-            return Err(BundleError::input("number of layers", self.model.layers, self.layers.len()));
+        if self.layers.len() != self.model.layers.len() {
+            return Err(BundleError::input("number of layers", self.model.layers.len(), self.layers.len()));
         }
         let index = index::encode(&self.layout, self.flash.offset, &self.layers);
         self.write(self.index.offset, &index)?;

@@ -226,11 +226,11 @@ pub(crate) fn ffn_dtype(
     tensors: &BTreeMap<String, CanonicalTensor>,
     weights: &Weights,
 ) -> Result<DType, TensorProblem> {
-    let all = (0..spec.layers).flat_map(|layer| {
+    let all = (0..spec.layers.len()).flat_map(|layer| {
         [FfnMatrix::Up, FfnMatrix::Down, FfnMatrix::Gate].map(|matrix| tensors.get(&matrix.canonical(layer)))
     });
     let mut all = all.flatten().map(|tensor| (weights.tensors[tensor.parts[0].0].name.clone(), tensor.dtype));
-    let missing = || TensorProblem::Missing { tensor: FfnMatrix::Up.canonical(0), expected: vec![spec.ffn.size] };
+    let missing = || TensorProblem::Missing { tensor: FfnMatrix::Up.canonical(0), expected: vec![spec.ffn().size] };
     let first = all.next().ok_or_else(missing)?;
     match all.find(|(_, dtype)| *dtype != first.1) {
         None => Ok(first.1),

@@ -150,7 +150,7 @@ impl Checkpoint {
             notes.push(Note::SlidingWindow { stated, taken: spec.max_positions });
         }
         if let Some(class) = unknown_code {
-            notes.push(Note::CustomCode { class, family: family.name });
+            notes.push(Note::CustomCode { class, family: family.info.name });
         }
         let chosen =
             matching::choose(family, &config, &mut spec, &mut weights, &mut notes).map_err(|e| e.or(dir, wrong))?;
@@ -185,8 +185,8 @@ impl Checkpoint {
         let wrong = |expected: String, found: String| {
             Err(ConfigError::OutOfRange { key: "thresholds".into(), expected, found })
         };
-        if thresholds.len() != self.spec.layers {
-            return wrong(format!("one for each of {} layers", self.spec.layers), thresholds.len().to_string());
+        if thresholds.len() != self.spec.layers.len() {
+            return wrong(format!("one for each of {} layers", self.spec.layers.len()), thresholds.len().to_string());
         }
         if let Some(bad) = thresholds.iter().find(|t| !t.is_finite() || **t < 0.0) {
             return wrong("a number not below 0".into(), bad.to_string());

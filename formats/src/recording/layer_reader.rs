@@ -45,7 +45,7 @@ impl LayerRecording {
         if found.as_deref() != Some(&layer.to_string()) {
             return Err(RecordingError::WrongLayer { path: path.to_path_buf(), expected: layer, found });
         }
-        let (tokens, hidden, ffn) = (info.tokens as usize, info.model.hidden_size, info.model.ffn.size);
+        let (tokens, hidden, ffn) = (info.tokens as usize, info.model.hidden_size, info.model.ffn().size);
         let per_neuron = [ffn as u64];
         let summary = NeuronSummary {
             active_count: file.read_u32("active_count", &per_neuron)?,

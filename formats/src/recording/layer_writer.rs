@@ -35,7 +35,7 @@ pub struct LayerWriter {
 impl LayerWriter {
     pub(super) fn create(path: &Path, info: &RecordingInfo, layer: usize) -> Result<Self, RecordingError> {
         let new = NewFile::create(path).map_err(|e| RecordingError::io(path, e))?;
-        let (hidden, ffn) = (info.model.hidden_size, info.model.ffn.size);
+        let (hidden, ffn) = (info.model.hidden_size, info.model.ffn().size);
         Ok(LayerWriter {
             path: path.to_path_buf(),
             new,

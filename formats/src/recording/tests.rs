@@ -10,18 +10,13 @@ const HIDDEN: usize = 4;
 const TOKENS: usize = 6;
 
 fn spec() -> ModelSpec {
-    ModelSpec {
-        family: "opt".into(),
-        vocab_size: 50,
-        hidden_size: HIDDEN,
-        embed_size: HIDDEN,
-        layers: 2,
-        max_positions: 8,
-        norm: Norm { kind: NormKind::LayerNorm, eps: 1e-5, weight: true, bias: true },
-        positions: Positions::Learned { offset: 2 },
-        attention: Attention { heads: 2, kv_heads: 2, head_dim: 2, qkv_bias: true, out_bias: true, qk_norm: false },
+    let norm = Norm { kind: NormKind::LayerNorm, eps: 1e-5, weight: true, bias: true };
+    let layer = LayerSpec {
+        norm,
         block: Block::PreNorm,
-        ffn: Ffn {
+        attention: Attention { heads: 2, kv_heads: 2, head_dim: 2, qkv_bias: true, out_bias: true, qk_norm: None },
+        positions: Positions::None,
+        feed_forward: FeedForward::Dense(Ffn {
             size: FFN,
             activation: Activation::Relu,
             gated: false,
@@ -29,8 +24,17 @@ fn spec() -> ModelSpec {
             gate_bias: false,
             up_bias: true,
             down_bias: true,
-        },
-        final_norm: true,
+        }),
+    };
+    ModelSpec {
+        family: "opt".into(),
+        vocab_size: 50,
+        hidden_size: HIDDEN,
+        embed_size: HIDDEN,
+        max_positions: 8,
+        learned_positions: Some(LearnedPositions { offset: 2 }),
+        layers: vec![layer; 2],
+        final_norm: Some(norm),
         tied_head: true,
         head_bias: false,
         bos: Some(2),
@@ -377,12 +381,15 @@ fn hostile_infos_are_refused() {
     let error = edit(r#""hidden_size": 4"#, r#""hidden_size": 0"#);
     assert!(matches!(error, RecordingError::Empty { hidden: 0, .. }), "{error:?}");
     for (from, to, what) in [
-        (r#""layers": 2"#, r#""layers": 1152921504606846976"#, "layers"),
+        (r#""heads": 2"#, r#""heads": 1152921504606846976"#, "layer 0: attention.heads"),
         (r#""vocab_size": 50"#, r#""vocab_size": 9223372036854775808"#, "vocab_size"),
     ] {
         let error = edit(from, to);
         assert!(matches!(&error, RecordingError::Model { fault, .. } if fault.what == what), "{error:?}");
     }
+    let error = edit(r#""repeat": 2"#, r#""repeat": 1152921504606846976"#);
+    let RecordingError::Json { source, .. } = &error else { panic!("{error:?}") };
+    assert!(source.to_string().contains("layers: 1 to 16384 layers expected, found 1152921504606846976"), "{source}");
     let error = edit(r#""id": "abc""#, r#""id": "abd""#);
     assert!(matches!(error, RecordingError::Mixed { .. }), "{error:?}");
     let error = edit("{", "");

@@ -12,7 +12,8 @@ use flashlm_formats::bundle::{
     PredictorInfo, PredictorKind, Provenance, SourceFile, Storage,
 };
 use flashlm_formats::model::{
-    Activation, Attention, Block, DType, Ffn, ModelSpec, Norm, NormKind, Positions, RopeScaling,
+    Activation, Attention, Block, DType, FeedForward, Ffn, LayerSpec, LearnedPositions, ModelSpec, Norm, NormKind,
+    Positions, RopeScaling,
 };
 use flashlm_formats::weight_format::WeightFormat;
 
@@ -34,18 +35,13 @@ pub struct Small {
 impl Small {
     /// Two layers, FFN of two vectors, learned positions, all biases.
     pub fn opt() -> Self {
-        let model = ModelSpec {
-            family: "opt".into(),
-            vocab_size: 11,
-            hidden_size: 8,
-            embed_size: 6,
-            layers: 2,
-            max_positions: 5,
-            norm: Norm { kind: NormKind::LayerNorm, eps: 1e-5, weight: true, bias: true },
-            positions: Positions::Learned { offset: 2 },
-            attention: Attention { heads: 2, kv_heads: 2, head_dim: 4, qkv_bias: true, out_bias: true, qk_norm: false },
+        let norm = Norm { kind: NormKind::LayerNorm, eps: 1e-5, weight: true, bias: true };
+        let layer = LayerSpec {
+            norm,
             block: Block::PreNorm,
-            ffn: Ffn {
+            attention: Attention { heads: 2, kv_heads: 2, head_dim: 4, qkv_bias: true, out_bias: true, qk_norm: None },
+            positions: Positions::None,
+            feed_forward: FeedForward::Dense(Ffn {
                 size: 37,
                 activation: Activation::Relu,
                 gated: false,
@@ -53,8 +49,17 @@ impl Small {
                 gate_bias: false,
                 up_bias: true,
                 down_bias: true,
-            },
-            final_norm: true,
+            }),
+        };
+        let model = ModelSpec {
+            family: "opt".into(),
+            vocab_size: 11,
+            hidden_size: 8,
+            embed_size: 6,
+            max_positions: 5,
+            learned_positions: Some(LearnedPositions { offset: 2 }),
+            layers: vec![layer; 2],
+            final_norm: Some(norm),
             tied_head: true,
             head_bias: false,
             bos: Some(2),
@@ -68,22 +73,26 @@ impl Small {
     pub fn gated_with_everything() -> Self {
         let gated = Self::gated();
         let mut model = gated.plan.model;
-        model.ffn =
-            Ffn { activation: Activation::Relu, up_activated: true, gate_bias: true, up_bias: true, ..model.ffn };
+        let (activation, former) = (Activation::Relu, *model.ffn());
+        *model.layers[0].ffn_mut() = Ffn { activation, up_activated: true, gate_bias: true, up_bias: true, ..former };
         model.thresholds = vec![0.25];
         Self::new(model, gated.plan.ffn_dtype, gated.plan.layout)
     }
 
     /// One layer, gated, rotary, a group for each neuron, nothing tied.
     pub fn gated() -> Self {
-        let model = ModelSpec {
-            family: "llama".into(),
-            vocab_size: 7,
-            hidden_size: 12,
-            embed_size: 12,
-            layers: 1,
-            max_positions: 64,
-            norm: Norm { kind: NormKind::RmsNorm, eps: 1e-6, weight: true, bias: false },
+        let norm = Norm { kind: NormKind::RmsNorm, eps: 1e-6, weight: true, bias: false };
+        let layer = LayerSpec {
+            norm,
+            block: Block::ParallelTwoNorms,
+            attention: Attention {
+                heads: 4,
+                kv_heads: 2,
+                head_dim: 6,
+                qkv_bias: false,
+                out_bias: false,
+                qk_norm: Some(Norm { kind: NormKind::LayerNorm, bias: true, ..norm }),
+            },
             positions: Positions::Rotary {
                 dims: 4,
                 theta: 10000.0,
@@ -94,16 +103,7 @@ impl Small {
                     original_positions: 32,
                 }),
             },
-            attention: Attention {
-                heads: 4,
-                kv_heads: 2,
-                head_dim: 6,
-                qkv_bias: false,
-                out_bias: false,
-                qk_norm: true,
-            },
-            block: Block::ParallelTwoNorms,
-            ffn: Ffn {
+            feed_forward: FeedForward::Dense(Ffn {
                 size: 5,
                 activation: Activation::FatRelu(0.01),
                 gated: true,
@@ -111,8 +111,17 @@ impl Small {
                 gate_bias: false,
                 up_bias: false,
                 down_bias: false,
-            },
-            final_norm: true,
+            }),
+        };
+        let model = ModelSpec {
+            family: "llama".into(),
+            vocab_size: 7,
+            hidden_size: 12,
+            embed_size: 12,
+            max_positions: 64,
+            learned_positions: None,
+            layers: vec![layer; 1],
+            final_norm: Some(norm),
             tied_head: false,
             head_bias: true,
             bos: None,
@@ -126,14 +135,33 @@ impl Small {
     pub fn quantised() -> Self {
         let mut small = Self::opt();
         small.plan.model.hidden_size = 40;
-        small.plan.model.attention.head_dim = 20;
+        small.plan.model.layers.iter_mut().for_each(|layer| layer.attention.head_dim = 20);
         small.plan.ffn_dtype = "int4/32".parse().unwrap();
         small.plan.resident = Some("int8/64".parse().unwrap());
         small
     }
 
-    pub fn all() -> [Self; 4] {
-        [Self::opt(), Self::gated(), Self::gated_with_everything(), Self::quantised()]
+    /// The gated one with three layers, of which the last differs from the others in all that it may.
+    pub fn layered() -> Self {
+        let gated = Self::gated();
+        let mut model = gated.plan.model;
+        let same = model.layers[0];
+        let norm = Norm { kind: NormKind::LayerNorm, eps: 1e-3, weight: false, bias: true };
+        let qk_norm = Some(Norm { kind: NormKind::RmsNorm, eps: 1e-2, weight: true, bias: false });
+        let mut other = LayerSpec {
+            norm,
+            block: Block::PreNorm,
+            attention: Attention { qkv_bias: true, out_bias: true, qk_norm, ..same.attention },
+            positions: Positions::None,
+            ..same
+        };
+        *other.ffn_mut() = Ffn { gate_bias: true, up_bias: true, down_bias: true, ..*same.ffn() };
+        model.layers = vec![same, same, other];
+        Self::new(model, gated.plan.ffn_dtype, gated.plan.layout)
+    }
+
+    pub fn all() -> [Self; 5] {
+        [Self::opt(), Self::gated(), Self::gated_with_everything(), Self::quantised(), Self::layered()]
     }
 
     fn new(model: ModelSpec, ffn_dtype: impl Into<WeightFormat>, layout: LayoutOptions) -> Self {
@@ -154,7 +182,7 @@ impl Small {
 
     /// A fixed order that is neither the identity nor the same in each layer.
     pub fn order(&self, layer: usize) -> Vec<u32> {
-        let mut order: Vec<u32> = (0..self.plan.model.ffn.size as u32).rev().collect();
+        let mut order: Vec<u32> = (0..self.plan.model.ffn().size as u32).rev().collect();
         let by = (layer + 1) % order.len();
         order.rotate_left(by);
         order
@@ -179,7 +207,7 @@ impl Small {
     /// The description of predictors of `rank`.
     pub fn predictor_info(&self, rank: usize) -> PredictorInfo {
         let layer = LayerPredictor { rank, dtype: PredictorDType::F16, look_ahead_rank: None };
-        PredictorInfo { kind: PredictorKind::LowRank, layers: vec![layer; self.plan.model.layers] }
+        PredictorInfo { kind: PredictorKind::LowRank, layers: vec![layer; self.plan.model.layers.len()] }
     }
 
     /// Writes the bundle; `predictors` is a blob of any bytes.
@@ -210,18 +238,20 @@ impl Small {
             writer.resident(&scales(rows * format.scales(*cols))).unwrap();
         }
         let layout = *writer.layout();
-        for layer in 0..self.plan.model.layers {
+        for layer in 0..self.plan.model.layers.len() {
             writer.begin_layer(self.order(layer)).unwrap();
             let groups = self.groups(&layout, layer);
             groups.chunks(3 * layout.group_bytes()).for_each(|groups| writer.groups(groups).unwrap());
             let model = &self.plan.model;
             writer
-                .resident(&scales(model.ffn.size * model.ffn.vectors() * self.plan.ffn_dtype.scales(model.hidden_size)))
+                .resident(&scales(
+                    model.ffn().size * model.ffn().vectors() * self.plan.ffn_dtype.scales(model.hidden_size),
+                ))
                 .unwrap();
         }
         let predictors = predictors.map(|blob| (self.predictor_info(4), blob));
         // Some with, some without.
-        let wide_kv = self.plan.model.ffn.gated;
+        let wide_kv = self.plan.model.ffn().gated;
         writer.finish(Extras { predictors, wide_kv, provenance: self.provenance(), ..Extras::default() }).unwrap()
     }
 }

@@ -102,7 +102,7 @@ pub(crate) fn run(args: &EvaluateArgs) -> Result<ExitCode> {
         PredictorArg::Active => PredictorChoice::Active,
     };
     let scratch = args.scratch.clone().unwrap_or_else(std::env::temp_dir);
-    let stage = Stage::new("evaluating", "layers", spec.layers as u64);
+    let stage = Stage::new("evaluating", "layers", spec.layers.len() as u64);
     let threads = super::threads(args.threads)?;
     let progress = &mut |done, total| stage.set(done as u64, total as u64);
     let evaluation = evaluate(&bundle, &checkpoint, &windows, choice, &threads, &scratch, progress, &mut |_, _| ())?;

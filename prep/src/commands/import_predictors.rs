@@ -53,7 +53,7 @@ enum Between {
 pub(crate) fn run(args: &ImportArgs) -> Result<ExitCode> {
     super::start_pool(None)?;
     let recording = recorded::open(&args.recording)?;
-    let layers = recording.info().model.layers;
+    let layers = recording.info().model.layers.len();
     let files = find_files(&args.dir, layers)?;
     let inputs = inputs([&args.dir, &args.recording]);
     let _taken = Directory::take(&args.output, DirectoryKind::Predictors, &inputs)?;

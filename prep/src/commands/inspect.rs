@@ -119,7 +119,7 @@ fn bundle(path: &Path, json: bool) -> Result<ExitCode> {
             .iter()
             .map(|t| t.extent.bytes + t.scales.map_or(0, |s| s.bytes))
             .sum::<u64>()
-            + (0..bundle.spec().layers).filter_map(|l| bundle.ffn_scales(l)).map(|s| s.bytes).sum::<u64>(),
+            + (0..bundle.spec().layers.len()).filter_map(|l| bundle.ffn_scales(l)).map(|s| s.bytes).sum::<u64>(),
         resident_format: manifest.resident,
         dtype: manifest.ffn.dtype,
         layout: *bundle.layout(),
@@ -137,7 +137,7 @@ fn bundle(path: &Path, json: bool) -> Result<ExitCode> {
 
 fn show(facts: &Facts<'_>, json: bool) -> Result<ExitCode> {
     let Facts { kind, spec, model_bytes, resident_bytes, resident_format, dtype, layout, notes, more } = facts;
-    let flash_bytes = layout.layer_stride() as u64 * spec.layers as u64;
+    let flash_bytes = layout.layer_stride() as u64 * spec.layers.len() as u64;
     let padding = layout.layer_padding_bytes() as f64 / layout.layer_stride() as f64;
     if json {
         let report = Report {
@@ -163,11 +163,11 @@ fn show(facts: &Facts<'_>, json: bool) -> Result<ExitCode> {
     println!(
         "{kind}: {}, {} layers of {} x {} neurons, {} heads ({} for keys and values), vocabulary {}, context {}",
         spec.family,
-        spec.layers,
+        spec.layers.len(),
         spec.hidden_size,
-        spec.ffn.size,
-        spec.attention.heads,
-        spec.attention.kv_heads,
+        spec.ffn().size,
+        spec.attention().heads,
+        spec.attention().kv_heads,
         spec.vocab_size,
         spec.max_positions
     );
@@ -191,7 +191,7 @@ fn show(facts: &Facts<'_>, json: bool) -> Result<ExitCode> {
         layout.group_bytes(),
         layout.alignment()
     );
-    let activation = serde_json::to_value(spec.ffn.activation).unwrap_or_default();
+    let activation = serde_json::to_value(spec.ffn().activation).unwrap_or_default();
     if let Some(dense) = gain::dense_by_nature(spec) {
         println!("  activation        {activation}");
         println!("  note: {dense}; `thresholds` measures what this one needs");

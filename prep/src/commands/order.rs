@@ -221,7 +221,7 @@ impl Ordering {
         let layout = match args.records {
             Some(records) => {
                 let row_bytes = args.dtype.row_bytes(model.hidden_size);
-                FlashLayout::with_records(model.ffn.size, model.ffn.vectors(), row_bytes, records, args.alignment)?
+                FlashLayout::with_records(model.ffn().size, model.ffn().vectors(), row_bytes, records, args.alignment)?
             }
             None => layout,
         };
@@ -254,11 +254,11 @@ impl Ordering {
             warm_up,
         };
         if let Some(other) = &other {
-            let found = other.info().model.ffn.size;
+            let found = other.info().model.ffn().size;
             ensure!(
-                found == model.ffn.size,
+                found == model.ffn().size,
                 "--score-on: {found} neurons a layer, the recording has {}",
-                model.ffn.size
+                model.ffn().size
             );
         }
         create_directory(&args.output).with_context(|| args.output.display().to_string())?;

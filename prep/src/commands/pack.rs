@@ -57,8 +57,8 @@ type Orders = (String, Vec<Vec<u32>>);
 
 /// The storage orders in a directory, and the groups that they were made for, where all say the same.
 pub(crate) fn read_orders(dir: &Path, spec: &ModelSpec) -> Result<(Orders, Option<GroupShape>)> {
-    let files = (0..spec.layers).map(|layer| {
-        OrderFile::read(dir, layer, spec.ffn.size).with_context(|| format!("storage order of layer {layer}"))
+    let files = (0..spec.layers.len()).map(|layer| {
+        OrderFile::read(dir, layer, spec.ffn().size).with_context(|| format!("storage order of layer {layer}"))
     });
     let files = files.collect::<Result<Vec<_>>>()?;
     let mut names: Vec<&str> = files.iter().map(|f| f.strategy.as_str()).collect();
@@ -91,12 +91,13 @@ fn sparsity(
     let recording = recorded::open(dir)?;
     let found = &recording.info().model;
     ensure!(
-        (found.layers, found.hidden_size, found.ffn.size) == (spec.layers, spec.hidden_size, spec.ffn.size),
+        (found.layers.len(), found.hidden_size, found.ffn().size)
+            == (spec.layers.len(), spec.hidden_size, spec.ffn().size),
         "{} is a recording of another model",
         dir.display()
     );
-    let stage = Stage::new("measuring reuse", "layers", spec.layers as u64);
-    let layers = (0..spec.layers).map(|layer| {
+    let stage = Stage::new("measuring reuse", "layers", spec.layers.len() as u64);
+    let layers = (0..spec.layers.len()).map(|layer| {
         let order = orders.map(|(_, orders)| orders[layer].as_slice());
         let sparsity = layer_sparsity(&recording, layer, &args.predictors, order, layout);
         stage.advance(1);
@@ -138,7 +139,7 @@ pub(crate) fn run(args: &PackArgs) -> Result<ExitCode> {
         }
         None => None,
     };
-    let identity = || vec![(0..spec.ffn.size as u32).collect(); spec.layers];
+    let identity = || vec![(0..spec.ffn().size as u32).collect(); spec.layers.len()];
     let predictors =
         assemble(&args.predictors, spec, orders.as_ref().map_or_else(identity, |o| o.1.clone()).as_slice())?;
     let sparsity =

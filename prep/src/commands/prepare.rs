@@ -133,7 +133,7 @@ impl PrepareArgs {
 
     /// Perplexity that thresholds may cost; none where neurons are exactly zero by themselves.
     fn quality_loss(&self, spec: &ModelSpec) -> Option<f64> {
-        self.quality_loss.or((!spec.ffn.activation.is_sparse()).then_some(DEFAULT_LOSS))
+        self.quality_loss.or((!spec.ffn().activation.is_sparse()).then_some(DEFAULT_LOSS))
     }
 
     /// The share of its neurons that a layer is likely to have in memory: orders are made for what is not.
@@ -170,7 +170,7 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
     }
     let spec = checkpoint.spec().clone();
     let tokens = args.tokens(&spec);
-    let most = spec.hidden_size.min(spec.ffn.size);
+    let most = spec.hidden_size.min(spec.ffn().size);
     ensure!(
         args.look_ahead.is_none_or(|rank| rank <= most),
         "--look-ahead {}: predictors of this model have a rank of {most} at most",

@@ -73,7 +73,7 @@ pub(crate) fn run(args: &RecordArgs) -> Result<ExitCode> {
     for path in recorder.drop_damaged()? {
         eprintln!("note: {} is not as it was written: it is made anew", path.display());
     }
-    let layers = checkpoint.spec().layers;
+    let layers = checkpoint.spec().layers.len();
     let tokens = calibration.tokens.len();
     let mut active = Vec::new();
     // Without the states that enter it a layer cannot be recorded alone.

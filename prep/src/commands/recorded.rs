@@ -25,7 +25,7 @@ pub(crate) fn open(dir: &Path) -> Result<Recording> {
 
 /// Reads `3`, `2..5` (2, 3, 4), `2..` and `..5`.
 pub(crate) fn layer_range(text: Option<&str>, recording: &Recording) -> Result<Vec<usize>> {
-    let layers = recording.info().model.layers;
+    let layers = recording.info().model.layers.len();
     let chosen = match text {
         None => 0..layers,
         Some(text) => {

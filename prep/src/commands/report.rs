@@ -54,7 +54,7 @@ pub(crate) fn run(args: &ReportArgs) -> Result<ExitCode> {
         }
         None => None,
     };
-    let layers = (0..recording.info().model.layers).filter(|&l| recording.has_layer(l)).count();
+    let layers = (0..recording.info().model.layers.len()).filter(|&l| recording.has_layer(l)).count();
     let stage = Stage::new("report", "layers", layers as u64);
     let input = ReportInput {
         recording: &recording,

@@ -129,7 +129,8 @@ pub(crate) fn table(measured: &Measured, checkpoint: &Checkpoint) -> Vec<String>
             100.0 * level.top1_agreement
         ));
     }
-    let ffn = spec.ffn.vectors() * spec.ffn.size * spec.hidden_size * spec.layers * checkpoint.ffn_dtype().bytes();
+    let ffn =
+        spec.ffn().vectors() * spec.ffn().size * spec.hidden_size * spec.layers.len() * checkpoint.ffn_dtype().bytes();
     let mean = measured.mean_active();
     let share = |of: Option<f64>| 100.0 * of.unwrap_or(0.0);
     lines.push(format!(

@@ -109,7 +109,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<ExitCode> {
     let validation = args.validation.as_ref().map(|dir| Recording::open(dir)).transpose().context("--validation")?;
     let inputs = inputs([&args.recording].into_iter().chain(&args.validation));
     let _taken = Directory::take(&args.output, DirectoryKind::Predictors, &inputs)?;
-    let mut options = TrainOptions::new(recording.info().model.layers);
+    let mut options = TrainOptions::new(recording.info().model.layers.len());
     options.layers = args.layers.clone().unwrap_or(options.layers);
     options.rank = args.rank.clone();
     options.dtype = args.dtype.into();
@@ -125,7 +125,7 @@ pub(crate) fn run(args: &TrainArgs) -> Result<ExitCode> {
     if let Some(validation) = validation.as_ref().filter(|_| !args.sweep.is_empty()) {
         return sweep_ranks(args, &recording, validation, &options);
     }
-    let shown = Shown::new(&options, recording.info().model.layers);
+    let shown = Shown::new(&options, recording.info().model.layers.len());
     let report = train_recording(&recording, validation.as_ref(), &options, &args.output, &shown)?;
     drop(shown);
 

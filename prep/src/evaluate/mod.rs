@@ -149,10 +149,10 @@ pub fn evaluate(
         return Err(EvaluateError::OtherModel(format!(
             "{} of {} layers and hidden size {} against {} of {} and {}",
             spec.family,
-            spec.layers,
+            spec.layers.len(),
             spec.hidden_size,
             checkpoint.spec().family,
-            checkpoint.spec().layers,
+            checkpoint.spec().layers.len(),
             checkpoint.spec().hidden_size
         )));
     }
@@ -179,8 +179,8 @@ pub fn evaluate(
     let (layers, states) = run.layers(progress)?;
     let comparison = run.heads(&states, logits)?;
     let ffn_bytes =
-        (spec.ffn.vectors() * spec.ffn.size * bundle.manifest().ffn.dtype.row_bytes(spec.hidden_size)) as u64;
-    Ok(Evaluation::new(comparison, layers, run.predictor_bytes, ffn_bytes * spec.layers as u64))
+        (spec.ffn().vectors() * spec.ffn().size * bundle.manifest().ffn.dtype.row_bytes(spec.hidden_size)) as u64;
+    Ok(Evaluation::new(comparison, layers, run.predictor_bytes, ffn_bytes * spec.layers.len() as u64))
 }
 
 /// The states of checkpoint and bundle.
@@ -208,7 +208,7 @@ impl Run<'_> {
     }
 
     fn layers(&mut self, progress: &mut dyn FnMut(usize, usize)) -> Result<(Vec<LayerErrors>, Both), EvaluateError> {
-        let (spec, layers) = (self.bundle.spec(), self.spec().layers);
+        let (spec, layers) = (self.bundle.spec(), self.spec().layers.len());
         let mut states = [self.new_states()?, self.new_states()?];
         let sources: [&mut dyn TensorSource; 2] =
             [&mut CheckpointTensors::new(self.checkpoint), &mut BundleTensors(self.bundle)];
@@ -231,7 +231,7 @@ impl Run<'_> {
             drop((weights, ffn));
 
             let weights = LayerWeights::load(self.bundle.spec(), layer, &mut BundleTensors(self.bundle))?;
-            let (hidden, neurons) = (self.spec().hidden_size, self.spec().ffn.size);
+            let (hidden, neurons) = (self.spec().hidden_size, self.spec().ffn().size);
             let predictor = match &tensors {
                 None => None,
                 Some(tensors) => Some(vec![tensors.predictor(&format!("layers.{layer}."), hidden, neurons)?]),
@@ -241,7 +241,7 @@ impl Run<'_> {
             let threshold = self.spec().threshold(layer);
             let mut ffn: Box<dyn FfnSource> = match self.only_active {
                 true => Box::new(source),
-                false => Box::new(PredictedFfn::new(source, predictor, self.spec().ffn.size, 1)),
+                false => Box::new(PredictedFfn::new(source, predictor, self.spec().ffn().size, 1)),
             };
             let cutoff = if self.only_active { threshold } else { 0.0 };
             let mut output = self.new_states()?;
@@ -312,7 +312,7 @@ fn bundle_ffn(bundle: &Bundle, layer: usize) -> Result<ResidentFfn, EvaluateErro
         return Err(EvaluateError::Damaged { layer, group });
     }
     let params = NeuronParams::load(bundle.spec(), layer, &mut BundleTensors(bundle))?;
-    Ok(ResidentFfn::new(bundle.spec().ffn, Records::of(bundle), records, vec![params]))
+    Ok(ResidentFfn::new(*bundle.spec().ffn(), Records::of(bundle), records, vec![params]))
 }
 
 #[cfg(test)]

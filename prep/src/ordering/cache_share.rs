@@ -19,11 +19,11 @@ pub fn usual_cache_share(spec: &ModelSpec, ffn: WeightFormat, resident: WeightFo
         .iter()
         .map(|t| weights(&t.shape) / row(&t.shape) as f64 * resident.row_bytes(row(&t.shape)) as f64)
         .sum();
-    let vectors = (spec.ffn.vectors() * spec.ffn.size * spec.layers) as f64;
+    let vectors = (spec.ffn().vectors() * spec.ffn().size * spec.layers.len()) as f64;
     let neurons = vectors * ffn.row_bytes(spec.hidden_size) as f64;
-    let attention = &spec.attention;
+    let attention = spec.attention();
     let context = CONTEXT.min(spec.max_positions);
-    let kv = (2 * attention.kv_heads * attention.head_dim * spec.layers * context * 2) as f64;
+    let kv = (2 * attention.kv_heads * attention.head_dim * spec.layers.len() * context * 2) as f64;
     let ffn_16 = 2.0 * vectors * spec.hidden_size as f64;
     let half = 0.5 * (ffn_16 + 2.0 * tensors.iter().map(|t| weights(&t.shape)).sum::<f64>());
     ((half - held - kv - predictor_share * ffn_16) / neurons.max(1.0)).clamp(LEAST, MOST)
@@ -36,25 +36,20 @@ mod tests {
 
     #[test]
     fn half_of_a_large_model_leaves_a_sixth_of_its_neurons() {
-        let opt_6_7b = ModelSpec {
-            family: "opt".into(),
-            vocab_size: 50_272,
-            hidden_size: 4096,
-            embed_size: 4096,
-            layers: 32,
-            max_positions: 2048,
-            norm: Norm { kind: NormKind::LayerNorm, eps: 1e-5, weight: true, bias: true },
-            positions: Positions::Learned { offset: 2 },
+        let norm = Norm { kind: NormKind::LayerNorm, eps: 1e-5, weight: true, bias: true };
+        let layer = LayerSpec {
+            norm,
+            block: Block::PreNorm,
             attention: Attention {
                 heads: 32,
                 kv_heads: 32,
                 head_dim: 128,
                 qkv_bias: true,
                 out_bias: true,
-                qk_norm: false,
+                qk_norm: None,
             },
-            block: Block::PreNorm,
-            ffn: Ffn {
+            positions: Positions::None,
+            feed_forward: FeedForward::Dense(Ffn {
                 size: 16_384,
                 activation: Activation::Relu,
                 gated: false,
@@ -62,8 +57,17 @@ mod tests {
                 gate_bias: false,
                 up_bias: true,
                 down_bias: true,
-            },
-            final_norm: true,
+            }),
+        };
+        let opt_6_7b = ModelSpec {
+            family: "opt".into(),
+            vocab_size: 50_272,
+            hidden_size: 4096,
+            embed_size: 4096,
+            max_positions: 2048,
+            learned_positions: Some(LearnedPositions { offset: 2 }),
+            layers: vec![layer; 32],
+            final_norm: Some(norm),
             tied_head: true,
             head_bias: false,
             bos: Some(2),
@@ -77,7 +81,8 @@ mod tests {
         assert_eq!(share(sixteen, WeightFormat::Plain(DType::F32)), LEAST);
         let mut small = opt_6_7b.clone();
         small.vocab_size = 10;
-        small.attention = Attention { heads: 1, kv_heads: 1, head_dim: 1, ..small.attention };
+        let attention = Attention { heads: 1, kv_heads: 1, head_dim: 1, ..*small.attention() };
+        small.layers.iter_mut().for_each(|layer| layer.attention = attention);
         assert_eq!(usual_cache_share(&small, WeightFormat::INT8, sixteen, 0.0), MOST);
     }
 }

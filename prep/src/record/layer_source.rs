@@ -45,12 +45,12 @@ pub fn layer_ffn(checkpoint: &Checkpoint, layer: usize) -> Result<(ResidentFfn, 
     let (spec, dtype) = (checkpoint.spec(), checkpoint.ffn_dtype());
     let layout = FlashLayout::new(spec, dtype, LayoutOptions::default())?;
     let mut records = AlignedMemory::new(layout.layer_bytes()).map_err(RuntimeError::from)?;
-    let order: Vec<u32> = (0..spec.ffn.size as u32).collect();
+    let order: Vec<u32> = (0..spec.ffn().size as u32).collect();
     fill_layer(checkpoint, layer, &layout, &order, records.as_mut_slice(), &mut |_| ())?;
     let norms = down_norms(&layout, dtype, records.as_slice());
     let how = Records { layout, format: dtype.into(), cols: spec.hidden_size };
     let params = NeuronParams::load(spec, layer, &mut CheckpointTensors::new(checkpoint))?;
-    Ok((ResidentFfn::new(spec.ffn, how, records, vec![params]), norms))
+    Ok((ResidentFfn::new(*spec.ffn(), how, records, vec![params]), norms))
 }
 
 fn down_norms(layout: &FlashLayout, dtype: DType, records: &[u8]) -> Vec<f32> {

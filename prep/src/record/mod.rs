@@ -115,11 +115,12 @@ impl<'a> Recorder<'a> {
     pub fn layer_bytes(&self) -> u64 {
         let spec = self.checkpoint.spec();
         let dtype = self.checkpoint.ffn_dtype().bytes();
-        let ffn = spec.ffn.vectors() * spec.ffn.size * spec.hidden_size * dtype;
-        let attention =
-            (spec.attention.qkv_size() + spec.attention.heads * spec.attention.head_dim) * spec.hidden_size * dtype;
+        let ffn = spec.ffn().vectors() * spec.ffn().size * spec.hidden_size * dtype;
+        let attention = (spec.attention().qkv_size() + spec.attention().heads * spec.attention().head_dim)
+            * spec.hidden_size
+            * dtype;
         // The source's rows are in memory once more while records are made of them.
-        (2 * ffn + attention + self.longest * spec.ffn.size * 4) as u64 + LayerRunner::bytes(spec, self.longest)
+        (2 * ffn + attention + self.longest * spec.ffn().size * 4) as u64 + LayerRunner::bytes(spec, self.longest)
     }
 
     /// Records `layer` and moves the hidden states through it. Earlier layers must have been recorded.
@@ -142,9 +143,9 @@ impl<'a> Recorder<'a> {
         let mut output = HiddenStates::create(&states_dir, layer + 1, tokens, spec.hidden_size)?;
         let mut observer = LayerObserver {
             writer: if keep { Some(self.recording.layer_writer(layer)?) } else { None },
-            activations: vec![0.0; self.longest * spec.ffn.size],
+            activations: vec![0.0; self.longest * spec.ffn().size],
             input: Vec::with_capacity(self.longest * spec.hidden_size),
-            ffn: spec.ffn.size,
+            ffn: spec.ffn().size,
             threshold: spec.threshold(layer),
             tokens: 0,
         };
@@ -173,12 +174,12 @@ impl<'a> Recorder<'a> {
         let (spec, dir) = (self.checkpoint.spec(), self.recording.dir().join("states"));
         let tokens = self.recording.tokens().len();
         let mut dropped = Vec::new();
-        for layer in 0..=spec.layers {
+        for layer in 0..=spec.layers.len() {
             if HiddenStates::exists(&dir, layer) && !HiddenStates::is_whole(&dir, layer, tokens, spec.hidden_size) {
                 dropped.push(HiddenStates::delete(&dir, layer)?);
             }
         }
-        for layer in (0..spec.layers).filter(|layer| self.recording.has_layer(*layer)) {
+        for layer in (0..spec.layers.len()).filter(|layer| self.recording.has_layer(*layer)) {
             if self.recording.layer(layer).is_err() {
                 self.recording.remove_layer(layer)?;
                 dropped.push(self.recording.layer_path(layer));
@@ -195,7 +196,7 @@ impl<'a> Recorder<'a> {
     /// The first layer whose input states are there: where recording goes on.
     pub fn resume_layer(&self) -> usize {
         let dir = self.recording.dir().join("states");
-        (1..=self.checkpoint.spec().layers).rev().find(|l| HiddenStates::exists(&dir, *l)).unwrap_or(0)
+        (1..=self.checkpoint.spec().layers.len()).rev().find(|l| HiddenStates::exists(&dir, *l)).unwrap_or(0)
     }
 
     /// Removes the hidden states, when all layers are done.

@@ -39,8 +39,8 @@ pub(super) fn all(facts: &Facts) -> Result<Markup, ReportError> {
 
 /// The model in a few words.
 pub(super) fn model_name(model: &ModelSpec) -> String {
-    let gated = if model.ffn.gated { ", gated" } else { "" };
-    format!("{} model, {} layers of {} neurons{gated}", model.family, model.layers, model.ffn.size)
+    let gated = if model.ffn().gated { ", gated" } else { "" };
+    format!("{} model, {} layers of {} neurons{gated}", model.family, model.layers.len(), model.ffn().size)
 }
 
 fn summary(all: &Facts) -> Markup {
@@ -48,7 +48,8 @@ fn summary(all: &Facts) -> Markup {
     let (info, model) = (recording.info(), &recording.info().model);
     let layers = &all.layers;
     let active = mean(layers.iter().map(|l| l.active_fraction));
-    let ffn_bytes = (model.ffn.vectors() * model.hidden_size * model.ffn.size * WEIGHT_BYTES * model.layers) as f64;
+    let ffn_bytes =
+        (model.ffn().vectors() * model.hidden_size * model.ffn().size * WEIGHT_BYTES * model.layers.len()) as f64;
     let mut rows = vec![
         ("Model", format!("{}, hidden size {}", model_name(model), model.hidden_size)),
         (
@@ -59,7 +60,7 @@ fn summary(all: &Facts) -> Markup {
                 info.sequences,
                 info.documents,
                 layers.len(),
-                model.layers
+                model.layers.len()
             ),
         ),
         ("Active neurons", format!("{} of a layer at a token, on average over tokens and layers", percent(active))),

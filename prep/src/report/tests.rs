@@ -74,7 +74,7 @@ fn numbers_that_cannot_be_drawn_are_an_error() {
 fn orders(dir: &Path, recording: &Recording) -> Orders {
     let info = recording.info();
     for layer in 0..2 {
-        let order = (0..info.model.ffn.size as u32).rev().collect();
+        let order = (0..info.model.ffn().size as u32).rev().collect();
         OrderFile { layer, strategy: "path".into(), recording: info.id.clone(), groups: None, order }
             .write(dir)
             .unwrap();

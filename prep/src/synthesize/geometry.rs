@@ -146,7 +146,13 @@ mod tests {
             let geometry = Geometry::find(name).unwrap();
             let config = geometry.config(geometry.layers).to_string();
             let (spec, tensors) = published_tensors(config.as_bytes()).unwrap();
-            let found = (spec.hidden_size, spec.ffn.size, spec.layers, spec.attention.heads, spec.attention.kv_heads);
+            let found = (
+                spec.hidden_size,
+                spec.ffn().size,
+                spec.layers.len(),
+                spec.attention().heads,
+                spec.attention().kv_heads,
+            );
             assert_eq!(found, (hidden, ffn, layers, heads, kv_heads), "{name}");
             assert_eq!((spec.embed_size, spec.max_positions), (embed, 2048), "{name}");
             let parameters: usize = tensors.iter().map(|t| t.shape.iter().product::<usize>()).sum();
@@ -159,10 +165,10 @@ mod tests {
     fn families_differ_where_the_published_models_do() {
         let spec =
             |name: &str| published_tensors(Geometry::find(name).unwrap().config(1).to_string().as_bytes()).unwrap().0;
-        let blocks = ["opt-125m", "opt-350m", "falcon-7b", "falcon-40b"].map(|name| spec(name).block);
+        let blocks = ["opt-125m", "opt-350m", "falcon-7b", "falcon-40b"].map(|name| spec(name).layers[0].block);
         assert_eq!(blocks, [Block::PreNorm, Block::PostNorm, Block::ParallelOneNorm, Block::ParallelTwoNorms]);
         assert_eq!([spec("opt-6.7b").bos, spec("falcon-7b").bos], [Some(2), None]);
-        assert_eq!(spec("opt-6.7b").ffn.activation, Activation::Relu);
+        assert_eq!(spec("opt-6.7b").ffn().activation, Activation::Relu);
         assert!(matches!(Geometry::find("gpt-2"), Err(SynthesizeError::UnknownGeometry { .. })));
     }
 }

@@ -53,10 +53,10 @@ pub(super) struct Recipes {
 
 impl Recipes {
     pub(super) fn new(spec: ModelSpec, biases: bool, dtype: DType, options: SynthesizeOptions) -> Self {
-        let layer = |layer| LayerShape::new(spec.ffn.size, layer, spec.layers, options);
+        let layer = |layer| LayerShape::new(spec.ffn().size, layer, spec.layers.len(), options);
         Recipes {
             shape: Shape::new(spec.hidden_size, options.seed),
-            layers: (0..spec.layers).map(layer).collect(),
+            layers: (0..spec.layers.len()).map(layer).collect(),
             normals: Normals::new(),
             tables: Vec::new(),
             seed: options.seed,
@@ -68,7 +68,7 @@ impl Recipes {
 
     /// How `tensor`, of layer `layer` if of any, is made.
     pub(super) fn recipe(&mut self, tensor: &PublishedTensor, layer: Option<usize>) -> Recipe {
-        let post_norm = self.spec.block == Block::PostNorm;
+        let post_norm = self.spec.layers[0].block == Block::PostNorm;
         let embedding = EMBEDDING[usize::from(post_norm)];
         let stream = match layer {
             Some(layer) if !post_norm => embedding * stream_deviation(layer),
@@ -77,7 +77,7 @@ impl Recipes {
         };
         let inputs = *tensor.shape.last().unwrap_or(&1) as f64;
         let is = |names: &[&str]| names.iter().any(|name| tensor.name.ends_with(name));
-        let feeding = match self.spec.block {
+        let feeding = match self.spec.layers[0].block {
             Block::PreNorm => "final_layer_norm",
             Block::PostNorm => "self_attn_layer_norm",
             Block::ParallelTwoNorms => "ln_mlp",

@@ -56,7 +56,7 @@ pub(super) fn write(
         let (file, path) = files.create(dir, &shard.name)?;
         file.write_all_at(&shard.header, 0).map_err(SynthesizeError::io("write", path))?;
     }
-    let biases = spec.ffn.up_bias;
+    let biases = spec.ffn().up_bias;
     let recipes = Recipes::new(spec, biases, dtype, options);
     fill(&files.new, &shards, dtype, recipes, options, total, progress)?;
     files.small(dir, "tokenizer.json", &pretty(tokenizer))?;

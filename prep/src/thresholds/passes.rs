@@ -68,10 +68,10 @@ pub(super) fn positions(ranges: &[Range<usize>]) -> usize {
 
 /// Work of one copy that goes through `ranges`: weights that are multiplied.
 pub(super) fn work(spec: &ModelSpec, ranges: &[Range<usize>]) -> u64 {
-    let ffn = spec.ffn.vectors() * spec.ffn.size * spec.hidden_size;
-    let attention = (spec.attention.qkv_size() + spec.hidden_size) * spec.hidden_size;
+    let ffn = spec.ffn().vectors() * spec.ffn().size * spec.hidden_size;
+    let attention = (spec.attention().qkv_size() + spec.hidden_size) * spec.hidden_size;
     let tokens: usize = ranges.iter().map(ExactSizeIterator::len).sum();
-    (tokens * spec.layers * (ffn + attention) + positions(ranges) * spec.vocab_size * spec.embed_size) as u64
+    (tokens * spec.layers.len() * (ffn + attention) + positions(ranges) * spec.vocab_size * spec.embed_size) as u64
 }
 
 pub(super) struct Passes<'a> {
@@ -115,8 +115,8 @@ impl Passes<'_> {
             runner.embed(&outer, self.tokens, ranges.iter().cloned(), states)?;
         }
         drop(outer);
-        let mut spreads = Vec::with_capacity(spec.layers);
-        for layer in 0..spec.layers {
+        let mut spreads = Vec::with_capacity(spec.layers.len());
+        for layer in 0..spec.layers.len() {
             let weights = LayerWeights::load(spec, layer, &mut CheckpointTensors::new(checkpoint))?;
             let (mut ffn, down_norms) = layer_ffn(checkpoint, layer)?;
             let mut observer =
@@ -133,8 +133,9 @@ impl Passes<'_> {
                     let watcher = matches!(copy, Copy::Whole).then_some(&mut observer as &mut dyn FfnHook);
                     let mut hook = Cutoff { cutoff, watcher };
                     runner.run(&weights, &mut ffn, range, (&states[number], &mut output), Some(&mut hook))?;
-                    let weights = (spec.ffn.vectors() * spec.ffn.size + spec.attention.qkv_size() + spec.hidden_size)
-                        * spec.hidden_size;
+                    let weights =
+                        (spec.ffn().vectors() * spec.ffn().size + spec.attention().qkv_size() + spec.hidden_size)
+                            * spec.hidden_size;
                     (self.progress)((tokens * weights) as u64);
                 }
                 observer.take_in();

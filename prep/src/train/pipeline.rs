@@ -163,8 +163,8 @@ pub(super) struct Shape {
 impl Shape {
     pub(super) fn new(recording: &Recording, options: &TrainOptions) -> Self {
         let model = &recording.info().model;
-        let (hidden, ffn) = (model.hidden_size, model.ffn.size);
-        Self { hidden, ffn, ffn_bytes: (model.ffn.vectors() * hidden * ffn * options.weight_bytes) as u64 }
+        let (hidden, ffn) = (model.hidden_size, model.ffn().size);
+        Self { hidden, ffn, ffn_bytes: (model.ffn().vectors() * hidden * ffn * options.weight_bytes) as u64 }
     }
 }
 
@@ -181,10 +181,10 @@ pub fn train_recording(
 ) -> Result<TrainReport, TrainError> {
     let model = &recording.info().model;
     let layers = options.layers.clone();
-    if layers.is_empty() || layers.end > model.layers {
-        return Err(TrainError::Layers { first: layers.start, end: layers.end, layers: model.layers });
+    if layers.is_empty() || layers.end > model.layers.len() {
+        return Err(TrainError::Layers { first: layers.start, end: layers.end, layers: model.layers.len() });
     }
-    let (hidden, ffn) = (model.hidden_size, model.ffn.size);
+    let (hidden, ffn) = (model.hidden_size, model.ffn().size);
     let asked = match &options.rank {
         RankChoice::Fixed(rank) => std::slice::from_ref(rank),
         RankChoice::Each(ranks) => ranks,
@@ -193,10 +193,10 @@ pub fn train_recording(
     if let Some(&rank) = asked.iter().chain(&options.look_ahead).find(|&&rank| rank > hidden.min(ffn)) {
         return Err(TrainError::Rank { rank, hidden, ffn });
     }
-    let mut trials = vec![None; model.layers];
+    let mut trials = vec![None; model.layers.len()];
     let ranks = match &options.rank {
-        RankChoice::Fixed(rank) => vec![*rank; model.layers],
-        RankChoice::Each(ranks) if ranks.len() == model.layers => ranks.clone(),
+        RankChoice::Fixed(rank) => vec![*rank; model.layers.len()],
+        RankChoice::Each(ranks) if ranks.len() == model.layers.len() => ranks.clone(),
         RankChoice::Each(ranks) => {
             return Err(TrainError::Parameter {
                 name: "ranks",
@@ -258,7 +258,7 @@ pub fn choose_ranks(
     progress: &dyn Progress,
 ) -> Result<(Vec<usize>, Vec<RankCurve>), TrainError> {
     let shape = Shape::new(recording, options);
-    let layers = recording.info().model.layers;
+    let layers = recording.info().model.layers.len();
     let mut curves = Vec::with_capacity(layers);
     for layer in 0..layers {
         let curve = trial(&training_set(recording, layer, layer)?, options, &shape)?;

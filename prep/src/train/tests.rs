@@ -150,18 +150,13 @@ fn hopeless_fits_are_refused() {
 
 fn recording(dir: &Path) -> Recording {
     let tokens = 1500;
-    let spec = ModelSpec {
-        family: "opt".into(),
-        vocab_size: 50,
-        hidden_size: HIDDEN,
-        embed_size: HIDDEN,
-        layers: 3,
-        max_positions: 100,
-        norm: Norm { kind: NormKind::LayerNorm, eps: 1e-5, weight: true, bias: true },
-        positions: Positions::Learned { offset: 2 },
-        attention: Attention { heads: 2, kv_heads: 2, head_dim: 12, qkv_bias: true, out_bias: true, qk_norm: false },
+    let norm = Norm { kind: NormKind::LayerNorm, eps: 1e-5, weight: true, bias: true };
+    let layer = LayerSpec {
+        norm,
         block: Block::PreNorm,
-        ffn: Ffn {
+        attention: Attention { heads: 2, kv_heads: 2, head_dim: 12, qkv_bias: true, out_bias: true, qk_norm: None },
+        positions: Positions::None,
+        feed_forward: FeedForward::Dense(Ffn {
             size: FFN,
             activation: Activation::Relu,
             gated: false,
@@ -169,8 +164,17 @@ fn recording(dir: &Path) -> Recording {
             gate_bias: false,
             up_bias: true,
             down_bias: true,
-        },
-        final_norm: true,
+        }),
+    };
+    let spec = ModelSpec {
+        family: "opt".into(),
+        vocab_size: 50,
+        hidden_size: HIDDEN,
+        embed_size: HIDDEN,
+        max_positions: 100,
+        learned_positions: Some(LearnedPositions { offset: 2 }),
+        layers: vec![layer; 3],
+        final_norm: Some(norm),
         tied_head: true,
         head_bias: false,
         bos: Some(2),

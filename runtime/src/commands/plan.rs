@@ -49,7 +49,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
     options.budget.map_or(Ok(()), memory::check_budget)?;
     let smallest = smallest(&bundle, &options);
     let planned = plan(&bundle, &options)?;
-    let groups = bundle.layout().groups() as u64 * bundle.spec().layers as u64;
+    let groups = bundle.layout().groups() as u64 * bundle.spec().layers.len() as u64;
     let (cost, known) = options.disk_cost(&bundle);
     let expected = match Expectation::new(&bundle, &planned, &cost, context) {
         Some(expected) => Some((expected, memory_rate(options.threads, expected.bytes_touched as u64)?)),

@@ -109,7 +109,7 @@ impl Executor {
         let (tokens, batch, context) = (room.tokens(), room.batch(), room.context);
         Ok(Self {
             positions: PositionTables::new(&spec, context),
-            kv: KvMemory::new(&spec, spec.layers, room.blocks() * KV_BLOCK, room.kv)?,
+            kv: KvMemory::new(&spec, spec.layers.len(), room.blocks() * KV_BLOCK, room.kv)?,
             blocks: Blocks::new(room.blocks()),
             sequences: Vec::new(),
             places: Vec::new(),

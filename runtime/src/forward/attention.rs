@@ -1,16 +1,13 @@
 //! Causal self-attention over the KV cache: every token with what came before it in its sequence.
 
-use flashlm_formats::model::ModelSpec;
-use flashlm_kernels::{Threads, add_weighted_rows_serial, layer_norm, matvec_serial, rope_rotate_half, softmax};
+use flashlm_formats::model::{Attention, ModelSpec};
+use flashlm_kernels::{Threads, add_weighted_rows_serial, matvec_serial, rope_rotate_half, softmax};
 
 use super::kv::{KvMemory, SequencePlaces};
-use super::positions::PositionTables;
+use super::positions::PositionTable;
 use super::weights::QkNorm;
 use crate::error::Result;
 use crate::neurons::source::Arithmetic;
-
-/// Widest head with a norm of its own.
-const HEAD_DIM_MAX: usize = 1024;
 
 /// Memory of one attention call: per head the attended values and one row of scores.
 #[derive(Default)]
@@ -25,7 +22,7 @@ impl AttentionScratch {
     }
 
     fn len(spec: &ModelSpec, tokens: usize, context: usize) -> usize {
-        spec.attention.heads * (tokens * spec.attention.head_dim + context)
+        spec.attention().heads * (tokens * spec.attention().head_dim + context)
     }
 
     /// Bytes of that scratch.
@@ -36,14 +33,14 @@ impl AttentionScratch {
 
 /// One attention call.
 pub struct AttentionCall<'a> {
-    /// The architecture.
-    pub spec: &'a ModelSpec,
+    /// The shape of the block's attention.
+    pub shape: &'a Attention,
     /// Which block.
     pub layer: usize,
-    /// Norms of query and key heads, if the model has them.
+    /// Norms of query and key heads, if the block has them.
     pub qk_norm: Option<&'a QkNorm>,
-    /// Rotary or ALiBi tables.
-    pub positions: &'a PositionTables,
+    /// The block's rotary or ALiBi table.
+    pub positions: &'a PositionTable,
     /// Which tokens.
     pub batch: &'a Batch<'a>,
 }
@@ -81,12 +78,11 @@ pub fn attend(
     scratch: &mut AttentionScratch,
     out: &mut [f32],
 ) -> Result<()> {
-    let AttentionCall { spec, layer, batch, .. } = *call;
-    let shape = &spec.attention;
+    let AttentionCall { shape, layer, batch, .. } = *call;
     let (heads, kv_heads, dim) = (shape.heads, shape.kv_heads, shape.head_dim);
     for (token, row) in batch.tokens.iter().zip(qkv.chunks_exact_mut(shape.qkv_size())) {
         let (queries_keys, values) = row.split_at_mut((heads + kv_heads) * dim);
-        normalise_and_rotate(call, token.position, queries_keys);
+        normalise_and_rotate(call, token.position, queries_keys, &mut scratch.heads[..dim]);
         let place = batch.sequences[token.sequence].place(token.position);
         kv.put(layer, (place, token.position), &queries_keys[heads * dim..], values)?;
     }
@@ -107,7 +103,7 @@ pub fn attend(
                 let scores = &mut scores[first..first + places.len()];
                 matvec_serial(kv.keys(layer, kv_head, places), query, scores);
             }
-            if let PositionTables::Alibi { bias, context } = call.positions {
+            if let PositionTable::Alibi { bias, context } = call.positions {
                 for (score, bias) in scores.iter_mut().zip(&bias[head * context..]) {
                     *score = (*score + bias) * scale;
                 }
@@ -132,19 +128,17 @@ pub fn attend(
     Ok(())
 }
 
-fn normalise_and_rotate(call: &AttentionCall<'_>, position: usize, queries_keys: &mut [f32]) {
-    let shape = &call.spec.attention;
-    let dim = shape.head_dim;
-    if let Some(norm) = call.qk_norm {
+/// `normed` is room for one head.
+fn normalise_and_rotate(call: &AttentionCall<'_>, position: usize, queries_keys: &mut [f32], normed: &mut [f32]) {
+    let dim = call.shape.head_dim;
+    if let Some(norms) = call.qk_norm {
         for (head, values) in queries_keys.chunks_exact_mut(dim).enumerate() {
-            let (weight, bias) = if head < shape.heads { &norm.query } else { &norm.key };
-            let mut normed = [0.0; HEAD_DIM_MAX];
-            let normed = &mut normed[..dim];
-            layer_norm(values, Some(weight), Some(bias), call.spec.norm.eps, normed);
+            let norm = if head < call.shape.heads { &norms.query } else { &norms.key };
+            norm.apply(values, normed);
             values.copy_from_slice(normed);
         }
     }
-    if let PositionTables::Rotary { dims, cos, sin } = call.positions {
+    if let PositionTable::Rotary { dims, cos, sin } = call.positions {
         let row = position * dims / 2..(position + 1) * dims / 2;
         for values in queries_keys.chunks_exact_mut(dim) {
             rope_rotate_half(values, *dims, &cos[row.clone()], &sin[row.clone()]);

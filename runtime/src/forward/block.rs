@@ -1,7 +1,7 @@
 //! One transformer block, for the tokens that go through it together.
 
-use flashlm_formats::model::{Block, ModelSpec, NormKind};
-use flashlm_kernels::{MatmulScratch, Threads, layer_norm, matmul, matvec_beside, matvec_each, rms_norm};
+use flashlm_formats::model::{Block, ModelSpec};
+use flashlm_kernels::{MatmulScratch, Threads, matmul, matvec_beside, matvec_each};
 
 use super::attention::{AttentionCall, AttentionScratch, Batch, attend};
 use super::kv::KvMemory;
@@ -32,8 +32,8 @@ impl BlockScratch {
         Self {
             attention_input: zeros(spec.hidden_size),
             ffn_input: zeros(spec.hidden_size),
-            qkv: zeros(spec.attention.qkv_size()),
-            attended: zeros(spec.attention.heads * spec.attention.head_dim),
+            qkv: zeros(spec.attention().qkv_size()),
+            attended: zeros(spec.attention().heads * spec.attention().head_dim),
             delta: zeros(spec.hidden_size),
             ffn_output: zeros(spec.hidden_size),
             attention: AttentionScratch::new(spec, tokens, context),
@@ -43,7 +43,7 @@ impl BlockScratch {
 
     /// Bytes of that scratch, with so many threads.
     pub fn bytes(spec: &ModelSpec, tokens: usize, context: usize, batch: usize, threads: usize) -> u64 {
-        let shape = &spec.attention;
+        let shape = spec.attention();
         let width = 4 * spec.hidden_size + shape.qkv_size() + shape.heads * shape.head_dim;
         (tokens * width * 4) as u64
             + AttentionScratch::bytes(spec, tokens, context)
@@ -57,7 +57,7 @@ pub struct Pass<'a, 'h> {
     pub spec: &'a ModelSpec,
     /// The threads to use.
     pub threads: &'a Threads,
-    /// Rotary or ALiBi tables.
+    /// Rotary and ALiBi tables.
     pub positions: &'a PositionTables,
     /// Which tokens.
     pub batch: &'a Batch<'a>,
@@ -74,14 +74,13 @@ pub struct Pass<'a, 'h> {
 impl Pass<'_, '_> {
     /// Runs block `layer` on `states` (`[tokens, hidden]`, changed in place).
     pub fn run(&mut self, weights: &LayerWeights, layer: usize, states: &mut [f32]) -> Result<()> {
-        let spec = self.spec;
-        match spec.block {
+        match weights.spec.block {
             Block::PreNorm => {
                 self.predict_ahead(ffn_norm(weights), layer, states)?;
-                norm(spec, &weights.attention_norm, states, &mut self.scratch.attention_input);
+                weights.attention_norm.apply(states, &mut self.scratch.attention_input);
                 self.attention(weights, layer)?;
                 add(states, &self.scratch.delta);
-                norm(spec, ffn_norm(weights), states, &mut self.scratch.ffn_input);
+                ffn_norm(weights).apply(states, &mut self.scratch.ffn_input);
                 self.feed_forward(weights, layer)?;
                 add(states, &self.scratch.ffn_output);
             }
@@ -90,17 +89,17 @@ impl Pass<'_, '_> {
                 self.scratch.attention_input[..states.len()].copy_from_slice(states);
                 self.attention(weights, layer)?;
                 add(states, &self.scratch.delta);
-                norm(spec, &weights.attention_norm, states, &mut self.scratch.ffn_input);
+                weights.attention_norm.apply(states, &mut self.scratch.ffn_input);
                 states.copy_from_slice(&self.scratch.ffn_input[..states.len()]);
                 self.feed_forward(weights, layer)?;
                 add(states, &self.scratch.ffn_output);
-                norm(spec, ffn_norm(weights), states, &mut self.scratch.delta);
+                ffn_norm(weights).apply(states, &mut self.scratch.delta);
                 states.copy_from_slice(&self.scratch.delta[..states.len()]);
             }
             Block::ParallelOneNorm | Block::ParallelTwoNorms => {
-                norm(spec, &weights.attention_norm, states, &mut self.scratch.attention_input);
+                weights.attention_norm.apply(states, &mut self.scratch.attention_input);
                 match &weights.ffn_norm {
-                    Some(own) => norm(spec, own, states, &mut self.scratch.ffn_input),
+                    Some(own) => own.apply(states, &mut self.scratch.ffn_input),
                     None => self.scratch.ffn_input[..states.len()]
                         .copy_from_slice(&self.scratch.attention_input[..states.len()]),
                 }
@@ -127,14 +126,14 @@ impl Pass<'_, '_> {
         if !self.decodes() {
             return Ok(());
         }
-        norm(self.spec, of, states, &mut self.scratch.ffn_input);
+        of.apply(states, &mut self.scratch.ffn_input);
         let inputs = inputs(self.batch, &self.scratch.ffn_input[..states.len()]);
         self.ffn.predict_ahead(layer, inputs, self.threads)
     }
 
     /// `attention_input` -> `delta`.
     fn attention(&mut self, weights: &LayerWeights, layer: usize) -> Result<()> {
-        let (spec, source) = (self.spec, &mut *self.ffn);
+        let (hidden, shape, source) = (self.spec.hidden_size, &weights.spec.attention, &mut *self.ffn);
         let (tokens, arithmetic) = (self.batch.tokens.len(), self.batch.arithmetic);
         let BlockScratch { attention_input, qkv, attended, delta, attention, ffn, .. } = &mut *self.scratch;
         let mut polled = Ok(());
@@ -148,18 +147,18 @@ impl Pass<'_, '_> {
                 }
             },
         };
-        let qkv = &mut qkv[..tokens * spec.attention.qkv_size()];
-        linear.apply(&weights.qkv, &attention_input[..tokens * spec.hidden_size], qkv);
+        let qkv = &mut qkv[..tokens * shape.qkv_size()];
+        linear.apply(&weights.qkv, &attention_input[..tokens * hidden], qkv);
         let call = AttentionCall {
-            spec,
+            shape,
             layer,
             qk_norm: weights.qk_norm.as_ref(),
-            positions: self.positions,
+            positions: self.positions.of(&weights.spec),
             batch: self.batch,
         };
-        let attended = &mut attended[..tokens * spec.attention.heads * spec.attention.head_dim];
+        let attended = &mut attended[..tokens * shape.heads * shape.head_dim];
         attend(&call, self.threads, qkv, self.kv, attention, attended)?;
-        linear.apply(&weights.out, attended, &mut delta[..tokens * spec.hidden_size]);
+        linear.apply(&weights.out, attended, &mut delta[..tokens * hidden]);
         polled
     }
 
@@ -219,15 +218,4 @@ impl Linears<'_> {
 
 fn add(to: &mut [f32], from: &[f32]) {
     to.iter_mut().zip(from).for_each(|(a, b)| *a += b);
-}
-
-/// Normalises each row of `states` into `out`.
-pub fn norm(spec: &ModelSpec, weights: &NormWeights, states: &[f32], out: &mut [f32]) {
-    let (weight, bias) = (weights.weight.as_deref(), weights.bias.as_deref());
-    for (row, out) in states.chunks_exact(spec.hidden_size).zip(out.chunks_exact_mut(spec.hidden_size)) {
-        match spec.norm.kind {
-            NormKind::LayerNorm => layer_norm(row, weight, bias, spec.norm.eps, out),
-            NormKind::RmsNorm => rms_norm(row, weight, spec.norm.eps, out),
-        }
-    }
 }

@@ -1,6 +1,6 @@
 //! From token ids to the states that enter the first block.
 
-use flashlm_formats::model::{ModelSpec, Positions};
+use flashlm_formats::model::{LearnedPositions, ModelSpec};
 use flashlm_kernels::{Threads, matvec};
 
 use super::tables::TableSource;
@@ -62,7 +62,7 @@ impl Embedding<'_> {
             }
             None => look_up(state)?,
         }
-        if let (Some(table), Positions::Learned { offset }) = (&weights.positions, self.spec.positions) {
+        if let (Some(table), Some(LearnedPositions { offset })) = (&weights.positions, self.spec.learned_positions) {
             let table = table.matrix();
             flashlm_kernels::to_f32(table.element(), table.row(position + offset), &mut scratch.position);
             state.iter_mut().zip(&scratch.position).for_each(|(s, p)| *s += p);

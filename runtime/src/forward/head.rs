@@ -3,7 +3,6 @@
 use flashlm_formats::model::ModelSpec;
 use flashlm_kernels::{MatmulScratch, Threads, matmul, matvec, matvec_each};
 
-use super::block::norm;
 use super::tables::TableSource;
 use super::weights::OuterWeights;
 use crate::error::{Result, RuntimeError};
@@ -90,7 +89,7 @@ impl Head<'_> {
         let HeadScratch { normed, projected, logits, .. } = scratch;
         let normed = &mut normed[..states.len()];
         match &self.weights.final_norm {
-            Some(final_norm) => norm(self.spec, final_norm, states, normed),
+            Some(final_norm) => final_norm.apply(states, normed),
             None => normed.copy_from_slice(states),
         }
         let input: &[f32] = match &self.weights.project_out {
@@ -139,7 +138,7 @@ impl Head<'_> {
         let rows = states.len() / self.spec.hidden_size;
         let mut input = states.to_vec();
         if let Some(final_norm) = &self.weights.final_norm {
-            norm(self.spec, final_norm, states, &mut input);
+            final_norm.apply(states, &mut input);
         }
         if let Some(project) = &self.weights.project_out {
             let mut projected = vec![0.0; rows * self.spec.embed_size];

@@ -47,14 +47,14 @@ pub struct KvMemory {
 impl KvMemory {
     /// Room for `places` tokens in `layers` layers of `spec`.
     pub fn new(spec: &ModelSpec, layers: usize, places: usize, dtype: KvDtype) -> Result<Self> {
-        let (kv_heads, head_dim) = (spec.attention.kv_heads, spec.attention.head_dim);
+        let (kv_heads, head_dim) = (spec.attention().kv_heads, spec.attention().head_dim);
         let memory = AlignedMemory::new(layers * Self::layer_bytes(spec, places, dtype))?;
         Ok(Self { memory, element: dtype.element(), kv_heads, head_dim, places })
     }
 
     /// Bytes of one layer.
     pub fn layer_bytes(spec: &ModelSpec, places: usize, dtype: KvDtype) -> usize {
-        2 * spec.attention.kv_heads * places * spec.attention.head_dim * dtype.element().bytes()
+        2 * spec.attention().kv_heads * places * spec.attention().head_dim * dtype.element().bytes()
     }
 
     /// Places for tokens.

@@ -1,12 +1,46 @@
-//! Rotary tables and ALiBi slopes.
+//! Rotary tables and ALiBi biases, for the kinds of positions that a model's layers have.
 
-use flashlm_formats::model::{ModelSpec, Positions, RopeScaling};
+use flashlm_formats::model::{LayerSpec, ModelSpec, Positions, RopeScaling};
 use half::bf16;
 
+/// The tables of all layers: one for each kind of positions, shared by the layers that have it.
+pub struct PositionTables(Vec<(Positions, PositionTable)>);
+
+impl PositionTables {
+    /// Tables for `context` positions.
+    pub fn new(spec: &ModelSpec, context: usize) -> Self {
+        let heads = spec.attention().heads;
+        Self(kinds(spec).into_iter().map(|kind| (kind, PositionTable::new(kind, heads, context))).collect())
+    }
+
+    /// Bytes of the tables for `context` positions.
+    pub fn bytes(spec: &ModelSpec, context: usize) -> u64 {
+        let heads = spec.attention().heads;
+        kinds(spec).into_iter().map(|kind| PositionTable::bytes(kind, heads, context)).sum()
+    }
+
+    /// That of a layer.
+    pub fn of(&self, layer: &LayerSpec) -> &PositionTable {
+        let found = self.0.iter().find(|(kind, _)| *kind == layer.positions);
+        &found.expect("every layer of the model has a table").1
+    }
+}
+
+/// The kinds of positions that the layers have; hardly ever more than two.
+fn kinds(spec: &ModelSpec) -> Vec<Positions> {
+    let mut kinds = Vec::new();
+    for layer in &spec.layers {
+        if !kinds.contains(&layer.positions) {
+            kinds.push(layer.positions);
+        }
+    }
+    kinds
+}
+
 /// Cosines and sines of every position up to a context, or ALiBi's biases.
-pub enum PositionTables {
-    /// Positions enter with the embedding.
-    Learned,
+pub enum PositionTable {
+    /// The layer's attention does not see positions.
+    None,
     /// `cos` and `sin` are `[context, dims / 2]`.
     Rotary {
         /// Rotated dimensions of a head.
@@ -25,11 +59,10 @@ pub enum PositionTables {
     },
 }
 
-impl PositionTables {
-    /// Tables for `context` positions.
-    pub fn new(spec: &ModelSpec, context: usize) -> Self {
-        match spec.positions {
-            Positions::Learned { .. } => Self::Learned,
+impl PositionTable {
+    fn new(positions: Positions, heads: usize, context: usize) -> Self {
+        match positions {
+            Positions::None => Self::None,
             Positions::Rotary { dims, theta, scaling } => {
                 let frequencies = rotary_frequencies(dims, theta, scaling);
                 let angles = (0..context).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
@@ -37,9 +70,8 @@ impl PositionTables {
                 Self::Rotary { dims, cos, sin }
             }
             Positions::Alibi => {
-                let slopes = alibi_slopes(spec.attention.heads);
                 // The published model code builds the whole bias in bfloat16: slope, position and product are rounded.
-                let bias = slopes
+                let bias = alibi_slopes(heads)
                     .iter()
                     .flat_map(|&slope| {
                         (0..context).map(move |p| {
@@ -53,12 +85,11 @@ impl PositionTables {
         }
     }
 
-    /// Bytes of the tables for `context` positions.
-    pub fn bytes(spec: &ModelSpec, context: usize) -> u64 {
-        match spec.positions {
-            Positions::Learned { .. } => 0,
+    fn bytes(positions: Positions, heads: usize, context: usize) -> u64 {
+        match positions {
+            Positions::None => 0,
             Positions::Rotary { dims, .. } => (context * dims * 4) as u64,
-            Positions::Alibi => (spec.attention.heads * context * 4) as u64,
+            Positions::Alibi => (heads * context * 4) as u64,
         }
     }
 }

@@ -1,10 +1,10 @@
 //! What stays in memory of attention, norms and the vocabulary: matrices as they are stored, vectors widened to f32.
 
-use flashlm_formats::model::{ModelSpec, Positions};
-use flashlm_kernels::{Element, Matrix, ScaleGroup};
+use flashlm_formats::model::{LayerSpec, ModelSpec, Norm, NormKind};
+use flashlm_kernels::{Element, Matrix, ScaleGroup, layer_norm, rms_norm};
 
 use crate::error::Result;
-use crate::tensors::{BytesRange, TensorBytes, TensorSource, checked, element, optional_vector, scale_group, vector};
+use crate::tensors::{BytesRange, TensorBytes, TensorSource, checked, element, optional_vector, scale_group};
 
 /// A weight matrix `[outputs, inputs]` that keeps its memory alive.
 #[derive(Clone)]
@@ -57,33 +57,52 @@ pub struct Linear {
     pub bias: Option<Vec<f32>>,
 }
 
-/// A norm's weight and bias, where it has them.
+/// A norm with its weight and bias, where it has them.
 pub struct NormWeights {
-    /// `[hidden]`.
-    pub weight: Option<Vec<f32>>,
-    /// `[hidden]`.
-    pub bias: Option<Vec<f32>>,
+    kind: NormKind,
+    eps: f32,
+    width: usize,
+    /// `[width]`.
+    weight: Option<Vec<f32>>,
+    /// `[width]`.
+    bias: Option<Vec<f32>>,
 }
 
 impl NormWeights {
-    fn load(source: &mut dyn TensorSource, spec: &ModelSpec, name: &str) -> Result<Self> {
+    fn load(source: &mut dyn TensorSource, norm: &Norm, name: &str, width: usize) -> Result<Self> {
         Ok(Self {
-            weight: optional_vector(source, spec.norm.weight, &format!("{name}.weight"), spec.hidden_size)?,
-            bias: optional_vector(source, spec.norm.bias, &format!("{name}.bias"), spec.hidden_size)?,
+            kind: norm.kind,
+            eps: norm.eps,
+            width,
+            weight: optional_vector(source, norm.weight, &format!("{name}.weight"), width)?,
+            bias: optional_vector(source, norm.bias, &format!("{name}.bias"), width)?,
         })
+    }
+
+    /// Normalises each row of `rows` into `out`.
+    pub fn apply(&self, rows: &[f32], out: &mut [f32]) {
+        let (weight, bias) = (self.weight.as_deref(), self.bias.as_deref());
+        for (row, out) in rows.chunks_exact(self.width).zip(out.chunks_exact_mut(self.width)) {
+            match self.kind {
+                NormKind::LayerNorm => layer_norm(row, weight, bias, self.eps, out),
+                NormKind::RmsNorm => rms_norm(row, weight, self.eps, out),
+            }
+        }
     }
 }
 
-/// LayerNorm of each query and key head.
+/// Norms of each query and key head.
 pub struct QkNorm {
-    /// Query weight and bias, `[head_dim]` each.
-    pub query: (Vec<f32>, Vec<f32>),
-    /// Key weight and bias.
-    pub key: (Vec<f32>, Vec<f32>),
+    /// Of each query.
+    pub query: NormWeights,
+    /// Of each key.
+    pub key: NormWeights,
 }
 
 /// The resident weights of one block.
 pub struct LayerWeights {
+    /// What the block is.
+    pub spec: LayerSpec,
     /// Norm of the attention.
     pub attention_norm: NormWeights,
     /// Fused query, key and value projection.
@@ -101,8 +120,9 @@ pub struct LayerWeights {
 impl LayerWeights {
     /// Takes the tensors of block `layer` from `source`.
     pub fn load(spec: &ModelSpec, layer: usize, source: &mut dyn TensorSource) -> Result<Self> {
-        let (hidden, attention, p) = (spec.hidden_size, &spec.attention, format!("layers.{layer}"));
-        let attention_norm = NormWeights::load(source, spec, &format!("{p}.attention_norm"))?;
+        let (hidden, spec, p) = (spec.hidden_size, spec.layers[layer], format!("layers.{layer}"));
+        let (attention, norm) = (&spec.attention, &spec.norm);
+        let attention_norm = NormWeights::load(source, norm, &format!("{p}.attention_norm"), hidden)?;
         let qkv = Linear {
             weight: Weight::load(source, &format!("{p}.attention.qkv.weight"), attention.qkv_size(), hidden)?,
             bias: optional_vector(
@@ -112,17 +132,13 @@ impl LayerWeights {
                 attention.qkv_size(),
             )?,
         };
-        let qk_norm = if attention.qk_norm {
-            let mut pair = |which: &str| -> Result<(Vec<f32>, Vec<f32>)> {
-                let name = format!("{p}.attention.{which}");
-                Ok((
-                    vector(source, &format!("{name}.weight"), attention.head_dim)?,
-                    vector(source, &format!("{name}.bias"), attention.head_dim)?,
-                ))
-            };
-            Some(QkNorm { query: pair("q_norm")?, key: pair("k_norm")? })
-        } else {
-            None
+        let qk_norm = match &attention.qk_norm {
+            Some(norm) => {
+                let mut load =
+                    |which| NormWeights::load(source, norm, &format!("{p}.attention.{which}"), attention.head_dim);
+                Some(QkNorm { query: load("q_norm")?, key: load("k_norm")? })
+            }
+            None => None,
         };
         let out = Linear {
             weight: Weight::load(
@@ -134,17 +150,18 @@ impl LayerWeights {
             bias: optional_vector(source, attention.out_bias, &format!("{p}.attention.out.bias"), hidden)?,
         };
         let ffn_norm = if spec.block.has_ffn_norm() {
-            Some(NormWeights::load(source, spec, &format!("{p}.ffn_norm"))?)
+            Some(NormWeights::load(source, norm, &format!("{p}.ffn_norm"), hidden)?)
         } else {
             None
         };
         Ok(Self {
+            spec,
             attention_norm,
             qkv,
             qk_norm,
             out,
             ffn_norm,
-            down_bias: optional_vector(source, spec.ffn.down_bias, &format!("{p}.ffn.down_bias"), hidden)?,
+            down_bias: optional_vector(source, spec.ffn().down_bias, &format!("{p}.ffn.down_bias"), hidden)?,
         })
     }
 }
@@ -176,14 +193,15 @@ impl OuterWeights {
             present.then(|| Weight::load(source, name, rows, cols)).transpose()
         };
         let tokens = weight(true, "embed.tokens", vocab, embed)?.expect("asked for");
-        let positions = match spec.positions {
-            Positions::Learned { offset } => weight(true, "embed.positions", spec.max_positions + offset, hidden)?,
-            _ => None,
+        let positions = match spec.learned_positions {
+            Some(learned) => weight(true, "embed.positions", spec.max_positions + learned.offset, hidden)?,
+            None => None,
         };
         let project_in = weight(embed != hidden, "embed.project_in", hidden, embed)?;
         let project_out = weight(embed != hidden, "embed.project_out", embed, hidden)?;
         let head = weight(!spec.tied_head, "head.weight", vocab, embed)?;
-        let final_norm = if spec.final_norm { Some(NormWeights::load(source, spec, "final_norm")?) } else { None };
+        let final_norm =
+            spec.final_norm.map(|norm| NormWeights::load(source, &norm, "final_norm", hidden)).transpose()?;
         let head_bias = optional_vector(source, spec.head_bias, "head.bias", vocab)?;
         Ok(Self { tokens, positions, project_in, project_out, final_norm, head, head_bias })
     }
@@ -207,7 +225,9 @@ impl ModelWeights {
     pub fn load(spec: &ModelSpec, source: &mut dyn TensorSource) -> Result<Self> {
         Ok(Self {
             outer: OuterWeights::load(spec, source)?,
-            layers: (0..spec.layers).map(|layer| LayerWeights::load(spec, layer, source)).collect::<Result<_>>()?,
+            layers: (0..spec.layers.len())
+                .map(|layer| LayerWeights::load(spec, layer, source))
+                .collect::<Result<_>>()?,
         })
     }
 }

@@ -25,7 +25,7 @@ impl GroupChecks {
     pub fn new(bundle: &Bundle) -> Self {
         Self {
             path: bundle.path().to_owned(),
-            layers: (0..bundle.spec().layers).map(|layer| Arc::clone(bundle.group_checksums(layer))).collect(),
+            layers: (0..bundle.spec().layers.len()).map(|layer| Arc::clone(bundle.group_checksums(layer))).collect(),
             group_bytes: bundle.layout().group_bytes(),
         }
     }

@@ -17,7 +17,7 @@ pub struct NeuronParams {
 impl NeuronParams {
     /// Takes those of `layer` from `source`.
     pub fn load(spec: &ModelSpec, layer: usize, source: &mut dyn TensorSource) -> Result<Self> {
-        let (ffn, prefix) = (&spec.ffn, format!("layers.{layer}.ffn"));
+        let (ffn, prefix) = (spec.layers[layer].ffn(), format!("layers.{layer}.ffn"));
         Ok(Self {
             gate_bias: optional_vector(source, ffn.gate_bias, &format!("{prefix}.gate_bias"), ffn.size)?,
             up_bias: optional_vector(source, ffn.up_bias, &format!("{prefix}.up_bias"), ffn.size)?,
@@ -27,7 +27,7 @@ impl NeuronParams {
 
     /// Takes those of all layers.
     pub fn load_all(spec: &ModelSpec, source: &mut dyn TensorSource) -> Result<Vec<Self>> {
-        (0..spec.layers).map(|layer| Self::load(spec, layer, source)).collect()
+        (0..spec.layers.len()).map(|layer| Self::load(spec, layer, source)).collect()
     }
 
     /// The biases.

@@ -12,7 +12,7 @@ pub struct LayerPlaces(Vec<u64>);
 impl LayerPlaces {
     /// Those of `bundle`.
     pub fn new(bundle: &Bundle) -> Self {
-        let mut places: Vec<u64> = (0..bundle.spec().layers).map(|layer| bundle.layer(layer).offset).collect();
+        let mut places: Vec<u64> = (0..bundle.spec().layers.len()).map(|layer| bundle.layer(layer).offset).collect();
         places.push(bundle.flash().end());
         Self(places)
     }

@@ -77,7 +77,7 @@ pub struct LayerPredictors {
 impl LayerPredictors {
     /// Takes those of all layers from a bundle's predictors section.
     pub fn load_all(blob: &SharedBytes, info: &PredictorInfo, spec: &ModelSpec) -> Result<Vec<Self>> {
-        let (hidden, neurons) = (spec.hidden_size, spec.ffn.size);
+        let (hidden, neurons) = (spec.hidden_size, spec.ffn().size);
         let tensors = PredictorTensors::parse(blob)?;
         let layer = |(layer, stored): (usize, &LayerPredictor)| {
             let load = |prefix: &str| tensors.predictor(&format!("layers.{layer}.{prefix}"), hidden, neurons);
@@ -88,7 +88,7 @@ impl LayerPredictors {
 
     /// Bytes of the vectors of all layers, which are kept as numbers beside the blob: biases, scales, and room for the middle.
     pub fn vector_bytes(info: &PredictorInfo, spec: &ModelSpec) -> u64 {
-        let one = |rank: usize| (2 * spec.ffn.size + 2 * rank) * 4;
+        let one = |rank: usize| (2 * spec.ffn().size + 2 * rank) * 4;
         let bytes = info.layers.iter().map(|layer| one(layer.rank) + layer.look_ahead_rank.map_or(0, one));
         bytes.sum::<usize>() as u64
     }

@@ -28,13 +28,13 @@ pub(super) const SPARSE: usize = 8;
 impl FfnScratch {
     /// Scratch for pieces of up to `tokens` tokens; neurons are chosen for `batch` tokens at a time.
     pub fn new(spec: &ModelSpec, tokens: usize, batch: usize) -> Self {
-        let len = room(spec.ffn.size, tokens);
+        let len = room(spec.ffn().size, tokens);
         Self {
             activations: vec![0.0; len],
-            gates: vec![0.0; if spec.ffn.gated { len } else { 0 }],
-            active: Vec::with_capacity(spec.ffn.size.min(ACTIVATIONS).max(len / SPARSE)),
+            gates: vec![0.0; if spec.ffn().gated { len } else { 0 }],
+            active: Vec::with_capacity(spec.ffn().size.min(ACTIVATIONS).max(len / SPARSE)),
             row_starts: Vec::with_capacity(tokens + 1),
-            chosen: ChosenScratch::new(spec.ffn.size.min(ACTIVATIONS), room(spec.ffn.size, batch)),
+            chosen: ChosenScratch::new(spec.ffn().size.min(ACTIVATIONS), room(spec.ffn().size, batch)),
             batch,
             matmul: MatmulScratch::default(),
         }
@@ -42,16 +42,16 @@ impl FfnScratch {
 
     /// Bytes of that scratch, once products on so many threads have made it as large as it gets.
     pub fn bytes(spec: &ModelSpec, tokens: usize, batch: usize, threads: usize) -> u64 {
-        let len = room(spec.ffn.size, tokens);
-        let floats = len * (1 + usize::from(spec.ffn.gated));
-        let neurons = spec.ffn.size.min(ACTIVATIONS);
+        let len = room(spec.ffn().size, tokens);
+        let floats = len * (1 + usize::from(spec.ffn().gated));
+        let neurons = spec.ffn().size.min(ACTIVATIONS);
         let active = neurons.max(len / SPARSE);
         // The longest input of a matrix product.
-        let cols = spec.hidden_size.max(spec.attention.heads * spec.attention.head_dim);
+        let cols = spec.hidden_size.max(spec.attention().heads * spec.attention().head_dim);
         // Beside blocks: vectors rounded for rows of integers, of a few tokens at a time.
         let products = MatmulScratch::bytes_needed(threads, tokens, cols) + MATMUL_TOKENS_MIN.max(batch) * cols * 4;
         (floats * 4 + active * 8 + (tokens + 1) * 8 + products) as u64
-            + ChosenScratch::bytes(neurons, room(spec.ffn.size, batch))
+            + ChosenScratch::bytes(neurons, room(spec.ffn().size, batch))
     }
 
     /// The scratch of matrix products.

@@ -92,7 +92,7 @@ impl StreamedFfn {
                 .extend((0..bytes).step_by(piece).map(|at| Extent { offset: offset + at as u64, length: length(at) }));
         };
         let (mut pieces, mut layers) = (Vec::new(), Vec::new());
-        let (count, resident) = (bundle.spec().layers, bundle.resident().extent);
+        let (count, resident) = (bundle.spec().layers.len(), bundle.resident().extent);
         let pinned = parts.pinned.as_ref().map_or(0, |pinned| pinned.layers);
         for layer in 0..count {
             let first = pieces.len();
@@ -107,7 +107,7 @@ impl StreamedFfn {
         }
         reader.restart(&pieces)?;
         let checks = verify.then(|| GroupChecks::new(bundle));
-        let (ffn, records) = (bundle.spec().ffn, Records::of(bundle));
+        let (ffn, records) = (*bundle.spec().ffn(), Records::of(bundle));
         let (pinned, places) = (parts.pinned, LayerPlaces::new(bundle));
         let (next_layer, params) = (0, Vec::new());
         Ok(Self { ffn, records, layout, pieces, layers, pinned, reader, checks, places, next_layer, params })

@@ -208,7 +208,7 @@ impl<'a> Case<'a> {
         let pieces = scratch_tokens.min(self.options.context);
         let chosen = match self.predictors {
             0 => 0,
-            _ => predicted::bytes(spec.ffn.size, pieces, self.options.batch),
+            _ => predicted::bytes(spec.ffn().size, pieces, self.options.batch),
         };
         let common = [item("predictors", self.predictors + chosen), item("vocabulary", tables.bytes(self.bundle))];
         let whole = |items: &[PlanItem]| base.plan(choice.name(), &[&common, items].concat());
@@ -228,7 +228,7 @@ impl<'a> Case<'a> {
         let layer = layout.layer_bytes() as u64;
         let buffers = |chunks| item("FFN buffers", StreamedFfn::bytes(layout, chunks));
         match choice {
-            FfnChoice::Resident => planned(whole(&[item("FFN", spec.layers as u64 * layer)]), None, 0, 0),
+            FfnChoice::Resident => planned(whole(&[item("FFN", spec.layers.len() as u64 * layer)]), None, 0, 0),
             FfnChoice::Streamed => {
                 let most = (CHUNKS_MIN..=CHUNKS).rev().find(|chunks| parts == Parts::Most && fits(&[buffers(*chunks)]));
                 let chunks = most.unwrap_or(CHUNKS_MIN);
@@ -239,14 +239,15 @@ impl<'a> Case<'a> {
                 let items = |pinned: u64| [buffers(CHUNKS), item("pinned layers", pinned * layer)];
                 let pinned = match parts {
                     Parts::Least => 0,
-                    Parts::Most => largest(spec.layers as u64, |pinned| fits(&items(pinned))),
+                    Parts::Most => largest(spec.layers.len() as u64, |pinned| fits(&items(pinned))),
                 };
                 planned(whole(&items(pinned)), None, pinned as usize, CHUNKS)
             }
             FfnChoice::Flash => {
                 let items = |arena: &ArenaPlan| {
                     let kept: u64 = arena.slots.iter().map(|s| u64::from(*s)).sum();
-                    let tables = FlashFfn::working_bytes(layout, spec.layers, arena, self.options.batch, self.bounces);
+                    let tables =
+                        FlashFfn::working_bytes(layout, spec.layers.len(), arena, self.options.batch, self.bounces);
                     [
                         item("neuron cache", kept * self.slot),
                         item("transient neurons", 2 * u64::from(arena.transient) * self.slot),

@@ -32,7 +32,7 @@ impl Expectation {
     pub fn new(bundle: &Bundle, planned: &Planned, cost: &ReadCost, context: usize) -> Option<Self> {
         let (spec, layout) = (bundle.spec(), bundle.layout());
         let sparsity = bundle.manifest().sparsity.as_ref()?;
-        let (vectors, group_bytes) = (spec.ffn.vectors() as f64, layout.group_bytes() as f64);
+        let (vectors, group_bytes) = (spec.ffn().vectors() as f64, layout.group_bytes() as f64);
         let mut rows = 0.0;
         let (mut least, mut most) = (Reads::default(), Reads::default());
         for (at, layer) in sparsity.iter().enumerate() {
@@ -67,7 +67,7 @@ impl Expectation {
             io_most_ms: most.ms(cost).max(least.ms(cost)),
             bytes_touched: (resident_bytes_touched(bundle, context) + predictors) as f64
                 + rows * (layout.row_bytes() + Records::of(bundle).scale_bytes()) as f64,
-            layers: spec.layers,
+            layers: spec.layers.len(),
         })
     }
 

@@ -94,9 +94,9 @@ fn read_checkpoint(dir: &Path) {
     for tensor in spec.resident_tensors() {
         _ = checkpoint.read_resident(&tensor.name, &mut bytes);
     }
-    for layer in 0..spec.layers {
-        _ = checkpoint.read_ffn_rows(layer, FfnMatrix::Gate, 0..spec.ffn.size, &mut bytes);
-        _ = checkpoint.read_ffn_rows(layer, FfnMatrix::Up, 0..spec.ffn.size, &mut bytes);
+    for layer in 0..spec.layers.len() {
+        _ = checkpoint.read_ffn_rows(layer, FfnMatrix::Gate, 0..spec.ffn().size, &mut bytes);
+        _ = checkpoint.read_ffn_rows(layer, FfnMatrix::Up, 0..spec.ffn().size, &mut bytes);
         _ = checkpoint.read_ffn_rows(layer, FfnMatrix::Down, 0..spec.hidden_size, &mut bytes);
     }
 }
@@ -217,7 +217,8 @@ pub fn recording_layer(bytes: &[u8]) {
 pub fn small_recording() -> (TempDir, Recording) {
     let dir = TempDir::new().expect("a temporary directory");
     let (mut model, _) = published_tensors(tiny::CONFIG).expect("the configuration is good");
-    (model.layers, model.hidden_size, model.ffn.size) = (1, 4, 9);
+    model.layers.truncate(1);
+    (model.hidden_size, model.layers[0].ffn_mut().size) = (4, 9);
     let info = RecordingInfo::new(model, "small".into());
     let recording =
         Recording::create(dir.path(), info, vec![5, 6], vec![0, 2], vec![0, 0], vec![]).expect("a good one");
@@ -231,7 +232,8 @@ pub fn small_recording() -> (TempDir, Recording) {
 /// A bundle's predictors; a layer's predictor as `train` writes it, which becomes such; and a layer's storage order.
 pub fn predictors(bytes: &[u8]) {
     let (mut spec, _) = published_tensors(tiny::CONFIG).expect("the configuration is good");
-    (spec.hidden_size, spec.ffn.size) = (4, 9);
+    spec.hidden_size = 4;
+    spec.layers.iter_mut().for_each(|layer| layer.ffn_mut().size = 9);
     for dtype in [PredictorDType::F16, PredictorDType::Int8] {
         let layers = (0..2).map(|layer| LayerPredictor { rank: 2, dtype, look_ahead_rank: (layer == 0).then_some(2) });
         let info = PredictorInfo { kind: PredictorKind::LowRank, layers: layers.collect() };

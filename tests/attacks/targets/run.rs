@@ -47,7 +47,7 @@ pub fn whole(bundle: &Bundle) {
         let blob: SharedBytes = Arc::new(blob);
         let threads = Threads::new(std::num::NonZeroUsize::MIN).expect("no thread beside this one");
         for mut layer in LayerPredictors::load_all(&blob, info, spec).unwrap_or_default() {
-            let (input, mut scores) = (vec![1.0; spec.hidden_size], vec![0.0; spec.ffn.size]);
+            let (input, mut scores) = (vec![1.0; spec.hidden_size], vec![0.0; spec.ffn().size]);
             layer.own.scores(&threads, &input, &mut scores);
         }
     }
@@ -58,13 +58,13 @@ fn feed(bundle: &Bundle) -> Result<()> {
     let spec = bundle.spec();
     let weights = ModelWeights::load(spec, &mut Tensors(bundle))?;
     let layer_bytes = bundle.layout().layer_bytes();
-    let mut data = AlignedMemory::new(layer_bytes * spec.layers)?;
+    let mut data = AlignedMemory::new(layer_bytes * spec.layers.len())?;
     for (layer, data) in data.as_mut_slice().chunks_exact_mut(layer_bytes).enumerate() {
         let read = bundle.read_at(bundle.layer(layer).offset, data);
         read.map_err(|e| RuntimeError::Unsupported(e.to_string()))?;
     }
     let params = NeuronParams::load_all(spec, &mut Tensors(bundle))?;
-    let ffn = ResidentFfn::new(spec.ffn, Records::of(bundle), data, params);
+    let ffn = ResidentFfn::new(*spec.ffn(), Records::of(bundle), data, params);
     let threads = Threads::new(std::num::NonZeroUsize::MIN).expect("no thread beside this one");
     let context = spec.max_positions.min(4);
     let room = Room { context, sequences: 1, kv: KvDtype::F16, scratch_tokens: PIECE_TOKENS, batch: 1 };

@@ -5,13 +5,23 @@
 
 use super::config::{HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, VOCABULARY_MAX, WIDTH_MAX, head_dim};
 use super::keys::{Keys, Refused};
-use super::{Config, Family, LM_HEAD, fused, rotary};
+use super::{Config, Family, FamilyInfo, LM_HEAD, fused, rotary};
 use crate::checkpoint::config_error::ConfigError;
 use crate::checkpoint::plan::{Part, Plan};
-use crate::model::{Attention, Block, Ffn, ModelSpec, Norm, NormKind, Positions};
+use crate::model::{Attention, Block, FeedForward, Ffn, LayerSpec, ModelSpec, Norm, NormKind, Positions};
+
+/// The family's row in the README.
+pub(super) const INFO: FamilyInfo = FamilyInfo {
+    name: "falcon",
+    model_types: &["falcon", "RefinedWebModel", "RefinedWeb"],
+    checkpoints: "tiiuae/falcon-7b, -40b, -11b, -rw; relufied ones are the sparse ones",
+    covers: "multi-query, grouped, ALiBi, one or two norms, names from before transformers knew it",
+    verified: "transformers; a trained model besides",
+    references: 10,
+};
 
 pub(super) static FAMILY: Family = Family {
-    name: "falcon",
+    info: &INFO,
     model_types: &["falcon"],
     keys: &Keys {
         followed: &[
@@ -145,23 +155,14 @@ fn spec(config: &Config) -> Result<ModelSpec, ConfigError> {
         Some(size) => size,
         None => 4 * hidden_size,
     };
-    Ok(ModelSpec {
-        family: FAMILY.name.into(),
-        vocab_size,
-        hidden_size,
-        embed_size: hidden_size,
-        layers: config.count(&["num_hidden_layers", "n_layer"], Some(32), LAYERS_MAX)?,
-        max_positions,
-        norm: Norm {
-            kind: NormKind::LayerNorm,
-            eps: config.epsilon("layer_norm_epsilon", 1e-5)?,
-            weight: true,
-            bias: true,
-        },
-        positions,
-        attention: Attention { heads, kv_heads, head_dim, qkv_bias: bias, out_bias: bias, qk_norm: false },
+    let norm =
+        Norm { kind: NormKind::LayerNorm, eps: config.epsilon("layer_norm_epsilon", 1e-5)?, weight: true, bias: true };
+    let layer = LayerSpec {
+        norm,
         block: block(config, fused)?,
-        ffn: Ffn {
+        attention: Attention { heads, kv_heads, head_dim, qkv_bias: bias, out_bias: bias, qk_norm: None },
+        positions,
+        feed_forward: FeedForward::Dense(Ffn {
             size: ffn_size,
             activation: config.activation("activation", "gelu")?,
             gated: false,
@@ -169,8 +170,17 @@ fn spec(config: &Config) -> Result<ModelSpec, ConfigError> {
             gate_bias: false,
             up_bias: bias,
             down_bias: bias,
-        },
-        final_norm: true,
+        }),
+    };
+    Ok(ModelSpec {
+        family: INFO.name.into(),
+        vocab_size,
+        hidden_size,
+        embed_size: hidden_size,
+        max_positions,
+        learned_positions: None,
+        layers: vec![layer; config.count(&["num_hidden_layers", "n_layer"], Some(32), LAYERS_MAX)?],
+        final_norm: Some(norm),
         tied_head: config.flag("tie_word_embeddings", true)?,
         head_bias: false,
         // The published models saw no token in front of a text.
@@ -197,11 +207,11 @@ fn block(config: &Config, fused: Fused) -> Result<Block, ConfigError> {
 }
 
 fn plan(spec: &ModelSpec, config: &Config, prefix: &str, plan: &mut Plan) -> Result<(), ConfigError> {
-    let (hidden, ffn, attention) = (spec.hidden_size, spec.ffn.size, &spec.attention);
+    let (hidden, ffn, attention) = (spec.hidden_size, spec.ffn().size, spec.attention());
     let fused = row_order(config)?;
     let whole = |name: &str, shape: &[usize]| Part::whole(format!("{prefix}{name}"), shape);
     plan.add("embed.tokens", vec![whole("word_embeddings.weight", &[spec.vocab_size, hidden])]);
-    for layer in 0..spec.layers {
+    for layer in 0..spec.layers.len() {
         let source = |name: &str, shape: &[usize]| whole(&format!("h.{layer}.{name}"), shape);
         let canonical = |name: &str| format!("layers.{layer}.{name}");
         let qkv = attention.qkv_size();
@@ -217,7 +227,7 @@ fn plan(spec: &ModelSpec, config: &Config, prefix: &str, plan: &mut Plan) -> Res
             plan.add(canonical("ffn.up_bias"), vec![source("mlp.dense_h_to_4h.bias", &[ffn])]);
             plan.add(canonical("ffn.down_bias"), vec![source("mlp.dense_4h_to_h.bias", &[hidden])]);
         }
-        let (attention_norm, ffn_norm) = match spec.block {
+        let (attention_norm, ffn_norm) = match spec.layers[layer].block {
             Block::ParallelTwoNorms => ("ln_attn", Some("ln_mlp")),
             Block::ParallelOneNorm => ("input_layernorm", None),
             Block::PreNorm | Block::PostNorm => ("input_layernorm", Some("post_attention_layernorm")),
@@ -244,6 +254,6 @@ fn plan(spec: &ModelSpec, config: &Config, prefix: &str, plan: &mut Plan) -> Res
 fn unfuse(projection: &Part, order: Fused, spec: &ModelSpec) -> Vec<Part> {
     match order {
         Fused::MultiQuery => vec![projection.clone()],
-        Fused::Grouped | Fused::PerHead => fused::by_head(projection, &spec.attention),
+        Fused::Grouped | Fused::PerHead => fused::by_head(projection, spec.attention()),
     }
 }

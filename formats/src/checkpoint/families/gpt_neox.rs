@@ -5,14 +5,24 @@
 use super::config::{HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, VOCABULARY_MAX, WIDTH_MAX, head_dim};
 use super::keys::Keys;
 use super::rotary::{self, RotaryKeys};
-use super::{Config, Family, fused};
+use super::{Config, Family, FamilyInfo, fused};
 use crate::checkpoint::config_error::ConfigError;
 use crate::checkpoint::head_names::EMBED_OUT;
 use crate::checkpoint::plan::{Part, Plan};
-use crate::model::{Attention, Block, Ffn, ModelSpec, Norm, NormKind};
+use crate::model::{Attention, Block, FeedForward, Ffn, LayerSpec, ModelSpec, Norm, NormKind};
+
+/// The family's row in the README.
+pub(super) const INFO: FamilyInfo = FamilyInfo {
+    name: "gpt_neox",
+    model_types: &["gpt_neox"],
+    checkpoints: "EleutherAI/pythia-*, gpt-neox-20b and relufied ones",
+    covers: "parallel and sequential blocks, partial rotation, with and without attention biases",
+    verified: "transformers",
+    references: 2,
+};
 
 pub(super) static FAMILY: Family = Family {
-    name: "gpt_neox",
+    info: &INFO,
     model_types: &["gpt_neox"],
     keys: &KEYS,
     architectures: &["GPTNeoXForCausalLM"],
@@ -58,31 +68,22 @@ fn spec(config: &Config) -> Result<ModelSpec, ConfigError> {
     let max_positions = config.count(&["max_position_embeddings"], Some(2048), POSITIONS_MAX)?;
     let attention_bias = config.flag("attention_bias", true)?;
     let parallel = config.flag("use_parallel_residual", true)?;
-    Ok(ModelSpec {
-        family: FAMILY.name.into(),
-        vocab_size,
-        hidden_size,
-        embed_size: hidden_size,
-        layers: config.count(&["num_hidden_layers"], Some(44), LAYERS_MAX)?,
-        max_positions,
-        norm: Norm {
-            kind: NormKind::LayerNorm,
-            eps: config.epsilon("layer_norm_eps", 1e-5)?,
-            weight: true,
-            bias: true,
-        },
-        // A stated width of heads decides how much of them is rotated and nothing else.
-        positions: rotary::rotary_part(config, &ROTARY, rotated.unwrap_or(head_dim), head_dim, max_positions)?,
+    let norm =
+        Norm { kind: NormKind::LayerNorm, eps: config.epsilon("layer_norm_eps", 1e-5)?, weight: true, bias: true };
+    let layer = LayerSpec {
+        norm,
+        block: if parallel { Block::ParallelTwoNorms } else { Block::PreNorm },
         attention: Attention {
             heads,
             kv_heads: heads,
             head_dim,
             qkv_bias: attention_bias,
             out_bias: attention_bias,
-            qk_norm: false,
+            qk_norm: None,
         },
-        block: if parallel { Block::ParallelTwoNorms } else { Block::PreNorm },
-        ffn: Ffn {
+        // A stated width of heads decides how much of them is rotated and nothing else.
+        positions: rotary::rotary_part(config, &ROTARY, rotated.unwrap_or(head_dim), head_dim, max_positions)?,
+        feed_forward: FeedForward::Dense(Ffn {
             size: config.count(&["intermediate_size"], Some(24_576), WIDTH_MAX)?,
             activation: config.activation("hidden_act", "gelu")?,
             gated: false,
@@ -90,8 +91,17 @@ fn spec(config: &Config) -> Result<ModelSpec, ConfigError> {
             gate_bias: false,
             up_bias: true,
             down_bias: true,
-        },
-        final_norm: true,
+        }),
+    };
+    Ok(ModelSpec {
+        family: INFO.name.into(),
+        vocab_size,
+        hidden_size,
+        embed_size: hidden_size,
+        max_positions,
+        learned_positions: None,
+        layers: vec![layer; config.count(&["num_hidden_layers"], Some(44), LAYERS_MAX)?],
+        final_norm: Some(norm),
         tied_head: config.flag("tie_word_embeddings", false)?,
         head_bias: false,
         // The tokenizer puts nothing in front of a text.
@@ -102,11 +112,11 @@ fn spec(config: &Config) -> Result<ModelSpec, ConfigError> {
 }
 
 fn plan(spec: &ModelSpec, _: &Config, prefix: &str, plan: &mut Plan) -> Result<(), ConfigError> {
-    let (hidden, ffn, attention) = (spec.hidden_size, spec.ffn.size, &spec.attention);
+    let (hidden, ffn, attention) = (spec.hidden_size, spec.ffn().size, spec.attention());
     let qkv = attention.qkv_size();
     let whole = |name: &str, shape: &[usize]| Part::whole(format!("{prefix}{name}"), shape);
     plan.add("embed.tokens", vec![whole("embed_in.weight", &[spec.vocab_size, hidden])]);
-    for layer in 0..spec.layers {
+    for layer in 0..spec.layers.len() {
         let source = |name: &str, shape: &[usize]| whole(&format!("layers.{layer}.{name}"), shape);
         let mut add = |name: &str, parts| plan.add(format!("layers.{layer}.{name}"), parts);
         let projection = source("attention.query_key_value.weight", &[qkv, hidden]);

@@ -1,7 +1,8 @@
 //! The model families that can be read: one small file each, and this closed table.
 //!
 //! A family turns `config.json` into a [`ModelSpec`] and says from which stored tensors each canonical one is made. It sees
-//! no files. To add one: write its file, add it to [`FAMILIES`] and to [`FAMILY_INFOS`], and add a fixture per quirk.
+//! no files. To add one: write its file, which says in `INFO` what the README says of it, add it to [`FAMILIES`] and
+//! [`FAMILY_INFOS`], and add a fixture per quirk.
 
 mod config;
 mod falcon;
@@ -16,7 +17,7 @@ mod phi;
 mod rotary;
 
 pub(crate) use config::{Config, shorten};
-pub use info::{FAMILY_INFOS, FamilyInfo};
+pub use info::FamilyInfo;
 pub(crate) use keys::Unread;
 
 use keys::Keys;
@@ -28,8 +29,8 @@ use crate::model::ModelSpec;
 
 /// What there is to know about a family.
 pub(crate) struct Family {
-    /// For people, and for `ModelSpec::family`.
-    pub(crate) name: &'static str,
+    /// For people; its name is `ModelSpec::family`.
+    pub(crate) info: &'static FamilyInfo,
     /// Values of `model_type`, today's first.
     pub(crate) model_types: &'static [&'static str],
     /// What is done with the keys of a configuration.
@@ -66,6 +67,10 @@ static FAMILIES: &[&Family] = &[
     &phi::MSFT,
     &gpt_neox::FAMILY,
 ];
+
+/// Every family that can be read, in the README's order.
+pub const FAMILY_INFOS: &[FamilyInfo] =
+    &[opt::INFO, falcon::INFO, llama::INFO, persimmon::INFO, phi::INFO, gpt_neox::INFO];
 
 /// A configuration that its family has looked through.
 pub(crate) struct Admitted {
@@ -115,10 +120,10 @@ mod tests {
     #[test]
     fn every_family_is_described_once_with_its_model_types() {
         for info in FAMILY_INFOS {
-            let families = FAMILIES.iter().filter(|family| family.name == info.name);
+            let families = FAMILIES.iter().filter(|family| family.info == info);
             let types: Vec<&str> = families.flat_map(|family| family.model_types.iter().copied()).collect();
             assert_eq!(types, info.model_types, "{}", info.name);
         }
-        assert!(FAMILIES.iter().all(|family| FAMILY_INFOS.iter().filter(|info| info.name == family.name).count() == 1));
+        assert!(FAMILIES.iter().all(|family| FAMILY_INFOS.iter().filter(|info| *info == family.info).count() == 1));
     }
 }

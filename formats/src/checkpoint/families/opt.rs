@@ -4,13 +4,25 @@
 
 use super::config::{HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, VOCABULARY_MAX, WIDTH_MAX, head_dim};
 use super::keys::Keys;
-use super::{Config, Family, LM_HEAD};
+use super::{Config, Family, FamilyInfo, LM_HEAD};
 use crate::checkpoint::config_error::ConfigError;
 use crate::checkpoint::plan::{Part, Plan};
-use crate::model::{Attention, Block, Ffn, ModelSpec, Norm, NormKind, Positions};
+use crate::model::{
+    Attention, Block, FeedForward, Ffn, LayerSpec, LearnedPositions, ModelSpec, Norm, NormKind, Positions,
+};
+
+/// The family's row in the README.
+pub(super) const INFO: FamilyInfo = FamilyInfo {
+    name: "opt",
+    model_types: &["opt"],
+    checkpoints: "facebook/opt-125m .. 66b, Galactica",
+    covers: "pre- and post-norm, projected embeddings, without biases, untied head",
+    verified: "transformers; a trained model besides",
+    references: 5,
+};
 
 pub(super) static FAMILY: Family = Family {
-    name: "opt",
+    info: &INFO,
     model_types: &["opt"],
     keys: &KEYS,
     architectures: &["OPTForCausalLM"],
@@ -52,26 +64,21 @@ fn spec(config: &Config) -> Result<ModelSpec, ConfigError> {
     let bias = config.flag("enable_bias", true)?;
     let affine = config.flag("layer_norm_elementwise_affine", true)?;
     let pre_norm = config.flag("do_layer_norm_before", true)?;
-    Ok(ModelSpec {
-        family: FAMILY.name.into(),
-        vocab_size,
-        hidden_size,
-        embed_size: config.optional_count("word_embed_proj_dim", WIDTH_MAX)?.unwrap_or(hidden_size),
-        layers: config.count(&["num_hidden_layers"], Some(12), LAYERS_MAX)?,
-        max_positions: config.count(&["max_position_embeddings"], Some(2048), POSITIONS_MAX)?,
-        // The epsilon is not in the configuration: it is torch's default.
-        norm: Norm { kind: NormKind::LayerNorm, eps: 1e-5, weight: affine, bias: affine },
-        positions: Positions::Learned { offset: POSITION_OFFSET },
+    // The epsilon is not in the configuration: it is torch's default.
+    let norm = Norm { kind: NormKind::LayerNorm, eps: 1e-5, weight: affine, bias: affine };
+    let layer = LayerSpec {
+        norm,
+        block: if pre_norm { Block::PreNorm } else { Block::PostNorm },
         attention: Attention {
             heads,
             kv_heads: heads,
             head_dim: head_dim(("hidden_size", hidden_size), ("num_attention_heads", heads))?,
             qkv_bias: bias,
             out_bias: bias,
-            qk_norm: false,
+            qk_norm: None,
         },
-        block: if pre_norm { Block::PreNorm } else { Block::PostNorm },
-        ffn: Ffn {
+        positions: Positions::None,
+        feed_forward: FeedForward::Dense(Ffn {
             size: config.count(&["ffn_dim"], Some(3072), WIDTH_MAX)?,
             activation: config.activation("activation_function", "relu")?,
             gated: false,
@@ -79,8 +86,17 @@ fn spec(config: &Config) -> Result<ModelSpec, ConfigError> {
             gate_bias: false,
             up_bias: bias,
             down_bias: bias,
-        },
-        final_norm: pre_norm && !config.flag("_remove_final_layer_norm", false)?,
+        }),
+    };
+    Ok(ModelSpec {
+        family: INFO.name.into(),
+        vocab_size,
+        hidden_size,
+        embed_size: config.optional_count("word_embed_proj_dim", WIDTH_MAX)?.unwrap_or(hidden_size),
+        max_positions: config.count(&["max_position_embeddings"], Some(2048), POSITIONS_MAX)?,
+        learned_positions: Some(LearnedPositions { offset: POSITION_OFFSET }),
+        layers: vec![layer; config.count(&["num_hidden_layers"], Some(12), LAYERS_MAX)?],
+        final_norm: (pre_norm && !config.flag("_remove_final_layer_norm", false)?).then_some(norm),
         tied_head: config.flag("tie_word_embeddings", true)?,
         head_bias: false,
         bos: config.token("bos_token_id", Some(2), vocab_size)?,
@@ -90,7 +106,7 @@ fn spec(config: &Config) -> Result<ModelSpec, ConfigError> {
 }
 
 fn plan(spec: &ModelSpec, _: &Config, prefix: &str, plan: &mut Plan) -> Result<(), ConfigError> {
-    let (hidden, ffn) = (spec.hidden_size, spec.ffn.size);
+    let (hidden, ffn) = (spec.hidden_size, spec.ffn().size);
     let whole = |name: &str, shape: &[usize]| Part::whole(format!("{prefix}{name}"), shape);
     plan.add("embed.tokens", vec![whole("embed_tokens.weight", &[spec.vocab_size, spec.embed_size])]);
     let positions = spec.max_positions + POSITION_OFFSET;
@@ -99,7 +115,7 @@ fn plan(spec: &ModelSpec, _: &Config, prefix: &str, plan: &mut Plan) -> Result<(
         plan.add("embed.project_in", vec![whole("project_in.weight", &[hidden, spec.embed_size])]);
         plan.add("embed.project_out", vec![whole("project_out.weight", &[spec.embed_size, hidden])]);
     }
-    for layer in 0..spec.layers {
+    for layer in 0..spec.layers.len() {
         let source = |name: &str, shape: &[usize]| whole(&format!("layers.{layer}.{name}"), shape);
         let canonical = |name: &str| format!("layers.{layer}.{name}");
         let qkv = |kind: &str, shape: &[usize]| {
@@ -109,13 +125,13 @@ fn plan(spec: &ModelSpec, _: &Config, prefix: &str, plan: &mut Plan) -> Result<(
         plan.add(canonical("attention.out.weight"), vec![source("self_attn.out_proj.weight", &[hidden, hidden])]);
         plan.add(canonical("ffn.up.weight"), vec![source("fc1.weight", &[ffn, hidden])]);
         plan.add(canonical("ffn.down.weight"), vec![source("fc2.weight", &[hidden, ffn])]);
-        if spec.ffn.up_bias {
+        if spec.ffn().up_bias {
             plan.add(canonical("attention.qkv.bias"), qkv("bias", &[hidden]));
             plan.add(canonical("attention.out.bias"), vec![source("self_attn.out_proj.bias", &[hidden])]);
             plan.add(canonical("ffn.up_bias"), vec![source("fc1.bias", &[ffn])]);
             plan.add(canonical("ffn.down_bias"), vec![source("fc2.bias", &[hidden])]);
         }
-        if spec.norm.weight {
+        if spec.layers[layer].norm.weight {
             for kind in ["weight", "bias"] {
                 let attention_norm = source(&format!("self_attn_layer_norm.{kind}"), &[hidden]);
                 plan.add(canonical(&format!("attention_norm.{kind}")), vec![attention_norm]);
@@ -125,7 +141,7 @@ fn plan(spec: &ModelSpec, _: &Config, prefix: &str, plan: &mut Plan) -> Result<(
             }
         }
     }
-    if spec.final_norm && spec.norm.weight {
+    if spec.final_norm.is_some_and(|norm| norm.weight) {
         for kind in ["weight", "bias"] {
             plan.add(format!("final_norm.{kind}"), vec![whole(&format!("final_layer_norm.{kind}"), &[hidden])]);
         }
@@ -138,5 +154,5 @@ fn plan(spec: &ModelSpec, _: &Config, prefix: &str, plan: &mut Plan) -> Result<(
 
 /// `version` is a counter that fairseq left behind. A final norm is left out by the configuration's word.
 fn is_ignorable(spec: &ModelSpec, name: &str) -> bool {
-    name == "version" || (!spec.final_norm && name.starts_with("final_layer_norm."))
+    name == "version" || (spec.final_norm.is_none() && name.starts_with("final_layer_norm."))
 }

@@ -5,13 +5,23 @@
 use super::config::{HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, VOCABULARY_MAX, WIDTH_MAX, head_dim};
 use super::keys::Keys;
 use super::rotary::{self, RotaryKeys};
-use super::{Config, Family, LM_HEAD, fused};
+use super::{Config, Family, FamilyInfo, LM_HEAD, fused};
 use crate::checkpoint::config_error::ConfigError;
 use crate::checkpoint::plan::{Part, Plan};
-use crate::model::{Attention, Block, Ffn, ModelSpec, Norm, NormKind};
+use crate::model::{Attention, Block, FeedForward, Ffn, LayerSpec, ModelSpec, Norm, NormKind};
+
+/// The family's row in the README.
+pub(super) const INFO: FamilyInfo = FamilyInfo {
+    name: "persimmon",
+    model_types: &["persimmon"],
+    checkpoints: "adept/persimmon-8b-*",
+    covers: "squared ReLU, query and key norms, partial rotation",
+    verified: "transformers",
+    references: 2,
+};
 
 pub(super) static FAMILY: Family = Family {
-    name: "persimmon",
+    info: &INFO,
     model_types: &["persimmon"],
     keys: &KEYS,
     architectures: &["PersimmonForCausalLM"],
@@ -63,30 +73,21 @@ fn spec(config: &Config) -> Result<ModelSpec, ConfigError> {
         });
     }
     let max_positions = config.count(&["max_position_embeddings"], Some(16_384), POSITIONS_MAX)?;
-    Ok(ModelSpec {
-        family: FAMILY.name.into(),
-        vocab_size,
-        hidden_size,
-        embed_size: hidden_size,
-        layers: config.count(&["num_hidden_layers"], Some(36), LAYERS_MAX)?,
-        max_positions,
-        norm: Norm {
-            kind: NormKind::LayerNorm,
-            eps: config.epsilon("layer_norm_eps", 1e-5)?,
-            weight: true,
-            bias: true,
-        },
-        positions: rotary::rotary(config, &ROTARY, head_dim, max_positions)?,
+    let norm =
+        Norm { kind: NormKind::LayerNorm, eps: config.epsilon("layer_norm_eps", 1e-5)?, weight: true, bias: true };
+    let layer = LayerSpec {
+        norm,
+        block: Block::PreNorm,
         attention: Attention {
             heads,
             kv_heads: heads,
             head_dim,
             qkv_bias: true,
             out_bias: true,
-            qk_norm: config.flag("qk_layernorm", true)?,
+            qk_norm: config.flag("qk_layernorm", true)?.then_some(norm),
         },
-        block: Block::PreNorm,
-        ffn: Ffn {
+        positions: rotary::rotary(config, &ROTARY, head_dim, max_positions)?,
+        feed_forward: FeedForward::Dense(Ffn {
             size: config.count(&["intermediate_size"], Some(16_384), WIDTH_MAX)?,
             activation: config.activation("hidden_act", "relu2")?,
             gated: false,
@@ -94,8 +95,17 @@ fn spec(config: &Config) -> Result<ModelSpec, ConfigError> {
             gate_bias: false,
             up_bias: true,
             down_bias: true,
-        },
-        final_norm: true,
+        }),
+    };
+    Ok(ModelSpec {
+        family: INFO.name.into(),
+        vocab_size,
+        hidden_size,
+        embed_size: hidden_size,
+        max_positions,
+        learned_positions: None,
+        layers: vec![layer; config.count(&["num_hidden_layers"], Some(36), LAYERS_MAX)?],
+        final_norm: Some(norm),
         tied_head: config.flag("tie_word_embeddings", false)?,
         head_bias: false,
         bos: config.token("bos_token_id", Some(1), vocab_size)?,
@@ -105,11 +115,11 @@ fn spec(config: &Config) -> Result<ModelSpec, ConfigError> {
 }
 
 fn plan(spec: &ModelSpec, _: &Config, prefix: &str, plan: &mut Plan) -> Result<(), ConfigError> {
-    let (hidden, ffn, attention) = (spec.hidden_size, spec.ffn.size, &spec.attention);
+    let (hidden, ffn, attention) = (spec.hidden_size, spec.ffn().size, spec.attention());
     let qkv = attention.qkv_size();
     let whole = |name: &str, shape: &[usize]| Part::whole(format!("{prefix}{name}"), shape);
     plan.add("embed.tokens", vec![whole("embed_tokens.weight", &[spec.vocab_size, hidden])]);
-    for layer in 0..spec.layers {
+    for layer in 0..spec.layers.len() {
         let source = |name: &str, shape: &[usize]| whole(&format!("layers.{layer}.{name}"), shape);
         let mut add = |name: &str, parts| plan.add(format!("layers.{layer}.{name}"), parts);
         let projection = source("self_attn.query_key_value.weight", &[qkv, hidden]);
@@ -123,7 +133,7 @@ fn plan(spec: &ModelSpec, _: &Config, prefix: &str, plan: &mut Plan) -> Result<(
         add("ffn.down.weight", vec![source("mlp.dense_4h_to_h.weight", &[hidden, ffn])]);
         add("ffn.down_bias", vec![source("mlp.dense_4h_to_h.bias", &[hidden])]);
         for kind in ["weight", "bias"] {
-            if attention.qk_norm {
+            if attention.qk_norm.is_some() {
                 for (ours, theirs) in [("q_norm", "q_layernorm"), ("k_norm", "k_layernorm")] {
                     let norm = source(&format!("self_attn.{theirs}.{kind}"), &[attention.head_dim]);
                     add(&format!("attention.{ours}.{kind}"), vec![norm]);

@@ -7,13 +7,23 @@
 use super::config::{HEADS_MAX, LAYERS_MAX, POSITIONS_MAX, VOCABULARY_MAX, WIDTH_MAX, head_dim};
 use super::keys::Keys;
 use super::rotary::{self, RotaryKeys};
-use super::{Config, Family, LM_HEAD};
+use super::{Config, Family, FamilyInfo, LM_HEAD};
 use crate::checkpoint::config_error::ConfigError;
 use crate::checkpoint::plan::{Part, Plan};
-use crate::model::{Attention, Block, Ffn, ModelSpec, Norm, NormKind, Positions};
+use crate::model::{Attention, Block, FeedForward, Ffn, LayerSpec, ModelSpec, Norm, NormKind, Positions};
+
+/// The family's row in the README.
+pub(super) const INFO: FamilyInfo = FamilyInfo {
+    name: "phi",
+    model_types: &["phi", "phi-msft"],
+    checkpoints: "microsoft/phi-1, phi-1_5, phi-2 and relufied ones",
+    covers: "parallel block with one norm, partial rotation, head bias, names from before transformers knew it",
+    verified: "transformers; phi-msft by the same weights under the old names",
+    references: 2,
+};
 
 pub(super) static FAMILY: Family = Family {
-    name: "phi",
+    info: &INFO,
     model_types: &["phi"],
     keys: &Keys {
         followed: &[
@@ -155,18 +165,20 @@ fn build(
             rule: "each key head serves the same number of query heads",
         });
     }
-    Ok(ModelSpec {
-        family: FAMILY.name.into(),
-        vocab_size,
-        hidden_size,
-        embed_size: hidden_size,
-        layers,
-        max_positions,
-        norm: Norm { kind: NormKind::LayerNorm, eps: config.epsilon(eps, 1e-5)?, weight: true, bias: true },
-        positions: positions(head_dim, max_positions)?,
-        attention: Attention { heads, kv_heads, head_dim, qkv_bias: true, out_bias: true, qk_norm },
+    let norm = Norm { kind: NormKind::LayerNorm, eps: config.epsilon(eps, 1e-5)?, weight: true, bias: true };
+    let layer = LayerSpec {
+        norm,
         block: Block::ParallelOneNorm,
-        ffn: Ffn {
+        attention: Attention {
+            heads,
+            kv_heads,
+            head_dim,
+            qkv_bias: true,
+            out_bias: true,
+            qk_norm: qk_norm.then_some(norm),
+        },
+        positions: positions(head_dim, max_positions)?,
+        feed_forward: FeedForward::Dense(Ffn {
             size: ffn_size,
             activation: config.activation(activation, "gelu_new")?,
             gated: false,
@@ -174,8 +186,17 @@ fn build(
             gate_bias: false,
             up_bias: true,
             down_bias: true,
-        },
-        final_norm: true,
+        }),
+    };
+    Ok(ModelSpec {
+        family: INFO.name.into(),
+        vocab_size,
+        hidden_size,
+        embed_size: hidden_size,
+        max_positions,
+        learned_positions: None,
+        layers: vec![layer; layers],
+        final_norm: Some(norm),
         tied_head: config.flag("tie_word_embeddings", false)?,
         head_bias: true,
         // The tokenizer puts nothing in front of a text.
@@ -186,18 +207,18 @@ fn build(
 }
 
 fn plan(spec: &ModelSpec, _: &Config, prefix: &str, plan: &mut Plan) -> Result<(), ConfigError> {
-    let (hidden, attention) = (spec.hidden_size, &spec.attention);
+    let (hidden, attention) = (spec.hidden_size, spec.attention());
     let whole = |name: &str, shape: &[usize]| Part::whole(format!("{prefix}{name}"), shape);
     plan.add("embed.tokens", vec![whole("embed_tokens.weight", &[spec.vocab_size, hidden])]);
     let (queries, keys) = (attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim);
-    for layer in 0..spec.layers {
+    for layer in 0..spec.layers.len() {
         let source = |name: &str, shape: &[usize]| whole(&format!("layers.{layer}.{name}"), shape);
         let rows = [("q", queries), ("k", keys), ("v", keys)];
         let qkv = rows.map(|(which, rows)| source(&format!("self_attn.{which}_proj.weight"), &[rows, hidden]));
         let bias = rows.map(|(which, rows)| source(&format!("self_attn.{which}_proj.bias"), &[rows]));
         plan.add(format!("layers.{layer}.attention.qkv.weight"), qkv.into());
         plan.add(format!("layers.{layer}.attention.qkv.bias"), bias.into());
-        if attention.qk_norm {
+        if attention.qk_norm.is_some() {
             for (ours, theirs) in [("q_norm", "q_layernorm"), ("k_norm", "k_layernorm")] {
                 for kind in ["weight", "bias"] {
                     let norm = source(&format!("self_attn.{theirs}.{kind}"), &[attention.head_dim]);
@@ -218,10 +239,10 @@ fn plan(spec: &ModelSpec, _: &Config, prefix: &str, plan: &mut Plan) -> Result<(
 }
 
 fn msft_plan(spec: &ModelSpec, _: &Config, prefix: &str, plan: &mut Plan) -> Result<(), ConfigError> {
-    let (hidden, qkv) = (spec.hidden_size, spec.attention.qkv_size());
+    let (hidden, qkv) = (spec.hidden_size, spec.attention().qkv_size());
     let whole = |name: &str, shape: &[usize]| Part::whole(format!("{prefix}{name}"), shape);
     plan.add("embed.tokens", vec![whole("embd.wte.weight", &[spec.vocab_size, hidden])]);
-    for layer in 0..spec.layers {
+    for layer in 0..spec.layers.len() {
         let source = |name: &str, shape: &[usize]| whole(&format!("h.{layer}.{name}"), shape);
         // All queries, all keys, all values already.
         plan.add(format!("layers.{layer}.attention.qkv.weight"), vec![source("mixer.Wqkv.weight", &[qkv, hidden])]);
@@ -246,8 +267,8 @@ fn block(
     source: &dyn Fn(&str, &[usize]) -> Part,
     plan: &mut Plan,
 ) {
-    let (hidden, ffn) = (spec.hidden_size, spec.ffn.size);
-    let heads = spec.attention.heads * spec.attention.head_dim;
+    let (hidden, ffn) = (spec.hidden_size, spec.ffn().size);
+    let heads = spec.attention().heads * spec.attention().head_dim;
     let mut add = |name: &str, part| plan.add(format!("layers.{layer}.{name}"), vec![part]);
     add("attention.out.weight", source(&format!("{out}.weight"), &[hidden, heads]));
     add("attention.out.bias", source(&format!("{out}.bias"), &[hidden]));

@@ -41,7 +41,7 @@ pub(super) struct Left {
 impl Left {
     /// Everything from the thresholds on, or from the text on.
     pub(super) fn all(checkpoint: &Checkpoint, text: bool, tokens: usize) -> Self {
-        Self { tokens, text, thresholds: true, ranks: true, layers: checkpoint.spec().layers, replaced: false }
+        Self { tokens, text, thresholds: true, ranks: true, layers: checkpoint.spec().layers.len(), replaced: false }
     }
 }
 
@@ -60,14 +60,14 @@ pub(super) fn announce(
     let spec = checkpoint.spec();
     let tokens = left.tokens as u64;
     let pilot = (pilot_tokens(left.tokens) as u64).min(tokens);
-    let (hidden, ffn, layers) = (spec.hidden_size as u64, spec.ffn.size as u64, spec.layers as u64);
+    let (hidden, ffn, layers) = (spec.hidden_size as u64, spec.ffn().size as u64, spec.layers.len() as u64);
     // A layer's inputs, packed activity, magnitudes of a tenth of the neurons.
     let recorded = |tokens: u64| tokens * (2 * hidden + ffn / 8 + ffn / 5);
     let at_once = if args.keep_recordings { layers } else { 1 + u64::from(args.look_ahead.is_some()) };
     // Hidden states stand on disk before and behind a layer.
     let states = |tokens: u64| 2 * tokens * hidden * 4;
     let whole = checkpoint.model_bytes() + checkpoint.model_bytes() / 20;
-    let ffn_bytes = layers * ffn * hidden * (spec.ffn.vectors() * checkpoint.ffn_dtype().bytes()) as u64;
+    let ffn_bytes = layers * ffn * hidden * (spec.ffn().vectors() * checkpoint.ffn_dtype().bytes()) as u64;
     let bundle = match left.replaced {
         true => (args.size_budget(spec) * ffn_bytes as f64) as u64 + whole / 20,
         false => whole,
@@ -86,8 +86,8 @@ pub(super) fn announce(
     check_space(&args.output, bundle)?;
 
     let rate = product_rate(&super::super::threads(args.threads)?);
-    let ffn_weights = spec.ffn.vectors() as u64 * ffn * hidden;
-    let weights = layers * ((spec.attention.qkv_size() as u64 + hidden) * hidden + ffn_weights);
+    let ffn_weights = spec.ffn().vectors() as u64 * ffn * hidden;
+    let weights = layers * ((spec.attention().qkv_size() as u64 + hidden) * hidden + ffn_weights);
     // Half of the tokens go through in several copies, the others in a few; each to the end, where words are scored.
     let tried = tried as f64 * ((1 + CUTS.len()) as f64 * (1.0 - VERIFIED) + 3.0 * VERIFIED);
     let scored = tried * (spec.vocab_size * spec.embed_size) as f64;

@@ -100,7 +100,7 @@ impl Done {
 impl Layers<'_> {
     /// Does what is missing in `stages`. Gives what was measured of every layer's activity.
     pub(super) fn run(&self, stages: &Stages) -> Result<Vec<LayerSparsity>> {
-        let layers = self.checkpoint.spec().layers;
+        let layers = self.checkpoint.spec().layers.len();
         let done = stages.look(layers);
         let summaries = [&stages.predictors, &stages.orders].map(|dir| work::is_whole(dir));
         if !done.iter().all(|layer| layer.all()) || summaries.contains(&false) {
@@ -111,7 +111,7 @@ impl Layers<'_> {
 
     /// What is left to do, with a bundle at the output whose predictors alone are to be replaced, or not.
     pub(super) fn left(&self, stages: &Stages, replaced: bool) -> Left {
-        let done = stages.look(self.checkpoint.spec().layers);
+        let done = stages.look(self.checkpoint.spec().layers.len());
         Left {
             tokens: self.calibration.tokens.len(),
             ranks: done.iter().any(|layer| !layer.trained) && read_sealed::<Vec<usize>>(&stages.ranks()).is_none(),
@@ -122,7 +122,7 @@ impl Layers<'_> {
     }
 
     fn missing(&self, stages: &Stages, done: &[Done]) -> Result<()> {
-        let layers = self.checkpoint.spec().layers;
+        let layers = self.checkpoint.spec().layers.len();
         let mut options = self.train_options();
         let ranks = match done.iter().any(|layer| !layer.trained) {
             true => self.ranks(&options, &stages.ranks())?,
@@ -229,7 +229,7 @@ impl Layers<'_> {
         };
         let (trained, ordered) = rayon::join(train, order);
         trained.and(ordered)?;
-        let neurons = self.checkpoint.spec().ffn.size;
+        let neurons = self.checkpoint.spec().ffn().size;
         let order = OrderFile::read(&stages.orders, layer, neurons)?.order;
         let sparsity = layer_sparsity(recording, layer, &stages.predictors, Some(&order), self.layout)?;
         publish_sealed(&stages.measured(layer), &sparsity, &[])
@@ -240,7 +240,7 @@ impl Layers<'_> {
         if let Some(ranks) = read_sealed(file) {
             return Ok(ranks);
         }
-        let layers = self.checkpoint.spec().layers;
+        let layers = self.checkpoint.spec().layers.len();
         let pilot = self.calibration.sample(pilot_tokens(self.calibration.tokens.len()), HELD_OUT);
         let tokens = pilot.tokens.len() as u64;
         let mut recorder = self.recorder(&pilot, "pilot")?;
@@ -291,7 +291,7 @@ impl Layers<'_> {
     }
 
     fn train_options(&self) -> TrainOptions {
-        let mut options = TrainOptions::new(self.checkpoint.spec().layers);
+        let mut options = TrainOptions::new(self.checkpoint.spec().layers.len());
         options.size_budget = self.args.size_budget(self.checkpoint.spec());
         options.recall = self.args.recall;
         options.look_ahead = self.args.look_ahead;

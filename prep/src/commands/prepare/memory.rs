@@ -18,9 +18,9 @@ const SCORE_BYTES: u64 = 8;
 /// the tokens; not with the number of layers.
 pub(super) fn least(checkpoint: &Checkpoint, tokens: u64, sequence_tokens: usize, tokenizer_bytes: u64) -> u64 {
     let spec = checkpoint.spec();
-    let (hidden, ffn) = (spec.hidden_size as u64, spec.ffn.size as u64);
+    let (hidden, ffn) = (spec.hidden_size as u64, spec.ffn().size as u64);
     let dtype = checkpoint.ffn_dtype().bytes() as u64;
-    let layer = spec.ffn.vectors() as u64 * ffn * hidden * dtype;
+    let layer = spec.ffn().vectors() as u64 * ffn * hidden * dtype;
     let longest = sequence_tokens.min(spec.max_positions);
     // A layer's records are made of its rows; embeddings and head come and go as a whole.
     let record = 2 * layer + LayerRunner::bytes(spec, longest) + longest as u64 * ffn * 4;

@@ -30,7 +30,7 @@ fn sum(layers: &[LayerMeasures], order: usize, of: fn(&OrderMeasures) -> &[f64])
 
 /// The cache of all recorded layers at each size, in MB.
 fn cache_mb(all: &Facts) -> Vec<f64> {
-    let groups = (all.input.recording.info().model.ffn.size as u64).div_ceil(all.storage.records_per_group as u64);
+    let groups = (all.input.recording.info().model.ffn().size as u64).div_ceil(all.storage.records_per_group as u64);
     let bytes = |percent: u32| groups * percent as u64 / 100 * all.storage.group_bytes * all.layers.len() as u64;
     CACHE_PERCENT.iter().map(|&percent| bytes(percent) as f64 / 1e6).collect()
 }

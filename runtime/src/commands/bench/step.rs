@@ -163,9 +163,9 @@ fn end_with_parent() -> Result<()> {
 fn touched(bundle: &Bundle, forward: &Forward, ffn: FfnChoice) -> u64 {
     let spec = bundle.spec();
     // Dense sources touch every up row, and few of the down rows.
-    let dense = spec.layers
-        * spec.ffn.size
-        * (spec.ffn.vectors() - 1)
+    let dense = spec.layers.len()
+        * spec.ffn().size
+        * (spec.ffn().vectors() - 1)
         * (bundle.layout().row_bytes() + Records::of(bundle).scale_bytes());
     let dense = if ffn == FfnChoice::Flash { 0 } else { dense as u64 };
     resident_bytes_touched(bundle, forward.len()) + dense

@@ -28,7 +28,7 @@ impl ArenaPlan {
 
     /// The largest arena that `fits`, or the smallest there is, divided by what slots save on a disk of this cost.
     pub fn within(bundle: &Bundle, cost: &ReadCost, fits: impl Fn(&ArenaPlan) -> bool) -> Self {
-        let (layers, groups) = (bundle.spec().layers, bundle.layout().groups());
+        let (layers, groups) = (bundle.spec().layers.len(), bundle.layout().groups());
         let curves = benefit_curves(bundle, cost);
         let (mut low, mut high) = (0, (layers * groups) as u64);
         while low < high {

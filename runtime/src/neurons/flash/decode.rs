@@ -142,7 +142,7 @@ impl FlashFfn {
         let by = match &self.predictors {
             Some(predictors) if ahead && layer + 1 < predictors.len() => match &predictors[layer].ahead {
                 Some(_) => Foresight::Trained,
-                None if self.parallel => Foresight::Own,
+                None if self.parallel[layer + 1] => Foresight::Own,
                 // Predicted while attention runs.
                 None => return Ok(()),
             },

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flashlm_formats::bundle::{Bundle, FlashLayout};
-use flashlm_formats::model::{Block, Ffn};
+use flashlm_formats::model::Ffn;
 use flashlm_io::{DirectFile, EngineChoice, EngineOptions, FaultPlan};
 use flashlm_kernels::Threads;
 
@@ -93,8 +93,8 @@ pub struct FlashFfn {
     checks: Option<GroupChecks>,
     scratch: DecodeScratch,
     selection: Selection,
-    /// Attention and FFN see the same input, so that the FFN's is known before attention.
-    parallel: bool,
+    /// For each layer whether attention and FFN see the same input, so that the FFN's is known before attention.
+    parallel: Vec<bool>,
     turn: Turn,
     /// See [`FlashOptions`].
     batch: usize,
@@ -114,7 +114,7 @@ impl FlashFfn {
         let FlashOptions { arena, policy, cost, engine, deadline, faults, verify, look_ahead, cut, batch } = options;
         let reads = EngineOptions { deadline: *deadline, faults: *faults, ..EngineOptions::default() };
         Ok(Self {
-            ffn: bundle.spec().ffn,
+            ffn: *bundle.spec().ffn(),
             records: Records::of(bundle),
             layout,
             look_ahead: *look_ahead && predictors.is_some(),
@@ -122,9 +122,9 @@ impl FlashFfn {
             store: Store::new(bundle, file, (*engine, reads), *policy, arena, cost, *cut)?,
             checks: verify.then(|| GroupChecks::new(bundle)),
             params: Vec::new(),
-            scratch: DecodeScratch::new(&bundle.spec().ffn, &layout, *batch),
+            scratch: DecodeScratch::new(bundle.spec().ffn(), &layout, *batch),
             selection: Selection::default(),
-            parallel: matches!(bundle.spec().block, Block::ParallelOneNorm | Block::ParallelTwoNorms),
+            parallel: bundle.spec().layers.iter().map(|layer| layer.block.is_parallel()).collect(),
             turn: Turn::Idle,
             batch: *batch,
             manage_ns: 0,
