@@ -25,22 +25,21 @@ use flashlm_formats::destination::{Destination, FileKind};
 use flashlm_formats::model::{DType, ModelSpec};
 use flashlm_formats::recording::HELD_OUT;
 use flashlm_formats::weight_format::WeightFormat;
-use flashlm_prep::ordering::usual_cache_share;
+use flashlm_prep::gain::{self, verdict};
+use flashlm_prep::ordering::{StoredOrders, usual_cache_share};
 use flashlm_prep::own_text::{OwnText, write_own_text};
 use flashlm_prep::pack::{PackOptions, pack_unpublished};
 use flashlm_prep::predictors::assemble;
 use flashlm_prep::record::Calibration;
 use flashlm_prep::record::text::Sampling;
-use flashlm_prep::thresholds::{ThresholdFile, VERIFIED};
+use flashlm_prep::thresholds::{DEFAULT_LOSS, ThresholdFile, VERIFIED, default_tokens};
 use flashlm_prep::train::TRIAL_TOKENS;
 use flashlm_runtime::budget::human_bytes;
 use flashlm_runtime::text::Tokenizer;
 
 use super::formats::FormatArgs;
-use super::gain::{self, verdict};
-use super::pack::read_orders;
 use super::source::{self, CHECKPOINT_HELP};
-use super::thresholds::{self, DEFAULT_LOSS};
+use super::thresholds;
 use super::{Stage, inputs, numbers, publish, say_notes};
 use estimate::Left;
 use layers::{Layers, Stages};
@@ -234,8 +233,8 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
     let sparsity = layers.run(&stages)?;
     let admitted = gain::admitted(&sparsity).unwrap_or_default();
 
-    let orders = read_orders(&stages.orders, &spec)?.0;
-    let predictors = assemble(&stages.predictors, &spec, &orders.1)?;
+    let orders = StoredOrders::read(&stages.orders, &spec)?;
+    let predictors = assemble(&stages.predictors, &spec, &orders.layers)?;
     let active = sparsity.iter().map(|layer| f64::from(layer.active)).sum::<f64>() / sparsity.len().max(1) as f64;
     // It was long ago that it was looked at.
     packed::refuse_other(&packed::look(&work.dir, &args.output)?, &work.dir, &args.output, args.force)?;
@@ -252,7 +251,7 @@ pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
     } else {
         let options = PackOptions {
             tokenizer: tokenizer_file,
-            orders: Some(orders),
+            orders: Some((orders.name, orders.layers)),
             predictors: Some(predictors),
             sparsity: Some(sparsity),
             ffn: args.formats.dtype,
@@ -308,7 +307,7 @@ fn find_thresholds(
     let path = dir.join("thresholds.json");
     if !work::is_whole(&dir) {
         announce(checkpoint, Left::all(checkpoint, false, calibration.tokens.len()))?;
-        let calibration = calibration.sample(thresholds::default_tokens(checkpoint.spec()), VERIFIED);
+        let calibration = calibration.sample(default_tokens(checkpoint.spec()), VERIFIED);
         let scratch = work.path("thresholds.scratch");
         let measured = thresholds::measure(checkpoint, &calibration, loss, args.threads, &scratch);
         work.clear("thresholds.scratch")?;

@@ -8,12 +8,12 @@ use anyhow::Result;
 use clap::Args;
 use flashlm_formats::destination::{Directory, DirectoryKind};
 use flashlm_formats::recording::HELD_OUT;
+use flashlm_prep::gain::verdict;
 use flashlm_prep::record::text::Sampling;
 use flashlm_prep::record::{Calibration, Recorder};
 use flashlm_prep::thresholds::ThresholdFile;
 use flashlm_runtime::text::Tokenizer;
 
-use super::gain::verdict;
 use super::source::{self, CHECKPOINT_HELP};
 use super::{Stage, inputs, numbers, say_notes};
 

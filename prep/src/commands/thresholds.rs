@@ -8,18 +8,15 @@ use anyhow::Result;
 use clap::Args;
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::destination::{Destination, FileKind};
-use flashlm_formats::model::ModelSpec;
+use flashlm_prep::gain;
 use flashlm_prep::record::Calibration;
 use flashlm_prep::record::text::Sampling;
-use flashlm_prep::thresholds::{Measured, ThresholdFile, VERIFIED, find_thresholds};
+use flashlm_prep::thresholds::{Measured, ThresholdFile, VERIFIED, default_tokens, find_thresholds};
 use flashlm_runtime::budget::human_bytes;
 use flashlm_runtime::text::Tokenizer;
 
 use super::source::{self, CHECKPOINT_HELP};
-use super::{Stage, gain, inputs, numbers, say_notes};
-
-/// Loss of perplexity that is allowed where nothing is said.
-pub(crate) const DEFAULT_LOSS: f64 = 0.01;
+use super::{Stage, inputs, numbers, say_notes};
 
 /// Arguments of `flashlm-prep thresholds`.
 #[derive(Args)]
@@ -58,11 +55,6 @@ pub(crate) struct ThresholdsArgs {
     /// Print a JSON object
     #[arg(long)]
     json: bool,
-}
-
-/// Tokens to measure on. In a large model a token costs more.
-pub(crate) fn default_tokens(spec: &ModelSpec) -> usize {
-    if spec.hidden_size >= 2048 { 2048 } else { 4096 }
 }
 
 pub(crate) fn run(args: &ThresholdsArgs) -> Result<ExitCode> {

@@ -6,11 +6,10 @@ use anyhow::Result;
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_kernels::{MatmulScratch, Threads, matmul};
 use flashlm_prep::pack::check_space;
-use flashlm_prep::thresholds::{CUTS, VERIFIED};
+use flashlm_prep::thresholds::{CUTS, VERIFIED, default_tokens};
 use flashlm_runtime::budget::human_bytes;
 
 use super::super::progress::duration;
-use super::super::thresholds::default_tokens;
 use super::work::Work;
 use super::{PrepareArgs, pilot_tokens};
 

@@ -10,9 +10,11 @@ use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::recording::HELD_OUT;
 use flashlm_formats::recording::Recording;
 use flashlm_formats::weight_format::WeightFormat;
-use flashlm_prep::ordering::OrderFile;
+use flashlm_prep::gain;
+use flashlm_prep::ordering::{LayerScores, ORDERS_JSON, OrderFile, OrderOptions, Ordering};
 use flashlm_prep::predictors::predictor_path;
 use flashlm_prep::record::{Calibration, Recorder};
+use flashlm_prep::sparsity::layer_sparsity;
 use flashlm_prep::train::{
     LayerReport, Progress, RankChoice, RankCurve, TrainOptions, choose_ranks, train_layer, write_report,
 };
@@ -20,9 +22,6 @@ use flashlm_runtime::cache::PolicyKind;
 use serde::de::IgnoredAny;
 
 use super::super::Stage;
-use super::super::gain;
-use super::super::order::{LayerScores, OrderArgs, Ordering};
-use super::super::pack::layer_sparsity;
 use super::estimate::Left;
 use super::stamp::Stamp;
 use super::work::{self, Work, publish_sealed, read_sealed};
@@ -134,7 +133,6 @@ impl Layers<'_> {
         let behind = usize::from(options.look_ahead.is_some());
         let unfinished: Vec<bool> = done.iter().map(|layer| !layer.all()).collect();
         let needed = |layer: usize| unfinished[layer - behind.min(layer)..=layer].contains(&true);
-        let dir = self.work.path("recording");
         let mut recorder = self.recorder(self.calibration, "recording")?;
         let mut first = recorder.resume_layer();
         if (0..layers).all(|layer| !needed(layer) || recorder.recording().has_layer(layer)) {
@@ -148,8 +146,8 @@ impl Layers<'_> {
         }
 
         let cache = self.args.cache_share(self.checkpoint.spec(), self.ffn);
-        let order_args = OrderArgs::best_of(dir.clone(), stages.orders.clone(), self.ffn, cache);
-        let ordering = Ordering::new(&order_args, recorder.recording(), None)?;
+        let options_of_orders = OrderOptions { cache: Some(cache), ..OrderOptions::new(self.ffn) };
+        let ordering = Ordering::new(options_of_orders, recorder.recording(), None, &stages.orders)?;
         let tokens = self.calibration.tokens.len() as u64;
         // Half of a layer's bar is recording.
         let stage = Stage::new("preparing", "tokens x layers x 2", 2 * tokens * layers as u64);
@@ -163,7 +161,7 @@ impl Layers<'_> {
             let recording = recorder.recording();
             if unfinished[layer] {
                 let done = done[layer];
-                self.layer(recording, stages, done, &options, &ranks, (&order_args, &ordering), layer, &stage)?;
+                self.layer(recording, stages, done, &options, &ranks, &ordering, layer, &stage)?;
             }
             if !self.args.keep_recordings && recording.has_layer(layer) {
                 recording.remove_layer(layer)?;
@@ -186,9 +184,9 @@ impl Layers<'_> {
             PolicyKind::DEFAULT,
             100.0 * cache
         ));
-        ordering.finish(&order_args, &recording, scores)?;
+        ordering.finish(&recording, scores)?;
         write_report(&recording.info().id, reports, &stages.predictors)?;
-        work::seal_whole(&stages.orders, &[stages.orders.join("orders.json")])?;
+        work::seal_whole(&stages.orders, &[stages.orders.join(ORDERS_JSON)])?;
         work::seal_whole(&stages.predictors, &[stages.predictors.join("predictors.json")])
     }
 
@@ -201,7 +199,7 @@ impl Layers<'_> {
         done: Done,
         options: &TrainOptions,
         ranks: &[usize],
-        (order_args, ordering): (&OrderArgs, &Ordering),
+        ordering: &Ordering,
         layer: usize,
         stage: &Stage,
     ) -> Result<()> {
@@ -222,7 +220,7 @@ impl Layers<'_> {
         };
         let order = || -> Result<()> {
             if !done.ordered {
-                let scores = ordering.layer(order_args, recording, layer, None)?;
+                let scores = ordering.layer(recording, layer, &|| ())?;
                 publish_sealed(&stages.ordered(layer), &scores, &[OrderFile::path(&stages.orders, layer)])?;
             }
             Ok(())

@@ -6,9 +6,9 @@ use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::weight_format::WeightFormat;
 use flashlm_prep::own_text::OwnText;
 use flashlm_prep::record::Calibration;
+use flashlm_prep::thresholds::default_tokens;
 use flashlm_runtime::cache::PolicyKind;
 
-use super::super::thresholds::default_tokens;
 use super::PrepareArgs;
 use super::packed::Made;
 use super::source_hash::source_hash;
