@@ -81,6 +81,10 @@ pub enum PackError {
     Interrupted,
 }
 
+/// For users of a bundle whose manifest says `wide_kv`.
+pub const WIDE_KV_NOTE: &str = "keys or values of this model may be larger than f16 holds; the bundle asks for a KV cache in f32, which \
+                                takes twice the memory";
+
 /// What a bundle is to hold besides the model.
 #[derive(Clone, Debug, Default)]
 pub struct PackOptions {

@@ -31,6 +31,7 @@ pub(crate) mod thresholds;
 pub(crate) mod train;
 pub(crate) mod verify;
 
+pub(crate) use flashlm_prep::inputs::inputs;
 pub(crate) use flashlm_prep::threads::{start as threads, start_pool};
 pub(crate) use flashlm_runtime::console::print_json;
 pub(crate) use progress::Stage;
@@ -43,6 +44,7 @@ use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::destination::{Destination, DestinationError, FileKind, check_new_file};
 use flashlm_formats::publish::publish_bytes;
 use flashlm_prep::disk_cost::{DiskProfileError, profiled_cost, usual_cost};
+use flashlm_prep::pack::WIDE_KV_NOTE;
 use flashlm_prep::record::documents::{Documents, DocumentsError, read_documents};
 use flashlm_prep::tokenizer::packed_tokenizer;
 use flashlm_runtime::error::printable;
@@ -56,9 +58,7 @@ pub(crate) fn read_cost(profile: Option<&Path>) -> Result<ReadCost, DiskProfileE
 /// Says what a bundle asks of its users' memory, if it does.
 pub(crate) fn note_wide_kv(manifest: &Manifest) {
     if manifest.wide_kv {
-        eprintln!(
-            "note: keys or values of this model may be larger than f16 holds; the bundle asks for a KV cache in f32, which takes twice the memory"
-        );
+        eprintln!("note: {WIDE_KV_NOTE}");
     }
 }
 
@@ -88,18 +88,6 @@ pub(crate) fn documents(paths: &[PathBuf]) -> Result<Documents, DocumentsError> 
 /// Writes a file whole: it is there complete, or not at all.
 pub(crate) fn publish(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     publish_bytes(path, bytes).with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// What a command reads, and must not replace: these files, and of directories the files that are read there.
-pub(crate) fn inputs<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Vec<PathBuf> {
-    const READ: [&str; 7] = ["json", "jsonl", "txt", "safetensors", "bin", "pt", "model"];
-    let mut inputs = Vec::new();
-    for path in paths {
-        inputs.push(path.clone());
-        let entries = path.read_dir().into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
-        inputs.extend(entries.filter(|entry| entry.extension().is_some_and(|e| READ.iter().any(|read| e == *read))));
-    }
-    inputs
 }
 
 /// Takes the name of a bundle before the work for it begins. To be given up just before the bundle is written, which takes it again.

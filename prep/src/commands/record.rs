@@ -76,11 +76,7 @@ pub(crate) fn run(args: &RecordArgs) -> Result<ExitCode> {
     let layers = checkpoint.spec().layers;
     let tokens = calibration.tokens.len();
     let mut active = Vec::new();
-    // Without the states that enter it a layer cannot be recorded alone.
-    let first = match recorder.resume_layer() {
-        first if (0..first).all(|layer| recorder.recording().has_layer(layer)) => first,
-        _ => 0,
-    };
+    let first = recorder.resume_all();
     let stage = Stage::new("recording", "tokens x layers", (tokens * (layers - first)) as u64);
     for layer in first..layers {
         let before = (layer - first) * tokens;

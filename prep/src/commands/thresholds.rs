@@ -1,7 +1,7 @@
 //! `flashlm-prep thresholds`: what can be left out of a model whose neurons are never exactly zero, and at what loss.
 
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -75,8 +75,11 @@ pub(crate) fn run(args: &ThresholdsArgs) -> Result<ExitCode> {
     let calibration = Calibration::new(&super::documents(&args.text)?, &tokenizer, spec, sampling)?;
     say_notes(&calibration.notes);
     let scratch = args.scratch.clone().unwrap_or_else(std::env::temp_dir);
-    let measured = measure(&checkpoint, &calibration, args.quality_loss, args.threads, &scratch);
-    let file = ThresholdFile::new(&checkpoint, measured?);
+    let (threads, stage) = (super::threads(args.threads)?, Stage::share("measuring thresholds"));
+    let progress = &mut |done, total| stage.set(done, total);
+    let measured = find_thresholds(&checkpoint, &calibration, args.quality_loss, &threads, &scratch, progress)?;
+    drop(stage);
+    let file = ThresholdFile::new(&checkpoint, measured);
     if let Some(output) = output {
         output.publish_bytes(&file.to_json())?;
     }
@@ -88,19 +91,6 @@ pub(crate) fn run(args: &ThresholdsArgs) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Measures, with a bar.
-pub(crate) fn measure(
-    checkpoint: &Checkpoint,
-    calibration: &Calibration,
-    loss: f64,
-    threads: Option<NonZeroUsize>,
-    scratch: &Path,
-) -> Result<Measured> {
-    let stage = Stage::share("measuring thresholds");
-    let progress = &mut |done, total| stage.set(done, total);
-    Ok(find_thresholds(checkpoint, calibration, loss, &super::threads(threads)?, scratch, progress)?)
 }
 
 /// Quality against sparsity, and what the choice means.
