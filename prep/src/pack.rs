@@ -3,25 +3,23 @@
 //! Two layers of records are in memory at a time: one being put together from the source's rows, one being written. `convert`
 //! and `pack` differ in the storage order and the predictors they hand over, nothing else.
 
+mod layer;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 
 use flashlm_formats::bundle::{
-    BundleError, BundlePlan, BundleWriter, CompleteBundle, Extras, FlashLayout, LayerSparsity, LayoutOptions, Manifest,
+    BundleError, BundlePlan, BundleWriter, CompleteBundle, Extras, LayerSparsity, LayoutOptions, Manifest,
     PredictorInfo, Provenance, SourceFile,
 };
 use flashlm_formats::checkpoint::{Checkpoint, CheckpointError};
-use flashlm_formats::model::DType;
-use flashlm_formats::weight_format::{SCALE_BYTES, WeightFormat};
-use flashlm_kernels::to_f32;
-use flashlm_runtime::tensors::element;
-use rayon::prelude::*;
+use flashlm_formats::model::ModelSpec;
+use flashlm_formats::weight_format::WeightFormat;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::kv_range::KvRange;
-use crate::quantise::{NotFinite, quantise_rows};
-use crate::records::fill_layer;
+use layer::{Layer, LayerMaker, groups_at_once, neuron_bias_layer, permute, quantise_matrix};
 
 /// Why a bundle could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +79,10 @@ pub enum PackError {
     Interrupted,
 }
 
+/// For users of a bundle whose manifest says `wide_kv`.
+pub const WIDE_KV_NOTE: &str = "keys or values of this model may be larger than f16 holds; the bundle asks for a KV cache in f32, which \
+                                takes twice the memory";
+
 /// What a bundle is to hold besides the model.
 #[derive(Clone, Debug, Default)]
 pub struct PackOptions {
@@ -118,128 +120,171 @@ pub fn pack(
 pub fn pack_unpublished(
     checkpoint: &Checkpoint,
     path: &Path,
-    options: PackOptions,
+    mut options: PackOptions,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<CompleteBundle, PackError> {
     refuse_source(checkpoint, path)?;
-    let spec = checkpoint.spec();
-    let tensors = spec.resident_tensors();
-    let dtypes = tensors.iter().map(|t| checkpoint.resident(&t.name).map(|info| info.dtype));
-    let (order_name, orders) = match options.orders {
-        Some((_, orders)) if orders.len() != spec.layers.len() => {
-            return Err(PackError::Orders { expected: spec.layers.len(), found: orders.len() });
-        }
-        Some((name, orders)) => (name, Some(orders)),
-        None => ("checkpoint".to_owned(), None),
-    };
-    let order_of = |layer: usize| match &orders {
-        Some(orders) => orders[layer].clone(),
-        None => (0..spec.ffn().size as u32).collect(),
-    };
-    let plan = BundlePlan {
-        model: spec.clone(),
-        model_bytes: checkpoint.model_bytes(),
-        resident_dtypes: dtypes.collect::<Result<_, _>>()?,
-        resident: options.resident,
-        ffn_dtype: options.ffn.unwrap_or(checkpoint.ffn_dtype().into()),
-        layout: options.layout,
-        order: order_name,
-        tokenizer: options.tokenizer,
-    };
-    let mut writer = BundleWriter::create(path, plan, options.overwrite)?;
-    let extra = options.predictors.as_ref().map_or(0, |(_, blob)| blob.len() as u64);
-    check_space(path, writer.planned_bytes() + extra)?;
-    let total = writer.planned_bytes();
-    let mut step = |done| {
-        progress(done, total);
-        let stop = options.stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed));
-        if stop { Err(PackError::Interrupted) } else { Ok(()) }
-    };
-    let mut done = 0;
-    let mut hash = Xxh3::new();
-    let mut kv_range = KvRange::new(spec);
-    let mut bytes = Vec::new();
-    for tensor in &tensors {
-        let dtype = checkpoint.resident(&tensor.name)?.dtype;
-        checkpoint.read_resident(&tensor.name, &mut bytes)?;
-        hash.update(&bytes);
-        kv_range.see(&tensor.name, dtype, &bytes);
-        if let Some(layer) = neuron_bias_layer(&tensor.name) {
-            permute(&mut bytes, &order_of(layer));
-        }
-        let format = tensor.format(dtype, options.resident);
-        if format.is_quantised() {
-            let quantised = quantise_matrix(format, dtype, &bytes, tensor.shape[1]);
-            let (values, scales) = quantised.map_err(|_| PackError::NotFinite { what: tensor.name.clone() })?;
-            drop(std::mem::take(&mut bytes));
-            for part in values.chunks(4 << 20).chain([scales.as_slice()]) {
-                writer.resident(part)?;
-                done += part.len() as u64;
-                step(done)?;
-            }
-            continue;
-        }
-        writer.resident(&bytes)?;
-        done += bytes.len() as u64;
-        step(done)?;
-    }
-    drop(bytes);
+    let (order_name, orders) = Orders::new(checkpoint.spec(), options.orders.take())?;
+    let plan = plan(checkpoint, &mut options, order_name)?;
+    let writer = BundleWriter::create(path, plan, options.overwrite)?;
+    let predictors = options.predictors.as_ref().map_or(0, |(_, blob)| blob.len() as u64);
+    check_space(path, writer.planned_bytes() + predictors)?;
 
-    let layout = *writer.layout();
-    let ffn_format = options.ffn;
-    let hash = std::thread::scope(|scope| {
-        let (filled, to_write) = mpsc::sync_channel::<Result<Layer, PackError>>(0);
-        let (emptied, to_fill) = mpsc::channel::<Layer>();
-        for _ in 0..2 {
-            _ = emptied.send(Layer::default());
-        }
-        let order_of = &order_of;
-        let read = move || {
-            let mut hash = hash;
-            let mut maker = LayerMaker { checkpoint, layout, format: ffn_format, plain: Vec::new() };
-            for layer in 0..spec.layers.len() {
-                let Ok(mut made) = to_fill.recv() else { break };
-                let order = order_of(layer);
-                let result = maker.make(layer, &order, &mut made, &mut |rows| hash.update(rows));
-                if filled.send(result.map(|()| made)).is_err() {
-                    break;
-                }
-            }
-            hash.digest()
-        };
-        let reader = std::thread::Builder::new().spawn_scoped(scope, read).map_err(PackError::Thread)?;
-        let mut write = || -> Result<(), PackError> {
-            for layer in 0..spec.layers.len() {
-                let Ok(made) = to_write.recv() else { break };
-                let made = made?;
-                writer.begin_layer(order_of(layer))?;
-                for groups in made.records.chunks(groups_at_once(&layout)) {
-                    writer.groups(groups)?;
-                    done += groups.len() as u64;
-                    step(done)?;
-                }
-                writer.resident(&made.scales)?;
-                done += made.scales.len() as u64;
-                _ = emptied.send(made);
-            }
-            Ok(())
-        };
-        let result = write();
-        drop((to_write, emptied));
-        let hash = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        result.map(|()| hash)
-    })?;
+    let mut packing = Packing { checkpoint, orders: &orders, options: &options, writer, progress, done: 0 };
+    let (hash, wide_kv) = packing.write_resident_tensors()?;
+    let content_hash = packing.write_layers(hash)?;
+    let writer = packing.writer;
     checkpoint.check_unchanged()?;
     let provenance = Provenance {
         tool: "flashlm-prep".into(),
         tool_version: env!("CARGO_PKG_VERSION").into(),
         source_format: checkpoint.format().to_string(),
         files: checkpoint.files().into_iter().map(|f| SourceFile { name: f.name, bytes: f.bytes }).collect(),
-        content_hash: format!("{hash:016x}"),
+        content_hash: format!("{content_hash:016x}"),
     };
-    let extras =
-        Extras { predictors: options.predictors, sparsity: options.sparsity, wide_kv: kv_range.is_wide(), provenance };
+    let extras = Extras { predictors: options.predictors, sparsity: options.sparsity, wide_kv, provenance };
     Ok(writer.complete(extras)?)
+}
+
+/// What the bundle will hold, and where.
+fn plan(checkpoint: &Checkpoint, options: &mut PackOptions, order: String) -> Result<BundlePlan, PackError> {
+    let spec = checkpoint.spec();
+    let tensors = spec.resident_tensors();
+    let dtypes = tensors.iter().map(|t| checkpoint.resident(&t.name).map(|info| info.dtype));
+    Ok(BundlePlan {
+        model: spec.clone(),
+        model_bytes: checkpoint.model_bytes(),
+        resident_dtypes: dtypes.collect::<Result<_, _>>()?,
+        resident: options.resident,
+        ffn_dtype: options.ffn.unwrap_or(checkpoint.ffn_dtype().into()),
+        layout: options.layout,
+        order,
+        tokenizer: std::mem::take(&mut options.tokenizer),
+    })
+}
+
+/// The storage order of every layer.
+struct Orders {
+    neurons: usize,
+    layers: Option<Vec<Vec<u32>>>,
+}
+
+impl Orders {
+    /// With the name that the manifest has.
+    fn new(spec: &ModelSpec, given: Option<(String, Vec<Vec<u32>>)>) -> Result<(String, Self), PackError> {
+        let neurons = spec.ffn().size;
+        match given {
+            Some((_, orders)) if orders.len() != spec.layers.len() => {
+                Err(PackError::Orders { expected: spec.layers.len(), found: orders.len() })
+            }
+            Some((name, orders)) => Ok((name, Self { neurons, layers: Some(orders) })),
+            None => Ok(("checkpoint".to_owned(), Self { neurons, layers: None })),
+        }
+    }
+
+    fn of(&self, layer: usize) -> Vec<u32> {
+        self.layers.as_ref().map_or_else(|| (0..self.neurons as u32).collect(), |orders| orders[layer].clone())
+    }
+}
+
+/// A bundle that is being written.
+struct Packing<'a> {
+    checkpoint: &'a Checkpoint,
+    orders: &'a Orders,
+    options: &'a PackOptions,
+    writer: BundleWriter,
+    progress: &'a mut dyn FnMut(u64, u64),
+    done: u64,
+}
+
+impl Packing<'_> {
+    /// So many more bytes are written. An error if somebody wants to stop.
+    fn wrote(&mut self, bytes: usize) -> Result<(), PackError> {
+        self.done += bytes as u64;
+        (self.progress)(self.done, self.writer.planned_bytes());
+        let stop = self.options.stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed));
+        if stop { Err(PackError::Interrupted) } else { Ok(()) }
+    }
+
+    fn resident(&mut self, bytes: &[u8]) -> Result<(), PackError> {
+        self.writer.resident(bytes)?;
+        self.wrote(bytes.len())
+    }
+
+    /// Gives the hash of what was read, and whether keys or values may be too large for f16.
+    fn write_resident_tensors(&mut self) -> Result<(Xxh3, bool), PackError> {
+        let (checkpoint, spec) = (self.checkpoint, self.checkpoint.spec());
+        let (mut hash, mut kv_range, mut bytes) = (Xxh3::new(), KvRange::new(spec), Vec::new());
+        for tensor in &spec.resident_tensors() {
+            let dtype = checkpoint.resident(&tensor.name)?.dtype;
+            checkpoint.read_resident(&tensor.name, &mut bytes)?;
+            hash.update(&bytes);
+            kv_range.see(&tensor.name, dtype, &bytes);
+            if let Some(layer) = neuron_bias_layer(&tensor.name) {
+                permute(&mut bytes, &self.orders.of(layer));
+            }
+            let format = tensor.format(dtype, self.options.resident);
+            if !format.is_quantised() {
+                self.resident(&bytes)?;
+                continue;
+            }
+            let quantised = quantise_matrix(format, dtype, &bytes, tensor.shape[1]);
+            let (values, scales) = quantised.map_err(|_| PackError::NotFinite { what: tensor.name.clone() })?;
+            // It may be as large as the embedding, and is not needed while that is written.
+            drop(std::mem::take(&mut bytes));
+            for part in values.chunks(4 << 20).chain([scales.as_slice()]) {
+                self.resident(part)?;
+            }
+        }
+        Ok((hash, kv_range.is_wide()))
+    }
+
+    /// Writes the layers, each while the next is made by another thread. Gives the hash of all that was read, `hash` being that of the
+    /// resident tensors.
+    fn write_layers(&mut self, mut hash: Xxh3) -> Result<u64, PackError> {
+        let (checkpoint, orders, layout) = (self.checkpoint, self.orders, *self.writer.layout());
+        let (layers, format) = (checkpoint.spec().layers.len(), self.options.ffn);
+        std::thread::scope(|scope| {
+            let (filled, to_write) = mpsc::sync_channel::<Result<Layer, PackError>>(0);
+            let (emptied, to_fill) = mpsc::channel::<Layer>();
+            for _ in 0..2 {
+                _ = emptied.send(Layer::default());
+            }
+            let make = move || {
+                let mut maker = LayerMaker::new(checkpoint, layout, format);
+                for layer in 0..layers {
+                    let Ok(mut made) = to_fill.recv() else { break };
+                    let result = maker.make(layer, &orders.of(layer), &mut made, &mut |rows| hash.update(rows));
+                    if filled.send(result.map(|()| made)).is_err() {
+                        break;
+                    }
+                }
+                hash.digest()
+            };
+            let maker = std::thread::Builder::new().spawn_scoped(scope, make).map_err(PackError::Thread)?;
+            let written = (0..layers).zip(&to_write).try_for_each(|(layer, made)| {
+                let made = made?;
+                self.write_layer(layer, &made)?;
+                _ = emptied.send(made);
+                Ok(())
+            });
+            drop((to_write, emptied));
+            let hash = maker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            written.map(|()| hash)
+        })
+    }
+
+    fn write_layer(&mut self, layer: usize, made: &Layer) -> Result<(), PackError> {
+        let groups_at_once = groups_at_once(self.writer.layout());
+        self.writer.begin_layer(self.orders.of(layer))?;
+        for groups in made.records.chunks(groups_at_once) {
+            self.writer.groups(groups)?;
+            self.wrote(groups.len())?;
+        }
+        self.writer.resident(&made.scales)?;
+        self.done += made.scales.len() as u64;
+        Ok(())
+    }
 }
 
 /// An error if `path` is a file that is read.
@@ -250,107 +295,6 @@ fn refuse_source(checkpoint: &Checkpoint, path: &Path) -> Result<(), PackError> 
         return Err(PackError::OutputIsSource { path: path.to_path_buf() });
     }
     Ok(())
-}
-
-/// What a layer becomes: its groups, and the scales of its records.
-#[derive(Default)]
-struct Layer {
-    records: Vec<u8>,
-    scales: Vec<u8>,
-}
-
-/// Puts layers together.
-struct LayerMaker<'a> {
-    checkpoint: &'a Checkpoint,
-    layout: FlashLayout,
-    /// How records are quantised, if they are.
-    format: Option<WeightFormat>,
-    /// The records before that.
-    plain: Vec<u8>,
-}
-
-impl LayerMaker<'_> {
-    fn make(
-        &mut self,
-        layer: usize,
-        order: &[u32],
-        made: &mut Layer,
-        seen: &mut dyn FnMut(&[u8]),
-    ) -> Result<(), PackError> {
-        let Self { checkpoint, layout, format, plain } = self;
-        made.records.resize(layout.layer_bytes(), 0);
-        let Some(format) = *format else {
-            return Ok(fill_layer(checkpoint, layer, layout, order, &mut made.records, seen)?);
-        };
-        let (spec, dtype) = (checkpoint.spec(), checkpoint.ffn_dtype());
-        let before = FlashLayout::new(spec, dtype, LayoutOptions::default()).map_err(BundleError::from)?;
-        plain.resize(before.layer_bytes(), 0);
-        fill_layer(checkpoint, layer, &before, order, plain, seen)?;
-        let row_scales = format.scales(spec.hidden_size) * SCALE_BYTES;
-        let record_scales = spec.ffn().vectors() * row_scales;
-        made.scales.resize(spec.ffn().size * record_scales, 0);
-        let groups = made.records.par_chunks_mut(layout.group_bytes());
-        let scales = made.scales.par_chunks_mut(layout.records_per_group() * record_scales);
-        let result = groups.zip(scales).enumerate().try_for_each_init(
-            || vec![0f32; spec.hidden_size],
-            |row, (group, (records, scales))| {
-                let positions = layout.positions_of(group);
-                records[layout.group_padding(group)].fill(0);
-                let rows = scales.chunks_exact_mut(row_scales);
-                let places = positions.flat_map(|p| (0..spec.ffn().vectors()).map(move |vector| (p, vector)));
-                for ((position, vector), scales) in places.zip(rows) {
-                    let from = before.vector_offset(position, vector);
-                    to_f32(element(dtype), &plain[from..from + before.row_bytes()], row);
-                    let to = layout.vector_offset(position, vector) - layout.group_offset(group);
-                    let values = &mut records[to..to + layout.row_bytes()];
-                    quantise_rows(format, row, row.len(), values, scales)?;
-                }
-                Ok(())
-            },
-        );
-        result.map_err(|NotFinite| PackError::NotFinite { what: format!("the FFN of layer {layer}") })
-    }
-}
-
-/// The values and the scales of a matrix whose rows have `cols` elements of `dtype`.
-fn quantise_matrix(
-    format: WeightFormat,
-    dtype: DType,
-    bytes: &[u8],
-    cols: usize,
-) -> Result<(Vec<u8>, Vec<u8>), NotFinite> {
-    /// Rows that a task takes.
-    const ROWS: usize = 64;
-    let (row_bytes, row_scales) = (format.row_bytes(cols), format.scales(cols) * SCALE_BYTES);
-    let rows = bytes.len() / (cols * dtype.bytes());
-    let (mut values, mut scales) = (vec![0; rows * row_bytes], vec![0; rows * row_scales]);
-    let places = values.par_chunks_mut(ROWS * row_bytes).zip(scales.par_chunks_mut(ROWS * row_scales));
-    bytes.par_chunks(ROWS * cols * dtype.bytes()).zip(places).try_for_each_init(Vec::new, |plain, (rows, to)| {
-        plain.resize(rows.len() / dtype.bytes(), 0f32);
-        to_f32(element(dtype), rows, plain);
-        quantise_rows(format, plain, cols, to.0, to.1)
-    })?;
-    Ok((values, scales))
-}
-
-/// Bytes of groups that are written at once: about 4 MiB.
-fn groups_at_once(layout: &FlashLayout) -> usize {
-    ((4 << 20) / layout.group_bytes()).max(1) * layout.group_bytes()
-}
-
-/// The layer whose gate or up bias a canonical name is: they stand in storage order, like the records.
-fn neuron_bias_layer(name: &str) -> Option<usize> {
-    let (layer, which) = name.strip_prefix("layers.")?.split_once(".ffn.")?;
-    matches!(which, "gate_bias" | "up_bias").then(|| layer.parse().ok())?
-}
-
-/// Puts equally long elements into storage order.
-fn permute(bytes: &mut [u8], order: &[u32]) {
-    let element = bytes.len() / order.len();
-    let old = bytes.to_vec();
-    for (to, &from) in bytes.chunks_exact_mut(element).zip(order) {
-        to.copy_from_slice(&old[from as usize * element..][..element]);
-    }
 }
 
 /// An error unless the file system that `path` will be on has `needed` bytes free.
@@ -405,19 +349,5 @@ mod tests {
         let result = pack(&checkpoint, &path, PackOptions { overwrite: true, ..options() }, &mut |_, _| ());
         assert!(matches!(result, Err(PackError::OutputIsSource { .. })));
         assert_eq!(path.metadata().unwrap().len(), before);
-    }
-
-    #[test]
-    fn elements_move_to_their_storage_position() {
-        let mut bytes = vec![0, 0, 1, 1, 2, 2];
-        permute(&mut bytes, &[2, 0, 1]);
-        assert_eq!(bytes, [2, 2, 0, 0, 1, 1]);
-    }
-
-    #[test]
-    fn only_biases_of_neurons_are_permuted() {
-        assert_eq!(neuron_bias_layer("layers.12.ffn.up_bias"), Some(12));
-        assert_eq!(neuron_bias_layer("layers.3.ffn.gate_bias"), Some(3));
-        assert_eq!(neuron_bias_layer("layers.12.ffn.down_bias"), None);
     }
 }

@@ -14,6 +14,7 @@ mod curve;
 mod fit;
 mod linear;
 mod look_ahead;
+mod options;
 mod params;
 mod pipeline;
 mod predictor;
@@ -27,10 +28,11 @@ pub use activity::{Activity, Inputs, TrainingSet, training_set};
 pub use adopt::adopt_layer;
 pub use curve::{Curve, OperatingPoint};
 pub use look_ahead::LookAheadReport;
+pub use options::{RankChoice, TrainOptions};
 pub use params::{LowRankPredictorParams, LowRankPredictorValidParams, TrainError};
 pub use pipeline::{
-    DTypeCurve, LayerReport, Progress, RankChoice, TRIAL_TOKENS, TrainOptions, TrainReport, choose_ranks, train_layer,
-    train_recording, write_report,
+    DTypeCurve, LayerReport, Progress, TRIAL_TOKENS, TrainReport, choose_ranks, train_layer, train_recording,
+    write_report,
 };
 pub use predictor::{LowRankPredictor, PredictorDType};
 pub use rank::{RankCurve, allocate_ranks, predictor_bytes};

@@ -74,6 +74,9 @@ impl Global {
     }
 }
 
+/// The instruction that ends a stream.
+const STOP: u8 = b'.';
+
 type Id = u32;
 
 enum Node<'a> {
@@ -116,118 +119,164 @@ impl<'a> Machine<'a> {
         loop {
             let position = self.at;
             let opcode = self.byte()?;
-            match opcode {
-                // PROTO, FRAME
-                0x80 => _ = self.byte()?,
-                0x95 => _ = self.take(8)?,
-                b'.' => {
-                    let root = self.pop()?;
-                    return if self.stack.is_empty() && self.marks.is_empty() {
-                        Ok(root)
-                    } else {
-                        Err(self.malformed("objects left over"))
-                    };
-                }
-                b'(' => self.marks.push(self.stack.len()),
-                b'N' => self.push(Node::None)?,
-                0x88 | 0x89 => self.push(Node::Bool)?,
-                b'J' => {
-                    let value = i32::from_le_bytes(self.array()?);
-                    self.push(Node::Int(value.into()))?;
-                }
-                b'K' => {
-                    let value = self.byte()?;
-                    self.push(Node::Int(value.into()))?;
-                }
-                b'M' => {
-                    let value = u16::from_le_bytes(self.array()?);
-                    self.push(Node::Int(value.into()))?;
-                }
-                0x8a => self.long()?,
-                b'G' => {
-                    self.take(8)?;
-                    self.push(Node::Float)?;
-                }
-                // BINUNICODE and BINSTRING; SHORT_BINUNICODE and SHORT_BINSTRING
-                b'X' | b'T' => {
-                    let length = u32::from_le_bytes(self.array()?);
-                    self.text(length as usize)?;
-                }
-                0x8c | b'U' => {
-                    let length = self.byte()?;
-                    self.text(length.into())?;
-                }
-                b')' => self.push(Node::Tuple(Vec::new()))?,
-                b']' => self.push(Node::List(Vec::new()))?,
-                b'}' => self.push(Node::Dict(Vec::new()))?,
-                0x85..=0x87 => {
-                    let items = self.pop_last((opcode - 0x84).into())?;
-                    self.push(Node::Tuple(items))?;
-                }
-                b't' => {
-                    let items = self.pop_marked()?;
-                    self.push(Node::Tuple(items))?;
-                }
-                b'a' => {
-                    let item = self.pop()?;
-                    self.list()?.push(item);
-                }
-                b'e' => {
-                    let items = self.pop_marked()?;
-                    self.list()?.extend(items);
-                }
-                b's' => {
-                    let pair = self.pop_last(2)?;
-                    self.dict()?.push((pair[0], pair[1]));
-                }
-                b'u' => {
-                    let items = self.pop_marked()?;
-                    if items.len() % 2 != 0 {
-                        return Err(self.malformed("a key without a value"));
-                    }
-                    self.dict()?.extend(items.chunks_exact(2).map(|pair| (pair[0], pair[1])));
-                }
-                b'q' => {
-                    let key = self.byte()?;
-                    self.remember(key.into())?;
-                }
-                b'r' => {
-                    let key = u32::from_le_bytes(self.array()?);
-                    self.remember(key)?;
-                }
-                0x94 => self.remember(self.memo.len() as u32)?,
-                b'h' => {
-                    let key = self.byte()?;
-                    self.recall(key.into())?;
-                }
-                b'j' => {
-                    let key = u32::from_le_bytes(self.array()?);
-                    self.recall(key)?;
-                }
-                b'c' => {
-                    let (module, name) = (self.line()?, self.line()?);
-                    self.global(module, name, position)?;
-                }
-                0x93 => {
-                    let pair = self.pop_last(2)?;
-                    let (Some(module), Some(name)) = (self.string(pair[0]), self.string(pair[1])) else {
-                        return Err(self.malformed("a name that is no text"));
-                    };
-                    self.global(module, name, position)?;
-                }
-                b'Q' => {
-                    let id = self.pop()?;
-                    self.push(Node::Persistent(id))?;
-                }
-                b'R' => self.call()?,
-                // BUILD: the attributes of an OrderedDict (`_metadata`) are of no use here.
-                b'b' => {
-                    self.pop()?;
-                    self.dict()?;
-                }
-                _ => return Err(Error::Opcode { opcode, position }),
+            if opcode == STOP {
+                return self.root();
+            }
+            let known = self.scalar(opcode)?
+                || self.container(opcode)?
+                || self.memory(opcode)?
+                || self.object(opcode, position)?
+                || self.framing(opcode)?;
+            if !known {
+                return Err(Error::Opcode { opcode, position });
             }
         }
+    }
+
+    /// At STOP nothing but the result is left.
+    fn root(&mut self) -> Result<Id, Error> {
+        let root = self.pop()?;
+        if self.stack.is_empty() && self.marks.is_empty() { Ok(root) } else { Err(self.malformed("objects left over")) }
+    }
+
+    /// Follows an instruction that says something of the stream. Whether it is one; likewise below.
+    fn framing(&mut self, opcode: u8) -> Result<bool, Error> {
+        match opcode {
+            // PROTO, FRAME
+            0x80 => _ = self.byte()?,
+            0x95 => _ = self.take(8)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// An instruction that makes a single value.
+    fn scalar(&mut self, opcode: u8) -> Result<bool, Error> {
+        match opcode {
+            b'N' => self.push(Node::None)?,
+            0x88 | 0x89 => self.push(Node::Bool)?,
+            b'J' => {
+                let value = i32::from_le_bytes(self.array()?);
+                self.push(Node::Int(value.into()))?;
+            }
+            b'K' => {
+                let value = self.byte()?;
+                self.push(Node::Int(value.into()))?;
+            }
+            b'M' => {
+                let value = u16::from_le_bytes(self.array()?);
+                self.push(Node::Int(value.into()))?;
+            }
+            0x8a => self.long()?,
+            b'G' => {
+                self.take(8)?;
+                self.push(Node::Float)?;
+            }
+            // BINUNICODE and BINSTRING; SHORT_BINUNICODE and SHORT_BINSTRING
+            b'X' | b'T' => {
+                let length = u32::from_le_bytes(self.array()?);
+                self.text(length as usize)?;
+            }
+            0x8c | b'U' => {
+                let length = self.byte()?;
+                self.text(length.into())?;
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// An instruction that makes or fills a tuple, list or dictionary, and MARK, which says from where on.
+    fn container(&mut self, opcode: u8) -> Result<bool, Error> {
+        match opcode {
+            b'(' => self.marks.push(self.stack.len()),
+            b')' => self.push(Node::Tuple(Vec::new()))?,
+            b']' => self.push(Node::List(Vec::new()))?,
+            b'}' => self.push(Node::Dict(Vec::new()))?,
+            0x85..=0x87 => {
+                let items = self.pop_last((opcode - 0x84).into())?;
+                self.push(Node::Tuple(items))?;
+            }
+            b't' => {
+                let items = self.pop_marked()?;
+                self.push(Node::Tuple(items))?;
+            }
+            b'a' => {
+                let item = self.pop()?;
+                self.list()?.push(item);
+            }
+            b'e' => {
+                let items = self.pop_marked()?;
+                self.list()?.extend(items);
+            }
+            b's' => {
+                let pair = self.pop_last(2)?;
+                self.dict()?.push((pair[0], pair[1]));
+            }
+            b'u' => {
+                let items = self.pop_marked()?;
+                if items.len() % 2 != 0 {
+                    return Err(self.malformed("a key without a value"));
+                }
+                self.dict()?.extend(items.chunks_exact(2).map(|pair| (pair[0], pair[1])));
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// An instruction that remembers an object or recalls one.
+    fn memory(&mut self, opcode: u8) -> Result<bool, Error> {
+        match opcode {
+            b'q' => {
+                let key = self.byte()?;
+                self.remember(key.into())?;
+            }
+            b'r' => {
+                let key = u32::from_le_bytes(self.array()?);
+                self.remember(key)?;
+            }
+            0x94 => self.remember(self.memo.len() as u32)?,
+            b'h' => {
+                let key = self.byte()?;
+                self.recall(key.into())?;
+            }
+            b'j' => {
+                let key = u32::from_le_bytes(self.array()?);
+                self.recall(key)?;
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// An instruction about a name of Python's, or a call: described, never made.
+    fn object(&mut self, opcode: u8, position: usize) -> Result<bool, Error> {
+        match opcode {
+            b'c' => {
+                let (module, name) = (self.line()?, self.line()?);
+                self.global(module, name, position)?;
+            }
+            0x93 => {
+                let pair = self.pop_last(2)?;
+                let (Some(module), Some(name)) = (self.string(pair[0]), self.string(pair[1])) else {
+                    return Err(self.malformed("a name that is no text"));
+                };
+                self.global(module, name, position)?;
+            }
+            b'Q' => {
+                let id = self.pop()?;
+                self.push(Node::Persistent(id))?;
+            }
+            b'R' => self.call()?,
+            // BUILD: the attributes of an OrderedDict (`_metadata`) are of no use here.
+            b'b' => {
+                self.pop()?;
+                self.dict()?;
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
     }
 
     fn malformed(&self, reason: &'static str) -> Error {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use clap::Args;
-use flashlm_prep::coactivation::{FriendReport, LayerActivity, PairGraph, PairOptions};
+use flashlm_prep::coactivation::{FriendReport, LayerActivity, PairGraph, PairOptions, WindowReuse};
 use flashlm_prep::wanted::wanted_sets;
 use flashlm_runtime::cache::PolicyKind;
 use flashlm_runtime::planner::PlanLimits;
@@ -173,50 +173,57 @@ fn table(title: &str, head: &[String], rows: impl Iterator<Item = Vec<String>>) 
     println!();
 }
 
+/// A table with a row for each layer; `row` gives the cells behind the layer's number.
+fn layer_table(
+    title: &str,
+    names: &[impl AsRef<str>],
+    layers: &[LayerReport],
+    row: impl Fn(&LayerReport) -> Vec<String>,
+) {
+    let names = names.iter().map(|name| name.as_ref().to_owned());
+    let head: Vec<String> = std::iter::once("layer".to_owned()).chain(names).collect();
+    table(title, &head, layers.iter().map(|l| std::iter::once(l.layer.to_string()).chain(row(l)).collect()));
+}
+
 fn print_tables(report: &Report, args: &AnalyzeArgs) {
-    let layers = &report.layers;
-    let head = |first: &[&str]| -> Vec<String> {
-        std::iter::once("layer").chain(first.iter().copied()).map(String::from).collect()
-    };
     println!("{} tokens of recording {}\n", report.tokens, report.recording);
-    let shares: Vec<String> = LayerActivity::HOTTEST.iter().map(|p| format!("top {p} %")).collect();
-    let names: Vec<&str> = ["active", "p99", "never"].into_iter().chain(shares.iter().map(String::as_str)).collect();
-    table(
+    print_sparsity(&report.layers);
+    print_windows(&report.layers, args.windows);
+    print_partners(&report.layers, args.window);
+    CACHE_PERCENT.iter().for_each(|&percent| print_caches(&report.layers, percent));
+}
+
+fn print_sparsity(layers: &[LayerReport]) {
+    let shares = LayerActivity::HOTTEST.iter().map(|p| format!("top {p} %"));
+    let names: Vec<String> = ["active", "p99", "never"].map(String::from).into_iter().chain(shares).collect();
+    layer_table(
         "Sparsity: active neurons of a token, neurons never active, share of activations in the hottest neurons",
-        &head(&names),
-        layers.iter().map(|l| {
+        &names,
+        layers,
+        |l| {
             let a = &l.activity;
-            let mut row = vec![
-                l.layer.to_string(),
-                percent(a.active_fraction),
-                a.active_p99.to_string(),
-                a.never_active.to_string(),
-            ];
+            let mut row = vec![percent(a.active_fraction), a.active_p99.to_string(), a.never_active.to_string()];
             row.extend(a.hottest_share.map(percent));
             row
-        }),
+        },
     );
-    let windows: Vec<String> = (1..=args.windows).map(|k| format!("k={k}")).collect();
-    let windows: Vec<&str> = windows.iter().map(String::as_str).collect();
-    let by_window = |title: &str, f: fn(&flashlm_prep::coactivation::WindowReuse) -> f64| {
-        table(
-            title,
-            &head(&windows),
-            layers.iter().map(|l| {
-                std::iter::once(l.layer.to_string()).chain(l.activity.windows.iter().map(|w| percent(f(w)))).collect()
-            }),
-        );
+}
+
+/// What successive tokens have in common, for windows of up to so many tokens.
+fn print_windows(layers: &[LayerReport], windows: usize) {
+    let names: Vec<String> = (1..=windows).map(|k| format!("k={k}")).collect();
+    let by_window = |title: &str, share: fn(&WindowReuse) -> f64| {
+        layer_table(title, &names, layers, |l| l.activity.windows.iter().map(|w| percent(share(w))).collect());
     };
     by_window("Reuse: active neurons that none of the last k tokens used", |w| w.new_fraction);
     by_window("Union: share of the layer active in any of k successive tokens (cached by a window)", |w| {
         w.union_fraction
     });
     by_window("Read: share of the layer that a window of k tokens reads per token", |w| w.read_fraction);
-    let title = format!(
-        "Closest friends as copies, with a window of {} tokens (useful: wanted, not cached, not read already)",
-        args.window
-    );
-    let names = [
+}
+
+fn print_partners(layers: &[LayerReport], window: usize) {
+    const NAMES: [&str; 9] = [
         "partner fires",
         "if independent",
         "most popular of",
@@ -227,41 +234,31 @@ fn print_tables(report: &Report, args: &AnalyzeArgs) {
         "reads",
         "bytes",
     ];
-    table(
-        &title,
-        &head(&names),
-        layers.iter().map(|l| {
-            let f = &l.friends;
-            vec![
-                l.layer.to_string(),
-                percent(l.pairs.strongest_partner),
-                percent(l.pairs.strongest_partner_rate),
-                format!("{} of {}", f.most_popular_of, f.with_friend),
-                percent(f.hottest_share),
-                percent(f.copies_wanted),
-                percent(f.copies_useful),
-                format!("{:.2}", f.most_read_copy_per_token),
-                format!("{:.2}x", f.reads_factor),
-                format!("{:.2}x", f.bytes_factor),
-            ]
-        }),
+    let title = format!(
+        "Closest friends as copies, with a window of {window} tokens (useful: wanted, not cached, not read already)"
     );
-    for size in CACHE_PERCENT {
-        let of = |l: &LayerReport| -> Vec<(String, f64)> {
-            l.caches
-                .iter()
-                .filter(|c| c.percent_of_layer == size)
-                .map(|c| (c.policy.clone(), c.missed_per_token))
-                .collect()
-        };
-        let names: Vec<String> = layers.first().map(|l| of(l).into_iter().map(|c| c.0).collect()).unwrap_or_default();
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        table(
-            &format!("Neurons missed per token with a cache of {size} % of the layer"),
-            &head(&names),
-            layers.iter().map(|l| {
-                std::iter::once(l.layer.to_string()).chain(of(l).into_iter().map(|c| format!("{:.2}", c.1))).collect()
-            }),
-        );
-    }
+    layer_table(&title, &NAMES, layers, |l| {
+        let f = &l.friends;
+        vec![
+            percent(l.pairs.strongest_partner),
+            percent(l.pairs.strongest_partner_rate),
+            format!("{} of {}", f.most_popular_of, f.with_friend),
+            percent(f.hottest_share),
+            percent(f.copies_wanted),
+            percent(f.copies_useful),
+            format!("{:.2}", f.most_read_copy_per_token),
+            format!("{:.2}x", f.reads_factor),
+            format!("{:.2}x", f.bytes_factor),
+        ]
+    });
+}
+
+fn print_caches(layers: &[LayerReport], percent_of_layer: u32) {
+    let of = |l: &LayerReport| -> Vec<(String, f64)> {
+        let of_size = l.caches.iter().filter(|cache| cache.percent_of_layer == percent_of_layer);
+        of_size.map(|cache| (cache.policy.clone(), cache.missed_per_token)).collect()
+    };
+    let names: Vec<String> = layers.first().map(|l| of(l).into_iter().map(|c| c.0).collect()).unwrap_or_default();
+    let title = format!("Neurons missed per token with a cache of {percent_of_layer} % of the layer");
+    layer_table(&title, &names, layers, |l| of(l).into_iter().map(|c| format!("{:.2}", c.1)).collect());
 }

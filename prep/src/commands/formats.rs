@@ -25,14 +25,6 @@ fn quantised(text: &str) -> Result<WeightFormat, String> {
     }
 }
 
-impl FormatArgs {
-    /// In words, for fingerprints.
-    pub(crate) fn describe(&self) -> String {
-        let name = |format: Option<WeightFormat>| format.map_or("as it is".into(), |format| format.to_string());
-        format!("ffn {}, resident {}", name(self.dtype), name(self.resident_dtype))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,10 +10,11 @@ use flashlm_formats::bundle::{
 };
 use flashlm_formats::model::ModelSpec;
 use flashlm_formats::weight_format::WeightFormat;
+use flashlm_prep::gain;
 use flashlm_runtime::budget::human_bytes;
 use serde::Serialize;
 
-use super::{gain, print_json, source};
+use super::{print_json, source};
 
 /// Arguments of `flashlm-prep inspect`.
 #[derive(Args)]

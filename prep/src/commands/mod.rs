@@ -14,7 +14,6 @@ pub(crate) mod convert;
 pub(crate) mod evaluate;
 pub(crate) mod families;
 mod formats;
-mod gain;
 pub(crate) mod import_predictors;
 pub(crate) mod inspect;
 pub(crate) mod interrupt;
@@ -32,57 +31,34 @@ pub(crate) mod thresholds;
 pub(crate) mod train;
 pub(crate) mod verify;
 
+pub(crate) use flashlm_prep::inputs::inputs;
+pub(crate) use flashlm_prep::threads::{start as threads, start_pool};
 pub(crate) use flashlm_runtime::console::print_json;
 pub(crate) use progress::Stage;
 
-use std::error::Error;
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use flashlm_formats::bundle::Manifest;
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::destination::{Destination, DestinationError, FileKind, check_new_file};
 use flashlm_formats::publish::publish_bytes;
-use flashlm_kernels::Threads;
+use flashlm_prep::disk_cost::{DiskProfileError, profiled_cost};
+use flashlm_prep::pack::WIDE_KV_NOTE;
 use flashlm_prep::record::documents::{Documents, DocumentsError, read_documents};
 use flashlm_prep::tokenizer::packed_tokenizer;
-use flashlm_runtime::error::{RuntimeError, printable};
-use flashlm_runtime::threads;
+use flashlm_runtime::disk_cost::ReadCost;
+use flashlm_runtime::error::printable;
 
-/// Threads as asked for, or one for each processor.
-pub(crate) fn threads(asked: Option<NonZeroUsize>) -> anyhow::Result<Threads> {
-    let count = asked.unwrap_or_else(threads::default_count);
-    start_pool(Some(count))?;
-    Ok(threads::start(count)?)
-}
-
-/// Starts rayon's threads, which packing, training and ordering divide their work over: as many as asked for, or one for each
-/// processor. Left to itself rayon starts them at first use, and panics where the system has none to give.
-pub(crate) fn start_pool(asked: Option<NonZeroUsize>) -> anyhow::Result<()> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(asked.map_or(0, NonZeroUsize::get));
-    match pool.build_global() {
-        Err(error) if error.source().is_some() => {
-            let source = std::io::Error::other(error);
-            match asked {
-                Some(count) => Err(RuntimeError::Threads { threads: count.get(), source }.into()),
-                None => Err(anyhow!(
-                    "cannot start {} threads: {source}; allow more (`ulimit -u`, a container's pids limit)",
-                    threads::default_count()
-                )),
-            }
-        }
-        // Started already.
-        _ => Ok(()),
-    }
+/// What reads cost on the disk of a profile, or on a usual one.
+pub(crate) fn read_cost(profile: Option<&Path>) -> Result<ReadCost, DiskProfileError> {
+    profile.map_or_else(|| Ok(ReadCost::USUAL), profiled_cost)
 }
 
 /// Says what a bundle asks of its users' memory, if it does.
 pub(crate) fn note_wide_kv(manifest: &Manifest) {
     if manifest.wide_kv {
-        eprintln!(
-            "note: keys or values of this model may be larger than f16 holds; the bundle asks for a KV cache in f32, which takes twice the memory"
-        );
+        eprintln!("note: {WIDE_KV_NOTE}");
     }
 }
 
@@ -112,18 +88,6 @@ pub(crate) fn documents(paths: &[PathBuf]) -> Result<Documents, DocumentsError> 
 /// Writes a file whole: it is there complete, or not at all.
 pub(crate) fn publish(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     publish_bytes(path, bytes).with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// What a command reads, and must not replace: these files, and of directories the files that are read there.
-pub(crate) fn inputs<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Vec<PathBuf> {
-    const READ: [&str; 7] = ["json", "jsonl", "txt", "safetensors", "bin", "pt", "model"];
-    let mut inputs = Vec::new();
-    for path in paths {
-        inputs.push(path.clone());
-        let entries = path.read_dir().into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
-        inputs.extend(entries.filter(|entry| entry.extension().is_some_and(|e| READ.iter().any(|read| e == *read))));
-    }
-    inputs
 }
 
 /// Takes the name of a bundle before the work for it begins. To be given up just before the bundle is written, which takes it again.

@@ -3,18 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
 use flashlm_formats::bundle::{FlashLayout, LayerSparsity, LayoutOptions};
 use flashlm_formats::checkpoint::Checkpoint;
-use flashlm_formats::model::ModelSpec;
-use flashlm_formats::recording::Recording;
 use flashlm_formats::weight_format::WeightFormat;
-use flashlm_prep::ordering::{GroupShape, OrderFile, positions};
+use flashlm_prep::ordering::{GroupShape, StoredOrders};
 use flashlm_prep::pack::{PackOptions, pack};
 use flashlm_prep::predictors::assemble;
+use flashlm_prep::sparsity::layer_sparsity;
 use flashlm_prep::thresholds::ThresholdFile;
-use flashlm_prep::wanted::measure_reuse;
 use flashlm_runtime::budget::human_bytes;
 
 use super::formats::FormatArgs;
@@ -52,22 +50,6 @@ pub(crate) struct PackArgs {
     force: bool,
 }
 
-/// A strategy's name, and the order of every layer.
-type Orders = (String, Vec<Vec<u32>>);
-
-/// The storage orders in a directory, and the groups that they were made for, where all say the same.
-pub(crate) fn read_orders(dir: &Path, spec: &ModelSpec) -> Result<(Orders, Option<GroupShape>)> {
-    let files = (0..spec.layers.len()).map(|layer| {
-        OrderFile::read(dir, layer, spec.ffn().size).with_context(|| format!("storage order of layer {layer}"))
-    });
-    let files = files.collect::<Result<Vec<_>>>()?;
-    let mut names: Vec<&str> = files.iter().map(|f| f.strategy.as_str()).collect();
-    names.dedup();
-    let name = names.join("+");
-    let groups = files.first().and_then(|first| first.groups).filter(|g| files.iter().all(|f| f.groups == Some(*g)));
-    Ok(((name, files.into_iter().map(|f| f.order).collect()), groups))
-}
-
 /// Says so where orders were made for other groups than the bundle's: it will be right, and read more than it need.
 fn compare_groups(made_for: Option<GroupShape>, bundle: &FlashLayout, format: WeightFormat) {
     let bundle = GroupShape::from(bundle);
@@ -84,7 +66,7 @@ fn sparsity(
     args: &PackArgs,
     dir: &Path,
     checkpoint: &Checkpoint,
-    orders: Option<&Orders>,
+    orders: Option<&StoredOrders>,
     layout: &FlashLayout,
 ) -> Result<Vec<LayerSparsity>> {
     let spec = checkpoint.spec();
@@ -98,25 +80,12 @@ fn sparsity(
     );
     let stage = Stage::new("measuring reuse", "layers", spec.layers.len() as u64);
     let layers = (0..spec.layers.len()).map(|layer| {
-        let order = orders.map(|(_, orders)| orders[layer].as_slice());
+        let order = orders.map(|orders| orders.layers[layer].as_slice());
         let sparsity = layer_sparsity(&recording, layer, &args.predictors, order, layout);
         stage.advance(1);
         sparsity
     });
-    layers.collect()
-}
-
-/// What a recording says of a layer whose predictor is in `predictors` and whose neurons stand in `order`, or the checkpoint's.
-pub(crate) fn layer_sparsity(
-    recording: &Recording,
-    layer: usize,
-    predictors: &Path,
-    order: Option<&[u32]>,
-    layout: &FlashLayout,
-) -> Result<LayerSparsity> {
-    let position = order.map_or_else(|| (0..layout.neurons() as u32).collect(), positions);
-    let records = layout.records_per_group() as u32;
-    Ok(measure_reuse(&mut recording.layer(layer)?, recording.split(), (predictors, layer), &position, records)?)
+    Ok(layers.collect::<Result<_, _>>()?)
 }
 
 pub(crate) fn run(args: &PackArgs) -> Result<ExitCode> {
@@ -133,21 +102,24 @@ pub(crate) fn run(args: &PackArgs) -> Result<ExitCode> {
     let layout = FlashLayout::new(spec, format, LayoutOptions::default())?;
     let orders = match &args.orders {
         Some(dir) => {
-            let (orders, made_for) = read_orders(dir, spec)?;
-            compare_groups(made_for, &layout, format);
+            let orders = StoredOrders::read(dir, spec)?;
+            compare_groups(orders.groups, &layout, format);
             Some(orders)
         }
         None => None,
     };
     let identity = || vec![(0..spec.ffn().size as u32).collect(); spec.layers.len()];
-    let predictors =
-        assemble(&args.predictors, spec, orders.as_ref().map_or_else(identity, |o| o.1.clone()).as_slice())?;
+    let predictors = assemble(
+        &args.predictors,
+        spec,
+        orders.as_ref().map_or_else(identity, |orders| orders.layers.clone()).as_slice(),
+    )?;
     let sparsity =
         args.recording.as_ref().map(|dir| sparsity(args, dir, &checkpoint, orders.as_ref(), &layout)).transpose()?;
     let options = PackOptions {
         sparsity,
         tokenizer: super::tokenizer(&checkpoint)?,
-        orders,
+        orders: orders.map(|orders| (orders.name, orders.layers)),
         predictors: Some(predictors),
         ffn: args.formats.dtype,
         resident: args.formats.resident_dtype,

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use flashlm_prep::pipeline::duration;
 use flashlm_runtime::terminal::printable;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
@@ -131,16 +132,6 @@ fn line(name: &str, done: u64, before: u64, total: u64, elapsed: Duration) -> Op
     Some(format!("{name}: {percent:.0} %, about {} left", duration(left)))
 }
 
-/// A time that is not known to the second.
-pub(crate) fn duration(seconds: f64) -> String {
-    match seconds {
-        s if s < 1.5 => "a second".into(),
-        s if s < 90.0 => format!("{s:.0} seconds"),
-        s if s < 5400.0 => format!("{:.0} minutes", s / 60.0),
-        s => format!("{:.1} hours", s / 3600.0),
-    }
-}
-
 impl Drop for Stage {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
@@ -158,7 +149,6 @@ mod tests {
         // What an earlier run did took none of this one's time.
         assert_eq!(said(60, 50, 100, 60).unwrap(), "x: 60 %, about 4 minutes left");
         assert_eq!([said(0, 0, 100, 60), said(100, 0, 100, 60), said(5, 0, 0, 60)], [None, None, None]);
-        assert_eq!([duration(0.2), duration(5.0), duration(7200.0)], ["a second", "5 seconds", "2.0 hours"]);
     }
 
     #[test]

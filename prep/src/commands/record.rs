@@ -8,12 +8,12 @@ use anyhow::Result;
 use clap::Args;
 use flashlm_formats::destination::{Directory, DirectoryKind};
 use flashlm_formats::recording::HELD_OUT;
+use flashlm_prep::gain::verdict;
 use flashlm_prep::record::text::Sampling;
 use flashlm_prep::record::{Calibration, Recorder};
 use flashlm_prep::thresholds::ThresholdFile;
 use flashlm_runtime::text::Tokenizer;
 
-use super::gain::verdict;
 use super::source::{self, CHECKPOINT_HELP};
 use super::{Stage, inputs, numbers, say_notes};
 
@@ -76,11 +76,7 @@ pub(crate) fn run(args: &RecordArgs) -> Result<ExitCode> {
     let layers = checkpoint.spec().layers.len();
     let tokens = calibration.tokens.len();
     let mut active = Vec::new();
-    // Without the states that enter it a layer cannot be recorded alone.
-    let first = match recorder.resume_layer() {
-        first if (0..first).all(|layer| recorder.recording().has_layer(layer)) => first,
-        _ => 0,
-    };
+    let first = recorder.resume_all();
     let stage = Stage::new("recording", "tokens x layers", (tokens * (layers - first)) as u64);
     for layer in first..layers {
         let before = (layer - first) * tokens;

@@ -6,10 +6,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Args;
 use flashlm_formats::destination::{Destination, FileKind};
+use flashlm_prep::disk_cost::profiled_cost;
+use flashlm_prep::gain::verdict;
 use flashlm_prep::report::{Orders, Predictors, ReportInput, build};
 
-use super::gain::verdict;
-use super::order::read_cost;
 use super::{Stage, inputs, numbers, recorded};
 
 /// Arguments of `flashlm-prep report`.
@@ -50,7 +50,7 @@ pub(crate) fn run(args: &ReportArgs) -> Result<ExitCode> {
     let disk = match &args.disk {
         Some(path) => {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            Some((read_cost(Some(path))?, format!("the disk profile {name}")))
+            Some((profiled_cost(path)?, format!("the disk profile {name}")))
         }
         None => None,
     };

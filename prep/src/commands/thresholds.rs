@@ -1,25 +1,22 @@
 //! `flashlm-prep thresholds`: what can be left out of a model whose neurons are never exactly zero, and at what loss.
 
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::destination::{Destination, FileKind};
-use flashlm_formats::model::ModelSpec;
+use flashlm_prep::gain;
 use flashlm_prep::record::Calibration;
 use flashlm_prep::record::text::Sampling;
-use flashlm_prep::thresholds::{Measured, ThresholdFile, VERIFIED, find_thresholds};
+use flashlm_prep::thresholds::{Measured, ThresholdFile, VERIFIED, default_tokens, find_thresholds};
 use flashlm_runtime::budget::human_bytes;
 use flashlm_runtime::text::Tokenizer;
 
 use super::source::{self, CHECKPOINT_HELP};
-use super::{Stage, gain, inputs, numbers, say_notes};
-
-/// Loss of perplexity that is allowed where nothing is said.
-pub(crate) const DEFAULT_LOSS: f64 = 0.01;
+use super::{Stage, inputs, numbers, say_notes};
 
 /// Arguments of `flashlm-prep thresholds`.
 #[derive(Args)]
@@ -60,11 +57,6 @@ pub(crate) struct ThresholdsArgs {
     json: bool,
 }
 
-/// Tokens to measure on. In a large model a token costs more.
-pub(crate) fn default_tokens(spec: &ModelSpec) -> usize {
-    if spec.hidden_size >= 2048 { 2048 } else { 4096 }
-}
-
 pub(crate) fn run(args: &ThresholdsArgs) -> Result<ExitCode> {
     let inputs = inputs([&args.checkpoint].into_iter().chain(&args.text));
     let output = args.output.as_ref().map(|path| Destination::take(path, FileKind::Thresholds, &inputs)).transpose()?;
@@ -83,8 +75,11 @@ pub(crate) fn run(args: &ThresholdsArgs) -> Result<ExitCode> {
     let calibration = Calibration::new(&super::documents(&args.text)?, &tokenizer, spec, sampling)?;
     say_notes(&calibration.notes);
     let scratch = args.scratch.clone().unwrap_or_else(std::env::temp_dir);
-    let measured = measure(&checkpoint, &calibration, args.quality_loss, args.threads, &scratch);
-    let file = ThresholdFile::new(&checkpoint, measured?);
+    let (threads, stage) = (super::threads(args.threads)?, Stage::share("measuring thresholds"));
+    let progress = &mut |done, total| stage.set(done, total);
+    let measured = find_thresholds(&checkpoint, &calibration, args.quality_loss, &threads, &scratch, progress)?;
+    drop(stage);
+    let file = ThresholdFile::new(&checkpoint, measured);
     if let Some(output) = output {
         output.publish_bytes(&file.to_json())?;
     }
@@ -96,19 +91,6 @@ pub(crate) fn run(args: &ThresholdsArgs) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Measures, with a bar.
-pub(crate) fn measure(
-    checkpoint: &Checkpoint,
-    calibration: &Calibration,
-    loss: f64,
-    threads: Option<NonZeroUsize>,
-    scratch: &Path,
-) -> Result<Measured> {
-    let stage = Stage::share("measuring thresholds");
-    let progress = &mut |done, total| stage.set(done, total);
-    Ok(find_thresholds(checkpoint, calibration, loss, &super::threads(threads)?, scratch, progress)?)
 }
 
 /// Quality against sparsity, and what the choice means.

@@ -199,6 +199,26 @@ impl<'a> Recorder<'a> {
         (1..=self.checkpoint.spec().layers.len()).rev().find(|l| HiddenStates::exists(&dir, *l)).unwrap_or(0)
     }
 
+    /// The layer that recording goes on from so that all layers are there: without the states that enter it a layer cannot be recorded
+    /// alone.
+    pub fn resume_all(&self) -> usize {
+        match self.resume_layer() {
+            first if (0..first).all(|layer| self.recording.has_layer(layer)) => first,
+            _ => 0,
+        }
+    }
+
+    /// Records what is missing of all layers, and removes the hidden states. `progress` is told the layer and its tokens done.
+    pub fn record_all(mut self, progress: &mut dyn FnMut(usize, usize)) -> Result<Recording, RecordError> {
+        let layers = self.checkpoint.spec().layers.len();
+        if (0..layers).any(|layer| !self.recording.has_layer(layer)) {
+            for layer in self.resume_all()..layers {
+                self.record(layer, true, &mut |done| progress(layer, done))?;
+            }
+        }
+        self.finish()
+    }
+
     /// Removes the hidden states, when all layers are done.
     pub fn finish(self) -> Result<Recording, RecordError> {
         self.checkpoint.check_unchanged()?;

@@ -17,6 +17,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_formats::model::ModelSpec;
 use flashlm_kernels::Threads;
 use flashlm_runtime::error::RuntimeError;
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,8 @@ pub use spread::Spread;
 pub const CUTS: [f64; 8] = [0.0005, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2];
 /// Share of the tokens that thresholds are verified on: a loss of a per cent needs many positions to be seen.
 pub const VERIFIED: f64 = 0.5;
+/// Loss of perplexity that is allowed where nothing is said.
+pub const DEFAULT_LOSS: f64 = 0.01;
 /// Times that a share is lowered, at most, until held-out text keeps the loss that was allowed; then nothing is left out.
 const ROUNDS: usize = 8;
 /// Positions that either part must have.
@@ -97,6 +100,11 @@ impl Measured {
     pub fn mean_active(&self) -> f64 {
         self.active.iter().sum::<f64>() / self.active.len().max(1) as f64
     }
+}
+
+/// Tokens to measure on where nothing is said. In a large model a token costs more.
+pub fn default_tokens(spec: &ModelSpec) -> usize {
+    if spec.hidden_size >= 2048 { 2048 } else { 4096 }
 }
 
 /// Why thresholds could not be found.

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::activity::training_set;
 use super::curve::{Curve, OperatingPoint};
+use super::options::{Shape, TrainOptions, everything, fit, held_out_tokens};
 use super::params::TrainError;
-use super::pipeline::{Shape, TrainOptions, everything, fit, held_out_tokens};
 use super::predictor::LowRankPredictor;
 use super::rank::predictor_bytes;
 

@@ -1,6 +1,5 @@
 //! From a recording to predictor files: trial, ranks, training, thresholds, report.
 
-use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 
@@ -12,9 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use super::activity::{TrainingSet, training_set};
 use super::curve::{Curve, OperatingPoint};
-use super::fit::thin;
 use super::look_ahead::{LookAheadReport, train_look_ahead};
-use super::params::{LowRankPredictorParams, TrainError};
+use super::options::{RankChoice, Shape, TrainOptions, everything, fit, held_out_tokens, threshold};
+use super::params::TrainError;
 use super::predictor::{LowRankPredictor, PredictorDType};
 use super::rank::{RankCurve, allocate_ranks, can_pay, ladder, predictor_bytes};
 use super::store::{StoredPredictor, publish, write_predictor};
@@ -30,64 +29,6 @@ const TRIAL_MISSES: f64 = 0.03;
 pub(super) const CURVE_MISSES: [f64; 9] = [0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.10, 0.15];
 /// Held-out tokens that thresholds are taken from, at most.
 pub(super) const CALIBRATION_TOKENS: usize = 16_384;
-
-/// How ranks are chosen.
-#[derive(Clone, Debug, PartialEq)]
-pub enum RankChoice {
-    /// By a short trial on every layer, under the size budget.
-    Auto,
-    /// The same for all layers.
-    Fixed(usize),
-    /// One for each layer of the model.
-    Each(Vec<usize>),
-}
-
-/// What to train and how.
-#[derive(Clone, Debug)]
-pub struct TrainOptions {
-    /// Layers to train.
-    pub layers: Range<usize>,
-    /// Their ranks.
-    pub rank: RankChoice,
-    /// How they are stored.
-    pub dtype: PredictorDType,
-    /// Share of the active pairs that a layer's predictor must find on held-out tokens.
-    pub recall: f64,
-    /// The threshold falls below what `recall` asks for while each neuron read still brings this share of the mean energy
-    /// of an active one.
-    pub worth: f64,
-    /// The threshold also falls until this many times as many neurons are predicted as are active.
-    pub over_fetch: f64,
-    /// Bytes of all predictors as a share of the FFN's, for [`RankChoice::Auto`].
-    pub size_budget: f64,
-    /// Bytes of one weight of the model, which the budget is counted against.
-    pub weight_bytes: usize,
-    /// Rank of the look-ahead predictors; none without.
-    pub look_ahead: Option<usize>,
-    /// Measure the next layer's own predictor as a look-ahead too, which takes another training for each layer.
-    pub compare_look_ahead: bool,
-    /// Everything else about the fit; its rank does not count.
-    pub fit: LowRankPredictorParams,
-}
-
-impl TrainOptions {
-    /// The defaults for a model: all layers, automatic ranks, int8.
-    pub fn new(layers: usize) -> Self {
-        TrainOptions {
-            layers: 0..layers,
-            rank: RankChoice::Auto,
-            dtype: PredictorDType::Int8,
-            recall: 0.96,
-            worth: 0.05,
-            over_fetch: 0.0,
-            size_budget: 0.09,
-            weight_bytes: 2,
-            look_ahead: None,
-            compare_look_ahead: true,
-            fit: LowRankPredictor::params(1),
-        }
-    }
-}
 
 /// Called as training goes on; the binary draws bars with it.
 pub trait Progress {
@@ -152,20 +93,6 @@ pub struct TrainReport {
     pub ffn_bytes: u64,
     /// Trained layers, ascending.
     pub layers: Vec<LayerReport>,
-}
-
-pub(super) struct Shape {
-    pub(super) hidden: usize,
-    pub(super) ffn: usize,
-    pub(super) ffn_bytes: u64,
-}
-
-impl Shape {
-    pub(super) fn new(recording: &Recording, options: &TrainOptions) -> Self {
-        let model = &recording.info().model;
-        let (hidden, ffn) = (model.hidden_size, model.ffn().size);
-        Self { hidden, ffn, ffn_bytes: (model.ffn().vectors() * hidden * ffn * options.weight_bytes) as u64 }
-    }
 }
 
 /// Trains predictors for the chosen layers and writes them, with `predictors.json`, into `out`.
@@ -299,31 +226,6 @@ fn trial(set: &TrainingSet, options: &TrainOptions, shape: &Shape) -> Result<Ran
         curve.costs.push(least);
     }
     Ok(curve)
-}
-
-pub(super) fn held_out_tokens(set: &TrainingSet, most: usize) -> Vec<u32> {
-    let mut tokens = set.targets().part(true);
-    thin(&mut tokens, most);
-    tokens
-}
-
-/// The threshold: at least the recall asked for, and lower where misses still carry energy or more over-fetch is asked for.
-pub(super) fn threshold(curve: &Curve, options: &TrainOptions) -> f32 {
-    let needed = curve.at_misses(1.0 - options.recall).threshold;
-    let least = curve.at_over_fetch(options.over_fetch).threshold;
-    needed.min(curve.at_worth(options.worth).threshold).min(least)
-}
-
-/// A fit with the options' parameters and this rank.
-pub(super) fn fit(options: &TrainOptions, set: &TrainingSet, rank: usize) -> Result<LowRankPredictor, TrainError> {
-    let mut params = options.fit.clone();
-    params.0.rank = rank;
-    params.check()?.fit(set)
-}
-
-/// All tokens of a recording.
-pub(super) fn everything(set: &TrainingSet) -> Vec<u32> {
-    (0..set.targets().tokens() as u32).collect()
 }
 
 /// Trains one layer's predictor and writes it into `out`; `ranks` are those of all layers of the model. With a look-ahead the

@@ -5,8 +5,9 @@ use serde::Serialize;
 
 use super::activity::training_set;
 use super::curve::Curve;
+use super::options::{Shape, TrainOptions, everything, fit};
 use super::params::TrainError;
-use super::pipeline::{CURVE_MISSES, DTypeCurve, Shape, TrainOptions, everything, fit};
+use super::pipeline::{CURVE_MISSES, DTypeCurve};
 use super::predictor::PredictorDType;
 use super::rank::predictor_bytes;
 

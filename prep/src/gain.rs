@@ -7,10 +7,10 @@ use flashlm_formats::model::ModelSpec;
 
 /// Where predictors admit more of the neurons than this, reading only these costs more than it saves: all of them, read in one
 /// go, come faster, and nobody has to be asked.
-pub(crate) const POINTLESS: f64 = 0.8;
+pub const POINTLESS: f64 = 0.8;
 
 /// What a mean share of active neurons means for speed.
-pub(crate) fn verdict(mean: f64) -> String {
+pub fn verdict(mean: f64) -> String {
     let percent = 100.0 * mean;
     let meaning = match mean {
         m if m <= 0.12 => "sparse: most of the feed-forward weights can stay on flash",
@@ -24,7 +24,7 @@ pub(crate) fn verdict(mean: f64) -> String {
 }
 
 /// What the activation says by itself: nothing of a model with exact zeros, which has to be recorded to know more.
-pub(crate) fn dense_by_nature(spec: &ModelSpec) -> Option<String> {
+pub fn dense_by_nature(spec: &ModelSpec) -> Option<String> {
     let name = serde_json::to_value(spec.ffn().activation).unwrap_or_default();
     let name = name.as_str().unwrap_or("this activation");
     (!spec.ffn().activation.is_sparse()).then(|| {
@@ -36,13 +36,13 @@ pub(crate) fn dense_by_nature(spec: &ModelSpec) -> Option<String> {
 }
 
 /// The share of the neurons that the predictors of a bundle admit, mean over layers, if that was measured.
-pub(crate) fn admitted(sparsity: &[LayerSparsity]) -> Option<f64> {
+pub fn admitted(sparsity: &[LayerSparsity]) -> Option<f64> {
     let shares = sparsity.iter().map(|layer| layer.predicted.map(f64::from)).collect::<Option<Vec<f64>>>()?;
     (!shares.is_empty()).then(|| shares.iter().sum::<f64>() / shares.len() as f64)
 }
 
 /// Says that predictors admit too much to be worth anything, and what to do instead.
-pub(crate) fn pointless(admitted: f64, checkpoint: &Path, output: &Path) -> String {
+pub fn pointless(admitted: f64, checkpoint: &Path, output: &Path) -> String {
     format!(
         "the predictors admit {:.0} % of the neurons, so a token would read nearly all of them, one by one: a bundle without \
          predictors is faster: flashlm-prep convert {} -o {}{}",

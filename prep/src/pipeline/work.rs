@@ -6,17 +6,18 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
 use flashlm_formats::bundle::checksum;
 use flashlm_formats::destination::{DestinationError, Directory, DirectoryKind};
-use flashlm_formats::publish::{create_directory, sync_name};
+use flashlm_formats::publish::{create_directory, publish_bytes, sync_name};
 use flashlm_formats::regular::{open_regular, read_regular};
 use flashlm_formats::seal;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::super::publish;
+use super::error::{PrepareError, io_error};
+use super::event::{Event, Observer};
+use super::graph::StageKind;
 use super::stamp::Stamp;
 
 /// Name of the file in a stage's directory that says what the stage is made from.
@@ -26,7 +27,7 @@ const WHOLE: &str = "whole";
 /// Directories inside stages: the hidden states of an interrupted recording.
 const STATES: &str = "states";
 /// Stages that are never gone on with: whatever is in them is removed unread.
-const UNREAD: &str = "thresholds.scratch";
+pub(super) const THRESHOLDS_SCRATCH: &str = "thresholds.scratch";
 /// What is here beside stages, each by its beginning: files.
 const BESIDE_STAGES: [&str; 3] = ["source", "bundle.", "own-text.flashlm"];
 
@@ -37,16 +38,17 @@ const SEALED_BYTES_MAX: u64 = 256 << 20;
 const PIECE_BYTES: usize = 1 << 20;
 
 /// Intermediate files of one bundle, for this process alone.
-pub(super) struct Work {
+pub(super) struct Work<'a> {
     pub(super) dir: PathBuf,
+    pub(super) observer: &'a Observer<'a>,
     _taken: Directory,
 }
 
-impl Work {
+impl<'a> Work<'a> {
     /// Uses `dir`, which need not be there; a directory of anything else is refused.
-    pub(super) fn open(dir: &Path, inputs: &[PathBuf]) -> Result<Self, DestinationError> {
+    pub(super) fn open(dir: &Path, inputs: &[PathBuf], observer: &'a Observer<'a>) -> Result<Self, DestinationError> {
         let taken = Directory::take(dir, DirectoryKind::Work, inputs)?;
-        let work = Work { dir: dir.to_owned(), _taken: taken };
+        let work = Work { dir: dir.to_owned(), observer, _taken: taken };
         match work.no_file() {
             Some(path) => Err(DestinationError::NoFileInside { path, maker: "`flashlm-prep prepare`" }),
             None => Ok(work),
@@ -64,7 +66,7 @@ impl Work {
             let Ok(there) = path.metadata() else { continue };
             let is_stage = !BESIDE_STAGES.iter().any(|beside| name.starts_with(beside));
             match there.is_dir() && is_stage {
-                true if name == UNREAD => {}
+                true if name == THRESHOLDS_SCRATCH => {}
                 true => wrong.extend(inside(&path).flat_map(|file| match named(&file, STATES) && file.is_dir() {
                     true => inside(&file).filter(|file| is_no_file(file)).collect(),
                     false => Vec::from_iter(is_no_file(&file).then_some(file)),
@@ -82,33 +84,36 @@ impl Work {
 
     /// An error if one of `files` lies in a directory that is emptied here, by whatever spelling, link or mount. The text that the model
     /// wrote may be given as a text.
-    pub(super) fn refuse_inside<'a>(&self, files: impl IntoIterator<Item = (&'a PathBuf, bool)>) -> Result<()> {
+    pub(super) fn refuse_inside<'f>(
+        &self,
+        files: impl IntoIterator<Item = (&'f PathBuf, bool)>,
+    ) -> Result<(), PrepareError> {
         let identity = |path: &Path| path.metadata().ok().map(|found| (found.dev(), found.ino()));
-        let emptied = |with_own_text: bool| -> Result<Vec<_>> {
+        let emptied = |with_own_text: bool| -> Result<Vec<_>, PrepareError> {
             let mut emptied = Vec::new();
-            for entry in fs::read_dir(&self.dir).with_context(|| self.dir.display().to_string())? {
-                let entry = entry.with_context(|| self.dir.display().to_string())?;
-                if with_own_text || entry.file_name() != "own-text" {
+            for entry in fs::read_dir(&self.dir).map_err(io_error("cannot look at", &self.dir))? {
+                let entry = entry.map_err(io_error("cannot look at", &self.dir))?;
+                if with_own_text || entry.file_name() != StageKind::OwnText.directory() {
                     emptied.extend(identity(&entry.path()).filter(|_| entry.path().is_dir()));
                 }
             }
             Ok(emptied)
         };
-        let dir = self.dir.canonicalize().with_context(|| self.dir.display().to_string())?;
+        let dir = self.dir.canonicalize().map_err(io_error("cannot look at", &self.dir))?;
         for (file, is_output) in files {
             let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
             let inside = |path: &Path| path.canonicalize().ok()?.strip_prefix(&dir).ok().map(Path::to_owned);
             let named_so = inside(file).or_else(|| inside(parent)).is_some_and(|inside| {
-                inside.components().next().is_some_and(|first| is_output || first.as_os_str() != "own-text")
+                inside
+                    .components()
+                    .next()
+                    .is_some_and(|first| is_output || first.as_os_str() != StageKind::OwnText.directory())
             });
             let emptied = emptied(is_output)?;
             let real = file.canonicalize().or_else(|_| parent.canonicalize()).unwrap_or_default();
             let mounted = real.ancestors().any(|above| identity(above).is_some_and(|found| emptied.contains(&found)));
             if named_so || mounted {
-                let (file, dir) = (file.display(), self.dir.display());
-                bail!(
-                    "{file} lies in the work directory {dir}, where it may be removed: move it, or give another --work"
-                );
+                return Err(PrepareError::InsideWork { file: file.clone(), work: self.dir.clone() });
             }
         }
         Ok(())
@@ -120,42 +125,53 @@ impl Work {
     }
 
     /// The directory of a stage. What other inputs left in it is removed.
-    pub(super) fn stage(&self, name: &str, made_from: &Stamp) -> Result<PathBuf> {
+    pub(super) fn stage(&self, kind: StageKind, made_from: &Stamp) -> Result<PathBuf, PrepareError> {
+        let name = kind.directory();
         let dir = self.path(name);
         let found = self.stamp(name);
         if found.as_deref().is_some_and(|found| made_from.is(found)) {
             return Ok(dir);
         }
         if dir.exists() {
-            eprintln!("note: {name}: made anew, as {}", made_from.changed(found.as_deref().unwrap_or_default()));
+            let why = made_from.changed(found.as_deref().unwrap_or_default());
+            (self.observer)(Event::MadeAnew { stage: name, why: &why });
         }
         // What a link leads to is somebody else's; the link itself is not.
         if dir.is_symlink() {
-            fs::remove_file(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+            fs::remove_file(&dir).map_err(io_error("cannot remove", &dir))?;
         }
         // The stamp first: half a directory must not be taken for a whole one.
         let stamp = dir.join(MADE_FROM);
         if fs::remove_file(&stamp).is_ok() {
-            sync_name(&stamp).with_context(|| format!("cannot empty {}", dir.display()))?;
+            sync_name(&stamp).map_err(io_error("cannot empty", &dir))?;
         }
         self.clear(name)?;
-        create_directory(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        create_directory(&dir).map_err(io_error("cannot make", &dir))?;
         publish(&stamp, made_from.to_string().as_bytes())?;
         Ok(dir)
     }
 
     /// Removes a file or directory, if it is there.
-    pub(super) fn clear(&self, name: &str) -> Result<()> {
+    pub(super) fn clear(&self, name: &str) -> Result<(), PrepareError> {
         let path = self.path(name);
         let is_directory = path.symlink_metadata().is_ok_and(|found| found.is_dir());
         let removed = if is_directory { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         // Durably: a mark that came back after a loss of power would speak for what is written from now on.
         match removed.and_then(|()| sync_name(&path)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("cannot remove {}", path.display()))
-            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("cannot remove", &path)(error)),
             _ => Ok(()),
         }
+    }
+
+    /// What [`publish_sealed`] wrote, if it is there and it and the files that it speaks for are as they were. What is not is told, and
+    /// gone.
+    pub(super) fn read_sealed<T: DeserializeOwned>(&self, path: &Path) -> Option<T> {
+        read_sealed(path, self.observer)
+    }
+
+    /// Whether [`seal_whole`] said that a directory is whole, and its files still are as they were.
+    pub(super) fn is_whole(&self, dir: &Path) -> bool {
+        self.read_sealed::<()>(&dir.join(WHOLE)).is_some()
     }
 
     /// Bytes of files in a directory here.
@@ -183,30 +199,34 @@ struct Sealed<T> {
     value: T,
 }
 
-/// Writes JSON with a seal. It also speaks for `files` in the same directory, which are there.
-pub(super) fn publish_sealed(path: &Path, value: &impl Serialize, files: &[PathBuf]) -> Result<()> {
-    let sum = |file: &PathBuf| -> Result<(String, String)> {
-        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok((name, sum_of(file).with_context(|| format!("cannot read {}", file.display()))?))
-    };
-    let sealed = Sealed { files: files.iter().map(sum).collect::<Result<_>>()?, value };
-    publish(path, &seal::seal_text(&serde_json::to_string_pretty(&sealed)?))
+/// Writes a file whole: it is there complete, or not at all.
+pub(super) fn publish(path: &Path, bytes: &[u8]) -> Result<(), PrepareError> {
+    publish_bytes(path, bytes).map_err(io_error("cannot write", path))
 }
 
-/// What [`publish_sealed`] wrote, if it is there and it and the files that it speaks for are as they were. What is not is said, and gone.
-pub(super) fn read_sealed<T: DeserializeOwned>(path: &Path) -> Option<T> {
+/// Writes JSON with a seal. It also speaks for `files` in the same directory, which are there.
+pub(super) fn publish_sealed(path: &Path, value: &impl Serialize, files: &[PathBuf]) -> Result<(), PrepareError> {
+    let sum = |file: &PathBuf| -> Result<(String, String), PrepareError> {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok((name, sum_of(file).map_err(io_error("cannot read", file))?))
+    };
+    let sealed = Sealed { files: files.iter().map(sum).collect::<Result<_, _>>()?, value };
+    publish(path, &seal::seal_text(&serde_json::to_string_pretty(&sealed).expect("plain data serialises")))
+}
+
+fn read_sealed<T: DeserializeOwned>(path: &Path, observer: &Observer<'_>) -> Option<T> {
     let bytes = match read_regular(path, SEALED_BYTES_MAX) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-        read => read.map_err(anyhow::Error::from),
+        read => read.map_err(|error| error.to_string()),
     };
     let sealed = bytes.and_then(|bytes| {
-        let sealed: Sealed<T> = serde_json::from_slice(seal::check_text(&bytes)?)?;
+        let text = seal::check_text(&bytes).map_err(|error| error.to_string())?;
+        let sealed: Sealed<T> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         for (name, sum) in &sealed.files {
-            let file = path.with_file_name(name);
-            match sum_of(&file) {
+            match sum_of(&path.with_file_name(name)) {
                 Ok(found) if found == *sum => {}
-                Ok(_) => bail!("{name} is not as it was written"),
-                Err(error) => return Err(error).with_context(|| format!("cannot read {name}")),
+                Ok(_) => return Err(format!("{name} is not as it was written")),
+                Err(error) => return Err(format!("cannot read {name}: {error}")),
             }
         }
         Ok(sealed.value)
@@ -214,7 +234,7 @@ pub(super) fn read_sealed<T: DeserializeOwned>(path: &Path) -> Option<T> {
     match sealed {
         Ok(value) => Some(value),
         Err(error) => {
-            eprintln!("note: {}: {error:#}: it is made anew", path.display());
+            observer(Event::Note(&format!("{}: {error}: it is made anew", path.display())));
             _ = fs::remove_file(path);
             None
         }
@@ -222,13 +242,8 @@ pub(super) fn read_sealed<T: DeserializeOwned>(path: &Path) -> Option<T> {
 }
 
 /// Says of a stage's directory that these files are the whole of it.
-pub(super) fn seal_whole(dir: &Path, files: &[PathBuf]) -> Result<()> {
+pub(super) fn seal_whole(dir: &Path, files: &[PathBuf]) -> Result<(), PrepareError> {
     publish_sealed(&dir.join(WHOLE), &(), files)
-}
-
-/// Whether that was said, and they still are as they were.
-pub(super) fn is_whole(dir: &Path) -> bool {
-    read_sealed::<()>(&dir.join(WHOLE)).is_some()
 }
 
 fn sum_of(file: &Path) -> io::Result<String> {
@@ -263,15 +278,15 @@ mod tests {
     #[test]
     fn a_stage_is_kept_for_the_same_inputs_and_emptied_for_others() {
         let dir = tempfile::tempdir().unwrap();
-        let work = Work::open(&dir.path().join("work"), &[]).unwrap();
-        let stage = work.stage("orders", &made_from("a")).unwrap();
+        let work = Work::open(&dir.path().join("work"), &[], &|_| ()).unwrap();
+        let stage = work.stage(StageKind::Orders, &made_from("a")).unwrap();
         fs::write(stage.join("x"), "1").unwrap();
-        assert!(work.stage("orders", &made_from("a")).unwrap().join("x").exists());
-        assert!(!work.stage("orders", &made_from("b")).unwrap().join("x").exists());
+        assert!(work.stage(StageKind::Orders, &made_from("a")).unwrap().join("x").exists());
+        assert!(!work.stage(StageKind::Orders, &made_from("b")).unwrap().join("x").exists());
         // Without a stamp nothing is trusted.
         fs::write(stage.join("x"), "1").unwrap();
         fs::remove_file(stage.join(MADE_FROM)).unwrap();
-        assert!(!work.stage("orders", &made_from("b")).unwrap().join("x").exists());
+        assert!(!work.stage(StageKind::Orders, &made_from("b")).unwrap().join("x").exists());
         assert_eq!(work.bytes("orders"), made_from("b").to_string().len() as u64);
     }
 
@@ -279,8 +294,8 @@ mod tests {
     fn what_is_no_file_is_found_wherever_a_file_belongs() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("work");
-        let first = Work::open(&root, &[]).unwrap();
-        let refused = |path: &Path| match Work::open(&root, &[]).err() {
+        let first = Work::open(&root, &[], &|_| ()).unwrap();
+        let refused = |path: &Path| match Work::open(&root, &[], &|_| ()).err() {
             Some(DestinationError::NoFileInside { path: named, .. }) => named == path,
             _ => false,
         };
@@ -288,7 +303,7 @@ mod tests {
             fs::create_dir_all(root.join(dir)).unwrap();
         }
         drop(first);
-        assert!(Work::open(&root, &[]).is_ok());
+        assert!(Work::open(&root, &[], &|_| ()).is_ok());
         for name in ["source", "bundle.0", "predictors/made-from", "recording/states/layer-000.f32"] {
             let path = root.join(name);
             fs::create_dir_all(&path).unwrap();
@@ -298,7 +313,7 @@ mod tests {
             assert!(refused(&path), "{name}, a pipe");
             fs::remove_file(&path).unwrap();
         }
-        assert!(Work::open(&root, &[]).is_ok());
+        assert!(Work::open(&root, &[], &|_| ()).is_ok());
     }
 
     #[test]
@@ -309,7 +324,7 @@ mod tests {
             fs::write(&other, "0123").unwrap();
             publish_sealed(&path, &vec![0.1, 0.25], std::slice::from_ref(&other)).unwrap();
         };
-        let read = || read_sealed::<Vec<f64>>(&path);
+        let read = || read_sealed::<Vec<f64>>(&path, &|_| ());
         assert_eq!(read(), None);
         make();
         assert_eq!(read(), Some(vec![0.1, 0.25]));
@@ -333,7 +348,7 @@ mod tests {
     #[test]
     fn nothing_that_is_read_may_lie_where_things_are_removed() {
         let dir = tempfile::tempdir().unwrap();
-        let work = Work::open(&dir.path().join("work"), &[]).unwrap();
+        let work = Work::open(&dir.path().join("work"), &[], &|_| ()).unwrap();
         for name in ["own-text", "predictors"] {
             fs::create_dir(work.path(name)).unwrap();
             fs::write(work.path(name).join("x"), "").unwrap();
@@ -350,7 +365,7 @@ mod tests {
         std::os::unix::fs::symlink(&others, work.path("orders")).unwrap();
         assert!(refused(others.join("made-from")));
         // And what such a link leads to is left alone where the stage is made anew.
-        work.stage("orders", &made_from("new")).unwrap();
+        work.stage(StageKind::Orders, &made_from("new")).unwrap();
         assert_eq!(fs::read(others.join("made-from")).unwrap(), b"mine");
         assert!(work.path("orders").symlink_metadata().unwrap().is_dir());
     }

@@ -1,18 +1,18 @@
 //! What a preparation will take, said before it begins.
 
+use std::fmt::{self, Display, Formatter};
 use std::time::Instant;
 
-use anyhow::Result;
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_kernels::{MatmulScratch, Threads, matmul};
-use flashlm_prep::pack::check_space;
-use flashlm_prep::thresholds::{CUTS, VERIFIED};
 use flashlm_runtime::budget::human_bytes;
 
-use super::super::progress::duration;
-use super::super::thresholds::default_tokens;
-use super::work::Work;
-use super::{PrepareArgs, pilot_tokens};
+use super::error::PrepareError;
+use super::graph::StageKind;
+use super::options::{PrepareOptions, pilot_tokens};
+use super::work::{THRESHOLDS_SCRATCH, Work};
+use crate::pack::check_space;
+use crate::thresholds::{CUTS, VERIFIED, default_tokens};
 
 /// Passes over the tokens that training and trials make at most, and the sum of the ranks that trials try, of the mean rank.
 const EPOCHS: f64 = 6.0;
@@ -45,31 +45,81 @@ impl Left {
     }
 }
 
-/// Directories and files in the work directory that what is left to do writes anew or goes on with.
-const SCRATCH: [&str; 3] = ["recording", "pilot", "thresholds.scratch"];
+/// What a preparation will take.
+#[derive(Clone, Debug)]
+pub struct Estimate {
+    /// The model's family.
+    pub family: String,
+    /// Bytes of its weights.
+    pub model_bytes: u64,
+    /// Bytes that will be written for the bundle.
+    pub bundle_bytes: u64,
+    /// Bytes of scratch files at most.
+    pub scratch_bytes: u64,
+    /// Bytes of those that are there already.
+    pub here_bytes: u64,
+    /// Bytes of memory at least.
+    pub memory_bytes: u64,
+    /// Seconds of computing, roughly.
+    pub seconds: f64,
+    /// Minutes that the model may write for besides, if it has to.
+    pub writing_minutes: Option<u64>,
+}
 
-/// Says what is about to be done, and what it takes, at least so many bytes of `memory`. Refuses when the disk is too small for what is not
-/// there yet.
-pub(super) fn announce(
-    args: &PrepareArgs,
+impl Display for Estimate {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "preparing a model of family {}, {}: about {} plus up to {} of scratch files on disk",
+            self.family,
+            human_bytes(self.model_bytes),
+            human_bytes(self.bundle_bytes),
+            human_bytes(self.scratch_bytes),
+        )?;
+        if self.here_bytes > 0 {
+            write!(f, " ({} of it there already)", human_bytes(self.here_bytes))?;
+        }
+        let (memory, time) = (human_bytes(self.memory_bytes), duration(self.seconds));
+        write!(f, ", at least {memory} of memory, about {time} of computing")?;
+        match self.writing_minutes {
+            Some(minutes) => write!(f, ", and up to {minutes} minutes in which the model writes calibration text"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A time that is not known to the second.
+pub fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 1.5 => "a second".into(),
+        s if s < 90.0 => format!("{s:.0} seconds"),
+        s if s < 5400.0 => format!("{:.0} minutes", s / 60.0),
+        s => format!("{:.1} hours", s / 3600.0),
+    }
+}
+
+/// What is about to be done takes this, and at least so many bytes of `memory`. An error when the disk is too small for what is not there
+/// yet.
+pub(super) fn estimate(
+    options: &PrepareOptions,
     checkpoint: &Checkpoint,
-    work: &Work,
+    work: &Work<'_>,
     left: Left,
     memory: u64,
-) -> Result<()> {
+) -> Result<Estimate, PrepareError> {
     let spec = checkpoint.spec();
     let tokens = left.tokens as u64;
     let pilot = (pilot_tokens(left.tokens) as u64).min(tokens);
     let (hidden, ffn, layers) = (spec.hidden_size as u64, spec.ffn().size as u64, spec.layers.len() as u64);
     // A layer's inputs, packed activity, magnitudes of a tenth of the neurons.
     let recorded = |tokens: u64| tokens * (2 * hidden + ffn / 8 + ffn / 5);
-    let at_once = if args.keep_recordings { layers } else { 1 + u64::from(args.look_ahead.is_some()) };
+    let at_once = if options.keep_recordings { layers } else { 1 + u64::from(options.look_ahead.is_some()) };
     // Hidden states stand on disk before and behind a layer.
     let states = |tokens: u64| 2 * tokens * hidden * 4;
     let whole = checkpoint.model_bytes() + checkpoint.model_bytes() / 20;
     let ffn_bytes = layers * ffn * hidden * (spec.ffn().vectors() * checkpoint.ffn_dtype().bytes()) as u64;
     let bundle = match left.replaced {
-        true => (args.size_budget(spec) * ffn_bytes as f64) as u64 + whole / 20,
+        true => (options.size_budget(spec) * ffn_bytes as f64) as u64 + whole / 20,
         false => whole,
     };
     let tried = if left.thresholds { default_tokens(spec) as u64 } else { 0 };
@@ -80,12 +130,14 @@ pub(super) fn announce(
         if left.layers > 0 { at_once.min(layers) * recorded(tokens) + states(tokens) } else { 0 },
     ];
     let scratch = scratch.into_iter().max().unwrap_or(0);
-    let here: u64 = SCRATCH.iter().map(|name| work.bytes(name)).sum();
+    // What is left to do writes these anew or goes on with them.
+    let here = [StageKind::Recording.directory(), StageKind::Pilot.directory(), THRESHOLDS_SCRATCH];
+    let here: u64 = here.iter().map(|name| work.bytes(name)).sum();
     let needed = scratch.saturating_sub(here);
     check_space(&work.path("x"), needed)?;
-    check_space(&args.output, bundle)?;
+    check_space(&options.output, bundle)?;
 
-    let rate = product_rate(&super::super::threads(args.threads)?);
+    let rate = product_rate(&crate::threads::start(options.threads)?);
     let ffn_weights = spec.ffn().vectors() as u64 * ffn * hidden;
     let weights = layers * ((spec.attention().qkv_size() as u64 + hidden) * hidden + ffn_weights);
     // Half of the tokens go through in several copies, the others in a few; each to the end, where words are scored.
@@ -97,31 +149,21 @@ pub(super) fn announce(
     let recording = 2.0 * ((gone_through + tried) * weights as f64 + scored);
     // Forward and backward, for a rank of one.
     let step = (6 * ffn + 4 * hidden) as f64;
-    let rank =
-        args.size_budget(spec) * (ffn_weights * checkpoint.ffn_dtype().bytes() as u64) as f64 / (hidden + ffn) as f64;
+    let rank = options.size_budget(spec) * (ffn_weights * checkpoint.ffn_dtype().bytes() as u64) as f64
+        / (hidden + ffn) as f64;
     let trials = TRIAL_EPOCHS * TRIAL_RANKS * pilot as f64 * layers as f64 * share(left.ranks);
     let training = step * rank.min(hidden as f64 / 2.0) * (EPOCHS * tokens as f64 * left.layers as f64 + trials);
     let seconds = OVERHEAD * (recording + training) / rate + bundle as f64 / 4e8 + 2.0;
-    eprintln!(
-        "preparing a model of family {}, {}: about {} plus up to {} of scratch files on disk{}, at least {} of memory, about {} of \
-         computing{}",
-        spec.family,
-        human_bytes(checkpoint.model_bytes()),
-        human_bytes(bundle),
-        human_bytes(scratch),
-        match here.min(scratch) {
-            0 => String::new(),
-            here => format!(" ({} of it there already)", human_bytes(here)),
-        },
-        human_bytes(memory),
-        duration(seconds),
-        if left.text {
-            format!(", and up to {} minutes in which the model writes calibration text", args.minutes)
-        } else {
-            String::new()
-        },
-    );
-    Ok(())
+    Ok(Estimate {
+        family: spec.family.clone(),
+        model_bytes: checkpoint.model_bytes(),
+        bundle_bytes: bundle,
+        scratch_bytes: scratch,
+        here_bytes: here.min(scratch),
+        memory_bytes: memory,
+        seconds,
+        writing_minutes: left.text.then_some(options.minutes),
+    })
 }
 
 /// Floating-point operations a second that matrix products reach here.
@@ -137,4 +179,14 @@ fn product_rate(threads: &Threads) -> f64 {
         best = best.min(begin.elapsed().as_secs_f64());
     }
     2.0 * (N * N * N) as f64 / best.max(1e-6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_said_as_finely_as_they_are_known() {
+        assert_eq!([0.2, 5.0, 90.0, 7200.0].map(duration), ["a second", "5 seconds", "2 minutes", "2.0 hours"]);
+    }
 }

@@ -7,11 +7,11 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
 use flashlm_formats::bundle::{bundle_identity, remove_trailing_bytes, verify};
 use flashlm_formats::publish::sync_name;
 
-use super::super::Stage;
+use super::error::{PrepareError, io_error};
+use super::event::{Event, Observer, Running, Task};
 use super::work::Work;
 
 /// What a bundle was made from.
@@ -53,32 +53,33 @@ impl Made {
 }
 
 /// Looks at the bundle at `output`, with the records in the work directory `dir`, which need not be there.
-pub(super) fn look(dir: &Path, output: &Path) -> Result<There> {
+pub(super) fn look(dir: &Path, output: &Path) -> Result<There, PrepareError> {
     if output.metadata().map_or(0, |there| there.len()) == 0 {
         return Ok(There::Nothing);
     }
-    let identity = bundle_identity(output).with_context(|| format!("cannot read {}", output.display()))?;
+    let identity = bundle_identity(output).map_err(io_error("cannot read", output))?;
     let Some(identity) = identity else { return Ok(There::Other) };
     let names = dir.read_dir().into_iter().flatten().flatten().map(|entry| entry.file_name());
     let made = names.into_iter().find_map(|name| Made::parse(name.to_str()?, identity));
     Ok(made.map_or(There::Other, There::Ours))
 }
 
-/// An error if `there` is a bundle that is not to be replaced.
-pub(super) fn refuse_other(there: &There, dir: &Path, output: &Path, force: bool) -> Result<()> {
-    if *there == There::Other && !force {
-        let (output, dir) = (output.display(), dir.display());
-        bail!(
-            "{output} is there, and is not as it was packed from {dir}, so it is left alone: give another output, or allow it to be \
-             replaced (--force)"
-        );
+/// Looks, and refuses a bundle that is not to be replaced.
+///
+/// # Errors
+/// `OtherBundle`.
+pub(super) fn look_and_refuse(dir: &Path, output: &Path, force: bool) -> Result<There, PrepareError> {
+    match look(dir, output)? {
+        There::Other if !force => {
+            Err(PrepareError::OtherBundle { output: output.to_path_buf(), work: dir.to_path_buf() })
+        }
+        there => Ok(there),
     }
-    Ok(())
 }
 
-impl Work {
+impl Work<'_> {
     /// Takes note of a bundle that is about to get the output's name, with these contents.
-    pub(super) fn record_bundle(&self, identity: u64, made: &Made) -> Result<()> {
+    pub(super) fn record_bundle(&self, identity: u64, made: &Made) -> Result<(), PrepareError> {
         let path = self.path(&made.name(identity));
         // Anew, if it is not there: what a link leads to is not ours.
         let file = match File::create_new(&path) {
@@ -87,9 +88,7 @@ impl Work {
             }
             made => made,
         };
-        file.and_then(|file| file.sync_all())
-            .and_then(|()| sync_name(&path))
-            .with_context(|| format!("cannot write {}", path.display()))
+        file.and_then(|file| file.sync_all()).and_then(|()| sync_name(&path)).map_err(io_error("cannot write", &path))
     }
 
     /// Forgets all other bundles.
@@ -107,19 +106,20 @@ impl Work {
 
 /// Reads all of the bundle at `output`. Whether everything in it is as it was written; what is not is said. What only stands behind
 /// its end is cut off.
-pub(super) fn is_whole(output: &Path) -> bool {
-    let stage = Stage::bytes("verifying");
-    let report = verify(output, &mut |done, total| stage.set(done, total));
-    drop(stage);
+pub(super) fn is_whole(output: &Path, observer: &Observer<'_>) -> bool {
+    let task = Running::begin(observer, Task::Verifying);
+    let report = verify(output, &mut |done, total| task.at(done, total));
+    drop(task);
     let why = match report {
         Ok(report) => match report.damages.first() {
             None if report.trailing_bytes == 0 => return true,
             None => match is_alone(output).then(|| remove_trailing_bytes(output)) {
                 Some(Ok(bytes)) => {
                     let output = output.display();
-                    eprintln!(
-                        "note: {output}: {bytes} bytes behind the end of the bundle belonged to nothing and are cut off"
+                    let note = format!(
+                        "{output}: {bytes} bytes behind the end of the bundle belonged to nothing and are cut off"
                     );
+                    observer(Event::Note(&note));
                     return true;
                 }
                 Some(Err(error)) => error.to_string(),
@@ -129,7 +129,7 @@ pub(super) fn is_whole(output: &Path) -> bool {
         },
         Err(error) => error.to_string(),
     };
-    eprintln!("note: {}: {why}: it is packed again", output.display());
+    observer(Event::Note(&format!("{}: {why}: it is packed again", output.display())));
     false
 }
 

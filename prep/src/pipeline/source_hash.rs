@@ -6,14 +6,14 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::regular::open_regular;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::super::Stage;
-use super::work::{Work, fingerprint, publish_sealed, read_sealed};
+use super::error::{PrepareError, io_error};
+use super::event::{Running, Task};
+use super::work::{Work, fingerprint, publish_sealed};
 
 /// The file in the work directory that hashes are kept in.
 const KEPT: &str = "source";
@@ -38,15 +38,15 @@ struct Kept {
 }
 
 /// Names all files that decide what the model is, by their names and contents.
-pub(super) fn source_hash(checkpoint: &Checkpoint, work: &Work) -> Result<String> {
+pub(super) fn source_hash(checkpoint: &Checkpoint, work: &Work<'_>) -> Result<String, PrepareError> {
     let path = work.path(KEPT);
-    let kept: Vec<Kept> = read_sealed(&path).unwrap_or_default();
-    let stage = Stage::bytes("reading the checkpoint");
+    let kept: Vec<Kept> = work.read_sealed(&path).unwrap_or_default();
+    let task = Running::begin(work.observer, Task::ReadingCheckpoint);
     let (mut done, total) = (0, checkpoint.files().iter().map(|file| file.bytes).sum());
     let mut files = Vec::new();
     for file in checkpoint.files() {
         let path = checkpoint.dir().join(&file.name);
-        let metadata = path.metadata().with_context(|| path.display().to_string())?;
+        let metadata = path.metadata().map_err(io_error("cannot read", &path))?;
         let stat = Stat {
             bytes: metadata.len(),
             inode: metadata.ino(),
@@ -57,15 +57,15 @@ pub(super) fn source_hash(checkpoint: &Checkpoint, work: &Work) -> Result<String
         let hash = match known {
             Some(kept) => kept.hash.clone(),
             None => {
-                let mut source = open_regular(&path).with_context(|| path.display().to_string())?;
+                let mut source = open_regular(&path).map_err(io_error("cannot read", &path))?;
                 let (mut hash, mut piece) = (Xxh3::new(), vec![0; PIECE_BYTES]);
                 loop {
-                    let read = source.read(&mut piece).with_context(|| path.display().to_string())?;
+                    let read = source.read(&mut piece).map_err(io_error("cannot read", &path))?;
                     if read == 0 {
                         break;
                     }
                     hash.update(&piece[..read]);
-                    stage.set(done + read as u64, total);
+                    task.at(done + read as u64, total);
                     done += read as u64;
                 }
                 format!("{:016x}", hash.digest())
@@ -73,7 +73,7 @@ pub(super) fn source_hash(checkpoint: &Checkpoint, work: &Work) -> Result<String
         };
         files.push(Kept { name: file.name, stat, hash });
     }
-    drop(stage);
+    drop(task);
     checkpoint.drop_page_cache();
     checkpoint.check_unchanged()?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() as i64);

@@ -1,10 +1,10 @@
 //! The memory that a preparation takes, said before it begins.
 
-use anyhow::{Result, bail};
 use flashlm_formats::checkpoint::Checkpoint;
-use flashlm_prep::layers::LayerRunner;
-use flashlm_runtime::budget::human_bytes;
 use flashlm_runtime::memory;
+
+use super::error::PrepareError;
+use crate::layers::LayerRunner;
 
 /// The program, its libraries and its buffers, with a small model.
 const PROGRAM_BYTES: u64 = 12 << 20;
@@ -31,14 +31,9 @@ pub(super) fn least(checkpoint: &Checkpoint, tokens: u64, sequence_tokens: usize
 }
 
 /// An error if there is less memory to take.
-pub(super) fn check(needed: u64) -> Result<()> {
+pub(super) fn check(needed: u64) -> Result<(), PrepareError> {
     match memory::available() {
-        Some(available) if available < needed => bail!(
-            "preparing this model needs at least {} of memory and {} can be taken here (flashlm doctor says what bounds it): fewer \
-             --tokens or a shorter --sequence-tokens need less",
-            human_bytes(needed),
-            human_bytes(available)
-        ),
+        Some(available) if available < needed => Err(PrepareError::Memory { needed, available }),
         _ => Ok(()),
     }
 }

@@ -1,0 +1,292 @@
+//! From a recording to storage orders: for each layer the strategies are tried on what is to be trained on, judged on what is held out,
+//! and the best is written.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use flashlm_formats::bundle::{DEFAULT_ALIGNMENT, FlashLayout, LayoutError, LayoutOptions};
+use flashlm_formats::model::{DType, ModelSpec};
+use flashlm_formats::publish::{create_directory, publish_bytes};
+use flashlm_formats::recording::{Recording, RecordingError, Split};
+use flashlm_formats::weight_format::WeightFormat;
+use flashlm_runtime::cache::PolicyKind;
+use flashlm_runtime::disk_cost::ReadCost;
+use flashlm_runtime::replay::WantedSets;
+
+use super::cache_share::usual_cache_share;
+use super::file::{GroupShape, OrderFile, OrderFileError};
+use super::positions;
+use super::score::{OrderScore, ScoreOptions, score};
+use super::strategy::{LayerTraining, OrderingOptions, StrategyKind};
+use super::summary::{LayerScores, ORDERS_JSON, OrderSummary, StrategyScore};
+use crate::coactivation::PairOptions;
+use crate::wanted::{WantedError, behind_a_warm_up, wanted_sets};
+
+/// Tokens that fill the cache before a score counts: of the text that orders are made from, or the first of another recording.
+const WARM_UP: usize = 512;
+/// Share of the FFN's bytes that predictors are taken to have where nothing is known of them.
+const PREDICTOR_SHARE: f64 = 0.05;
+
+/// How a recording's layers are ordered.
+#[derive(Clone, Debug)]
+pub struct OrderOptions {
+    /// The only strategy; without one the best of all is taken.
+    pub strategy: Option<StrategyKind>,
+    /// Order what the predictors in this directory choose, instead of the neurons that fired.
+    pub predictors: Option<PathBuf>,
+    /// Tokens that an order is made from, at most.
+    pub tokens: usize,
+    /// The cache before the disk.
+    pub policy: PolicyKind,
+    /// Its size as a share of the layer; without one about what half of the model's size leaves for it.
+    pub cache: Option<f64>,
+    /// How a bundle will store neurons.
+    pub dtype: WeightFormat,
+    /// Groups are padded to a multiple of this.
+    pub alignment: usize,
+    /// Neuron records in a group; without a number as many as a bundle has.
+    pub records: Option<usize>,
+    /// Largest read.
+    pub request_bytes_max: u64,
+    /// What reads cost.
+    pub cost: ReadCost,
+}
+
+impl OrderOptions {
+    /// The best of all strategies, for neurons stored so, in groups as a bundle has them, on a usual disk.
+    pub fn new(dtype: WeightFormat) -> Self {
+        Self {
+            strategy: None,
+            predictors: None,
+            tokens: 100_000,
+            policy: PolicyKind::DEFAULT,
+            cache: None,
+            dtype,
+            alignment: DEFAULT_ALIGNMENT,
+            records: None,
+            request_bytes_max: 1 << 20,
+            cost: ReadCost::USUAL,
+        }
+    }
+
+    fn layout(&self, model: &ModelSpec) -> Result<FlashLayout, LayoutError> {
+        match self.records {
+            Some(records) => {
+                let row_bytes = self.dtype.row_bytes(model.hidden_size);
+                FlashLayout::with_records(model.ffn().size, model.ffn().vectors(), row_bytes, records, self.alignment)
+            }
+            None => {
+                let options = LayoutOptions { alignment: self.alignment, ..LayoutOptions::default() };
+                FlashLayout::new(model, self.dtype, options)
+            }
+        }
+    }
+
+    /// The checkpoint's order comes first: all others are compared with it.
+    fn kinds(&self) -> Vec<StrategyKind> {
+        self.strategy.map_or_else(|| StrategyKind::ALL.to_vec(), |only| vec![StrategyKind::Identity, only])
+    }
+}
+
+/// Why layers cannot be ordered.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OrderError {
+    /// The recording.
+    #[error(transparent)]
+    Recording(#[from] RecordingError),
+    /// What tokens want.
+    #[error(transparent)]
+    Wanted(#[from] WantedError),
+    /// The order's file.
+    #[error(transparent)]
+    File(#[from] OrderFileError),
+    /// Groups that cannot be.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// Too little text.
+    #[error("{} has too few tokens to make orders from some and judge them on others", dir.display())]
+    TooShort {
+        /// The recording.
+        dir: PathBuf,
+    },
+    /// The recording to judge on is of another model.
+    #[error("--score-on: {found} neurons a layer, the recording has {expected}")]
+    OtherModel {
+        /// Neurons of a layer in the recording that orders are made from.
+        expected: usize,
+        /// In the other.
+        found: usize,
+    },
+    /// The file system.
+    #[error("cannot write {}: {source}", path.display())]
+    Io {
+        /// What was to be written.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+/// All that the layers of a recording share when they are ordered.
+#[derive(Debug)]
+pub struct Ordering {
+    out: PathBuf,
+    asked: OrderOptions,
+    score: ScoreOptions,
+    make: OrderingOptions,
+    groups: GroupShape,
+    /// What orders are made from, and what they are judged on: in that, the first `warm_up` tokens fill the cache.
+    training: Vec<Range<usize>>,
+    judged: Vec<Range<usize>>,
+    other: Option<Recording>,
+}
+
+impl Ordering {
+    /// Checks the options. Orders are judged on `other`, or on documents of the recording that they were not made from; they will be
+    /// written to `out`.
+    ///
+    /// # Errors
+    /// If there are too few tokens, or another model's.
+    pub fn new(
+        asked: OrderOptions,
+        recording: &Recording,
+        other: Option<Recording>,
+        out: &Path,
+    ) -> Result<Self, OrderError> {
+        let model = &recording.info().model;
+        let layout = asked.layout(model)?;
+        let (records, groups) = (layout.records_per_group() as u32, layout.groups() as u32);
+        let usual = || usual_cache_share(model, asked.dtype, WeightFormat::Plain(DType::F16), PREDICTOR_SHARE);
+        let slots = (f64::from(groups) * asked.cache.unwrap_or_else(usual)) as u32;
+        let whole =
+            |recording: &Recording| -> Vec<Range<usize>> { std::iter::once(0..recording.tokens().len()).collect() };
+        let (training, judged, warm_up) = match &other {
+            Some(other) => (whole(recording), whole(other), WARM_UP.min(other.tokens().len() / 2)),
+            None => {
+                let (judged, warm_up) = behind_a_warm_up(recording.split(), WARM_UP);
+                (recording.split().training.clone(), judged, warm_up)
+            }
+        };
+        if training.is_empty() || Split::tokens(&judged) <= warm_up {
+            return Err(OrderError::TooShort { dir: recording.dir().to_path_buf() });
+        }
+        let found = other.as_ref().map_or(model.ffn().size, |other| other.info().model.ffn().size);
+        if found != model.ffn().size {
+            return Err(OrderError::OtherModel { expected: model.ffn().size, found });
+        }
+        let score = ScoreOptions {
+            records,
+            group_bytes: layout.group_bytes() as u64,
+            request_bytes_max: asked.request_bytes_max,
+            cost: asked.cost,
+            policy: asked.policy,
+            slots,
+            warm_up,
+        };
+        create_directory(out).map_err(|source| OrderError::Io { path: out.to_path_buf(), source })?;
+        let make = OrderingOptions {
+            records,
+            policy: asked.policy,
+            slots,
+            limits: score.limits(),
+            pairs: PairOptions::default(),
+        };
+        let groups = GroupShape::from(&layout);
+        Ok(Ordering { out: out.to_path_buf(), asked, score, make, groups, training, judged, other })
+    }
+
+    /// Strategies that are tried on each layer.
+    pub fn strategies(&self) -> usize {
+        self.asked.kinds().len()
+    }
+
+    /// Orders one layer and writes its order; `tried` is called after each strategy.
+    ///
+    /// # Errors
+    /// If the recording or a predictor cannot be read, or the order not be written.
+    pub fn layer(
+        &self,
+        recording: &Recording,
+        layer: usize,
+        tried: &(dyn Fn() + Sync),
+    ) -> Result<LayerScores, OrderError> {
+        let mut recorded = recording.layer(layer)?;
+        let chosen_by = self.asked.predictors.as_deref().map(|dir| (dir, layer));
+        let training = wanted_sets(&mut recorded, &self.training, self.asked.tokens, chosen_by)?;
+        let scored = match &self.other {
+            Some(other) => &mut other.layer(layer)?,
+            None => &mut recorded,
+        };
+        let held_out = wanted_sets(scored, &self.judged, usize::MAX, chosen_by)?;
+        drop(recorded);
+        let begin = Instant::now();
+        let best = self.best_order(&training, &held_out, tried);
+        let seconds = begin.elapsed().as_secs_f64();
+        let file = OrderFile {
+            layer,
+            strategy: best.chosen.into(),
+            recording: recording.info().id.clone(),
+            groups: Some(self.groups),
+            order: best.order,
+        };
+        let path = file.write(&self.out)?;
+        let file = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        Ok(LayerScores { layer, chosen: best.chosen.into(), file, strategies: best.scores, seconds })
+    }
+
+    /// Writes `orders.json` for layers that are ordered.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn finish(&self, recording: &Recording, layers: Vec<LayerScores>) -> Result<OrderSummary, OrderError> {
+        let summary = OrderSummary {
+            format: "flashlm-orders",
+            version: 1,
+            recording: recording.info().id.clone(),
+            scored_on: self.other.as_ref().unwrap_or(recording).info().id.clone(),
+            training_tokens: Split::tokens(&self.training).min(self.asked.tokens),
+            scored_tokens: (Split::tokens(&self.judged) - self.score.warm_up) as u64,
+            records_per_group: self.score.records,
+            group_bytes: self.score.group_bytes,
+            policy: self.asked.policy.to_string(),
+            slots: self.score.slots,
+            request_ns: self.score.cost.request_ns(),
+            byte_ns: self.score.cost.byte_ns(),
+            layers,
+        };
+        let json = serde_json::to_string_pretty(&summary).expect("plain data serialises") + "\n";
+        let path = self.out.join(ORDERS_JSON);
+        publish_bytes(&path, json.as_bytes()).map_err(|source| OrderError::Io { path, source })?;
+        Ok(summary)
+    }
+
+    /// Tries the strategies on a layer and takes the one of the least predicted time; of equals the simpler. The first is there to
+    /// compare with: it is taken only where all are tried.
+    fn best_order(&self, training: &WantedSets, held_out: &WantedSets, tried: &(dyn Fn() + Sync)) -> BestOrder {
+        let input = LayerTraining::new(training, self.make);
+        let mut best: Option<(OrderScore, &'static str, Vec<u32>)> = None;
+        let mut scores = Vec::new();
+        for (at, kind) in self.asked.kinds().iter().enumerate() {
+            let strategy = kind.strategy();
+            let order = strategy.order(&input);
+            let result = score(held_out, &positions(&order), &self.score);
+            scores.push(StrategyScore::new(strategy.name(), &result));
+            let eligible = at > 0 || self.asked.strategy.is_none();
+            if eligible && best.as_ref().is_none_or(|b| result.ms_per_token < b.0.ms_per_token) {
+                best = Some((result, strategy.name(), order));
+            }
+            tried();
+        }
+        let (_, chosen, order) = best.expect("at least one strategy is eligible");
+        BestOrder { chosen, order, scores }
+    }
+}
+
+/// What came out for a layer.
+struct BestOrder {
+    chosen: &'static str,
+    order: Vec<u32>,
+    scores: Vec<StrategyScore>,
+}

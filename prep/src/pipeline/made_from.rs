@@ -1,0 +1,285 @@
+//! What each stage is made from: a short name for everything that its result depends on.
+
+use flashlm_formats::bundle::{FlashLayout, checksum};
+use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_formats::model::ModelSpec;
+use flashlm_formats::weight_format::WeightFormat;
+use flashlm_runtime::cache::PolicyKind;
+
+use super::error::PrepareError;
+use super::graph::{Input, StageKind};
+use super::options::PrepareOptions;
+use super::packed::Made;
+use super::source_hash::source_hash;
+use super::stamp::Stamp;
+use super::work::{Work, fingerprint};
+use crate::own_text::OwnText;
+use crate::record::Calibration;
+use crate::thresholds::default_tokens;
+
+/// Another version may do anything otherwise.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The checkpoint.
+pub(super) struct Source {
+    /// Weights and configuration, by their contents.
+    files: String,
+    /// The tokenizer, as the bundle will hold it.
+    tokenizer: String,
+    /// What the model is taken for, before it has thresholds.
+    model: String,
+}
+
+impl Source {
+    pub(super) fn new(checkpoint: &Checkpoint, tokenizer_file: &[u8], work: &Work<'_>) -> Result<Self, PrepareError> {
+        Ok(Self {
+            files: source_hash(checkpoint, work)?,
+            tokenizer: format!("{:016x}", checksum(tokenizer_file)),
+            model: format!("{:?} {}", checkpoint.spec(), checkpoint.ffn_dtype()),
+        })
+    }
+
+    fn parts(&self) -> [&str; 4] {
+        [VERSION, &self.files, &self.tokenizer, &self.model]
+    }
+}
+
+/// What stamps can tell of the inputs.
+struct Told<'a> {
+    source: &'a Source,
+    options: &'a PrepareOptions,
+    spec: &'a ModelSpec,
+    /// Hash of the text, once there is one.
+    text: u64,
+}
+
+impl Told<'_> {
+    /// The value of an input: of an option as it is written on the command line or near enough, of others a hash.
+    fn value(&self, input: Input) -> String {
+        let Self { source, options, spec, text } = self;
+        let format =
+            |format: Option<WeightFormat>| format.map_or("the checkpoint's".into(), |format| format.to_string());
+        match input {
+            Input::Checkpoint => source.files.clone(),
+            Input::Tokenizer => source.tokenizer.clone(),
+            Input::Text => format!("{text:016x}"),
+            Input::Tokens => options.tokens(spec).to_string(),
+            Input::SequenceTokens => options.sequence_tokens.to_string(),
+            Input::Seed => options.seed.to_string(),
+            Input::Minutes => options.minutes.to_string(),
+            Input::QualityLoss => or_none(options.quality_loss(spec).map(percent)),
+            Input::SizeBudget => percent(options.size_budget(spec)),
+            Input::Recall => options.recall.to_string(),
+            Input::LookAhead => or_none(options.look_ahead.map(|rank| rank.to_string())),
+            Input::Dtype => format(options.ffn),
+            Input::ResidentDtype => format(options.resident),
+        }
+    }
+
+    /// The stamp of a stage that follows from `parts`; what it tells are the inputs that the graph names.
+    fn stamp(&self, kind: StageKind, parts: &[&str]) -> Stamp {
+        let inputs = kind.stage().inputs.iter().map(|&input| (input.name(), self.value(input)));
+        Stamp::new(parts, inputs.collect())
+    }
+}
+
+/// A share, as options give them.
+fn percent(share: f64) -> String {
+    format!("{}%", (share * 1e8).round() / 1e6)
+}
+
+fn or_none(value: Option<String>) -> String {
+    value.unwrap_or_else(|| "not given".into())
+}
+
+/// What the text that the model writes is made from.
+pub(super) fn own_text(source: &Source, options: &PrepareOptions, spec: &ModelSpec, asked: &OwnText) -> Stamp {
+    let asked = format!("{asked:?}");
+    let parts = [&source.parts()[..], &["own text", &asked]].concat();
+    Told { source, options, spec, text: 0 }.stamp(StageKind::OwnText, &parts)
+}
+
+/// What thresholds are made from; `checkpoint` has none yet.
+pub(super) fn thresholds(
+    options: &PrepareOptions,
+    source: &Source,
+    calibration: &Calibration,
+    checkpoint: &Checkpoint,
+    loss: f64,
+) -> Stamp {
+    let spec = checkpoint.spec();
+    let measured = format!("{loss} {}", default_tokens(spec));
+    let parts = [VERSION, &source.files, &calibration.id(checkpoint), "thresholds verified", &measured];
+    Told { source, options, spec, text: calibration.text_fingerprint }.stamp(StageKind::Thresholds, &parts)
+}
+
+/// What everything from the recording on is made from.
+pub(super) struct MadeFrom {
+    pub(super) recorded: Stamp,
+    pub(super) trained: Stamp,
+    pub(super) ordered: Stamp,
+    /// What is measured of layers with these predictors and orders.
+    pub(super) measured: Stamp,
+    pub(super) bundle: Made,
+}
+
+impl MadeFrom {
+    /// `checkpoint` has its thresholds.
+    pub(super) fn new(
+        options: &PrepareOptions,
+        source: &Source,
+        calibration: &Calibration,
+        checkpoint: &Checkpoint,
+        layout: &FlashLayout,
+    ) -> Self {
+        let spec = checkpoint.spec();
+        let told = Told { source, options, spec, text: calibration.text_fingerprint };
+        let recorded = told.stamp(StageKind::Recording, &[VERSION, &source.files, &calibration.id(checkpoint)]);
+        let recorded_by = recorded.name();
+        let training =
+            format!("{} {} {:?} {}", options.size_budget(spec), options.recall, options.look_ahead, options.seed);
+        let trained = told.stamp(StageKind::Predictors, &[recorded_by, "train", &training]);
+        let cache = options.cache_share(spec, options.ffn.unwrap_or(checkpoint.ffn_dtype().into()));
+        let judged = format!("{} {cache}", PolicyKind::DEFAULT);
+        let ordering = format!("{} {} {judged}", layout.records_per_group(), layout.group_bytes());
+        let ordered = told.stamp(StageKind::Orders, &[recorded_by, "order", &ordering]);
+        let measured = told.stamp(StageKind::Sparsity, &[trained.name(), ordered.name(), "sparsity"]);
+        let formats = format!("{} {layout:?}", formats(options));
+        let flash = fingerprint(&[&source.parts()[..], &["flash", recorded_by, ordered.name(), &formats]].concat());
+        let packed = fingerprint(&[&flash, measured.name()]);
+        Self { recorded, trained, ordered, measured, bundle: Made { packed, flash } }
+    }
+}
+
+/// How weights are stored, in words.
+fn formats(options: &PrepareOptions) -> String {
+    let name = |format: Option<WeightFormat>| format.map_or("as it is".into(), |format| format.to_string());
+    format!("ffn {}, resident {}", name(options.ffn), name(options.resident))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+    use std::path::Path;
+    use std::time::Duration;
+
+    use flashlm_formats::bundle::LayoutOptions;
+    use flashlm_formats::recording::HELD_OUT;
+    use flashlm_runtime::text::Tokenizer;
+
+    use super::*;
+    use crate::record::documents::read_documents;
+    use crate::record::text::Sampling;
+    use crate::tokenizer::tokenizer_json;
+
+    struct Case {
+        checkpoint: Checkpoint,
+        calibration: Calibration,
+        source: Source,
+    }
+
+    impl Case {
+        /// The example model, and its text.
+        fn new() -> Self {
+            let examples = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("examples");
+            let checkpoint = Checkpoint::open(examples.join("tiny-opt")).unwrap();
+            let tokenizer = tokenizer_json(&checkpoint).unwrap();
+            let documents = read_documents(&[examples.join("synthetic.txt")]).unwrap();
+            let sampling = Sampling { tokens: 2000, sequence_tokens: 64, seed: 1, held_out: HELD_OUT };
+            let ids = Tokenizer::from_json(&tokenizer).unwrap();
+            let calibration = Calibration::new(&documents, &ids, checkpoint.spec(), sampling).unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            let work = Work::open(&dir.path().join("work"), &[], &|_| ()).unwrap();
+            let source = Source::new(&checkpoint, &tokenizer, &work).unwrap();
+            Case { checkpoint, calibration, source }
+        }
+
+        /// The stamp of every stage before the bundle, and the name of all that the bundle is made from.
+        fn stamps(&self, options: &PrepareOptions) -> Vec<(StageKind, String)> {
+            let Case { checkpoint, calibration, source } = self;
+            let format = options.ffn.unwrap_or(checkpoint.ffn_dtype().into());
+            let layout = FlashLayout::new(checkpoint.spec(), format, LayoutOptions::default()).unwrap();
+            let from = MadeFrom::new(options, source, calibration, checkpoint, &layout);
+            let asked = OwnText {
+                tokens: options.tokens(checkpoint.spec()),
+                sequence_tokens: options.sequence_tokens,
+                seed: options.seed,
+                limit: Duration::from_secs(60 * options.minutes),
+            };
+            let loss = options.quality_loss.unwrap_or(0.02);
+            let name = |kind, stamp: &Stamp| (kind, stamp.name().to_owned());
+            vec![
+                name(StageKind::OwnText, &own_text(source, options, checkpoint.spec(), &asked)),
+                name(StageKind::Thresholds, &thresholds(options, source, calibration, checkpoint, loss)),
+                name(StageKind::Recording, &from.recorded.and(&calibration.id(checkpoint))),
+                name(StageKind::Predictors, &from.trained),
+                name(StageKind::Orders, &from.ordered),
+                name(StageKind::Sparsity, &from.measured),
+                (StageKind::Bundle, from.bundle.packed),
+            ]
+        }
+    }
+
+    fn options() -> PrepareOptions {
+        PrepareOptions { tokens: Some(2000), sequence_tokens: 64, minutes: 3, ..PrepareOptions::new("", "") }
+    }
+
+    /// Names that version 0.1.0 gave before there was a graph. Where one changes, everybody's work directories are made anew from that
+    /// stage on: that may be, but not by accident. A new version of the program changes them all.
+    #[test]
+    fn work_directories_stay_valid() {
+        assert_eq!(VERSION, "0.1.0", "names of another version: write them down here");
+        let found = Case::new().stamps(&options());
+        let names: Vec<&str> = found.iter().map(|(_, name)| name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "88a8d9544fcef08f",
+                "6f399da01254a8d3",
+                "8933b71309a76f8c",
+                "decaee0c42552126",
+                "e7ea1dada396ac9f",
+                "69912d88f517a3ee",
+                "47a5d975dd90d763",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_stage_depends_on_the_inputs_that_the_graph_names_and_on_no_others() {
+        let case = Case::new();
+        let before = case.stamps(&options());
+        let changes: [(Input, fn(&mut PrepareOptions)); 10] = [
+            (Input::Tokens, |options| options.tokens = Some(1000)),
+            (Input::SequenceTokens, |options| options.sequence_tokens = 32),
+            (Input::Seed, |options| options.seed = 2),
+            (Input::Minutes, |options| options.minutes = 4),
+            (Input::QualityLoss, |options| options.quality_loss = Some(0.03)),
+            (Input::SizeBudget, |options| options.size_budget = Some(0.5)),
+            (Input::Recall, |options| options.recall = 0.9),
+            (Input::LookAhead, |options| options.look_ahead = Some(8)),
+            (Input::Dtype, |options| options.ffn = Some(WeightFormat::INT8)),
+            (Input::ResidentDtype, |options| options.resident = Some(WeightFormat::INT8)),
+        ];
+        for (input, change) in changes {
+            let mut options = options();
+            change(&mut options);
+            let after = case.stamps(&options);
+            let changed: Vec<StageKind> =
+                before.iter().zip(&after).filter(|(before, after)| before != after).map(|(_, after)| after.0).collect();
+            let names = |kind: &StageKind| kind.stage().inputs.contains(&input);
+            assert!(changed.iter().all(names), "{input:?} changes {changed:?}");
+            assert!(!changed.is_empty(), "{input:?} changes nothing");
+        }
+        // What decides nothing of the result changes no stamp.
+        let other = PrepareOptions {
+            threads: NonZeroUsize::new(1),
+            keep_recordings: true,
+            anyway: true,
+            force: true,
+            work: Some("elsewhere".into()),
+            ..options()
+        };
+        assert_eq!(case.stamps(&other), before);
+    }
+}

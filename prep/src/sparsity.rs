@@ -1,0 +1,25 @@
+//! What a recording says of a layer with its predictor and its storage order: what a bundle notes for the runtime.
+
+use std::path::Path;
+
+use flashlm_formats::bundle::{FlashLayout, LayerSparsity};
+use flashlm_formats::recording::Recording;
+
+use crate::ordering::positions;
+use crate::wanted::{WantedError, measure_reuse};
+
+/// Measures `layer`, whose predictor is in `predictors` and whose neurons stand in `order`, or the checkpoint's.
+///
+/// # Errors
+/// If the recording or the predictor cannot be read.
+pub fn layer_sparsity(
+    recording: &Recording,
+    layer: usize,
+    predictors: &Path,
+    order: Option<&[u32]>,
+    layout: &FlashLayout,
+) -> Result<LayerSparsity, WantedError> {
+    let position = order.map_or_else(|| (0..layout.neurons() as u32).collect(), positions);
+    let records = layout.records_per_group() as u32;
+    measure_reuse(&mut recording.layer(layer)?, recording.split(), (predictors, layer), &position, records)
+}

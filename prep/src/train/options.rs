@@ -1,0 +1,110 @@
+//! What to train and how, and what follows from it for every fit: the tokens that are held out, thresholds, sizes.
+
+use std::ops::Range;
+
+use flashlm_formats::recording::Recording;
+use linfa::ParamGuard;
+use linfa::traits::Fit;
+
+use super::activity::TrainingSet;
+use super::curve::Curve;
+use super::fit::thin;
+use super::params::{LowRankPredictorParams, TrainError};
+use super::predictor::{LowRankPredictor, PredictorDType};
+
+/// How ranks are chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RankChoice {
+    /// By a short trial on every layer, under the size budget.
+    Auto,
+    /// The same for all layers.
+    Fixed(usize),
+    /// One for each layer of the model.
+    Each(Vec<usize>),
+}
+
+/// What to train and how.
+#[derive(Clone, Debug)]
+pub struct TrainOptions {
+    /// Layers to train.
+    pub layers: Range<usize>,
+    /// Their ranks.
+    pub rank: RankChoice,
+    /// How they are stored.
+    pub dtype: PredictorDType,
+    /// Share of the active pairs that a layer's predictor must find on held-out tokens.
+    pub recall: f64,
+    /// The threshold falls below what `recall` asks for while each neuron read still brings this share of the mean energy
+    /// of an active one.
+    pub worth: f64,
+    /// The threshold also falls until this many times as many neurons are predicted as are active.
+    pub over_fetch: f64,
+    /// Bytes of all predictors as a share of the FFN's, for [`RankChoice::Auto`].
+    pub size_budget: f64,
+    /// Bytes of one weight of the model, which the budget is counted against.
+    pub weight_bytes: usize,
+    /// Rank of the look-ahead predictors; none without.
+    pub look_ahead: Option<usize>,
+    /// Measure the next layer's own predictor as a look-ahead too, which takes another training for each layer.
+    pub compare_look_ahead: bool,
+    /// Everything else about the fit; its rank does not count.
+    pub fit: LowRankPredictorParams,
+}
+
+impl TrainOptions {
+    /// The defaults for a model: all layers, automatic ranks, int8.
+    pub fn new(layers: usize) -> Self {
+        TrainOptions {
+            layers: 0..layers,
+            rank: RankChoice::Auto,
+            dtype: PredictorDType::Int8,
+            recall: 0.96,
+            worth: 0.05,
+            over_fetch: 0.0,
+            size_budget: 0.09,
+            weight_bytes: 2,
+            look_ahead: None,
+            compare_look_ahead: true,
+            fit: LowRankPredictor::params(1),
+        }
+    }
+}
+
+pub(super) struct Shape {
+    pub(super) hidden: usize,
+    pub(super) ffn: usize,
+    pub(super) ffn_bytes: u64,
+}
+
+impl Shape {
+    pub(super) fn new(recording: &Recording, options: &TrainOptions) -> Self {
+        let model = &recording.info().model;
+        let (hidden, ffn) = (model.hidden_size, model.ffn().size);
+        Self { hidden, ffn, ffn_bytes: (model.ffn().vectors() * hidden * ffn * options.weight_bytes) as u64 }
+    }
+}
+
+pub(super) fn held_out_tokens(set: &TrainingSet, most: usize) -> Vec<u32> {
+    let mut tokens = set.targets().part(true);
+    thin(&mut tokens, most);
+    tokens
+}
+
+/// The threshold: at least the recall asked for, and lower where misses still carry energy or more over-fetch is asked for.
+pub(super) fn threshold(curve: &Curve, options: &TrainOptions) -> f32 {
+    let needed = curve.at_misses(1.0 - options.recall).threshold;
+    let least = curve.at_over_fetch(options.over_fetch).threshold;
+    needed.min(curve.at_worth(options.worth).threshold).min(least)
+}
+
+/// A fit with the options' parameters and this rank.
+pub(super) fn fit(options: &TrainOptions, set: &TrainingSet, rank: usize) -> Result<LowRankPredictor, TrainError> {
+    let mut params = options.fit.clone();
+    params.0.rank = rank;
+    params.check()?.fit(set)
+}
+
+/// All tokens of a recording.
+pub(super) fn everything(set: &TrainingSet) -> Vec<u32> {
+    (0..set.targets().tokens() as u32).collect()
+}
