@@ -18,7 +18,7 @@ use flashlm_runtime::neurons::source::{Arithmetic, FfnSource};
 use crate::states::{HiddenStates, StatesError};
 
 /// Everything but weights that a layer needs, for sequences up to a length.
-pub struct LayerRunner<'a> {
+pub(crate) struct LayerRunner<'a> {
     spec: &'a ModelSpec,
     threads: &'a Threads,
     positions: PositionTables,
@@ -43,7 +43,7 @@ pub enum PassError {
 
 impl<'a> LayerRunner<'a> {
     /// A runner for sequences of at most `longest` tokens.
-    pub fn new(spec: &'a ModelSpec, threads: &'a Threads, longest: usize) -> Result<Self, PassError> {
+    pub(crate) fn new(spec: &'a ModelSpec, threads: &'a Threads, longest: usize) -> Result<Self, PassError> {
         check_context(spec, longest)?;
         Ok(Self {
             spec,
@@ -58,7 +58,7 @@ impl<'a> LayerRunner<'a> {
     }
 
     /// Bytes that a runner for `longest` tokens takes.
-    pub fn bytes(spec: &ModelSpec, longest: usize) -> u64 {
+    pub(crate) fn bytes(spec: &ModelSpec, longest: usize) -> u64 {
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
         BlockScratch::bytes(spec, longest, longest, 1, threads)
             + KvMemory::layer_bytes(spec, longest, KvDtype::F32) as u64
@@ -66,7 +66,7 @@ impl<'a> LayerRunner<'a> {
     }
 
     /// Embeds the sequences of `tokens` into `output`.
-    pub fn embed(
+    pub(crate) fn embed(
         &mut self,
         outer: &OuterWeights,
         tokens: &[u32],
@@ -84,7 +84,7 @@ impl<'a> LayerRunner<'a> {
     }
 
     /// Pushes one sequence through a layer; `ffn` has only this layer. The hook, if any, sees it as layer 0.
-    pub fn run(
+    pub(crate) fn run(
         &mut self,
         weights: &LayerWeights,
         ffn: &mut dyn FfnSource,

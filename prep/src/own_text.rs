@@ -44,7 +44,7 @@ pub enum OwnTextError {
 
 /// How much text, and how it is drawn.
 #[derive(Clone, Copy, Debug)]
-pub struct OwnText {
+pub(crate) struct OwnText {
     /// Tokens to write.
     pub tokens: usize,
     /// Longest sequence.
@@ -57,7 +57,7 @@ pub struct OwnText {
 
 /// Lets the model of `checkpoint` write documents, separated by [`SEPARATOR`] lines; the temporary bundle goes to `dir`.
 /// Gives the text and the number of its tokens.
-pub fn write_own_text(
+pub(crate) fn write_own_text(
     checkpoint: &Checkpoint,
     tokenizer_json: &[u8],
     asked: &OwnText,

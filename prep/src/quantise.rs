@@ -15,7 +15,7 @@ const INT4_TRIALS: [f32; 14] = [-8.0, 7.0, -8.4, -7.6, 7.4, -8.8, 7.8, -9.3, 8.3
 
 /// A weight that is no finite number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotFinite;
+pub(crate) struct NotFinite;
 
 /// Quantises `rows`, which have `cols` elements each, to `values` and `scales`, row after row.
 ///
@@ -24,7 +24,7 @@ pub struct NotFinite;
 ///
 /// # Panics
 /// If `format` has no scales, or a length does not fit the others.
-pub fn quantise_rows(
+pub(crate) fn quantise_rows(
     format: WeightFormat,
     rows: &[f32],
     cols: usize,

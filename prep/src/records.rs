@@ -10,7 +10,7 @@ const TILE: usize = 64;
 
 /// Fills `out` (`layout.layer_bytes()` long) with the records of `layer`; record `p` is of neuron `order[p]`. Padding becomes zero.
 /// `seen` is shown the source's bytes, in the source's order.
-pub fn fill_layer(
+pub(crate) fn fill_layer(
     checkpoint: &Checkpoint,
     layer: usize,
     layout: &FlashLayout,

@@ -3,8 +3,9 @@
 use std::process::Command;
 
 use flashlm_formats::bundle::LayoutOptions;
+use flashlm_prep::{Event, Outcome, PrepareError, PrepareOptions, prepare};
 use flashlm_runtime::{Error, Finish, Model, Result, Sampling};
-use flashlm_tests::{bundle_with_predictors, example, run, scratch, tiny_opt};
+use flashlm_tests::{bundle_with_predictors, example, root, run, scratch, tiny_opt};
 
 const PROMPTS: [&str; 3] = ["Once upon a time", "The dog was", "Lily and her mother went to the park."];
 
@@ -150,4 +151,37 @@ fn the_examples_do_what_they_say() {
     assert!(said("stream", &[PROMPTS[0]], "").starts_with(PROMPTS[0]));
     assert_eq!(said("logits", &[PROMPTS[0]], "").lines().count(), 5);
     assert!(said("conversation", &[], "Once upon a time\n\nThere was\n").lines().count() >= 2);
+}
+
+#[test]
+fn a_checkpoint_is_prepared_by_the_example_and_the_library_finds_it_done() {
+    let dir = scratch();
+    let (bundle, text) = (dir.path().join("model.flashlm"), root().join("examples/synthetic.txt"));
+    let mut command = assert_cmd::Command::from_std(Command::new(example("prepare")));
+    let output = command.args([&tiny_opt(), &bundle, &text]).timeout(std::time::Duration::from_secs(300)).output();
+    let output = output.expect("the example starts");
+    let said = String::from_utf8(output.stdout).expect("examples write UTF-8");
+    let told = String::from_utf8(output.stderr).expect("examples write UTF-8");
+    assert!(output.status.success(), "{told}");
+    assert!(said.ends_with("% of the neurons active\n"), "{said:?}");
+    for words in ["preparing a model of family opt", "100 %", "layer   7:", "packing"] {
+        assert!(told.contains(words), "no {words:?} in {told}");
+    }
+    let model = Model::open(&bundle).unwrap().load().unwrap();
+    assert!(model.session().unwrap().max_tokens(4).generate(PROMPTS[0]).unwrap().count() > 0);
+
+    let mut options = PrepareOptions { tokens: Some(2000), ..PrepareOptions::new(tiny_opt(), &bundle) };
+    options.text.push(text);
+    let begun = std::sync::Mutex::new(Vec::new());
+    let prepared = prepare(&options, &|event| {
+        if let Event::Began(task) = event {
+            begun.lock().unwrap().push(task);
+        }
+    });
+    assert_eq!(prepared.unwrap().outcome, Outcome::UpToDate);
+    let begun = begun.into_inner().unwrap();
+    assert_eq!(begun.iter().map(ToString::to_string).collect::<Vec<_>>(), ["reading the checkpoint", "verifying"]);
+    // Nothing is asked of a command line, so what cannot be is refused here, too.
+    let nonsense = PrepareOptions { recall: 2.0, ..options };
+    assert!(matches!(prepare(&nonsense, &|_| ()), Err(PrepareError::Option { name: "recall", .. })));
 }

@@ -162,3 +162,23 @@ fn the_readme_begins_with_two_commands() {
     assert!(second.starts_with("cargo test"), "{second}");
     assert!(root().join(".ci/run").is_file());
 }
+
+/// Preparing is a library: its command parses and prints, and nothing else knows of the command line.
+#[test]
+fn only_the_commands_of_prep_know_the_command_line() {
+    let mut files = Vec::new();
+    rust_files(&root().join("prep/src"), &mut files);
+    let (commands, library): (Vec<_>, Vec<_>) = files
+        .into_iter()
+        .partition(|file| file.ends_with("prep/src/main.rs") || file.starts_with(root().join("prep/src/commands")));
+    assert!(library.len() > 60 && commands.len() > 15, "{} and {}", library.len(), commands.len());
+    for word in ["clap", "indicatif", "anyhow", "commands::", "println!"] {
+        // Programs in documentation may print.
+        let says = |file: &&PathBuf| {
+            let text = fs::read_to_string(file).unwrap();
+            text.lines().any(|line| !line.trim_start().starts_with("//") && line.contains(word))
+        };
+        assert!(commands.iter().any(|file| says(&file)), "no command has {word:?}");
+        assert_eq!(library.iter().find(says), None, "{word:?} in the library");
+    }
+}
