@@ -5,7 +5,7 @@
 use std::io::{BufRead, Write, stdin, stdout};
 
 use anyhow::Result;
-use flashlm_runtime::{Error, Model};
+use flashlm::{Error, Model};
 
 fn main() -> Result<()> {
     let Some(bundle) = std::env::args().nth(1) else {

@@ -3,7 +3,7 @@
 //! `cargo run --release --example generate -- model.flashlm "Once upon a time" 50%`
 
 use anyhow::Result;
-use flashlm_runtime::Model;
+use flashlm::Model;
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);

@@ -3,8 +3,8 @@
 //! `cargo run --release --example logits -- model.flashlm "Once upon a time there was"`
 
 use anyhow::Result;
-use flashlm_runtime::Model;
-use flashlm_runtime::sampler::greedy;
+use flashlm::Model;
+use flashlm::sampler::greedy;
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);

@@ -5,7 +5,7 @@
 use std::io::Write;
 
 use anyhow::Result;
-use flashlm_runtime::{Model, Percentiles, Sampling};
+use flashlm::{Model, Percentiles, Sampling};
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);

@@ -1,4 +1,4 @@
-//! How the rows of a weight matrix are stored: as numbers, or as whole numbers with a scale for every group of them.
+//! How the rows of a weight matrix are stored: as numbers, or as integers with a scale for every group of them.
 //!
 //! A quantised row is cut into groups of equally many neighbouring elements (the last one may be shorter). An element is its whole
 //! number times its group's scale, a bf16. The scales of a row stand apart from it. It knows neither how scales are chosen nor how

@@ -10,14 +10,14 @@ use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use flashlm::cache::PolicyKind;
+use flashlm::options::{FfnChoice, LoadOptions};
+use flashlm::plan::plan;
+use flashlm::planner::PlanLimits;
+use flashlm::replay::{ReplayCounts, ReplayOptions, WantedSets, replay, replay_optimal};
 use flashlm_formats::bundle::Bundle;
 use flashlm_formats::recording::Recording;
 use flashlm_prep::wanted::wanted_sets;
-use flashlm_runtime::cache::PolicyKind;
-use flashlm_runtime::options::{FfnChoice, LoadOptions};
-use flashlm_runtime::plan::plan;
-use flashlm_runtime::planner::PlanLimits;
-use flashlm_runtime::replay::{ReplayCounts, ReplayOptions, WantedSets, replay, replay_optimal};
 use rayon::prelude::*;
 
 const PROMPT: usize = 128;

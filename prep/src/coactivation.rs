@@ -4,7 +4,7 @@
 //! so that memory grows with the number of neurons and not with its square. [`LayerActivity`] is what a layer's firing
 //! looks like: skew, reuse, unions. [`FriendReport`] measures the paper's "closest friend" bundles and why they fail.
 //!
-//! Works on [`WantedSets`](flashlm_runtime::replay::WantedSets): knows nothing of recordings, orders or disks.
+//! Works on [`WantedSets`](flashlm::replay::WantedSets): knows nothing of recordings, orders or disks.
 
 mod activity;
 mod friends;

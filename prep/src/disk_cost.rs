@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use flashlm::disk_cost::{ReadCost, ReadCostError};
 use flashlm_formats::regular::read_regular;
 use flashlm_io::DiskProfile;
-use flashlm_runtime::disk_cost::{ReadCost, ReadCostError};
 
 /// Longest profile of a disk.
 const PROFILE_BYTES_MAX: u64 = 16 << 20;

@@ -4,9 +4,9 @@
 //! is at most `|row * w| sqrt(hidden) + |row . b + bias|`, whatever the text. Where a model goes without that norm (the first block
 //! of a post-norm model) nothing is known, and the runtime's own check is all there is.
 
+use flashlm::tensors::element;
 use flashlm_formats::model::{Block, DType, LayerSpec, ModelSpec, Positions};
 use flashlm_kernels::to_f32;
-use flashlm_runtime::tensors::element;
 use rayon::prelude::*;
 
 /// The largest number in f16 is 65504; rows that are quantised may become somewhat longer.

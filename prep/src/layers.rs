@@ -2,18 +2,18 @@
 
 use std::ops::Range;
 
+use flashlm::engine::check_context;
+use flashlm::error::RuntimeError;
+use flashlm::forward::attention::{Batch, TokenPlace};
+use flashlm::forward::block::{BlockScratch, Pass};
+use flashlm::forward::embed::{EmbedScratch, Embedding};
+use flashlm::forward::kv::{KvDtype, KvMemory, SequencePlaces};
+use flashlm::forward::positions::PositionTables;
+use flashlm::forward::weights::{LayerWeights, OuterWeights};
+use flashlm::neurons::hook::FfnHook;
+use flashlm::neurons::source::{Arithmetic, FfnSource};
 use flashlm_formats::model::ModelSpec;
 use flashlm_kernels::Threads;
-use flashlm_runtime::engine::check_context;
-use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::forward::attention::{Batch, TokenPlace};
-use flashlm_runtime::forward::block::{BlockScratch, Pass};
-use flashlm_runtime::forward::embed::{EmbedScratch, Embedding};
-use flashlm_runtime::forward::kv::{KvDtype, KvMemory, SequencePlaces};
-use flashlm_runtime::forward::positions::PositionTables;
-use flashlm_runtime::forward::weights::{LayerWeights, OuterWeights};
-use flashlm_runtime::neurons::hook::FfnHook;
-use flashlm_runtime::neurons::source::{Arithmetic, FfnSource};
 
 use crate::states::{HiddenStates, StatesError};
 

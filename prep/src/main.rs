@@ -7,9 +7,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
-use flashlm_runtime::command_line::{self, EXIT_CODES, FLASHLM};
-use flashlm_runtime::error::sentence;
-use flashlm_runtime::signals;
+use flashlm::command_line::{self, EXIT_CODES, FLASHLM};
+use flashlm::error::sentence;
+use flashlm::signals;
 
 #[derive(Parser)]
 #[command(
@@ -64,7 +64,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    flashlm_runtime::guard::silence_guarded_panics();
+    flashlm::guard::silence_guarded_panics();
     if let Err(error) = signals::outlive_file_size_limits() {
         eprintln!("flashlm-prep: cannot watch for signals: {error}");
         return ExitCode::FAILURE;

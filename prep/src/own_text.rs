@@ -8,14 +8,14 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use flashlm::error::RuntimeError;
+use flashlm::generate::{Request, generate};
+use flashlm::load::load;
+use flashlm::options::LoadOptions;
+use flashlm::sampler::{Sampler, Sampling};
+use flashlm::text::Tokenizer;
 use flashlm_formats::bundle::{Bundle, BundleError};
 use flashlm_formats::checkpoint::Checkpoint;
-use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::generate::{Request, generate};
-use flashlm_runtime::load::load;
-use flashlm_runtime::options::LoadOptions;
-use flashlm_runtime::sampler::{Sampler, Sampling};
-use flashlm_runtime::text::Tokenizer;
 
 use crate::pack::{PackError, PackOptions, pack};
 use crate::record::documents::SEPARATOR;

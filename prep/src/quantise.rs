@@ -1,8 +1,8 @@
-//! Rows of numbers made into rows of whole numbers with scales.
+//! Rows of numbers made into rows of integers with scales.
 //!
 //! Every group of a row is treated for itself. Bytes: the scale is the smallest at which no weight is cut off. Half bytes: of a
 //! few scales, some of which cut off the largest weights, the one with the smallest squared error is taken, and fitted once more to
-//! the whole numbers it gives. A scale is rounded to bf16 before the whole numbers are chosen, so that its rounding costs nothing.
+//! the integers it gives. A scale is rounded to bf16 before the integers are chosen, so that its rounding costs nothing.
 //! It knows neither models nor files.
 
 use flashlm_formats::weight_format::{SCALE_BYTES, WeightFormat};
@@ -108,7 +108,7 @@ fn int4_scale(weights: &[f32], largest: f32, shares: &mut Vec<f32>) -> bf16 {
     if squares > 0.0 { better(best, bf16::from_f32((products / squares) as f32 * size)).1 } else { best.1 }
 }
 
-/// The squared error of a group's whole numbers at this scale.
+/// The squared error of a group's integers at this scale.
 fn int4_error(weights: &[f32], scale: f32) -> f32 {
     // Eight sums side by side: a compiler may not reorder one.
     let (by, mut sums) = (inverse(scale), [0f32; 8]);

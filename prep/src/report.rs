@@ -11,8 +11,8 @@ mod sections;
 
 use std::path::PathBuf;
 
+use flashlm::disk_cost::ReadCost;
 use flashlm_formats::recording::{Recording, RecordingError};
-use flashlm_runtime::disk_cost::ReadCost;
 use rayon::prelude::*;
 
 use crate::ordering::OrderFileError;
@@ -66,7 +66,7 @@ pub enum ReportError {
     },
     /// A cost of reading that is no cost, in the orders.
     #[error("orders.json: {0}")]
-    Cost(#[from] flashlm_runtime::disk_cost::ReadCostError),
+    Cost(#[from] flashlm::disk_cost::ReadCostError),
     /// The drawing library refused.
     #[error("drawing a chart: {0}")]
     Chart(String),

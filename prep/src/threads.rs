@@ -4,9 +4,9 @@
 use std::error::Error;
 use std::num::NonZeroUsize;
 
+use flashlm::error::RuntimeError;
+use flashlm::threads;
 use flashlm_kernels::Threads;
-use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::threads;
 
 /// The system refused threads.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,6 @@
 //! How near decoding comes to what the machine can do: streamed against the disk, resident against memory.
 //!
-//! `cargo bench -p flashlm-runtime --bench limits -- BUNDLE [--tokens N] [--rounds N] [--threads N] [--json]`
+//! `cargo bench -p flashlm --bench limits -- BUNDLE [--tokens N] [--rounds N] [--threads N] [--json]`
 //!
 //! Each round measures a limit and then the decoding it limits, so that both see the same machine. Use a model of 2 GB or more:
 //! smaller ones stay in the processor's caches.
@@ -11,16 +11,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use flashlm::engine::Forward;
+use flashlm::error::Result;
+use flashlm::load::load;
+use flashlm::neurons::hook::{Activations, FfnHook};
+use flashlm::options::{FfnChoice, LoadOptions};
+use flashlm::plan::resident_bytes_touched;
 use flashlm_formats::bundle::Bundle;
 use flashlm_formats::model::ModelSpec;
 use flashlm_io::{AlignedMemory, DirectFile, DirectIo, StreamOptions, sequential_read_rate};
 use flashlm_kernels::{Threads, read_bandwidth_of};
-use flashlm_runtime::engine::Forward;
-use flashlm_runtime::error::Result;
-use flashlm_runtime::load::load;
-use flashlm_runtime::neurons::hook::{Activations, FfnHook};
-use flashlm_runtime::options::{FfnChoice, LoadOptions};
-use flashlm_runtime::plan::resident_bytes_touched;
 
 #[derive(Parser)]
 struct Arguments {

@@ -1,6 +1,6 @@
 //! What a step of several rows costs beside one of a single row: rows of one sequence, as speculation verifies them, and of several.
 //!
-//! `cargo bench -p flashlm-runtime --bench steps -- BUNDLE --text FILE [--memory BYTES] [--rows 1,2,4,8] [--rounds 3] [--steps 16]`
+//! `cargo bench -p flashlm --bench steps -- BUNDLE --text FILE [--memory BYTES] [--rows 1,2,4,8] [--rounds 3] [--steps 16]`
 //!
 //! Every number of rows is measured in every round, so that all see the same machine.
 
@@ -10,11 +10,11 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use flashlm::engine::{BATCH_MAX, Executor, Row, SequenceId, Work};
+use flashlm::load::load;
+use flashlm::options::LoadOptions;
+use flashlm::text::Tokenizer;
 use flashlm_formats::bundle::Bundle;
-use flashlm_runtime::engine::{BATCH_MAX, Executor, Row, SequenceId, Work};
-use flashlm_runtime::load::load;
-use flashlm_runtime::options::LoadOptions;
-use flashlm_runtime::text::Tokenizer;
 
 #[derive(Parser)]
 struct Arguments {

@@ -35,7 +35,7 @@ const TRANSIENT: u32 = 1 << 31;
 pub enum Placement {
     /// In this slot; when admitted, the group that was there is forgotten.
     Kept(u32),
-    /// In a place that lasts for this token only: the how-manieth such group of the token this is, from 0. An engine with
+    /// In a place that lasts for this token only: the index of the group among such groups of the token, from 0. An engine with
     /// fewer places than that works in waves.
     Transient(u32),
 }
@@ -62,7 +62,7 @@ pub struct CacheCounters {
     pub prefetch_hits: u64,
     /// Wanted groups that were in no slot.
     pub misses: u64,
-    /// Groups read ahead into slots; all beyond `prefetch_hits` were read in vain.
+    /// Groups read ahead into slots; all beyond `prefetch_hits` were read and never used.
     pub prefetches: u64,
     /// Admitted groups that found no slot.
     pub transients: u64,

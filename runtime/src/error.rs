@@ -95,7 +95,7 @@ pub enum RuntimeError {
     /// More tokens than the context holds.
     #[error(
         "{wanted} tokens do not fit the context of {context}; ask for {}",
-        ways_out(["fewer tokens", "a shorter prompt"], *context, *model_max)
+        hints(["fewer tokens", "a shorter prompt"], *context, *model_max)
     )]
     ContextFull {
         /// Tokens that would have to be held.
@@ -218,7 +218,7 @@ pub fn larger_context(context: usize, model_max: usize) -> Option<String> {
 }
 
 /// Ways out of a context that is too short, as a list: what is always one, and a larger context where the model allows that.
-pub fn ways_out(always: [&str; 2], context: usize, model_max: usize) -> String {
+pub fn hints(always: [&str; 2], context: usize, model_max: usize) -> String {
     let [one, other] = always;
     match larger_context(context, model_max) {
         Some(larger) => format!("{one}, {other}, or {larger}"),

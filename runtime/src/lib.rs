@@ -3,8 +3,8 @@
 //! [`Model`] is the front door:
 //!
 //! ```no_run
-//! # fn main() -> flashlm_runtime::Result<()> {
-//! use flashlm_runtime::Model;
+//! # fn main() -> flashlm::Result<()> {
+//! use flashlm::Model;
 //!
 //! let model = Model::open("model.flashlm")?.memory("50%")?.load()?;
 //! for token in model.session()?.generate("Once upon a time")? {

@@ -6,9 +6,9 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use flashlm_runtime::command_line::{self, EXIT_CODES, FLASHLM_PREP};
-use flashlm_runtime::error::sentence;
-use flashlm_runtime::signals;
+use flashlm::command_line::{self, EXIT_CODES, FLASHLM_PREP};
+use flashlm::error::sentence;
+use flashlm::signals;
 
 #[derive(Parser)]
 #[command(
@@ -47,7 +47,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    flashlm_runtime::guard::silence_guarded_panics();
+    flashlm::guard::silence_guarded_panics();
     if let Err(error) = signals::outlive_file_size_limits() {
         eprintln!("flashlm: cannot watch for signals: {error}");
         return ExitCode::FAILURE;

@@ -51,7 +51,7 @@ impl WantedSets {
     }
 
     /// Number of wishes, over all tokens.
-    pub fn wishes(&self) -> usize {
+    pub fn requests(&self) -> usize {
         self.wanted.len()
     }
 

@@ -3,15 +3,15 @@
 use std::fs;
 use std::path::Path;
 
+use flashlm::error::Result;
+use flashlm::load::load;
+use flashlm::options::{FfnChoice, LoadOptions};
 use flashlm_formats::bundle::{Bundle, verify};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::recording::Recording;
 use flashlm_prep::ordering::OrderFile;
 use flashlm_prep::pack::{PackOptions, pack};
 use flashlm_prep::predictors::assemble;
-use flashlm_runtime::error::Result;
-use flashlm_runtime::load::load;
-use flashlm_runtime::options::{FfnChoice, LoadOptions};
 use flashlm_tests::{copied, fixtures, options, run, scratch};
 use half::f16;
 

@@ -8,6 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use flashlm::error::RuntimeError;
+use flashlm::load::load;
+use flashlm::options::{FfnChoice, LoadOptions};
+use flashlm::plan::plan;
+use flashlm::sampler::Sampling;
 use flashlm_formats::bundle::{Bundle, verify};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_io::{EngineChoice, FaultPlan};
@@ -15,11 +20,6 @@ use flashlm_kernels::Threads;
 use flashlm_prep::pack::{PackOptions, pack};
 use flashlm_prep::record::text::Sampling as TextSampling;
 use flashlm_prep::record::{Calibration, Recorder};
-use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::load::load;
-use flashlm_runtime::options::{FfnChoice, LoadOptions};
-use flashlm_runtime::plan::plan;
-use flashlm_runtime::sampler::Sampling;
 use flashlm_tests::{Said, continuation, loaded, options, program, scratch};
 use tempfile::TempDir;
 

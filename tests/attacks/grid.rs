@@ -2,12 +2,12 @@
 
 use std::num::NonZeroUsize;
 
+use flashlm::cache::PolicyKind;
+use flashlm::neurons::flash::ReadCut;
+use flashlm::options::{FfnChoice, LoadOptions};
+use flashlm::sampler::Sampling;
 use flashlm_formats::bundle::LayoutOptions;
 use flashlm_io::{DirectIo, EngineChoice};
-use flashlm_runtime::cache::PolicyKind;
-use flashlm_runtime::neurons::flash::ReadCut;
-use flashlm_runtime::options::{FfnChoice, LoadOptions};
-use flashlm_runtime::sampler::Sampling;
 use flashlm_tests::{budgets, bundle_with_predictors, continuation, loaded, options, scratch, tiny_falcon, tiny_opt};
 
 #[test]

@@ -6,10 +6,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use flashlm::error::RuntimeError;
+use flashlm::load::load;
+use flashlm::options::LoadOptions;
 use flashlm_formats::bundle::Bundle;
-use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::load::load;
-use flashlm_runtime::options::LoadOptions;
 use flashlm_tests::{Said, fixtures, pack_checkpoint, program, run, scratch};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;

@@ -4,11 +4,11 @@ use std::fs::{self, File};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use flashlm::generate::Percentiles;
+use flashlm::options::{FfnChoice, LoadOptions};
+use flashlm::sampler::Sampling;
 use flashlm_formats::bundle::LayoutOptions;
 use flashlm_formats::publish::temporary_path;
-use flashlm_runtime::generate::Percentiles;
-use flashlm_runtime::options::{FfnChoice, LoadOptions};
-use flashlm_runtime::sampler::Sampling;
 use flashlm_tests::{Said, budgets, bundle_with_predictors, continuation, loaded, options, program, scratch, tiny_opt};
 
 use crate::crash::result;

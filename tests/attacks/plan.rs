@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use flashlm::engine::Forward;
+use flashlm::error::RuntimeError;
+use flashlm::load::load;
+use flashlm::options::{FfnChoice, LoadOptions};
+use flashlm::plan::plan;
+use flashlm::sampler::Sampling;
 use flashlm_formats::bundle::{Bundle, LayoutOptions};
 use flashlm_io::EngineChoice;
-use flashlm_runtime::engine::Forward;
-use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::load::load;
-use flashlm_runtime::options::{FfnChoice, LoadOptions};
-use flashlm_runtime::plan::plan;
-use flashlm_runtime::sampler::Sampling;
 use flashlm_tests::{
     bundle_with_predictors, continuation, fixtures, loaded, logits, options, pack_checkpoint, run, scratch,
     tiny_falcon, tiny_opt,

@@ -7,8 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::targets::mend::bundle_with;
+use flashlm::command_line::{FLASHLM, FLASHLM_PREP, Other};
 use flashlm_formats::bundle::{Bundle, Section, SourceFile};
-use flashlm_runtime::command_line::{FLASHLM, FLASHLM_PREP, Other};
 use flashlm_tests::hub_server::{Behaviour, Hub, MODEL};
 use flashlm_tests::{Said, copied, fixtures, program, root, run, scratch, tiny_opt};
 use rustix::process::{Pid, Signal, kill_process};

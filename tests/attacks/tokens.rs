@@ -4,12 +4,12 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use flashlm::text::{PromptNotice, Tokenizer};
 use flashlm_formats::bundle::{Bundle, SpecialTokens};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::recording::HELD_OUT;
 use flashlm_prep::record::documents::Documents;
 use flashlm_prep::record::text::{Calibration, Sampling};
-use flashlm_runtime::text::{PromptNotice, Tokenizer};
 use flashlm_tests::{Said, copied, fixtures, pack_checkpoint, run, scratch};
 use serde_json::{Value, json};
 use tempfile::TempDir;

@@ -4,13 +4,13 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use flashlm::engine::{Executor, Forward, Row};
+use flashlm::error::RuntimeError;
+use flashlm::options::{FfnChoice, LoadOptions};
+use flashlm::plan::plan;
+use flashlm::sampler::{Sampler, Sampling};
 use flashlm_formats::bundle::LayoutOptions;
 use flashlm_io::EngineChoice;
-use flashlm_runtime::engine::{Executor, Forward, Row};
-use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::options::{FfnChoice, LoadOptions};
-use flashlm_runtime::plan::plan;
-use flashlm_runtime::sampler::{Sampler, Sampling};
 use flashlm_tests::{bundle_with_predictors, loaded, options, pack_checkpoint, scratch, tiny_falcon, tiny_opt};
 
 struct Counting;

@@ -472,7 +472,7 @@ fn a_reader_that_goes_away_is_no_failure() {
 fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !is_so() {
-        assert!(begin.elapsed() < Duration::from_secs(60), "waited in vain: {what}");
+        assert!(begin.elapsed() < Duration::from_secs(60), "waited without result: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

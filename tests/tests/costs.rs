@@ -6,10 +6,10 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use flashlm::neurons::predictor::LayerPredictors;
+use flashlm::tensors::SharedBytes;
 use flashlm_formats::bundle::{Bundle, LayoutOptions};
 use flashlm_formats::checkpoint::{Checkpoint, published_tensors, read_tensors};
-use flashlm_runtime::neurons::predictor::LayerPredictors;
-use flashlm_runtime::tensors::SharedBytes;
 use flashlm_tests::{bundle_with_predictors, scratch};
 
 struct Counting;

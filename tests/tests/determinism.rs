@@ -2,10 +2,10 @@
 
 use std::num::NonZeroUsize;
 
+use flashlm::forward::kv::KvDtype;
+use flashlm::options::{FfnChoice, LoadOptions};
+use flashlm::sampler::Sampling;
 use flashlm_io::{DirectIo, EngineChoice};
-use flashlm_runtime::forward::kv::KvDtype;
-use flashlm_runtime::options::{FfnChoice, LoadOptions};
-use flashlm_runtime::sampler::Sampling;
 use flashlm_tests::{continuation, loaded, logits, options, pack_checkpoint, scratch, tiny_falcon, tiny_opt};
 
 /// Every way to run the same model.

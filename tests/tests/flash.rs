@@ -4,18 +4,18 @@ use std::fs::{self, File};
 use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
 
+use flashlm::cache::PolicyKind;
+use flashlm::disk_cost::ReadCost;
+use flashlm::error::RuntimeError;
+use flashlm::load::load;
+use flashlm::options::{FfnChoice, LoadOptions};
+use flashlm::plan::plan;
+use flashlm::sampler::Sampling;
 use flashlm_formats::bundle::LayoutOptions;
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_io::{DirectIo, EngineChoice};
 use flashlm_kernels::Threads;
 use flashlm_prep::evaluate::{PredictorChoice, Windows, evaluate};
-use flashlm_runtime::cache::PolicyKind;
-use flashlm_runtime::disk_cost::ReadCost;
-use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::load::load;
-use flashlm_runtime::options::{FfnChoice, LoadOptions};
-use flashlm_runtime::plan::plan;
-use flashlm_runtime::sampler::Sampling;
 use flashlm_tests::{
     budgets, bundle_with_predictors, continuation, exact, fixtures, largest_difference, loaded, logits, options,
     pack_checkpoint, scratch, tiny_falcon, tiny_opt,

@@ -4,11 +4,11 @@
 use std::fs;
 use std::path::Path;
 
+use flashlm::options::{FfnChoice, LoadOptions};
 use flashlm_formats::bundle::{Bundle, verify};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_kernels::Threads;
 use flashlm_prep::evaluate::{Evaluation, PredictorChoice, Windows, evaluate};
-use flashlm_runtime::options::{FfnChoice, LoadOptions};
 use flashlm_tests::{budgets, copied, exact, fixtures, largest_difference, loaded, logits, options, run};
 use serde_json::json;
 use tempfile::TempDir;

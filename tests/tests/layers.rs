@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
+use flashlm::options::FfnChoice;
 use flashlm_formats::bundle::{Bundle, BundlePlan, BundleWriter, Extras, LayoutOptions, Provenance};
 use flashlm_formats::model::{
     Activation, Attention, Block, DType, FeedForward, Ffn, LayerSpec, ModelSpec, Norm, NormKind, Positions,
 };
-use flashlm_runtime::options::FfnChoice;
 use flashlm_tests::{largest_difference, loaded, logits, options, scratch};
 
 const HIDDEN: usize = 16;

@@ -2,9 +2,9 @@
 
 use std::process::Command;
 
+use flashlm::{Error, Finish, Model, Result, Sampling};
 use flashlm_formats::bundle::LayoutOptions;
 use flashlm_prep::{Event, Outcome, PrepareError, PrepareOptions, prepare};
-use flashlm_runtime::{Error, Finish, Model, Result, Sampling};
 use flashlm_tests::{bundle_with_predictors, example, root, run, scratch, tiny_opt};
 
 const PROMPTS: [&str; 3] = ["Once upon a time", "The dog was", "Lily and her mother went to the park."];
@@ -52,7 +52,7 @@ fn sessions_that_take_turns_say_what_each_says_alone() {
     let mut options = Model::open(&path).unwrap().context(64).sessions(3);
     // Hardly a neuron is kept.
     options.options_mut().budget = Some(1);
-    options.options_mut().ffn = Some(flashlm_runtime::options::FfnChoice::Flash);
+    options.options_mut().ffn = Some(flashlm::options::FfnChoice::Flash);
     let needed = match options.plan() {
         Err(Error::BudgetTooSmall { needed, .. }) => needed,
         other => panic!("{:?}", other.map(|planned| planned.plan)),
@@ -85,9 +85,8 @@ fn sessions_that_take_turns_say_what_each_says_alone() {
 fn a_turn_ends_where_it_is_told_to_and_the_next_goes_on() {
     let (_dir, path) = bundle();
     let model = Model::open(&path).unwrap().context(96).load().unwrap();
-    let text = |generation: flashlm_runtime::Generation<'_, '_>| -> Result<String> {
-        generation.map(|t| Ok(t?.text)).collect()
-    };
+    let text =
+        |generation: flashlm::Generation<'_, '_>| -> Result<String> { generation.map(|t| Ok(t?.text)).collect() };
     let mut whole = model.session().unwrap().max_tokens(40);
     let all = text(whole.generate(PROMPTS[0]).unwrap()).unwrap();
     assert!(

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use flashlm::options::FfnChoice;
 use flashlm_formats::bundle::{Bundle, verify};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::recording::Recording;
@@ -11,7 +12,6 @@ use flashlm_kernels::Threads;
 use flashlm_prep::evaluate::{PredictorChoice, Windows, evaluate};
 use flashlm_prep::record::{Calibration, Recorder};
 use flashlm_prep::states;
-use flashlm_runtime::options::FfnChoice;
 use flashlm_tests::{exact, loaded, logits, program, root, scratch};
 
 fn threads() -> Threads {

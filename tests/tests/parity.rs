@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use flashlm::options::{FfnChoice, LoadOptions};
+use flashlm::sampler::Sampling;
+use flashlm::text::Tokenizer;
 use flashlm_formats::bundle::Bundle;
-use flashlm_runtime::options::{FfnChoice, LoadOptions};
-use flashlm_runtime::sampler::Sampling;
-use flashlm_runtime::text::Tokenizer;
 use flashlm_tests::{
     Golden, continuation, copied, fixtures, largest_difference, loaded, logits, options, pack_checkpoint, root,
     scratch, tiny_falcon, tiny_opt,

@@ -3,14 +3,14 @@
 use std::num::NonZeroUsize;
 use std::path::Path;
 
+use flashlm::error::RuntimeError;
+use flashlm::options::{FfnChoice, LoadOptions};
+use flashlm::plan::plan;
+use flashlm::sampler::Sampling;
 use flashlm_formats::bundle::{Bundle, verify};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_io::{DirectIo, EngineChoice};
 use flashlm_prep::pack::{PackOptions, pack};
-use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::options::{FfnChoice, LoadOptions};
-use flashlm_runtime::plan::plan;
-use flashlm_runtime::sampler::Sampling;
 use flashlm_tests::{continuation, loaded, logits, options, pack_checkpoint, root, scratch, tiny_falcon, tiny_opt};
 
 fn quantised(checkpoint: &Path, bundle: &Path, (ffn, resident): (&str, &str), reversed: bool) -> Bundle {

@@ -1,10 +1,10 @@
 //! A row's bits do not depend on its company: alone, with others of its sequence, of other sequences, beside pieces of prompts.
 
+use flashlm::engine::{Executor, Row, SequenceId, Work};
+use flashlm::error::RuntimeError;
+use flashlm::load::load;
+use flashlm::options::{FfnChoice, LoadOptions};
 use flashlm_formats::bundle::{Bundle, LayoutOptions};
-use flashlm_runtime::engine::{Executor, Row, SequenceId, Work};
-use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::load::load;
-use flashlm_runtime::options::{FfnChoice, LoadOptions};
 use flashlm_tests::{
     budgets, bundle_with_predictors, fixtures, options, pack_checkpoint, scratch, tiny_falcon, tiny_opt,
 };

@@ -27,14 +27,14 @@ fn crates_import_downwards_only() {
         ("flashlm-kernels", &[][..]),
         ("flashlm-io", &[]),
         ("flashlm-formats", &[]),
-        ("flashlm-runtime", &["flashlm-kernels", "flashlm-io", "flashlm-formats"]),
-        ("flashlm-prep", &["flashlm-runtime", "flashlm-kernels", "flashlm-io", "flashlm-formats"]),
+        ("flashlm", &["flashlm-kernels", "flashlm-io", "flashlm-formats"]),
+        ("flashlm-prep", &["flashlm", "flashlm-kernels", "flashlm-io", "flashlm-formats"]),
     ] {
         let mut own = dependencies(name, true);
         own.retain(|d| d.starts_with("flashlm"));
         assert!(own.iter().all(|d| may_import.contains(&d.as_str())), "{name} imports {own:?}");
     }
-    let runtime = dependencies("flashlm-runtime", false);
+    let runtime = dependencies("flashlm", false);
     for heavy in
         ["linfa", "linfa-reduction", "ndarray", "plotters", "gemm", "zip", "memmap2", "ureq", "rustls", "hf-hub"]
     {
@@ -56,7 +56,7 @@ fn modules_import_each_other_in_no_circle() {
         ("runtime/kernels/src", "flashlm_kernels"),
         ("runtime/flashio/src", "flashlm_io"),
         ("formats/src", "flashlm_formats"),
-        ("runtime/src", "flashlm_runtime"),
+        ("runtime/src", "flashlm"),
         ("prep/src", "flashlm_prep"),
     ] {
         let imports = Imports::read(&root().join(src), name);
@@ -101,7 +101,7 @@ fn the_runtime_imports_downwards_only() {
         let floor = FLOORS.iter().position(|floor| floor.contains(&module[0].as_str()));
         floor.unwrap_or_else(|| panic!("{} stands on no floor", module[0]))
     };
-    let imports = Imports::read(&root().join("runtime/src"), "flashlm_runtime").all();
+    let imports = Imports::read(&root().join("runtime/src"), "flashlm").all();
     let inside = imports.iter().filter(|(user, of)| !user.is_empty() && !of.is_empty());
     let mut upwards = inside.clone().filter(|(user, of)| floor(user) < floor(of)).peekable();
     assert!(upwards.peek().is_none(), "{:?}", upwards.collect::<Vec<_>>());

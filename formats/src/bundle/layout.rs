@@ -191,7 +191,7 @@ impl FlashLayout {
         self.layer_bytes
     }
 
-    /// Bytes from the begin of a layer to that of the next one in a bundle: its groups, and zeros up to a multiple of 4 KiB.
+    /// Bytes from the start of a layer to that of the next one in a bundle: its groups, and zeros up to a multiple of 4 KiB.
     pub const fn layer_stride(&self) -> usize {
         self.layer_stride
     }

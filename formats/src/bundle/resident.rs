@@ -30,7 +30,7 @@ pub struct TensorEntry {
     pub format: WeightFormat,
     /// Shape; matrices are `[outputs, inputs]`.
     pub shape: Vec<usize>,
-    /// Its bytes, row-major and little-endian; the offset counts from the begin of the file.
+    /// Its bytes, row-major and little-endian; the offset counts from the start of the file.
     pub extent: Extent,
     /// The scales of its rows, `[outputs, groups of a row]`, if it has any.
     pub scales: Option<Extent>,

@@ -1,4 +1,4 @@
-use flashlm_runtime::replay::WantedSets;
+use flashlm::replay::WantedSets;
 use serde::Serialize;
 
 /// What a layer's firing looks like.

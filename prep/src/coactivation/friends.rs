@@ -1,4 +1,4 @@
-use flashlm_runtime::replay::WantedSets;
+use flashlm::replay::WantedSets;
 use serde::Serialize;
 
 use super::PairGraph;

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use clap::Args;
+use flashlm::cache::PolicyKind;
+use flashlm::planner::PlanLimits;
+use flashlm::replay::{ReplayOptions, WantedSets, replay, replay_optimal};
 use flashlm_prep::coactivation::{FriendReport, LayerActivity, PairGraph, PairOptions, WindowReuse};
 use flashlm_prep::wanted::wanted_sets;
-use flashlm_runtime::cache::PolicyKind;
-use flashlm_runtime::planner::PlanLimits;
-use flashlm_runtime::replay::{ReplayOptions, WantedSets, replay, replay_optimal};
 use serde::Serialize;
 
 use super::numbers;
@@ -135,7 +135,7 @@ fn look_at(layer: usize, sets: &WantedSets, sequences: &[u32], args: &AnalyzeArg
         let slots = (sets.groups() as u64 * percent_of_layer as u64 / 100) as u32;
         let limits = PlanLimits::adjacent_only(1);
         let options = |policy| ReplayOptions { policy, slots, limits, warm_up: sets.tokens() / 20 };
-        let mut add = |policy: String, counts: flashlm_runtime::replay::ReplayCounts| {
+        let mut add = |policy: String, counts: flashlm::replay::ReplayCounts| {
             let missed_per_token = counts.missed as f64 / counts.tokens.max(1) as f64;
             caches.push(CacheReport { percent_of_layer, policy, missed_per_token, hit_rate: counts.hit_rate() });
         };

@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
+use flashlm::budget::human_bytes;
 use flashlm_formats::bundle::{DEFAULT_ALIGNMENT, DEFAULT_GROUP_BYTES, LayoutOptions};
 use flashlm_prep::pack::{PackOptions, pack};
-use flashlm_runtime::budget::human_bytes;
 use serde_json::json;
 
 use super::formats::FormatArgs;

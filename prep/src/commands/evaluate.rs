@@ -6,11 +6,11 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use flashlm::text::Tokenizer;
 use flashlm_formats::bundle::Bundle;
 use flashlm_prep::evaluate::{Evaluation, PredictorChoice, Windows, evaluate};
 use flashlm_prep::record::documents::pieces;
 use flashlm_prep::record::text::between_texts;
-use flashlm_runtime::text::Tokenizer;
 
 use super::{Stage, numbers, source};
 
@@ -44,7 +44,7 @@ pub(crate) struct EvaluateArgs {
     #[arg(long, value_enum, default_value = "bundle")]
     predictor: PredictorArg,
     /// Threads that compute [default: all processors]
-    #[arg(long, value_name = "N", value_parser = flashlm_runtime::command_line::thread_count)]
+    #[arg(long, value_name = "N", value_parser = flashlm::command_line::thread_count)]
     threads: Option<NonZeroUsize>,
     /// Directory for scratch files [default: the system's]
     #[arg(long, value_name = "DIR")]

@@ -5,13 +5,13 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
+use flashlm::budget::human_bytes;
 use flashlm_formats::bundle::{
     Bundle, FlashLayout, LayerSparsity, LayoutOptions, PredictorInfo, Provenance, SourceFile,
 };
 use flashlm_formats::model::ModelSpec;
 use flashlm_formats::weight_format::WeightFormat;
 use flashlm_prep::gain;
-use flashlm_runtime::budget::human_bytes;
 use serde::Serialize;
 
 use super::{print_json, source};

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use flashlm::signals;
 use flashlm_formats::publish;
-use flashlm_runtime::signals;
 
 /// How soon a signal is followed.
 const STEP: Duration = Duration::from_millis(20);

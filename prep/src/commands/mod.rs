@@ -2,11 +2,11 @@
 
 /// Neither shows characters that a terminal would obey: names of files, tensors and families may hold any.
 macro_rules! println {
-    () => { flashlm_runtime::console::print_line(format_args!("")) };
-    ($($text:tt)*) => { flashlm_runtime::console::print_line(format_args!($($text)*)) };
+    () => { flashlm::console::print_line(format_args!("")) };
+    ($($text:tt)*) => { flashlm::console::print_line(format_args!($($text)*)) };
 }
 macro_rules! eprintln {
-    ($($text:tt)*) => { flashlm_runtime::console::note_line(format_args!($($text)*)) };
+    ($($text:tt)*) => { flashlm::console::note_line(format_args!($($text)*)) };
 }
 
 pub(crate) mod analyze;
@@ -31,14 +31,16 @@ pub(crate) mod thresholds;
 pub(crate) mod train;
 pub(crate) mod verify;
 
+pub(crate) use flashlm::console::print_json;
 pub(crate) use flashlm_prep::inputs::inputs;
 pub(crate) use flashlm_prep::threads::{start as threads, start_pool};
-pub(crate) use flashlm_runtime::console::print_json;
 pub(crate) use progress::Stage;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use flashlm::disk_cost::ReadCost;
+use flashlm::error::printable;
 use flashlm_formats::bundle::Manifest;
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::destination::{Destination, DestinationError, FileKind, check_new_file};
@@ -47,8 +49,6 @@ use flashlm_prep::disk_cost::{DiskProfileError, profiled_cost};
 use flashlm_prep::pack::WIDE_KV_NOTE;
 use flashlm_prep::record::documents::{Documents, DocumentsError, read_documents};
 use flashlm_prep::tokenizer::packed_tokenizer;
-use flashlm_runtime::disk_cost::ReadCost;
-use flashlm_runtime::error::printable;
 
 /// What reads cost on the disk of a profile, or on a usual one.
 pub(crate) fn read_cost(profile: Option<&Path>) -> Result<ReadCost, DiskProfileError> {

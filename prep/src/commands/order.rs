@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
+use flashlm::cache::PolicyKind;
 use flashlm_formats::bundle::DEFAULT_ALIGNMENT;
 use flashlm_formats::destination::{Directory, DirectoryKind};
 use flashlm_formats::recording::Recording;
 use flashlm_formats::weight_format::WeightFormat;
 use flashlm_prep::ordering::{OrderError, OrderOptions, OrderSummary, Ordering};
-use flashlm_runtime::cache::PolicyKind;
 use rayon::prelude::*;
 
 use super::numbers;

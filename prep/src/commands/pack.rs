@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use clap::Args;
+use flashlm::budget::human_bytes;
 use flashlm_formats::bundle::{FlashLayout, LayerSparsity, LayoutOptions};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::weight_format::WeightFormat;
@@ -13,7 +14,6 @@ use flashlm_prep::pack::{PackOptions, pack};
 use flashlm_prep::predictors::assemble;
 use flashlm_prep::sparsity::layer_sparsity;
 use flashlm_prep::thresholds::ThresholdFile;
-use flashlm_runtime::budget::human_bytes;
 
 use super::formats::FormatArgs;
 use super::recorded;

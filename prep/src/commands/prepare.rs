@@ -8,9 +8,9 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
+use flashlm::budget::human_bytes;
 use flashlm_prep::gain::{self, verdict};
 use flashlm_prep::pipeline::{Event, Outcome, Preparation, PrepareOptions, Prepared, Task};
-use flashlm_runtime::budget::human_bytes;
 
 use super::formats::FormatArgs;
 use super::source::{self, CHECKPOINT_HELP};
@@ -74,7 +74,7 @@ pub(crate) struct PrepareArgs {
     #[arg(long, default_value_t = PrepareOptions::SEED)]
     seed: u64,
     /// Threads that compute [default: all processors]
-    #[arg(long, value_name = "N", value_parser = flashlm_runtime::command_line::thread_count)]
+    #[arg(long, value_name = "N", value_parser = flashlm::command_line::thread_count)]
     threads: Option<NonZeroUsize>,
 }
 

@@ -4,8 +4,8 @@ use std::fmt::Write;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use flashlm::terminal::printable;
 use flashlm_prep::pipeline::duration;
-use flashlm_runtime::terminal::printable;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 /// Without a terminal: when the first line comes, and how long after it the others.

@@ -6,13 +6,13 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
+use flashlm::text::Tokenizer;
 use flashlm_formats::destination::{Directory, DirectoryKind};
 use flashlm_formats::recording::HELD_OUT;
 use flashlm_prep::gain::verdict;
 use flashlm_prep::record::text::Sampling;
 use flashlm_prep::record::{Calibration, Recorder};
 use flashlm_prep::thresholds::ThresholdFile;
-use flashlm_runtime::text::Tokenizer;
 
 use super::source::{self, CHECKPOINT_HELP};
 use super::{Stage, inputs, numbers, say_notes};
@@ -48,7 +48,7 @@ pub(crate) struct RecordArgs {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Threads that compute [default: all processors]
-    #[arg(long, value_name = "N", value_parser = flashlm_runtime::command_line::thread_count)]
+    #[arg(long, value_name = "N", value_parser = flashlm::command_line::thread_count)]
     threads: Option<NonZeroUsize>,
 }
 

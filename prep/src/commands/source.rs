@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use flashlm::budget::human_bytes;
 use flashlm_formats::bundle::{Bundle, BundleError};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_prep::hub::{HubError, ModelName, Settings, Watch, fetch};
-use flashlm_runtime::budget::human_bytes;
 
 use super::Stage;
 

@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use clap::builder::PossibleValuesParser;
+use flashlm::budget::human_bytes;
 use flashlm_prep::synthesize::{GEOMETRIES, Geometry, SynthesizeOptions, synthesize};
-use flashlm_runtime::budget::human_bytes;
 
 use super::Stage;
 
@@ -31,7 +31,7 @@ pub(crate) struct SynthesizeArgs {
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
     /// Threads that make weights [default: all processors]
-    #[arg(long, value_name = "N", value_parser = flashlm_runtime::command_line::thread_count)]
+    #[arg(long, value_name = "N", value_parser = flashlm::command_line::thread_count)]
     threads: Option<NonZeroUsize>,
 }
 

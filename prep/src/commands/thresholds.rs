@@ -6,14 +6,14 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
+use flashlm::budget::human_bytes;
+use flashlm::text::Tokenizer;
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::destination::{Destination, FileKind};
 use flashlm_prep::gain;
 use flashlm_prep::record::Calibration;
 use flashlm_prep::record::text::Sampling;
 use flashlm_prep::thresholds::{Measured, ThresholdFile, VERIFIED, default_tokens, find_thresholds};
-use flashlm_runtime::budget::human_bytes;
-use flashlm_runtime::text::Tokenizer;
 
 use super::source::{self, CHECKPOINT_HELP};
 use super::{Stage, inputs, numbers, say_notes};
@@ -47,7 +47,7 @@ pub(crate) struct ThresholdsArgs {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Threads that compute [default: all processors]
-    #[arg(long, value_name = "N", value_parser = flashlm_runtime::command_line::thread_count)]
+    #[arg(long, value_name = "N", value_parser = flashlm::command_line::thread_count)]
     threads: Option<NonZeroUsize>,
     /// Directory for scratch files [default: the system's]
     #[arg(long, value_name = "DIR")]

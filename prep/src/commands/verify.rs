@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
+use flashlm::budget::human_bytes;
 use flashlm_formats::bundle::verify;
-use flashlm_runtime::budget::human_bytes;
 use serde_json::json;
 
 use super::{Stage, counted};

@@ -1,8 +1,8 @@
 //! The figures of an evaluation, as docs define them: rates pooled over tokens for each layer, perplexity, divergence.
 
-use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::neurons::hook::{Activations, FfnHook};
-use flashlm_runtime::sampler::greedy;
+use flashlm::error::RuntimeError;
+use flashlm::neurons::hook::{Activations, FfnHook};
+use flashlm::sampler::greedy;
 use serde::Serialize;
 
 /// What a predictor does in one layer, pooled over tokens.
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn rates_are_pooled_over_tokens() {
-        use flashlm_runtime::neurons::selection::Selection;
+        use flashlm::neurons::selection::Selection;
         let mut observer = LayerObserver::new(vec![1.0, 2.0, 1.0, 1.0], 0.0, false);
         let mut selection = Selection::default();
         selection.reset(1, 4);

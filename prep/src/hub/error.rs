@@ -31,7 +31,7 @@ pub enum HubError {
         reason: String,
     },
     /// The hub wants to know who asks, or knows and says no.
-    #[error("{} (status {status}): {}", refusal(model, *with_token), refusal_way_out(url, *with_token))]
+    #[error("{} (status {status}): {}", refusal(model, *with_token), refusal_hint(url, *with_token))]
     Refused {
         /// The model.
         model: String,
@@ -83,7 +83,7 @@ pub enum HubError {
         what: String,
     },
     /// Nothing that can be prepared.
-    #[error("{model} has no {wanted}, only {}: {}", shortened(found), other_way_out(found))]
+    #[error("{model} has no {wanted}, only {}: {}", shortened(found), other_hint(found))]
     NotACheckpoint {
         /// The model.
         model: String,
@@ -180,7 +180,7 @@ pub enum HubError {
         missing: Vec<String>,
     },
     /// The cache cannot be used.
-    #[error("cannot {action} {}: {source}{}", path.display(), io_way_out(source))]
+    #[error("cannot {action} {}: {source}{}", path.display(), io_hint(source))]
     Io {
         /// What was tried.
         action: &'static str,
@@ -211,7 +211,7 @@ impl HubError {
 }
 
 /// What helps where the cache cannot be used, by what the system said.
-fn io_way_out(error: &io::Error) -> &'static str {
+fn io_hint(error: &io::Error) -> &'static str {
     use io::ErrorKind::{CrossesDevices, NotFound, PermissionDenied, ReadOnlyFilesystem, StorageFull};
     /// EIO has no kind of its own.
     const INPUT_OUTPUT: i32 = 5;
@@ -241,7 +241,7 @@ fn refusal(model: &str, with_token: bool) -> String {
     }
 }
 
-fn refusal_way_out(url: &str, with_token: bool) -> String {
+fn refusal_hint(url: &str, with_token: bool) -> String {
     let repeat = "and repeat the command";
     if with_token {
         format!(
@@ -263,7 +263,7 @@ fn busy(status: u16, asked: Option<u64>, with_token: bool) -> String {
     text
 }
 
-fn other_way_out(found: &[String]) -> &'static str {
+fn other_hint(found: &[String]) -> &'static str {
     let has = |begin: &str| found.iter().any(|name| name.starts_with(begin));
     if has("flax_model") || has("tf_model") {
         "load it in transformers with from_flax=True or from_tf=True, save_pretrained, and give that directory"

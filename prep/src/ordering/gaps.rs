@@ -4,8 +4,8 @@
 //! they are read together. So a cut between two groups is worth, over all tokens, the number of times that the nearest missing
 //! groups left and right of it are `d` apart, times what that saves; pair counts cannot say it, as it matters what lies between.
 
-use flashlm_runtime::planner::PlanLimits;
-use flashlm_runtime::replay::WantedSets;
+use flashlm::planner::PlanLimits;
+use flashlm::replay::WantedSets;
 
 use super::local_search::Objective;
 use crate::coactivation::Postings;
@@ -86,8 +86,8 @@ impl Objective for GapSavings {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flashlm_runtime::cache::PolicyKind;
-    use flashlm_runtime::replay::{ReplayOptions, replay};
+    use flashlm::cache::PolicyKind;
+    use flashlm::replay::{ReplayOptions, replay};
     use proptest::prelude::*;
 
     use crate::ordering::local_search::LocalSearch;

@@ -82,7 +82,7 @@ impl Pieces {
 mod tests {
     use super::*;
     use crate::coactivation::PairOptions;
-    use flashlm_runtime::replay::WantedSets;
+    use flashlm::replay::WantedSets;
 
     #[test]
     fn chains_are_found_and_every_neuron_stands_once() {

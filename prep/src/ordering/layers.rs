@@ -5,14 +5,14 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use flashlm::cache::PolicyKind;
+use flashlm::disk_cost::ReadCost;
+use flashlm::replay::WantedSets;
 use flashlm_formats::bundle::{DEFAULT_ALIGNMENT, FlashLayout, LayoutError, LayoutOptions};
 use flashlm_formats::model::{DType, ModelSpec};
 use flashlm_formats::publish::{create_directory, publish_bytes};
 use flashlm_formats::recording::{Recording, RecordingError, Split};
 use flashlm_formats::weight_format::WeightFormat;
-use flashlm_runtime::cache::PolicyKind;
-use flashlm_runtime::disk_cost::ReadCost;
-use flashlm_runtime::replay::WantedSets;
 
 use super::cache_share::usual_cache_share;
 use super::file::{GroupShape, OrderFile, OrderFileError};

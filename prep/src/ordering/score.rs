@@ -1,7 +1,7 @@
-use flashlm_runtime::cache::PolicyKind;
-use flashlm_runtime::disk_cost::ReadCost;
-use flashlm_runtime::planner::PlanLimits;
-use flashlm_runtime::replay::{ReplayCounts, ReplayOptions, WantedSets, replay};
+use flashlm::cache::PolicyKind;
+use flashlm::disk_cost::ReadCost;
+use flashlm::planner::PlanLimits;
+use flashlm::replay::{ReplayCounts, ReplayOptions, WantedSets, replay};
 
 /// What an order is judged by.
 #[derive(Clone, Copy, Debug)]

@@ -2,9 +2,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
-use flashlm_runtime::cache::PolicyKind;
-use flashlm_runtime::planner::PlanLimits;
-use flashlm_runtime::replay::{ReplayOptions, WantedSets, replay_with};
+use flashlm::cache::PolicyKind;
+use flashlm::planner::PlanLimits;
+use flashlm::replay::{ReplayOptions, WantedSets, replay_with};
 
 use super::gaps::GapSavings;
 use super::greedy::greedy_path;

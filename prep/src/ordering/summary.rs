@@ -1,6 +1,6 @@
 //! `orders.json`: what each strategy costs in each layer, and which was taken.
 
-use flashlm_runtime::replay::ReplayCounts;
+use flashlm::replay::ReplayCounts;
 use serde::{Deserialize, Serialize};
 
 use super::score::OrderScore;

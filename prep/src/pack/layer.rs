@@ -1,11 +1,11 @@
 //! One layer of a bundle: its records in storage order, quantised where that is asked for.
 
+use flashlm::tensors::element;
 use flashlm_formats::bundle::{BundleError, FlashLayout, LayoutOptions};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::model::DType;
 use flashlm_formats::weight_format::{SCALE_BYTES, WeightFormat};
 use flashlm_kernels::to_f32;
-use flashlm_runtime::tensors::element;
 use rayon::prelude::*;
 
 use super::PackError;

@@ -3,12 +3,12 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use flashlm::budget::human_bytes;
+use flashlm::error::RuntimeError;
 use flashlm_formats::bundle::{BundleError, LayoutError};
 use flashlm_formats::checkpoint::CheckpointError;
 use flashlm_formats::destination::DestinationError;
 use flashlm_formats::recording::RecordingError;
-use flashlm_runtime::budget::human_bytes;
-use flashlm_runtime::error::RuntimeError;
 
 use crate::gain;
 use crate::ordering::{OrderError, OrderFileError};

@@ -3,9 +3,9 @@
 use std::fmt::{self, Display, Formatter};
 use std::time::Instant;
 
+use flashlm::budget::human_bytes;
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_kernels::{MatmulScratch, Threads, matmul};
-use flashlm_runtime::budget::human_bytes;
 
 use super::error::PrepareError;
 use super::graph::StageKind;

@@ -3,8 +3,8 @@
 use std::fmt::{self, Display, Formatter};
 use std::path::Path;
 
+use flashlm::cache::PolicyKind;
 use flashlm_formats::checkpoint::Checkpoint;
-use flashlm_runtime::cache::PolicyKind;
 
 use super::estimate::Estimate;
 use crate::thresholds::Measured;

@@ -1,10 +1,10 @@
 //! What each stage is made from: a short name for everything that its result depends on.
 
+use flashlm::cache::PolicyKind;
 use flashlm_formats::bundle::{FlashLayout, checksum};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::model::ModelSpec;
 use flashlm_formats::weight_format::WeightFormat;
-use flashlm_runtime::cache::PolicyKind;
 
 use super::error::PrepareError;
 use super::graph::{Input, StageKind};
@@ -163,9 +163,9 @@ mod tests {
     use std::path::Path;
     use std::time::Duration;
 
+    use flashlm::text::Tokenizer;
     use flashlm_formats::bundle::LayoutOptions;
     use flashlm_formats::recording::HELD_OUT;
-    use flashlm_runtime::text::Tokenizer;
 
     use super::*;
     use crate::record::documents::read_documents;

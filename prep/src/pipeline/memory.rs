@@ -1,7 +1,7 @@
 //! The memory that a preparation takes, said before it begins.
 
+use flashlm::memory;
 use flashlm_formats::checkpoint::Checkpoint;
-use flashlm_runtime::memory;
 
 use super::error::PrepareError;
 use crate::layers::LayerRunner;

@@ -4,13 +4,13 @@ use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use flashlm::error::printable;
+use flashlm::text::Tokenizer;
+use flashlm::threads;
 use flashlm_formats::bundle::{Bundle, FlashLayout, LayerSparsity, LayoutOptions, Replacement};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::destination::{Destination, FileKind};
 use flashlm_formats::recording::HELD_OUT;
-use flashlm_runtime::error::printable;
-use flashlm_runtime::text::Tokenizer;
-use flashlm_runtime::threads;
 
 use super::error::{PrepareError, io_error};
 use super::estimate::{Left, estimate};

@@ -1,15 +1,15 @@
 //! One layer of a checkpoint as the runtime's forward pass wants it: resident tensors by name, FFN as neuron records.
 
+use flashlm::error::{Result, RuntimeError};
+use flashlm::neurons::params::NeuronParams;
+use flashlm::neurons::records::Records;
+use flashlm::neurons::resident::ResidentFfn;
+use flashlm::tensors::{BytesRange, TensorBytes, TensorSource, element};
 use flashlm_formats::bundle::{FlashLayout, LayoutOptions};
 use flashlm_formats::checkpoint::{Checkpoint, CheckpointError};
 use flashlm_formats::model::DType;
 use flashlm_io::AlignedMemory;
 use flashlm_kernels::to_f32;
-use flashlm_runtime::error::{Result, RuntimeError};
-use flashlm_runtime::neurons::params::NeuronParams;
-use flashlm_runtime::neurons::records::Records;
-use flashlm_runtime::neurons::resident::ResidentFfn;
-use flashlm_runtime::tensors::{BytesRange, TensorBytes, TensorSource, element};
 
 use super::RecordError;
 use crate::records::fill_layer;

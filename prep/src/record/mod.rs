@@ -10,12 +10,12 @@ pub mod text;
 
 use std::path::{Path, PathBuf};
 
+use flashlm::error::RuntimeError;
+use flashlm::forward::weights::{LayerWeights, OuterWeights};
+use flashlm::neurons::hook::{Activations, FfnHook};
 use flashlm_formats::checkpoint::{Checkpoint, CheckpointError};
 use flashlm_formats::recording::{LayerWriter, Recording, RecordingError, RecordingInfo};
 use flashlm_kernels::Threads;
-use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::forward::weights::{LayerWeights, OuterWeights};
-use flashlm_runtime::neurons::hook::{Activations, FfnHook};
 
 use crate::layers::{LayerRunner, PassError};
 use crate::states::{self, HiddenStates, StatesError};

@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use flashlm::error::RuntimeError;
+use flashlm::text::Tokenizer;
 use flashlm_formats::bundle::checksum;
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::model::ModelSpec;
 use flashlm_formats::recording::{Split, hold_out};
 use flashlm_formats::regular::open_regular;
-use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::text::Tokenizer;
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use xxhash_rust::xxh3::Xxh3;

@@ -3,11 +3,11 @@
 
 use std::ops::Range;
 
+use flashlm::cache::PolicyKind;
+use flashlm::disk_cost::ReadCost;
+use flashlm::planner::PlanLimits;
+use flashlm::replay::{ReplayOptions, WantedSets, replay};
 use flashlm_formats::recording::{LayerRecording, Recording};
-use flashlm_runtime::cache::PolicyKind;
-use flashlm_runtime::disk_cost::ReadCost;
-use flashlm_runtime::planner::PlanLimits;
-use flashlm_runtime::replay::{ReplayOptions, WantedSets, replay};
 
 use super::ReportError;
 use super::inputs::Orders;

@@ -142,9 +142,9 @@ mod tests {
 
     #[test]
     fn a_shortened_model_opens_and_runs() {
+        use flashlm::load::load;
+        use flashlm::options::{FfnChoice, LoadOptions};
         use flashlm_formats::bundle::Bundle;
-        use flashlm_runtime::load::load;
-        use flashlm_runtime::options::{FfnChoice, LoadOptions};
 
         let dir = tempfile::tempdir().unwrap();
         weights(dir.path(), 1, 2);

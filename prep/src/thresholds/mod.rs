@@ -16,10 +16,10 @@ mod spread;
 use std::ops::Range;
 use std::path::Path;
 
+use flashlm::error::RuntimeError;
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::model::ModelSpec;
 use flashlm_kernels::Threads;
-use flashlm_runtime::error::RuntimeError;
 use serde::{Deserialize, Serialize};
 
 use crate::layers::PassError;

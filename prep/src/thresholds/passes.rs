@@ -3,14 +3,14 @@
 use std::ops::Range;
 use std::path::Path;
 
+use flashlm::error::RuntimeError;
+use flashlm::forward::head::Head;
+use flashlm::forward::weights::{LayerWeights, OuterWeights};
+use flashlm::neurons::hook::{Activations, Cutoff, FfnHook};
+use flashlm::sampler::greedy;
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::model::ModelSpec;
 use flashlm_kernels::{MatmulScratch, Threads};
-use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::forward::head::Head;
-use flashlm_runtime::forward::weights::{LayerWeights, OuterWeights};
-use flashlm_runtime::neurons::hook::{Activations, Cutoff, FfnHook};
-use flashlm_runtime::sampler::greedy;
 
 use super::{Spread, ThresholdError};
 use crate::evaluate::log_sum_exp;

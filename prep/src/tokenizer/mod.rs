@@ -15,9 +15,9 @@ mod side_files;
 
 use std::collections::HashSet;
 
+use flashlm::error::RuntimeError;
+use flashlm::text::Tokenizer;
 use flashlm_formats::checkpoint::{Checkpoint, CheckpointError, TokenizerFiles, TokenizerSource};
-use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::text::Tokenizer;
 use serde_json::{Map, Value};
 
 /// Why there is no tokenizer.

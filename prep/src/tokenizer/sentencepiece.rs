@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use prost::Message;
 use serde_json::{Map, Value, json};
 
-use flashlm_runtime::text::ADDED_BYTES_MAX;
+use flashlm::text::ADDED_BYTES_MAX;
 
 use super::TokenizerError;
 use super::side_files::{AddedToken, SideFiles};

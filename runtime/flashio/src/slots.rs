@@ -89,7 +89,7 @@ impl Slots {
     }
 
     /// The bytes of `count` slots from `first` on, in one piece, or `None` unless all of them are ready, full and side by side.
-    pub fn neighbours(&self, first: u32, count: usize) -> Option<&[u8]> {
+    pub fn contiguous(&self, first: u32, count: usize) -> Option<&[u8]> {
         let first = first as usize;
         let range = first..first.checked_add(count)?;
         let ready = self.states.get(range.clone())?.iter().all(|state| *state == SlotState::Ready);
@@ -198,14 +198,14 @@ mod tests {
         }
         assert!(!slots.copy(0, 2), "in flight");
         slots.land(0, Some(512));
-        assert_eq!(slots.neighbours(0, 2), None);
+        assert_eq!(slots.contiguous(0, 2), None);
         assert!(!slots.copy(0, 1), "the target is in flight");
         slots.land(1, Some(512));
-        assert_eq!(slots.neighbours(0, 2).unwrap().len(), 1024);
+        assert_eq!(slots.contiguous(0, 2).unwrap().len(), 1024);
         assert!(slots.copy(1, 3) && !slots.copy(1, 1) && !slots.copy(1, 4) && !slots.copy(2, 1));
         assert_eq!(slots.slot(3).unwrap(), slots.slot(1).unwrap());
-        assert_eq!(slots.neighbours(2, 2), None);
-        assert_eq!(slots.neighbours(3, 2), None);
+        assert_eq!(slots.contiguous(2, 2), None);
+        assert_eq!(slots.contiguous(3, 2), None);
     }
 
     #[test]

@@ -50,7 +50,7 @@ impl Element {
         }
     }
 
-    /// Whether rows are whole numbers, with scales or without.
+    /// Whether rows are integers, with scales or without.
     pub const fn is_whole(self) -> bool {
         matches!(self, Self::I8 | Self::Q8 | Self::Q4)
     }

@@ -1,6 +1,6 @@
 //! Compute kernels of a CPU language-model runtime: products straight from f16, bf16, f32 and quantised weights, with f32
 //! activations and f32 accumulation, chosen at run time for the instruction set at hand. Dot products with quantised rows
-//! round the activations to 16-bit whole numbers first (`whole.rs`).
+//! round the activations to 16-bit integers first (`whole.rs`).
 //!
 //! The crate knows slices, rows and threads. It knows nothing of models, layers, files or tokenizers.
 //!

@@ -2,7 +2,7 @@
 //!
 //! A row's sum has a fixed order that depends on the number of columns alone: two vectors of partial sums, taken in
 //! turns along the row, then added up. So it does not matter which rows are computed together, nor on which thread. Rows of
-//! whole numbers meet a rounded vector (`whole.rs`), their tails f32.
+//! integers meet a rounded vector (`whole.rs`), their tails f32.
 #![expect(unsafe_code, reason = "vector loads through pointers")]
 
 use std::marker::PhantomData;

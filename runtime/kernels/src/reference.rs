@@ -36,7 +36,7 @@ pub fn dot(element: Element, row: Row<'_>, x: &[f32]) -> (f64, f64) {
     terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()))
 }
 
-/// `x` as dot products with rows of `element` see it: rounded, block by block, where these are whole numbers.
+/// `x` as dot products with rows of `element` see it: rounded, block by block, where these are integers.
 pub fn input_of(element: Element, x: &[f32]) -> Vec<f32> {
     let mut x = x.to_vec();
     if element.is_whole() {

@@ -1,4 +1,4 @@
-//! One row of weights: its values, and the scales that go with them where they are whole numbers.
+//! One row of weights: its values, and the scales that go with them where they are integers.
 //!
 //! A quantised row is cut into groups of equally many elements. An element is its whole number times the scale of its group, which
 //! is exact in f32: a scale has 8 significant bits. Four-bit numbers share bytes within blocks of [`Q4_BLOCK`]
@@ -63,7 +63,7 @@ impl<'a> From<&'a Vec<u8>> for Row<'a> {
 }
 
 impl<'a> Row<'a> {
-    /// A row of whole numbers; `scales` are bf16, one for each group.
+    /// A row of integers; `scales` are bf16, one for each group.
     pub fn quantised(values: &'a [u8], scales: &'a [u8], group: ScaleGroup) -> Self {
         Self { values, scales, shift: group.shift }
     }

@@ -1,7 +1,7 @@
-//! Dot products in whole numbers: rows of bytes or half bytes with a vector rounded to 16 bits.
+//! Dot products in integers: rows of bytes or half bytes with a vector rounded to 16 bits.
 //!
-//! Widening every weight to f32 costs more than reading it from memory. So where rows are whole numbers, the vector is
-//! rounded to whole numbers as well, once for all rows: blocks of [`INPUT_BLOCK`] elements, each with a scale, so that the
+//! Widening every weight to f32 costs more than reading it from memory. So where rows are integers, the vector is
+//! rounded to integers as well, once for all rows: blocks of [`INPUT_BLOCK`] elements, each with a scale, so that the
 //! largest of a block becomes 32767. An element is off by at most 2^-16 of its block's largest, less than f16 would take from
 //! most. Products and sums within a group of weights are exact. Elements behind the last whole block stay f32.
 #![expect(unsafe_code, reason = "vector loads through pointers")]
@@ -29,7 +29,7 @@ struct Rounded {
 #[derive(Clone, Copy)]
 pub(crate) struct Input<'a> {
     pub(crate) floats: &'a [f32],
-    /// Of all whole blocks; empty for rows that are not whole numbers.
+    /// Of all whole blocks; empty for rows that are not integers.
     numbers: &'a [i16],
     /// One for each whole block.
     scales: &'a [f32],

@@ -18,19 +18,19 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use flashlm::budget::{Budget, counted};
+use flashlm::error::longest;
+use flashlm::memory;
+use flashlm::options::LoadOptions;
+use flashlm::plan::plan;
+use flashlm::signals;
+use flashlm::text::Tokenizer;
+use flashlm::threads;
 use flashlm_formats::bundle::Bundle;
 use flashlm_io::{
     AlignedMemory, DirectFile, DirectIo, DiskProfile, StreamOptions, device_key, profile_dir, sequential_read_rate,
 };
 use flashlm_kernels::read_bandwidth_of;
-use flashlm_runtime::budget::{Budget, counted};
-use flashlm_runtime::error::longest;
-use flashlm_runtime::memory;
-use flashlm_runtime::options::LoadOptions;
-use flashlm_runtime::plan::plan;
-use flashlm_runtime::signals;
-use flashlm_runtime::text::Tokenizer;
-use flashlm_runtime::threads;
 use indicatif::{ProgressBar, ProgressStyle};
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
@@ -66,7 +66,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
     repeats: u64,
     /// Threads that compute [default: all processors]
-    #[arg(long, value_name = "N", value_parser = flashlm_runtime::command_line::thread_count)]
+    #[arg(long, value_name = "N", value_parser = flashlm::command_line::thread_count)]
     threads: Option<NonZeroUsize>,
     /// Steps to run, like naive,overlap [default: all]
     #[arg(long, value_name = "STEPS", value_delimiter = ',')]
@@ -93,7 +93,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     signals::end_at_once(true);
     let bundle = super::open_bundle(&args.bundle)?;
     let budget = args.memory.unwrap_or(USUAL_BUDGET).bytes(bundle.manifest().model_bytes);
-    let said = |refused: flashlm_runtime::error::Result<()>| match args.memory {
+    let said = |refused: flashlm::error::Result<()>| match args.memory {
         Some(_) => refused.map_err(Into::into),
         None => refused.context("without --memory every step has half of the model"),
     };
@@ -121,13 +121,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
 }
 
 /// Whether a step's process can live in the budget. Said here, with the number needed: its cgroup would end it before it could.
-fn fits(
-    args: &BenchArgs,
-    step: &Step,
-    bundle: &Bundle,
-    budget: u64,
-    tokens: usize,
-) -> flashlm_runtime::error::Result<()> {
+fn fits(args: &BenchArgs, step: &Step, bundle: &Bundle, budget: u64, tokens: usize) -> flashlm::error::Result<()> {
     let threads = args.threads.unwrap_or_else(threads::default_count);
     let options = LoadOptions { budget: Some(budget), ffn: Some(step.ffn), threads, ..LoadOptions::new(tokens) };
     plan(bundle, &options).map(|_| ())
@@ -170,7 +164,7 @@ fn ladder(args: &BenchArgs, bundle: &Bundle, budget: u64, names: &[&str], ids: &
         "repeats": args.repeats,
         "steps": steps,
     });
-    let mut out = flashlm_runtime::terminal::Printable(std::io::stdout().lock());
+    let mut out = flashlm::terminal::Printable(std::io::stdout().lock());
     if args.json {
         writeln!(out, "{report:#}")?;
     } else {

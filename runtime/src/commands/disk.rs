@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use flashlm::budget::human_bytes;
 use flashlm_formats::publish::{create_directory, publish_bytes};
 use flashlm_io::{DiskProfile, measure_profile, profile_dir};
-use flashlm_runtime::budget::human_bytes;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Arguments of `flashlm disk`.

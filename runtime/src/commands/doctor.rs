@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::Args;
+use flashlm::budget::human_bytes;
+use flashlm::memory;
+use flashlm::options::LoadOptions;
+use flashlm::terminal::printable_line;
 use flashlm_formats::bundle::Bundle;
 use flashlm_io::{
     DirectFile, DirectIo, DiskProfile, EngineChoice, EngineOptions, Mode, Slots, device_key, open_engine, profile_dir,
 };
-use flashlm_runtime::budget::human_bytes;
-use flashlm_runtime::memory;
-use flashlm_runtime::options::LoadOptions;
-use flashlm_runtime::terminal::printable_line;
 use serde_json::{Value, json};
 
 /// Arguments of `flashlm doctor`.

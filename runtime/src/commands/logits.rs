@@ -6,10 +6,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use flashlm::engine::check_ids;
+use flashlm::load::load;
 use flashlm_formats::bundle::Bundle;
 use flashlm_formats::destination::{Destination, FileKind, LOGITS_FORMAT};
-use flashlm_runtime::engine::check_ids;
-use flashlm_runtime::load::load;
 use serde_json::json;
 
 use super::{ModelArgs, parse_ids, say_chosen, with_progress};

@@ -2,15 +2,15 @@
 
 /// None shows characters that a terminal would obey: names of files, tensors and families may hold any.
 macro_rules! println {
-    () => { flashlm_runtime::console::print_line(format_args!("")) };
-    ($($text:tt)*) => { flashlm_runtime::console::print_line(format_args!($($text)*)) };
+    () => { flashlm::console::print_line(format_args!("")) };
+    ($($text:tt)*) => { flashlm::console::print_line(format_args!($($text)*)) };
 }
 macro_rules! eprintln {
-    () => { flashlm_runtime::console::note_line(format_args!("")) };
-    ($($text:tt)*) => { flashlm_runtime::console::note_line(format_args!($($text)*)) };
+    () => { flashlm::console::note_line(format_args!("")) };
+    ($($text:tt)*) => { flashlm::console::note_line(format_args!($($text)*)) };
 }
 macro_rules! eprint {
-    ($($text:tt)*) => { flashlm_runtime::console::note(format_args!($($text)*)) };
+    ($($text:tt)*) => { flashlm::console::note(format_args!($($text)*)) };
 }
 
 pub(crate) mod bench;
@@ -27,9 +27,9 @@ pub(crate) use model_args::{ModelArgs, say_chosen, with_progress};
 use std::path::Path;
 
 use anyhow::Context;
+use flashlm::neurons::counters::ReadFigures;
+use flashlm::signals;
 use flashlm_formats::bundle::Bundle;
-use flashlm_runtime::neurons::counters::ReadFigures;
-use flashlm_runtime::signals;
 
 /// Lets signals be noted, so that work can end at its next step.
 pub(crate) fn watch_signals() -> anyhow::Result<()> {

@@ -5,15 +5,15 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use flashlm::Result as RuntimeResult;
+use flashlm::budget::Budget;
+use flashlm::cache::PolicyKind;
+use flashlm::forward::kv::KvDtype;
+use flashlm::load::Notice;
+use flashlm::options::{FfnChoice, LoadOptions};
+use flashlm::plan::MemoryPlan;
 use flashlm_formats::bundle::Bundle;
 use flashlm_io::{DirectIo, EngineChoice};
-use flashlm_runtime::Result as RuntimeResult;
-use flashlm_runtime::budget::Budget;
-use flashlm_runtime::cache::PolicyKind;
-use flashlm_runtime::forward::kv::KvDtype;
-use flashlm_runtime::load::Notice;
-use flashlm_runtime::options::{FfnChoice, LoadOptions};
-use flashlm_runtime::plan::MemoryPlan;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::values;
@@ -47,7 +47,7 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_enum)]
     kv: Option<KvArg>,
     /// Threads that compute [default: all processors]
-    #[arg(long, value_name = "N", value_parser = flashlm_runtime::command_line::thread_count)]
+    #[arg(long, value_name = "N", value_parser = flashlm::command_line::thread_count)]
     threads: Option<NonZeroUsize>,
     /// Whether reads must, may or must not bypass the page cache
     #[arg(long, value_name = "WHEN", default_value = "optional", value_parser = values::direct_io())]

@@ -5,16 +5,16 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
+use flashlm::budget::{about, about_bytes, human_bytes};
+use flashlm::error::RuntimeError;
+use flashlm::memory;
+use flashlm::options::LoadOptions;
+use flashlm::plan::Expectation;
+use flashlm::plan::{Planned, plan};
+use flashlm::terminal::printable_line;
+use flashlm::threads;
 use flashlm_formats::bundle::Bundle;
 use flashlm_kernels::read_bandwidth;
-use flashlm_runtime::budget::{about, about_bytes, human_bytes};
-use flashlm_runtime::error::RuntimeError;
-use flashlm_runtime::memory;
-use flashlm_runtime::options::LoadOptions;
-use flashlm_runtime::plan::Expectation;
-use flashlm_runtime::plan::{Planned, plan};
-use flashlm_runtime::terminal::printable_line;
-use flashlm_runtime::threads;
 use serde_json::json;
 
 use super::ModelArgs;

@@ -11,12 +11,12 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use flashlm_runtime::budget::{counted, human_bytes};
-use flashlm_runtime::engine::check_ids;
-use flashlm_runtime::error::{longest, ways_out};
-use flashlm_runtime::memory;
-use flashlm_runtime::text::Tokenizer;
-use flashlm_runtime::{ModelOptions, Percentiles, Report, Sampling, signals, terminal};
+use flashlm::budget::{counted, human_bytes};
+use flashlm::engine::check_ids;
+use flashlm::error::{hints, longest};
+use flashlm::memory;
+use flashlm::text::Tokenizer;
+use flashlm::{ModelOptions, Percentiles, Report, Sampling, signals, terminal};
 use serde_json::json;
 
 use conversation::converse;
@@ -153,8 +153,8 @@ fn context(args: &RunArgs, max: usize, prompt: Option<&[u32]>) -> Result<usize> 
     let parts = format!("a prompt of {} and {} new", counted(prompt.len(), "token"), args.tokens);
     match args.context {
         Some(context) if prompt.len().saturating_add(args.tokens.saturating_sub(1)) > context => {
-            let ways_out = ways_out(["a shorter prompt", "a smaller -n"], context, max);
-            bail!("{parts} do not fit --context {context}; give {ways_out}")
+            let hints = hints(["a shorter prompt", "a smaller -n"], context, max);
+            bail!("{parts} do not fit --context {context}; give {hints}")
         }
         Some(context) => Ok(context),
         None => match prompt.len().saturating_add(args.tokens) {

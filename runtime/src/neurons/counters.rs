@@ -64,7 +64,7 @@ pub struct ReadFigures {
     pub bytes_read_per_token: f64,
     /// Device requests.
     pub reads_per_token: f64,
-    /// Bytes read ahead in vain.
+    /// Bytes read ahead that nobody used.
     pub wasted_bytes_per_token: f64,
     /// Share of the wanted groups of neurons that were in memory already; 0 where none are looked up.
     pub hit_rate: f64,

@@ -11,7 +11,7 @@ const NEVER: u32 = u32::MAX;
 pub(super) fn for_each_miss(sets: &WantedSets, slots: u32, mut each: impl FnMut(usize, &[u32])) {
     // Next use of every wish, found from the back.
     let mut next_of = vec![NEVER; sets.groups() as usize];
-    let mut next = Vec::with_capacity(sets.wishes());
+    let mut next = Vec::with_capacity(sets.requests());
     for token in (0..sets.tokens()).rev() {
         for &group in sets.token(token).iter().rev() {
             next.push(next_of[group as usize]);

@@ -13,8 +13,8 @@ use crate::text::Tokenizer;
 /// A bundle in memory, as far as its budget allows, with its tokenizer.
 ///
 /// ```no_run
-/// # fn main() -> flashlm_runtime::Result<()> {
-/// use flashlm_runtime::Model;
+/// # fn main() -> flashlm::Result<()> {
+/// use flashlm::Model;
 ///
 /// let model = Model::open("model.flashlm")?.memory("50%")?.load()?;
 /// for token in model.session()?.generate("Once upon a time")? {

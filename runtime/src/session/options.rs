@@ -19,8 +19,8 @@ const CONTEXT: usize = 2048;
 /// A bundle that is opened and checked, but not loaded: says how much memory to take, and for what.
 ///
 /// ```no_run
-/// # fn main() -> flashlm_runtime::Result<()> {
-/// use flashlm_runtime::Model;
+/// # fn main() -> flashlm::Result<()> {
+/// use flashlm::Model;
 /// let model = Model::open("model.flashlm")?.memory("50%")?.context(512).load()?;
 /// # Ok(())
 /// # }

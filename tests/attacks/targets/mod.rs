@@ -12,6 +12,9 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
+use flashlm::neurons::predictor::LayerPredictors;
+use flashlm::tensors::SharedBytes;
+use flashlm::text::Tokenizer;
 use flashlm_formats::bundle::{Bundle, LayerPredictor, PredictorDType, PredictorInfo, PredictorKind, Section, verify};
 use flashlm_formats::checkpoint::{Checkpoint, FfnMatrix, PublishedTensor, published_tensors};
 use flashlm_formats::model::ModelSpec;
@@ -21,9 +24,6 @@ use flashlm_prep::foreign_predictors;
 use flashlm_prep::ordering::OrderFile;
 use flashlm_prep::predictors::assemble;
 use flashlm_prep::tokenizer::tokenizer_json;
-use flashlm_runtime::neurons::predictor::LayerPredictors;
-use flashlm_runtime::tensors::SharedBytes;
-use flashlm_runtime::text::Tokenizer;
 use half::f16;
 use tempfile::TempDir;
 

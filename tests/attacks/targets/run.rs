@@ -2,20 +2,20 @@
 
 use std::sync::Arc;
 
+use flashlm::engine::{Executor, Forward, PIECE_TOKENS, Room};
+use flashlm::error::{Result, RuntimeError};
+use flashlm::forward::kv::KvDtype;
+use flashlm::forward::weights::ModelWeights;
+use flashlm::neurons::params::NeuronParams;
+use flashlm::neurons::predictor::LayerPredictors;
+use flashlm::neurons::records::Records;
+use flashlm::neurons::resident::ResidentFfn;
+use flashlm::options::LoadOptions;
+use flashlm::plan::plan;
+use flashlm::tensors::{BytesRange, SharedBytes, TensorBytes, TensorSource};
 use flashlm_formats::bundle::{Bundle, Extent};
 use flashlm_io::AlignedMemory;
 use flashlm_kernels::Threads;
-use flashlm_runtime::engine::{Executor, Forward, PIECE_TOKENS, Room};
-use flashlm_runtime::error::{Result, RuntimeError};
-use flashlm_runtime::forward::kv::KvDtype;
-use flashlm_runtime::forward::weights::ModelWeights;
-use flashlm_runtime::neurons::params::NeuronParams;
-use flashlm_runtime::neurons::predictor::LayerPredictors;
-use flashlm_runtime::neurons::records::Records;
-use flashlm_runtime::neurons::resident::ResidentFfn;
-use flashlm_runtime::options::LoadOptions;
-use flashlm_runtime::plan::plan;
-use flashlm_runtime::tensors::{BytesRange, SharedBytes, TensorBytes, TensorSource};
 
 struct Tensors<'a>(&'a Bundle);
 

@@ -60,7 +60,7 @@ pub(super) fn section(all: &Facts) -> Result<Markup, ReportError> {
         "false positives (% of the inactive)",
         "false negatives (% of the active)",
         |p| (100.0 * p.false_positive_rate, 100.0 * p.false_negative_rate),
-        format!("At the chosen points {} are missed and {} fetched in vain", percent(misses), percent(alarms)),
+        format!("At the chosen points {} are missed and {} fetched for nothing", percent(misses), percent(alarms)),
         format!(
             "False negatives cost quality, false positives cost reads; means over layers. Missed neurons are weak ones: {} of the \
              energy is kept. Lower left is better.{note}",

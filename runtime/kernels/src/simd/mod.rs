@@ -36,7 +36,7 @@ pub(crate) trait Op {
 /// One instruction set's vector of f32. Pointers need no alignment.
 pub(crate) trait Simd: Copy + Send + Sync {
     type V: Copy;
-    /// Sums of products of whole numbers, 32 bits each, as many as `V` has lanes.
+    /// Sums of products of integers, 32 bits each, as many as `V` has lanes.
     type Sums: Copy;
     const LANES: usize;
     /// Whether there are 32 vector registers, and not 16.
@@ -56,7 +56,7 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`: rounded once where the instruction set can, twice in `Plain`; always the same on one set.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// Two to the power of whole numbers in -127..=128, where -127 gives zero and 128 gives infinity.
+    /// Two to the power of integers in -127..=128, where -127 gives zero and 128 gives infinity.
     fn exp2_whole(self, n: Self::V) -> Self::V;
     /// The sum of all lanes, in an order fixed per instruction set.
     fn sum(self, v: Self::V) -> f32;
@@ -73,7 +73,7 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// # Safety
     /// `LANES` signed bytes must be readable at `p`.
     unsafe fn load_i8(self, p: *const u8) -> Self::V;
-    /// The low halves of bytes, as whole numbers from -8 to 7.
+    /// The low halves of bytes, as integers from -8 to 7.
     ///
     /// # Safety
     /// `LANES` bytes must be readable at `p`.
@@ -152,7 +152,7 @@ pub(crate) trait Simd: Copy + Send + Sync {
 /// Elements are addressed by their number in the row, always a multiple of `LANES`; so no vector reaches over two groups of a
 /// quantised row.
 pub(crate) trait Weight: Copy + Send + Sync {
-    /// Whether rows are whole numbers, whose dot products are taken in whole numbers (`whole.rs`).
+    /// Whether rows are integers, whose dot products are taken in integers (`whole.rs`).
     const WHOLE: bool = false;
 
     /// Bytes that `count` elements take, a multiple of two.
@@ -368,7 +368,7 @@ const TWO_BLOCKS: usize = 2 * Q4_BLOCK;
 pub(crate) struct Q4;
 
 impl Q4 {
-    /// The whole numbers of elements `at..at + LANES`.
+    /// The integers of elements `at..at + LANES`.
     ///
     /// # Safety
     /// As [`Weight::load`].

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use flashlm_runtime::memory;
+use flashlm::memory;
 
 /// What the names of these groups begin with; the id of the process that made the group follows.
 const PREFIX: &str = "flashlm-bench-";

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use flashlm_runtime::budget::human_bytes;
+use flashlm::budget::human_bytes;
 use serde_json::Value;
 
 /// Writes `report`, with what it is of and where its limits are from.

@@ -3,9 +3,9 @@
 use std::io::{BufRead, ErrorKind, stdin};
 
 use anyhow::{Context, Result};
-use flashlm_runtime::budget::counted;
-use flashlm_runtime::error::sentence;
-use flashlm_runtime::{Finish, Session, signals};
+use flashlm::budget::counted;
+use flashlm::error::sentence;
+use flashlm::{Finish, Session, signals};
 
 use super::prompt::{as_typed, read, say_notices};
 use super::session::{advice, turn};

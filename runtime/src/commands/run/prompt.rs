@@ -5,8 +5,8 @@ use std::io::{IsTerminal, Read, stdin};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
-use flashlm_runtime::error::ways_out;
-use flashlm_runtime::text::{ReadTextError, Tokenizer};
+use flashlm::error::hints;
+use flashlm::text::{ReadTextError, Tokenizer};
 
 use super::RunArgs;
 
@@ -18,7 +18,7 @@ pub(super) fn prompt_ids(args: &RunArgs, tokenizer: &Tokenizer, room: usize, max
     }
     // Without --context it would not fit the model's own.
     let context = args.context.unwrap_or(max);
-    let advice = || format!("use {}", ways_out(["a shorter one", "a smaller -n"], context, max));
+    let advice = || format!("use {}", hints(["a shorter one", "a smaller -n"], context, max));
     let read = |from: &mut dyn Read, what: &str| read(tokenizer, from, room, what, &advice);
     let text = match (&args.prompt, &args.prompt_file) {
         (Some(text), _) => read(&mut text.as_bytes(), "the prompt")?,

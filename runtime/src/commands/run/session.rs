@@ -3,8 +3,8 @@
 use std::io::Write;
 
 use anyhow::{Context, Result};
-use flashlm_runtime::error::larger_context;
-use flashlm_runtime::{Finish, Report, Session, signals, terminal};
+use flashlm::error::larger_context;
+use flashlm::{Finish, Report, Session, signals, terminal};
 use serde_json::json;
 
 use super::RunArgs;

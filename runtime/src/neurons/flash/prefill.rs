@@ -28,7 +28,7 @@ impl FlashFfn {
         let records = self.layout.records_per_group();
         let groups = self.layout.groups() as u32;
         let whole = (ROW_BLOCK / records).max(1) as u32;
-        let chunk = match self.store.slots_are_neighbours() {
+        let chunk = match self.store.slots_are_contiguous() {
             true => ((CHUNK_BYTES / self.layout.group_bytes()) as u32 / whole * whole)
                 .max(whole)
                 .min(ring_slots / CHUNKS_MIN)

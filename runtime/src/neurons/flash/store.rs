@@ -65,7 +65,7 @@ struct Area {
     free: Vec<u32>,
     /// Places handed out, which may be in flight.
     taken: Vec<u32>,
-    /// Slot of the how-manieth transient group of the layer, or `NONE`.
+    /// Slot of the i-th transient group of the layer, or `NONE`.
     slot_of: Vec<u32>,
 }
 
@@ -106,7 +106,7 @@ pub(super) struct Store {
 
 /// Bytes of one of our slots, once all have arrived.
 fn slot_bytes(slots: &Slots, parts: u32, slot: u32) -> Option<&[u8]> {
-    if parts == 1 { slots.slot(slot) } else { slots.neighbours(slot * parts, parts as usize) }
+    if parts == 1 { slots.slot(slot) } else { slots.contiguous(slot * parts, parts as usize) }
 }
 
 /// Whether a read is under way to one of our slots.
@@ -249,7 +249,7 @@ impl Store {
                         area.slot_of[index as usize] = slot;
                         self.reads.push(Wanted { group, slot });
                     }
-                    // Places of an earlier token are still being read to: the group is looked up in vain, and read then.
+                    // Places of an earlier token are still being read to: the lookup misses, and the group is read then.
                     None => {
                         area.slot_of[index as usize] = NONE;
                         cache.forget(group);
@@ -315,7 +315,7 @@ impl Store {
         self.submit(layer)
     }
 
-    /// Takes back the places of groups that are not among `wanted`: computed already, or read ahead in vain.
+    /// Takes back the places of groups that are not among `wanted`: computed already, or read ahead and never used.
     fn reclaim_unwanted(&mut self, parity: usize, wanted: &[Wanted]) {
         let (area, slots, content, parts) = (&mut self.areas[parity], self.engine.slots(), &self.content, self.parts);
         let free = &mut area.free;
@@ -336,7 +336,7 @@ impl Store {
             return Ok(());
         }
         for at in 0..self.reads.len() {
-            // A slot given up while something read in vain was still on its way to it.
+            // A slot given up while an unused prefetch was still on its way to it.
             while in_flight(self.engine.slots(), self.parts, self.reads[at].slot) {
                 self.wait(1)?;
             }
@@ -422,7 +422,7 @@ impl Store {
     }
 
     /// Whether slots lie side by side without gaps.
-    pub(super) fn slots_are_neighbours(&self) -> bool {
+    pub(super) fn slots_are_contiguous(&self) -> bool {
         let slots = self.engine.slots();
         slots.arena_bytes() == slots.count() * slots.slot_bytes()
     }
@@ -446,7 +446,7 @@ impl Store {
         let slots = self.engine.slots();
         match count {
             1 => slot_bytes(slots, self.parts, slot),
-            _ => slots.neighbours(slot * self.parts, (count * self.parts) as usize),
+            _ => slots.contiguous(slot * self.parts, (count * self.parts) as usize),
         }
     }
 
