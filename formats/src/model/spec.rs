@@ -4,14 +4,12 @@ use serde::{Deserialize, Serialize};
 
 use super::ffn::Ffn;
 use super::layer::{Attention, LayerSpec, Norm};
-use super::stored::StoredModel;
 
 /// Most layers that a model may have.
 pub const LAYERS_MAX: usize = 1 << 14;
 
-/// The architecture of a decoder-only transformer. Its JSON lists layers run by run.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "StoredModel", into = "StoredModel")]
+/// The architecture of a decoder-only transformer. Its JSON (`stored`) lists layers run by run.
+#[derive(Clone, Debug, PartialEq)]
 pub struct ModelSpec {
     /// Family name, for people: `opt`, `falcon`, `llama`.
     pub family: String,

@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::ffn::{FeedForward, Ffn};
 use super::layer::{Attention, Block, LayerSpec, Norm, NormKind, Positions, RopeScaling};
@@ -102,6 +102,18 @@ pub(super) enum StoredError {
     Missing { key: &'static str },
     #[error("{key}: expected {expected}")]
     Mixed { key: &'static str, expected: &'static str },
+}
+
+impl Serialize for ModelSpec {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        StoredModel::from(self.clone()).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for ModelSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        StoredModel::deserialize(deserializer)?.try_into().map_err(serde::de::Error::custom)
+    }
 }
 
 impl From<ModelSpec> for StoredModel {

@@ -6,7 +6,7 @@ use std::path::Path;
 use flashlm::cache::PolicyKind;
 use flashlm_formats::checkpoint::Checkpoint;
 
-use super::estimate::Estimate;
+use super::announced::Estimate;
 use crate::thresholds::Measured;
 use crate::train::LayerReport;
 

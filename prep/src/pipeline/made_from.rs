@@ -11,10 +11,11 @@ use super::graph::{Input, StageKind};
 use super::options::PrepareOptions;
 use super::packed::Made;
 use super::source_hash::source_hash;
-use super::stamp::Stamp;
-use super::work::{Work, fingerprint};
+use super::stamp::{Stamp, fingerprint};
+use super::work::Work;
 use crate::own_text::OwnText;
 use crate::record::Calibration;
+use crate::record::text::spec_text;
 use crate::thresholds::default_tokens;
 
 /// Another version may do anything otherwise.
@@ -35,7 +36,7 @@ impl Source {
         Ok(Self {
             files: source_hash(checkpoint, work)?,
             tokenizer: format!("{:016x}", checksum(tokenizer_file)),
-            model: format!("{:?} {}", checkpoint.spec(), checkpoint.ffn_dtype()),
+            model: format!("{} {}", spec_text(checkpoint.spec()), checkpoint.ffn_dtype()),
         })
     }
 
@@ -224,7 +225,7 @@ mod tests {
         PrepareOptions { tokens: Some(2000), sequence_tokens: 64, minutes: 3, ..PrepareOptions::new("", "") }
     }
 
-    /// Names that version 0.1.0 gave before there was a graph. Where one changes, everybody's work directories are made anew from that
+    /// Names since an architecture is named by its JSON. Where one changes, everybody's work directories are made anew from that
     /// stage on: that may be, but not by accident. A new version of the program changes them all.
     #[test]
     fn work_directories_stay_valid() {
@@ -234,13 +235,13 @@ mod tests {
         assert_eq!(
             names,
             [
-                "88a8d9544fcef08f",
-                "6f399da01254a8d3",
-                "8933b71309a76f8c",
-                "decaee0c42552126",
-                "e7ea1dada396ac9f",
-                "69912d88f517a3ee",
-                "47a5d975dd90d763",
+                "3014d40ff73712c9",
+                "094bc214bec5ab23",
+                "feb1e25dee0b1cf7",
+                "d3712dca89dc7083",
+                "746f839e8ba6fc4a",
+                "52bf638afe77a489",
+                "4d16e589ae942073",
             ]
         );
     }

@@ -22,6 +22,7 @@
 //!
 //! Knows nothing of command lines, and prints nothing: what happens is told to an [`Observer`].
 
+mod announced;
 mod error;
 mod estimate;
 mod event;
@@ -36,8 +37,8 @@ mod source_hash;
 mod stamp;
 mod work;
 
+pub use announced::{Estimate, duration};
 pub use error::PrepareError;
-pub use estimate::{Estimate, duration};
 pub use event::{Event, Observer, Task};
 pub use graph::{Input, STAGES, Stage, StageKind};
 pub use options::PrepareOptions;

@@ -13,7 +13,8 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::error::{PrepareError, io_error};
 use super::event::{Running, Task};
-use super::work::{Work, fingerprint, publish_sealed};
+use super::stamp::fingerprint;
+use super::work::{Work, publish_sealed};
 
 /// The file in the work directory that hashes are kept in.
 const KEPT: &str = "source";

@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Formatter, Result};
 
-use super::work::fingerprint;
+use flashlm_formats::bundle::checksum;
 
 /// What a stage is made from. The name alone decides whether it is the same.
 #[derive(Clone, Debug)]
@@ -57,6 +57,13 @@ impl Display for Stamp {
         f.write_str(&self.name)?;
         self.inputs.iter().try_for_each(|(input, value)| write!(f, "\n{input}\t{value}"))
     }
+}
+
+/// A short name for inputs.
+pub(super) fn fingerprint(parts: &[&str]) -> String {
+    // The lengths: no two lists of parts are one text.
+    let text: String = parts.iter().map(|part| format!("{}|{part}|", part.len())).collect();
+    format!("{:016x}", checksum(text.as_bytes()))
 }
 
 #[cfg(test)]

@@ -6,7 +6,6 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use flashlm_formats::bundle::checksum;
 use flashlm_formats::destination::{DestinationError, Directory, DirectoryKind};
 use flashlm_formats::publish::{create_directory, publish_bytes, sync_name};
 use flashlm_formats::regular::{open_regular, read_regular};
@@ -258,13 +257,6 @@ fn sum_of(file: &Path) -> io::Result<String> {
 
 fn is_no_file(path: &Path) -> bool {
     path.metadata().is_ok_and(|there| !there.is_file())
-}
-
-/// A short name for inputs.
-pub(super) fn fingerprint(parts: &[&str]) -> String {
-    // The lengths: no two lists of parts are one text.
-    let text: String = parts.iter().map(|part| format!("{}|{part}|", part.len())).collect();
-    format!("{:016x}", checksum(text.as_bytes()))
 }
 
 #[cfg(test)]

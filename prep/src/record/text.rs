@@ -301,9 +301,14 @@ impl Calibration {
     }
 }
 
+/// An architecture as text that names it: its JSON, which later versions write alike.
+pub(crate) fn spec_text(spec: &ModelSpec) -> String {
+    serde_json::to_string(spec).expect("an architecture is plain data")
+}
+
 /// Names a checkpoint by its files: names, lengths, architecture, and pieces of the contents, 8 MiB of a file at most.
 pub fn checkpoint_fingerprint(checkpoint: &Checkpoint) -> String {
-    let mut text = format!("{:?}", checkpoint.spec());
+    let mut text = spec_text(checkpoint.spec());
     for file in checkpoint.files() {
         let sample = sample(&checkpoint.dir().join(&file.name), file.bytes);
         text += &format!("|{} {} {sample:016x}", Path::new(&file.name).display(), file.bytes);

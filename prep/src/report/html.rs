@@ -119,7 +119,7 @@ pub(super) fn page(title: &str, body: &Markup) -> String {
             body { main { h1 { (title) } (body) } }
         }
     };
-    page.into_string()
+    page.into_string() + "\n"
 }
 
 const STYLE: &str = include_str!("style.css");

@@ -98,7 +98,8 @@ impl<'m> Session<'m> {
 
     /// Tokens that there is still room for.
     pub fn room(&self) -> usize {
-        self.context() - self.len()
+        // The last token of a full context is given out, but cannot be fed.
+        self.context().saturating_sub(self.len())
     }
 
     /// Forgets everything that was said.
