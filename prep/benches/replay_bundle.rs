@@ -26,7 +26,8 @@ const COUNTED: usize = 256;
 const FILLED_BY: [usize; 3] = [32, 64, PROMPT];
 
 fn main() -> Result<()> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
+    // Cargo adds a word of its own to what programs that measure are given.
+    let args: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     ensure!(args.len() >= 4, "BUNDLE RECORDING PREDICTORS MEMORY_BYTES [SEQUENCES]");
     let bundle = Bundle::open(Path::new(&args[0]))?;
     let recording = Recording::open(Path::new(&args[1]))?;

@@ -90,8 +90,7 @@ enum Next {
 
 impl Generator {
     /// Begins with a prompt for a sequence of `executor`. Nothing is computed yet.
-    pub fn new(executor: &Executor, sequence: SequenceId, sampler: &mut Sampler, request: &Request<'_>) -> Self {
-        request.prompt.iter().for_each(|id| sampler.observe(*id));
+    pub fn new(executor: &Executor, sequence: SequenceId, request: &Request<'_>) -> Self {
         let last = request.prompt.len().saturating_sub(1);
         let rows = request.prompt.iter().enumerate();
         let rows = rows.map(|(at, &token)| Row { sequence, token, work: Work::Prompt, wants_logits: at == last });
@@ -124,6 +123,7 @@ impl Generator {
             Next::Ended => return Ok(None),
             Next::Prompt(rows) => {
                 executor.step(&rows, nothing)?;
+                rows.iter().for_each(|row| sampler.observe(row.token));
                 if self.tokens == 0 {
                     self.report.prefill = begin.elapsed();
                     return Ok(None);
@@ -158,10 +158,12 @@ impl Generator {
         Ok(Some(NewToken { id, time: elapsed, reads }))
     }
 
-    /// Ends it where it is.
+    /// Ends it where it is, unless the model has ended it.
     pub fn stop(&mut self) {
         self.next = Next::Ended;
-        self.report.finish = Finish::Stopped;
+        if self.report.finish == Finish::Length {
+            self.report.finish = Finish::Stopped;
+        }
     }
 
     /// The last token that was given and not fed.
@@ -183,7 +185,7 @@ pub fn generate(
     each: &mut dyn FnMut(NewToken) -> ControlFlow<()>,
 ) -> Result<Generation> {
     let (executor, sequence) = forward.parts();
-    let mut generator = Generator::new(executor, sequence, sampler, request);
+    let mut generator = Generator::new(executor, sequence, request);
     while let Some(token) = generator.next(executor, sampler)? {
         if each(token).is_break() {
             generator.stop();

@@ -123,6 +123,37 @@ fn a_turn_ends_where_it_is_told_to_and_the_next_goes_on() {
 }
 
 #[test]
+fn what_was_not_said_leaves_no_trace() {
+    let (_dir, path) = bundle();
+    let model = Model::open(&path).unwrap().context(96).load().unwrap();
+    let text = |generation: flashlm::Generation<'_, '_>| -> String { generation.map(|t| t.unwrap().text).collect() };
+    let two_turns = |between: &dyn Fn(&mut flashlm::Session<'_>)| {
+        let mut session = model.session().unwrap().max_tokens(8);
+        let first = text(session.generate(PROMPTS[0]).unwrap());
+        between(&mut session);
+        let len = session.len();
+        let second = text(session.generate(PROMPTS[1]).unwrap());
+        (first, len, second)
+    };
+    let expected = two_turns(&|_| ());
+    // Turns that were begun and given up before their first token.
+    assert_eq!(two_turns(&|session| drop(session.generate("Something else").unwrap())), expected);
+    // Ids that the model does not have: refused when they are fed.
+    let refused = |session: &mut flashlm::Session<'_>| {
+        let mut generation = session.generate_from(&[5, u32::MAX]).unwrap();
+        assert!(matches!(generation.next(), Some(Err(Error::TokenOutOfRange { .. }))));
+        assert!(generation.next().is_none(), "after an error there is nothing");
+    };
+    assert_eq!(two_turns(&refused), expected);
+    // Logits that somebody does not want to the end.
+    let stopped = |session: &mut flashlm::Session<'_>| {
+        let enough = &mut |at: usize, _: &[f32]| if at == 1 { Err(Error::EmptyPrompt) } else { Ok(()) };
+        assert!(session.logits(&[5, 6, 7], enough).is_err());
+    };
+    assert_eq!(two_turns(&stopped), expected);
+}
+
+#[test]
 fn the_hosts_panic_hook_is_its_own() {
     let (_dir, path) = bundle();
     std::panic::set_hook(Box::new(|_| ()));

@@ -169,7 +169,8 @@ fn sequences_come_and_go_and_leave_no_trace() {
     let nothing = &mut |_: usize, _: &mut [f32]| Ok(());
     let full = executor.open(CONTEXT).and_then(|_| executor.open(CONTEXT));
     assert!(matches!(full, Err(RuntimeError::NoRoomForSequence { .. })), "{full:?}");
-    assert!(matches!(executor.open(CONTEXT + 1), Err(RuntimeError::ContextOutOfRange { .. })));
+    assert!(matches!(executor.open(CONTEXT + 1), Err(RuntimeError::ContextFull { wanted: 65, context: CONTEXT, .. })));
+    assert!(matches!(executor.open(0), Err(RuntimeError::ContextOutOfRange { .. })));
     assert!(matches!(executor.step(&[], nothing), Err(RuntimeError::EmptyPrompt)));
     let closed = executor.step(&[Row::decode(short[0], 5)], nothing);
     assert!(matches!(closed, Err(RuntimeError::ClosedSequence)), "its place is another's: {closed:?}");

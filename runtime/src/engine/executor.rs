@@ -150,10 +150,13 @@ impl Executor {
     /// A new sequence of up to `context` tokens: memory for all of them is taken now.
     ///
     /// # Errors
-    /// `ContextOutOfRange`, and `NoRoomForSequence` where other sequences have the memory.
+    /// `ContextOutOfRange` and `ContextFull` where the model, or this executor, has no such contexts; `NoRoomForSequence` where other
+    /// sequences have the memory.
     pub fn open(&mut self, context: usize) -> Result<SequenceId> {
-        if !(1..=self.room.context).contains(&context) {
-            return Err(RuntimeError::ContextOutOfRange { context, model_max: self.room.context });
+        check_context(&self.spec, context)?;
+        if context > self.room.context {
+            let model_max = self.spec.max_positions;
+            return Err(RuntimeError::ContextFull { wanted: context, context: self.room.context, model_max });
         }
         let free = self.blocks.free_tokens();
         let blocks = self.blocks.take(context).ok_or(RuntimeError::NoRoomForSequence { wanted: context, free })?;
@@ -173,11 +176,16 @@ impl Executor {
 
     /// Ends a sequence: its memory is free. Closing it again does nothing.
     pub fn close(&mut self, sequence: SequenceId) {
-        if self.opened(sequence).is_some() {
-            let closed = self.sequences[sequence.at].take();
+        if let Some(opened) = self.opened_mut(sequence) {
+            let blocks = std::mem::take(&mut opened.blocks);
+            self.sequences[sequence.at] = None;
             self.places[sequence.at] = SequencePlaces::default();
-            self.blocks.give_back(closed.map(|closed| closed.blocks).unwrap_or_default());
+            self.blocks.give_back(blocks);
         }
+    }
+
+    fn opened_mut(&mut self, id: SequenceId) -> Option<&mut Sequence> {
+        self.sequences.get_mut(id.at)?.as_mut().filter(|sequence| sequence.number == id.number)
     }
 
     fn opened(&self, id: SequenceId) -> Option<&Sequence> {
@@ -191,9 +199,7 @@ impl Executor {
 
     /// Forgets the tokens of a sequence from `len` on.
     pub fn truncate(&mut self, sequence: SequenceId, len: usize) {
-        if self.opened(sequence).is_some()
-            && let Some(sequence) = &mut self.sequences[sequence.at]
-        {
+        if let Some(sequence) = self.opened_mut(sequence) {
             sequence.len = sequence.len.min(len);
         }
     }
@@ -268,7 +274,7 @@ impl Executor {
                 return Err(RuntimeError::ClosedSequence);
             };
             let is_last = rows.get(at + 1).is_none_or(|next| next.sequence != row.sequence);
-            // Once for each run of rows of a sequence; those of a batch are few.
+            // Once for each run of rows of a sequence; a batch has few.
             if is_last {
                 let of_sequence = rows[..=at].iter().filter(|other| other.sequence == row.sequence).count();
                 let (wanted, context) = (sequence.len + of_sequence, sequence.context);

@@ -22,10 +22,15 @@ pub struct Token {
 }
 
 /// What a [`Session`] says in a turn. Dropped before its end, the turn ends where it is.
+///
+/// Until its first token nothing has been said: where that fails, or does not come to pass, the session is what it was.
 pub struct Generation<'s, 'm> {
     session: &'s mut Session<'m>,
     generator: Generator,
     stops: Option<StopStrings>,
+    /// What is to be said, until it is.
+    prompt: Option<Vec<u32>>,
+    failed: bool,
 }
 
 impl<'m> Session<'m> {
@@ -58,12 +63,10 @@ impl<'m> Session<'m> {
         // The last new token is given out, not fed.
         let tokens = self.tokens.unwrap_or(usize::MAX).min(room - ids.len() + 1);
         let request = Request { prompt: &prompt, tokens, eos: &self.eos, stop_ids: &self.stop_ids };
-        let generator = Generator::new(&executor, self.sequence, &mut self.sampler, &request);
+        let generator = Generator::new(&executor, self.sequence, &request);
         drop(executor);
-        self.unfed = None;
-        self.stream.prompt(ids);
         let stops = StopStrings::new(self.stops.clone());
-        Ok(Generation { session: self, generator, stops: Some(stops) })
+        Ok(Generation { session: self, generator, stops: Some(stops), prompt: Some(ids.to_vec()), failed: false })
     }
 }
 
@@ -79,9 +82,10 @@ impl Generation<'_, '_> {
     }
 
     fn token(&mut self) -> Result<Option<Token>> {
-        let next = self.generator.next(&mut self.session.model.executor(), &mut self.session.sampler);
-        self.session.unfed = self.generator.unfed();
-        let Some(NewToken { id, time, reads }) = next? else { return Ok(self.rest()) };
+        if self.failed {
+            return Ok(None);
+        }
+        let Some(NewToken { id, time, reads }) = self.new_token()? else { return Ok(self.rest()) };
         let Some(stops) = &mut self.stops else { return Ok(None) };
         let (text, is_stopped) = stops.push(&self.session.stream.push(id));
         if is_stopped {
@@ -89,6 +93,23 @@ impl Generation<'_, '_> {
             self.stops = None;
         }
         Ok(Some(Token { id: Some(id), text, time, reads }))
+    }
+
+    fn new_token(&mut self) -> Result<Option<NewToken>> {
+        let Session { model, sequence, sampler, stream, unfed, .. } = &mut *self.session;
+        let mut executor = model.executor();
+        let before = executor.len(*sequence);
+        let next = self.generator.next(&mut executor, sampler);
+        self.failed = next.is_err();
+        match self.prompt.take() {
+            // Parts of it may have been fed.
+            Some(_) if self.failed => executor.truncate(*sequence, before),
+            prompt => {
+                prompt.iter().for_each(|ids| stream.prompt(ids));
+                *unfed = self.generator.unfed();
+            }
+        }
+        next
     }
 
     /// What was held back, once.

@@ -109,22 +109,28 @@ impl<'m> Session<'m> {
         self.unfed = None;
     }
 
-    /// Says `ids` and gives what the model expects behind each of them: its logits, `[vocab]`, with the id's place.
+    /// Says `ids` and gives what the model expects behind each of them: its logits, `[vocab]`, with the id's place. The model is in use
+    /// meanwhile: `each` must not ask it or its sessions for anything.
     ///
     /// # Errors
-    /// `EmptyPrompt`, `ContextFull`, or what `each` said.
+    /// `EmptyPrompt`, `ContextFull`, or what `each` said; then nothing has been said.
     pub fn logits(&mut self, ids: &[u32], each: &mut dyn FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
         let sequence = self.sequence;
-        let before = self.unfed.take().into_iter();
-        let skipped = before.len();
-        let row = |token| Row { sequence, token, work: Work::Prompt, wants_logits: true };
-        let rows: Vec<Row> = before.chain(ids.iter().copied()).map(row).collect();
+        let row = |token, wants_logits| Row { sequence, token, work: Work::Prompt, wants_logits };
+        let unfed = self.unfed.map(|id| row(id, false));
+        let rows: Vec<Row> = unfed.into_iter().chain(ids.iter().map(|id| row(*id, true))).collect();
+        let skipped = rows.len() - ids.len();
+        let mut executor = self.model.executor();
+        let before = executor.len(sequence);
+        let done = executor.step(&rows, &mut |at, logits| each(at - skipped, logits));
+        if done.is_err() {
+            executor.truncate(sequence, before);
+            return done;
+        }
+        self.unfed = None;
         self.stream.prompt(ids);
         ids.iter().for_each(|id| self.sampler.observe(*id));
-        self.model.executor().step(&rows, &mut |at, logits| match at.checked_sub(skipped) {
-            Some(at) => each(at, logits),
-            None => Ok(()),
-        })
+        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
 //! Measures a disk as flashlm reads it: sequential rate, random rates of both engines, and reads at
 //! 512-byte against 4 KiB alignment. Prints Markdown.
 //!
-//!     cargo run --release -p flashlm-io --example disk_figures -- FOLDER [BYTES [SECONDS_PER_FIGURE [ROUNDS]]]
+//!     cargo bench -p flashlm-io --bench disk_figures -- FOLDER [BYTES [SECONDS_PER_FIGURE [ROUNDS]]]
 
 use std::error::Error;
 use std::io;
@@ -24,7 +24,8 @@ struct Figure<'a> {
 }
 
 fn main() -> Outcome<()> {
-    let arguments: Vec<String> = std::env::args().collect();
+    // Cargo adds a word of its own to what programs that measure are given.
+    let arguments: Vec<String> = std::env::args().filter(|word| word != "--bench").collect();
     let folder = arguments.get(1).ok_or("give a folder on the disk to measure")?;
     let number = |index: usize, usual: f64| arguments.get(index).map_or(Ok(usual), |word| word.parse::<f64>());
     let (bytes, seconds, rounds) = (number(2, 4e9)? as u64, number(3, 0.1)?, number(4, 15.0)? as u64);
