@@ -175,6 +175,9 @@ pub enum RuntimeError {
     /// The bundle describes something this build cannot compute.
     #[error("{0}")]
     Unsupported(String),
+    /// What tensors are read from refused, with an error of its own: a checkpoint, while it is recorded.
+    #[error(transparent)]
+    Tensors(Box<dyn std::error::Error + Send + Sync>),
     /// A tensor that the architecture needs is not there.
     #[error("the model's tensor {0} is missing; convert the checkpoint again")]
     MissingTensor(String),

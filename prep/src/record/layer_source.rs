@@ -36,7 +36,7 @@ impl<'a> CheckpointTensors<'a> {
 
 impl TensorSource for CheckpointTensors<'_> {
     fn tensor(&mut self, name: &str) -> Result<TensorBytes> {
-        self.read(name).map_err(|e| RuntimeError::Unsupported(e.to_string()))
+        self.read(name).map_err(|error| RuntimeError::Tensors(error.into()))
     }
 }
 
@@ -62,4 +62,24 @@ fn down_norms(layout: &FlashLayout, dtype: DType, records: &[u8]) -> Vec<f32> {
             row.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt() as f32
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn what_a_checkpoint_says_keeps_its_type() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/tiny-opt");
+        let checkpoint = Checkpoint::open(root).unwrap();
+        let Err(error) = CheckpointTensors::new(&checkpoint).tensor("nothing") else {
+            panic!("there is no such tensor")
+        };
+        assert_eq!(error.to_string(), checkpoint.resident("nothing").unwrap_err().to_string());
+        let RuntimeError::Tensors(error) = error else { panic!("{error:?}") };
+        let error = error.downcast_ref::<CheckpointError>();
+        assert!(matches!(error, Some(CheckpointError::UnknownTensor { name }) if name == "nothing"), "{error:?}");
+    }
 }
