@@ -7,6 +7,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{DType, ResidentTensor};
@@ -96,6 +97,17 @@ impl WeightFormat {
 impl From<DType> for WeightFormat {
     fn from(dtype: DType) -> Self {
         Self::Plain(dtype)
+    }
+}
+
+/// As the elements of a row stand in a safetensors file: two half bytes are a `U8`.
+impl From<WeightFormat> for Dtype {
+    fn from(format: WeightFormat) -> Self {
+        match format {
+            WeightFormat::Plain(dtype) => dtype.into(),
+            WeightFormat::Int8(_) => Self::I8,
+            WeightFormat::Int4(_) => Self::U8,
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use safetensors::tensor::{Dtype, TensorInfo};
 use super::error::Fault;
 use super::manifest::Manifest;
 use super::section::{Extent, Section};
-use crate::model::{DType, ModelSpec, ResidentTensor};
+use crate::model::{DType, ModelSpec, NotAWeight, ResidentTensor};
 use crate::weight_format::WeightFormat;
 
 /// The data begins at a multiple of it, counted from the section's begin.
@@ -54,35 +54,15 @@ struct Stored {
 
 impl Stored {
     fn bytes(&self) -> Option<u64> {
-        let element: u64 = match self.dtype {
-            Dtype::F32 => 4,
-            Dtype::F16 | Dtype::BF16 => 2,
-            _ => 1,
-        };
+        let element = self.dtype.bitsize() as u64 / 8;
         self.shape.iter().try_fold(element, |bytes, dim| bytes.checked_mul(*dim as u64))
-    }
-
-    fn dtype_name(&self) -> &'static str {
-        match self.dtype {
-            Dtype::F32 => "F32",
-            Dtype::F16 => "F16",
-            Dtype::BF16 => "BF16",
-            Dtype::I8 => "I8",
-            _ => "U8",
-        }
     }
 }
 
 /// How a tensor is stored: itself, and its scales if it has any.
 fn stored(tensor: &ResidentTensor, format: WeightFormat) -> (Stored, Option<Stored>) {
     let (name, mut shape) = (tensor.name.clone(), tensor.shape.clone());
-    let dtype = match format {
-        WeightFormat::Plain(DType::F32) => Dtype::F32,
-        WeightFormat::Plain(DType::F16) => Dtype::F16,
-        WeightFormat::Plain(DType::Bf16) => Dtype::BF16,
-        WeightFormat::Int8(_) => Dtype::I8,
-        WeightFormat::Int4(_) => Dtype::U8,
-    };
+    let dtype = Dtype::from(format);
     if !format.is_quantised() {
         return (Stored { name, dtype, shape }, None);
     }
@@ -122,7 +102,7 @@ pub(super) fn encode_head(
         let start = end;
         end += tensor.bytes().expect("the limits of a model keep tensors far below 64 bits");
         let separator = if start == 0 { "" } else { "," };
-        let (name, dtype) = (&tensor.name, tensor.dtype_name());
+        let (name, dtype) = (&tensor.name, tensor.dtype);
         let shape = tensor.shape.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
         json +=
             &format!(r#"{separator}"{name}":{{"dtype":"{dtype}","shape":[{shape}],"data_offsets":[{start},{end}]}}"#);
@@ -199,12 +179,8 @@ impl Table {
     }
 
     fn plain_dtype(&self, name: &str) -> Result<DType, Fault> {
-        match self.info(name)?.dtype {
-            Dtype::F32 => Ok(DType::F32),
-            Dtype::F16 => Ok(DType::F16),
-            Dtype::BF16 => Ok(DType::Bf16),
-            other => Err(fault(format!("dtype of {name}"), "F32, F16 or BF16", format_args!("{other:?}"))),
-        }
+        DType::try_from(self.info(name)?.dtype)
+            .map_err(|other| fault(format!("dtype of {name}"), NotAWeight::EXPECTED, other.found))
     }
 
     /// The place of `tensor`, which has to be the next one.
@@ -212,14 +188,14 @@ impl Table {
         let Stored { name, dtype, shape } = tensor;
         let info = self.info(name)?;
         if info.dtype != *dtype {
-            return Err(fault(format!("dtype of {name}"), tensor.dtype_name(), format_args!("{:?}", info.dtype)));
+            return Err(fault(format!("dtype of {name}"), dtype, info.dtype));
         }
         if info.shape != *shape {
             return Err(fault(format!("shape of {name}"), format_args!("{shape:?}"), format_args!("{:?}", info.shape)));
         }
         let left = self.section.end() - self.end;
         let bytes = tensor.bytes().filter(|bytes| *bytes <= left).ok_or_else(|| {
-            let found = format!("{shape:?} of {}", tensor.dtype_name());
+            let found = format!("{shape:?} of {dtype}");
             fault(format!("length of {name}"), format_args!("{left} bytes at most"), found)
         })?;
         let start = self.end - self.data;

@@ -13,7 +13,7 @@ use super::file::{SNIFF_BYTES, SourceFile, sniff};
 use super::foreign::Foreign;
 use super::safetensors_error::SafetensorsError as Lie;
 use super::tensor::{StoredDtype, StoredTensor};
-use crate::model::DType;
+use crate::model::{DType, NotAWeight};
 
 /// The format's own bound on headers.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
@@ -120,23 +120,24 @@ impl<'de> Deserialize<'de> for Header {
 }
 
 fn stored(dtype: Dtype) -> StoredDtype {
-    match dtype {
-        Dtype::F32 => StoredDtype::Weight(DType::F32),
-        Dtype::F16 => StoredDtype::Weight(DType::F16),
-        Dtype::BF16 => StoredDtype::Weight(DType::Bf16),
-        Dtype::BOOL => StoredDtype::Other("bool"),
-        Dtype::U8 => StoredDtype::Other("u8"),
-        Dtype::I8 => StoredDtype::Other("i8"),
-        Dtype::I16 => StoredDtype::Other("i16"),
-        Dtype::U16 => StoredDtype::Other("u16"),
-        Dtype::I32 => StoredDtype::Other("i32"),
-        Dtype::U32 => StoredDtype::Other("u32"),
-        Dtype::I64 => StoredDtype::Other("i64"),
-        Dtype::U64 => StoredDtype::Other("u64"),
-        Dtype::F64 => StoredDtype::Other("f64"),
-        Dtype::C64 => StoredDtype::Other("complex64"),
-        _ => StoredDtype::Other("a number of 8 bits or fewer"),
-    }
+    let other = match DType::try_from(dtype) {
+        Ok(weight) => return StoredDtype::Weight(weight),
+        Err(NotAWeight { found }) => found,
+    };
+    StoredDtype::Other(match other {
+        Dtype::BOOL => "bool",
+        Dtype::U8 => "u8",
+        Dtype::I8 => "i8",
+        Dtype::I16 => "i16",
+        Dtype::U16 => "u16",
+        Dtype::I32 => "i32",
+        Dtype::U32 => "u32",
+        Dtype::I64 => "i64",
+        Dtype::U64 => "u64",
+        Dtype::F64 => "f64",
+        Dtype::C64 => "complex64",
+        _ => "a number of 8 bits or fewer",
+    })
 }
 
 #[cfg(test)]

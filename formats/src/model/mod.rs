@@ -14,7 +14,7 @@ mod spec;
 mod stored;
 mod tensors;
 
-pub use dtype::DType;
+pub use dtype::{DType, NotAWeight};
 pub use ffn::{Activation, FeedForward, Ffn};
 pub use layer::{Attention, Block, LayerSpec, Norm, NormKind, Positions, RopeScaling};
 pub use spec::{LAYERS_MAX, LayerMismatch, LearnedPositions, ModelSpec};

@@ -13,6 +13,7 @@ use flashlm_formats::checkpoint::{PublishedTensor, published_tensors};
 use flashlm_formats::model::DType;
 use flashlm_formats::publish::{NewFile, create_directory};
 use rustix::fs::{Advice, fadvise};
+use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use super::recipe::{Ready, Recipe, Recipes};
@@ -131,12 +132,11 @@ fn shards(tensors: Vec<PublishedTensor>, dtype: DType) -> Vec<Shard> {
 
 /// The header of a safetensors file, padded with spaces as the format allows.
 fn header(tensors: &[PublishedTensor], dtype: DType) -> Vec<u8> {
-    let dtype_name = if dtype == DType::Bf16 { "BF16" } else { "F16" };
     let mut entries = Map::from_iter([("__metadata__".to_owned(), json!({"format": "pt"}))]);
     let mut start = 0;
     for tensor in tensors {
         let end = start + tensor_bytes(tensor, dtype);
-        let entry = json!({"dtype": dtype_name, "shape": tensor.shape, "data_offsets": [start, end]});
+        let entry = json!({"dtype": Dtype::from(dtype), "shape": tensor.shape, "data_offsets": [start, end]});
         entries.insert(tensor.name.clone(), entry);
         start = end;
     }
