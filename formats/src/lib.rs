@@ -1,4 +1,4 @@
-//! Bytes to meaning and back: checkpoints, recordings and bundles.
+//! Bytes to meaning and back: checkpoints, recordings, what is made of them, and bundles.
 //!
 //! This crate knows files and what is in them. It starts no threads, opens nothing with direct I/O and computes nothing
 //! about language; `unsafe` stands only in the one module that opens memory maps.
@@ -10,10 +10,16 @@ pub mod destination;
 #[cfg(feature = "preparation")]
 pub mod mapping;
 pub mod model;
+#[cfg(feature = "preparation")]
+pub mod orders;
+#[cfg(feature = "preparation")]
+pub mod predictors;
 pub mod publish;
 #[cfg(feature = "preparation")]
 pub mod recording;
 pub mod regular;
 #[cfg(feature = "preparation")]
 pub mod seal;
+#[cfg(feature = "preparation")]
+pub mod thresholds;
 pub mod weight_format;

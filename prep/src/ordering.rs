@@ -2,33 +2,27 @@
 //!
 //! A [`Strategy`] makes an order from training sequences; [`score`] replays held-out sequences through the cache and planner
 //! of the runtime and says what the order costs in reads, bytes and time; the best by that score is used. The method and
-//! what it measured are in `docs/ordering.md`; [`OrderFile`] is how an order is kept.
+//! what it measured are in `docs/ordering.md`; how orders are kept is `flashlm_formats::orders`.
 //!
 //! [`Ordering`] does that for the layers of a recording. All else works on sets of wanted neurons: it knows nothing of recordings,
 //! models or how an order ends up in a bundle.
 
 mod cache_share;
-mod file;
 mod gaps;
 mod greedy;
 mod layers;
 mod local_search;
 mod path;
 mod score;
-mod stored;
 mod strategy;
-mod summary;
 
 pub use cache_share::usual_cache_share;
-pub use file::{GroupShape, OrderFile, OrderFileError};
 pub use layers::{OrderError, OrderOptions, Ordering};
 pub use score::{OrderScore, ScoreOptions, score};
-pub use stored::StoredOrders;
 pub use strategy::{
     Frequency, Identity, LayerTraining, OrderingOptions, ParseStrategyError, Path, PathObjective, Strategy,
     StrategyKind,
 };
-pub use summary::{LayerScores, ORDERS_JSON, OrderSummary, ReadFigures, StrategyScore};
 
 /// For an order (`order[position] = neuron`) the position of every neuron.
 ///

@@ -12,11 +12,12 @@ mod sections;
 use std::path::PathBuf;
 
 use flashlm::disk_cost::ReadCost;
+use flashlm_formats::orders::OrderFileError;
+use flashlm_formats::predictors::TrainReport;
 use flashlm_formats::recording::{Recording, RecordingError};
 use rayon::prelude::*;
 
-use crate::ordering::OrderFileError;
-pub use inputs::{Orders, Predictors};
+pub use inputs::Orders;
 use measures::{LayerMeasures, Storage};
 
 /// Bytes that groups are padded to when no orders say otherwise.
@@ -34,22 +35,6 @@ pub enum ReportError {
     /// An order.
     #[error(transparent)]
     Order(#[from] OrderFileError),
-    /// A file cannot be read.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A file is not the JSON it should be.
-    #[error("{}: {source}", path.display())]
-    Json {
-        /// Which.
-        path: PathBuf,
-        /// Where and why.
-        source: serde_json::Error,
-    },
     /// The recording has no layers.
     #[error("{}: a recording without layers", dir.display())]
     NoLayers {
@@ -79,7 +64,7 @@ pub struct ReportInput<'a> {
     /// What the mean share of active neurons means for speed, in words.
     pub verdict: fn(f64) -> String,
     /// From `train`.
-    pub predictors: Option<&'a Predictors>,
+    pub predictors: Option<&'a TrainReport>,
     /// From `order`.
     pub orders: Option<&'a Orders>,
     /// What reading costs, and from which disk that is known.
@@ -113,7 +98,7 @@ pub fn build(input: &ReportInput, progress: &(dyn Fn() + Sync)) -> Result<String
     }
     let (storage, cost_source) = storage(input)?;
     // Orders are not judged on what they were made from.
-    let own_orders = input.orders.is_some_and(|orders| orders.recording == recording.info().id);
+    let own_orders = input.orders.is_some_and(|orders| orders.summary.recording == recording.info().id);
     let sample = measures::sample(recording, input.tokens_max, own_orders);
     let matrix_layer = present[present.len() / 2];
     let layers: Result<Vec<LayerMeasures>, ReportError> = present
@@ -136,11 +121,12 @@ fn storage(input: &ReportInput) -> Result<(Storage, String), ReportError> {
     let model = &input.recording.info().model;
     let record_bytes = (model.ffn().vectors() * model.hidden_size * WEIGHT_BYTES) as u64;
     let fitting = (ALIGNMENT / record_bytes.max(1)).max(1);
-    let (records_per_group, group_bytes) = match input.orders {
+    let orders = input.orders.map(|orders| &orders.summary);
+    let (records_per_group, group_bytes) = match orders {
         Some(orders) => (orders.records_per_group.max(1), orders.group_bytes),
         None => (fitting as u32, (record_bytes * fitting).next_multiple_of(ALIGNMENT)),
     };
-    let (cost, source) = match (&input.disk, input.orders) {
+    let (cost, source) = match (&input.disk, orders) {
         (Some((cost, disk)), _) => (*cost, disk.clone()),
         (None, Some(orders)) => {
             (ReadCost::new(orders.request_ns, orders.byte_ns)?, "the disk that the orders were made for".into())

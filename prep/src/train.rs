@@ -26,16 +26,12 @@ mod sweep;
 
 pub use activity::{Activity, Inputs, TrainingSet, training_set};
 pub use adopt::adopt_layer;
-pub use curve::{Curve, OperatingPoint};
-pub use look_ahead::LookAheadReport;
+pub use curve::Curve;
 pub use options::{RankChoice, TrainOptions};
 pub use params::{LowRankPredictorParams, LowRankPredictorValidParams, TrainError};
-pub use pipeline::{
-    DTypeCurve, LayerReport, Progress, TRIAL_TOKENS, TrainReport, choose_ranks, train_layer, train_recording,
-    write_report,
-};
-pub use predictor::{LowRankPredictor, PredictorDType};
-pub use rank::{RankCurve, allocate_ranks, predictor_bytes};
+pub use pipeline::{Progress, TRIAL_TOKENS, choose_ranks, train_layer, train_recording, write_report};
+pub use predictor::LowRankPredictor;
+pub use rank::{allocate_ranks, predictor_bytes};
 pub use store::{StoredPredictor, write_predictor};
 pub use sweep::{SweepEntry, sweep};
 

@@ -13,13 +13,12 @@ use flashlm::planner::PlanLimits;
 use flashlm::replay::{ReplayOptions, WantedSets, replay};
 use flashlm::tensors::SharedBytes;
 use flashlm_formats::bundle::{LayerSparsity, ReusePoint};
+use flashlm_formats::predictors::{PredictorFileError, read_predictor};
 use flashlm_formats::recording::{LayerRecording, RecordingError, Split};
 use flashlm_kernels::Threads;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
-
-use crate::predictors::{PredictorsError, read_predictor};
 
 /// Tokens whose inputs are in memory at once.
 const BLOCK: usize = 512;
@@ -38,7 +37,7 @@ pub enum WantedError {
     Recording(#[from] RecordingError),
     /// The predictor's file.
     #[error(transparent)]
-    Predictors(#[from] PredictorsError),
+    Predictors(#[from] PredictorFileError),
     /// The predictor does not suit the recording.
     #[error(transparent)]
     Predictor(#[from] RuntimeError),

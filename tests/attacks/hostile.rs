@@ -7,11 +7,11 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use flashlm::text::Tokenizer;
-use flashlm_formats::bundle::{Bundle, Section};
+use flashlm_formats::bundle::{Bundle, PredictorDType, Section};
 use flashlm_formats::checkpoint::PublishedTensor;
+use flashlm_formats::orders::OrderFile;
 use flashlm_prep::foreign_predictors;
-use flashlm_prep::ordering::OrderFile;
-use flashlm_prep::train::{PredictorDType, StoredPredictor, write_predictor};
+use flashlm_prep::train::{StoredPredictor, write_predictor};
 use flashlm_tests::{Said, copied, fixtures, program, root, scratch};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 

@@ -6,9 +6,9 @@ use std::fs;
 use flashlm::options::FfnChoice;
 use flashlm_formats::bundle::Bundle;
 use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_formats::thresholds::ThresholdFile;
 use flashlm_kernels::Threads;
 use flashlm_prep::evaluate::{Evaluation, PredictorChoice, Windows, evaluate};
-use flashlm_prep::thresholds::ThresholdFile;
 use flashlm_tests::{copied, exact, largest_difference, loaded, logits, options, root, run, tiny_falcon, tiny_opt};
 
 /// A model of its own for a test. One with ReLU: of trained models only such are shipped, and thresholds do the same to it.

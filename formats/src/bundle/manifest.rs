@@ -3,6 +3,7 @@
 //! It knows no offsets: those are in the header and the index. Whatever differs between kinds of checkpoint file of the same
 //! model stands under `provenance`, and nothing anywhere depends on when or where a bundle was made.
 
+use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
 use super::layout::FlashLayout;
@@ -124,13 +125,43 @@ pub struct LayerPredictor {
 }
 
 /// Element type of a predictor's matrices. Biases and scales are f32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PredictorDType {
     /// Half precision.
     F16,
     /// Bytes, with one scale for each row.
     Int8,
+}
+
+/// A safetensors type that no predictor's matrix has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{found}, expected F16 or I8")]
+pub struct NotAPredictor {
+    /// The type.
+    pub found: Dtype,
+}
+
+impl TryFrom<Dtype> for PredictorDType {
+    type Error = NotAPredictor;
+
+    fn try_from(dtype: Dtype) -> Result<Self, NotAPredictor> {
+        match dtype {
+            Dtype::F16 => Ok(Self::F16),
+            Dtype::I8 => Ok(Self::Int8),
+            found => Err(NotAPredictor { found }),
+        }
+    }
+}
+
+impl PredictorDType {
+    /// The name used in files and messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::Int8 => "int8",
+        }
+    }
 }
 
 /// Measured sparsity of one layer.

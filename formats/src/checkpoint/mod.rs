@@ -23,6 +23,7 @@ mod directory;
 mod error;
 mod families;
 mod file;
+mod fingerprint;
 mod foreign;
 mod head_names;
 mod index_error;

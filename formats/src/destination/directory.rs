@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::kind::{contains, head, is_json_of, safetensors_header};
+use super::kind::{ORDERS_FORMAT, PREDICTORS_FORMAT, contains, head, is_json_of, safetensors_header};
 use super::{DestinationError, input_that_is};
 use crate::publish::{create_directory, lock, sync_name};
 
@@ -76,8 +76,8 @@ impl DirectoryKind {
         match (self, name) {
             (Self::Work, _) => Entry::Mark,
             (Self::Recording, "recording.json") => of(json("flashlm-recording"), Entry::Mark),
-            (Self::Predictors, "predictors.json") => of(json("flashlm-predictors"), Entry::Mark),
-            (Self::Orders, "orders.json") => of(json("flashlm-orders"), Entry::Mark),
+            (Self::Predictors, "predictors.json") => of(json(PREDICTORS_FORMAT), Entry::Mark),
+            (Self::Orders, "orders.json") => of(json(ORDERS_FORMAT), Entry::Mark),
             (Self::Recording, "states") => of(is_our_states(path), Entry::Own),
             (_, name) if name.ends_with(".json") => of(is_list_of_figures(path), Entry::Own),
             _ => of(is_our_safetensors(path), Entry::Own),

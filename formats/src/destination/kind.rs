@@ -10,6 +10,10 @@ use crate::regular::open_regular;
 pub const LOGITS_FORMAT: &str = "flashlm-logits";
 /// Stands at the beginning of a file of thresholds.
 pub const THRESHOLDS_FORMAT: &str = "flashlm-thresholds";
+/// Stands at the beginning of `predictors.json`.
+pub const PREDICTORS_FORMAT: &str = "flashlm-predictors";
+/// Stands at the beginning of `orders.json`.
+pub const ORDERS_FORMAT: &str = "flashlm-orders";
 /// Stands in the head of a report's page.
 pub const REPORT_MARK: &str = "<meta name=\"generator\" content=\"flashlm-prep report\"/>";
 

@@ -64,6 +64,11 @@ pub struct LayerMismatch {
 }
 
 impl ModelSpec {
+    /// The architecture as text that names it: its JSON, which later versions write alike.
+    pub fn text(&self) -> String {
+        serde_json::to_string(self).expect("an architecture is plain data")
+    }
+
     /// Magnitude above which a neuron of `layer` counts as active.
     pub fn threshold(&self, layer: usize) -> f32 {
         self.thresholds.get(layer).copied().unwrap_or(0.0)

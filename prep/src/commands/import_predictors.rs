@@ -5,9 +5,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
+use flashlm_formats::bundle::PredictorDType;
 use flashlm_formats::destination::{Directory, DirectoryKind};
 use flashlm_prep::foreign_predictors::{find_files, read};
-use flashlm_prep::train::{PredictorDType, TrainOptions, adopt_layer, write_report};
+use flashlm_prep::train::{TrainOptions, adopt_layer, write_report};
 
 use super::train::{DTypeArg, print_layers};
 use super::{Stage, inputs, numbers, recorded};

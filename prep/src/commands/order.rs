@@ -7,9 +7,10 @@ use clap::Args;
 use flashlm::cache::PolicyKind;
 use flashlm_formats::bundle::DEFAULT_ALIGNMENT;
 use flashlm_formats::destination::{Directory, DirectoryKind};
+use flashlm_formats::orders::OrderSummary;
 use flashlm_formats::recording::Recording;
 use flashlm_formats::weight_format::WeightFormat;
-use flashlm_prep::ordering::{OrderError, OrderOptions, OrderSummary, Ordering};
+use flashlm_prep::ordering::{OrderError, OrderOptions, Ordering};
 use rayon::prelude::*;
 
 use super::numbers;

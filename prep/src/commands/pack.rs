@@ -8,12 +8,12 @@ use clap::Args;
 use flashlm::budget::human_bytes;
 use flashlm_formats::bundle::{FlashLayout, LayerSparsity, LayoutOptions};
 use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_formats::orders::{GroupShape, StoredOrders};
+use flashlm_formats::thresholds::ThresholdFile;
 use flashlm_formats::weight_format::WeightFormat;
-use flashlm_prep::ordering::{GroupShape, StoredOrders};
 use flashlm_prep::pack::{PackOptions, pack};
 use flashlm_prep::predictors::assemble;
 use flashlm_prep::sparsity::layer_sparsity;
-use flashlm_prep::thresholds::ThresholdFile;
 
 use super::formats::FormatArgs;
 use super::recorded;

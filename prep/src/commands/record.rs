@@ -9,10 +9,10 @@ use clap::Args;
 use flashlm::text::Tokenizer;
 use flashlm_formats::destination::{Directory, DirectoryKind};
 use flashlm_formats::recording::HELD_OUT;
+use flashlm_formats::thresholds::ThresholdFile;
 use flashlm_prep::gain::verdict;
 use flashlm_prep::record::text::Sampling;
 use flashlm_prep::record::{Calibration, Recorder};
-use flashlm_prep::thresholds::ThresholdFile;
 
 use super::source::{self, CHECKPOINT_HELP};
 use super::{Stage, inputs, numbers, say_notes};

@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Args;
 use flashlm_formats::destination::{Destination, FileKind};
+use flashlm_formats::predictors::TrainReport;
 use flashlm_prep::disk_cost::profiled_cost;
 use flashlm_prep::gain::verdict;
-use flashlm_prep::report::{Orders, Predictors, ReportInput, build};
+use flashlm_prep::report::{Orders, ReportInput, build};
 
 use super::{Stage, inputs, numbers, recorded};
 
@@ -43,7 +44,7 @@ pub(crate) fn run(args: &ReportArgs) -> Result<ExitCode> {
     let read = [Some(&args.recording), args.predictors.as_ref(), args.orders.as_ref(), args.disk.as_ref()];
     let output = Destination::take(&args.output, FileKind::Report, &inputs(read.into_iter().flatten()))?;
     let recording = recorded::open(&args.recording)?;
-    let predictors = args.predictors.as_deref().map(Predictors::read).transpose();
+    let predictors = args.predictors.as_deref().map(TrainReport::read).transpose();
     let predictors = predictors.context("--predictors: a directory made by `flashlm-prep train`")?;
     let orders = args.orders.as_deref().map(Orders::read).transpose();
     let orders = orders.context("--orders: a directory made by `flashlm-prep order`")?;

@@ -10,10 +10,11 @@ use flashlm::budget::human_bytes;
 use flashlm::text::Tokenizer;
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::destination::{Destination, FileKind};
+use flashlm_formats::thresholds::{Measured, ThresholdFile};
 use flashlm_prep::gain;
 use flashlm_prep::record::Calibration;
 use flashlm_prep::record::text::Sampling;
-use flashlm_prep::thresholds::{Measured, ThresholdFile, VERIFIED, default_tokens, find_thresholds};
+use flashlm_prep::thresholds::{VERIFIED, default_tokens, find_thresholds};
 
 use super::source::{self, CHECKPOINT_HELP};
 use super::{Stage, inputs, numbers, say_notes};

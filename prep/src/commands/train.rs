@@ -8,12 +8,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
+use flashlm_formats::bundle::PredictorDType;
 use flashlm_formats::destination::{Directory, DirectoryKind};
+use flashlm_formats::predictors::{LayerReport, OperatingPoint, RankCurve, TrainReport};
 use flashlm_formats::recording::Recording;
-use flashlm_prep::train::{
-    LayerReport, OperatingPoint, PredictorDType, Progress, RankChoice, RankCurve, SweepEntry, TrainOptions,
-    TrainReport, sweep, train_recording,
-};
+use flashlm_prep::train::{Progress, RankChoice, SweepEntry, TrainOptions, sweep, train_recording};
 
 use super::{Stage, inputs, numbers, recorded};
 
@@ -141,7 +140,7 @@ pub(crate) fn print_layers(report: &TrainReport, on: &str) {
     println!("layer  rank   KB  misses  false alarms  over-fetch  energy lost  seconds   ({on})");
     let mut sums = [0.0; 4];
     for layer in &report.layers {
-        let point = judged(layer);
+        let point = layer.judged();
         println!(
             "{:>5}  {:>4} {:>4}  {:>5.2}%  {:>11.2}%  {:>9.2}x  {:>10.2}%  {:>7.1}",
             layer.layer,
@@ -237,10 +236,6 @@ fn sweep_row(entry: &SweepEntry) -> String {
     )
 }
 
-fn judged(layer: &LayerReport) -> &OperatingPoint {
-    layer.validation.as_ref().unwrap_or(&layer.held_out)
-}
-
 /// A bar over trials and trainings.
 struct Shown {
     stage: Stage,
@@ -268,7 +263,7 @@ impl Progress for Shown {
 
     fn trained(&self, report: &LayerReport) {
         self.step();
-        let point = judged(report);
+        let point = report.judged();
         self.stage.say(&format!(
             "layer {:>3}: rank {}, misses {:.2} %, false alarms {:.2} %, {:.1} s",
             report.layer,

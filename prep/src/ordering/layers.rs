@@ -10,16 +10,17 @@ use flashlm::disk_cost::ReadCost;
 use flashlm::replay::WantedSets;
 use flashlm_formats::bundle::{DEFAULT_ALIGNMENT, FlashLayout, LayoutError, LayoutOptions};
 use flashlm_formats::model::{DType, ModelSpec};
-use flashlm_formats::publish::{create_directory, publish_bytes};
+use flashlm_formats::orders::{
+    GroupShape, LayerScores, ORDERS_JSON, OrderFile, OrderFileError, OrderSummary, StrategyScore,
+};
+use flashlm_formats::publish::create_directory;
 use flashlm_formats::recording::{Recording, RecordingError, Split};
 use flashlm_formats::weight_format::WeightFormat;
 
 use super::cache_share::usual_cache_share;
-use super::file::{GroupShape, OrderFile, OrderFileError};
 use super::positions;
 use super::score::{OrderScore, ScoreOptions, score};
 use super::strategy::{LayerTraining, OrderingOptions, StrategyKind};
-use super::summary::{LayerScores, ORDERS_JSON, OrderSummary, StrategyScore};
 use crate::coactivation::PairOptions;
 use crate::wanted::{WantedError, behind_a_warm_up, wanted_sets};
 
@@ -242,8 +243,8 @@ impl Ordering {
     /// If the file cannot be written.
     pub fn finish(&self, recording: &Recording, layers: Vec<LayerScores>) -> Result<OrderSummary, OrderError> {
         let summary = OrderSummary {
-            format: "flashlm-orders",
-            version: 1,
+            format: OrderSummary::FORMAT.into(),
+            version: OrderSummary::VERSION,
             recording: recording.info().id.clone(),
             scored_on: self.other.as_ref().unwrap_or(recording).info().id.clone(),
             training_tokens: Split::tokens(&self.training).min(self.asked.tokens),
@@ -256,9 +257,7 @@ impl Ordering {
             byte_ns: self.score.cost.byte_ns(),
             layers,
         };
-        let json = serde_json::to_string_pretty(&summary).expect("plain data serialises") + "\n";
-        let path = self.out.join(ORDERS_JSON);
-        publish_bytes(&path, json.as_bytes()).map_err(|source| OrderError::Io { path, source })?;
+        summary.write(&self.out).map_err(|source| OrderError::Io { path: self.out.join(ORDERS_JSON), source })?;
         Ok(summary)
     }
 
@@ -272,7 +271,7 @@ impl Ordering {
             let strategy = kind.strategy();
             let order = strategy.order(&input);
             let result = score(held_out, &positions(&order), &self.score);
-            scores.push(StrategyScore::new(strategy.name(), &result));
+            scores.push(result.of_strategy(strategy.name()));
             let eligible = at > 0 || self.asked.strategy.is_none();
             if eligible && best.as_ref().is_none_or(|b| result.ms_per_token < b.0.ms_per_token) {
                 best = Some((result, strategy.name(), order));

@@ -2,6 +2,7 @@ use flashlm::cache::PolicyKind;
 use flashlm::disk_cost::ReadCost;
 use flashlm::planner::PlanLimits;
 use flashlm::replay::{ReplayCounts, ReplayOptions, WantedSets, replay};
+use flashlm_formats::orders::{ReadFigures, StrategyScore};
 
 /// What an order is judged by.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +41,26 @@ pub struct OrderScore {
     pub planned: ReplayCounts,
     /// Predicted time of the last, in milliseconds per token: the score.
     pub ms_per_token: f64,
+}
+
+impl OrderScore {
+    /// As `orders.json` says it of the order that `strategy` made.
+    pub fn of_strategy(&self, strategy: &str) -> StrategyScore {
+        let figures = |counts: &ReplayCounts| ReadFigures {
+            reads_per_token: counts.reads_per_token(),
+            bytes_per_token: counts.bytes_per_token(),
+            mean_run_groups: counts.mean_run_groups(),
+            mean_read_groups: counts.mean_read_groups(),
+        };
+        StrategyScore {
+            strategy: strategy.into(),
+            wanted: figures(&self.wanted),
+            missed: figures(&self.missed),
+            planned: figures(&self.planned),
+            hit_rate: self.planned.hit_rate(),
+            predicted_ms_per_token: self.ms_per_token,
+        }
+    }
 }
 
 /// Replays `wanted` (neurons, held out) with neuron `n` at `position[n]`.

@@ -8,17 +8,19 @@ use flashlm::error::RuntimeError;
 use flashlm_formats::bundle::{BundleError, LayoutError};
 use flashlm_formats::checkpoint::CheckpointError;
 use flashlm_formats::destination::DestinationError;
+use flashlm_formats::orders::OrderFileError;
+use flashlm_formats::predictors::PredictorFileError;
 use flashlm_formats::recording::RecordingError;
+use flashlm_formats::thresholds::ThresholdFileError;
 
 use crate::gain;
-use crate::ordering::{OrderError, OrderFileError};
+use crate::ordering::OrderError;
 use crate::own_text::OwnTextError;
 use crate::pack::PackError;
-use crate::predictors::PredictorsError;
 use crate::record::documents::DocumentsError;
 use crate::record::{RecordError, TextError};
 use crate::threads::ThreadsError;
-use crate::thresholds::{ThresholdError, ThresholdFileError};
+use crate::thresholds::ThresholdError;
 use crate::tokenizer::TokenizerError;
 use crate::train::TrainError;
 use crate::wanted::WantedError;
@@ -153,7 +155,7 @@ pub enum PrepareError {
     Train(#[from] TrainError),
     /// The predictors' files.
     #[error(transparent)]
-    Predictors(#[from] PredictorsError),
+    Predictors(#[from] PredictorFileError),
     /// Ordering.
     #[error(transparent)]
     Order(#[from] OrderError),

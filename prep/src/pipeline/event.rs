@@ -5,10 +5,10 @@ use std::path::Path;
 
 use flashlm::cache::PolicyKind;
 use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_formats::predictors::LayerReport;
+use flashlm_formats::thresholds::Measured;
 
 use super::announced::Estimate;
-use crate::thresholds::Measured;
-use crate::train::LayerReport;
 
 /// Sees the events. Some come from other threads than the one that prepares, two never at once but for [`Event::Layer`].
 pub type Observer<'a> = dyn Fn(Event<'_>) + Sync + 'a;

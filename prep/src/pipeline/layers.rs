@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use flashlm_formats::bundle::{FlashLayout, LayerSparsity};
 use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_formats::orders::{LayerScores, ORDERS_JSON, OrderFile};
+use flashlm_formats::predictors::{LayerReport, PREDICTORS_JSON, RankCurve, predictor_path};
 use flashlm_formats::recording::{HELD_OUT, Recording};
 use flashlm_formats::weight_format::WeightFormat;
 use serde::de::IgnoredAny;
@@ -19,14 +21,11 @@ use super::options::{PrepareOptions, pilot_tokens};
 use super::stamp::Stamp;
 use super::work::{self, Work, publish_sealed};
 use crate::gain;
-use crate::ordering::{LayerScores, ORDERS_JSON, OrderFile, OrderOptions, Ordering};
-use crate::predictors::predictor_path;
+use crate::ordering::{OrderOptions, Ordering};
 use crate::record::{Calibration, Recorder};
 use crate::sparsity::layer_sparsity;
 use crate::threads;
-use crate::train::{
-    LayerReport, Progress, RankChoice, RankCurve, TrainOptions, choose_ranks, train_layer, write_report,
-};
+use crate::train::{Progress, RankChoice, TrainOptions, choose_ranks, train_layer, write_report};
 
 type Result<T> = std::result::Result<T, PrepareError>;
 
@@ -208,7 +207,7 @@ impl Layers<'_> {
         ordering.finish(recording, scores)?;
         write_report(&recording.info().id, reports, &stages.predictors)?;
         work::seal_whole(&stages.orders, &[stages.orders.join(ORDERS_JSON)])?;
-        work::seal_whole(&stages.predictors, &[stages.predictors.join("predictors.json")])
+        work::seal_whole(&stages.predictors, &[stages.predictors.join(PREDICTORS_JSON)])
     }
 
     /// The rank of every layer, from a pilot; kept in `file`.

@@ -15,7 +15,6 @@ use super::stamp::{Stamp, fingerprint};
 use super::work::Work;
 use crate::own_text::OwnText;
 use crate::record::Calibration;
-use crate::record::text::spec_text;
 use crate::thresholds::default_tokens;
 
 /// Another version may do anything otherwise.
@@ -36,7 +35,7 @@ impl Source {
         Ok(Self {
             files: source_hash(checkpoint, work)?,
             tokenizer: format!("{:016x}", checksum(tokenizer_file)),
-            model: format!("{} {}", spec_text(checkpoint.spec()), checkpoint.ffn_dtype()),
+            model: format!("{} {}", checkpoint.spec().text(), checkpoint.ffn_dtype()),
         })
     }
 

@@ -10,7 +10,9 @@ use flashlm::threads;
 use flashlm_formats::bundle::{Bundle, FlashLayout, LayerSparsity, LayoutOptions, Replacement};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::destination::{Destination, FileKind};
+use flashlm_formats::orders::StoredOrders;
 use flashlm_formats::recording::HELD_OUT;
+use flashlm_formats::thresholds::ThresholdFile;
 
 use super::error::{PrepareError, io_error};
 use super::estimate::{Left, estimate};
@@ -24,14 +26,13 @@ use super::packed::{self, There};
 use super::work::{self, THRESHOLDS_SCRATCH, Work};
 use crate::gain;
 use crate::inputs::inputs;
-use crate::ordering::StoredOrders;
 use crate::own_text::{OwnText, write_own_text};
 use crate::pack::{PackOptions, WIDE_KV_NOTE, pack_unpublished};
 use crate::predictors::assemble;
 use crate::record::Calibration;
 use crate::record::documents::{Documents, read_documents};
 use crate::record::text::Sampling;
-use crate::thresholds::{ThresholdFile, VERIFIED, default_tokens, find_thresholds};
+use crate::thresholds::{VERIFIED, default_tokens, find_thresholds};
 use crate::tokenizer::packed_tokenizer;
 
 type Result<T> = std::result::Result<T, PrepareError>;

@@ -88,7 +88,7 @@ impl<'a> Recorder<'a> {
                 let mut info = RecordingInfo::new(spec.clone(), id);
                 info.sequence_tokens = calibration.sequence_tokens as u64;
                 info.seed = Some(calibration.seed);
-                info.checkpoint = text::checkpoint_fingerprint(checkpoint);
+                info.checkpoint = checkpoint.fingerprint();
                 info.text = format!("{:016x}", calibration.text_fingerprint);
                 info.recorder = format!("flashlm-prep {}, f32", env!("CARGO_PKG_VERSION"));
                 Recording::create(

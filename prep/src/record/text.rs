@@ -1,8 +1,6 @@
 //! Calibration text: documents, sampled, cut into sequences of token ids, and divided into those to train on and those held out.
 
 use std::collections::HashMap;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 use flashlm::error::RuntimeError;
 use flashlm::text::Tokenizer;
@@ -10,7 +8,6 @@ use flashlm_formats::bundle::checksum;
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::model::ModelSpec;
 use flashlm_formats::recording::{Split, hold_out};
-use flashlm_formats::regular::open_regular;
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use xxhash_rust::xxh3::Xxh3;
@@ -296,45 +293,9 @@ impl Calibration {
         let mut bytes: Vec<u8> = Vec::with_capacity(self.tokens.len() * 4 + 64);
         let numbers = [&self.tokens, &self.sequences, &self.documents, &self.held_out];
         bytes.extend(numbers.into_iter().flatten().flat_map(|v| v.to_le_bytes()));
-        bytes.extend(checkpoint_fingerprint(checkpoint).as_bytes());
+        bytes.extend(checkpoint.fingerprint().as_bytes());
         format!("{:016x}", checksum(&bytes))
     }
-}
-
-/// An architecture as text that names it: its JSON, which later versions write alike.
-pub(crate) fn spec_text(spec: &ModelSpec) -> String {
-    serde_json::to_string(spec).expect("an architecture is plain data")
-}
-
-/// Names a checkpoint by its files: names, lengths, architecture, and pieces of the contents, 8 MiB of a file at most.
-pub fn checkpoint_fingerprint(checkpoint: &Checkpoint) -> String {
-    let mut text = spec_text(checkpoint.spec());
-    for file in checkpoint.files() {
-        let sample = sample(&checkpoint.dir().join(&file.name), file.bytes);
-        text += &format!("|{} {} {sample:016x}", Path::new(&file.name).display(), file.bytes);
-    }
-    format!("{:016x}", checksum(text.as_bytes()))
-}
-
-/// Hash of pieces of a file, all over it: another training of the same model differs in every one of them. What cannot be read
-/// counts as empty; whoever needs it says so.
-fn sample(path: &Path, bytes: u64) -> u64 {
-    const PIECES: u64 = 256;
-    const PIECE_BYTES: u64 = 32 << 10;
-    let mut hash = Xxh3::new();
-    let Ok(file) = open_regular(path) else { return hash.digest() };
-    let mut piece = vec![0; PIECE_BYTES as usize];
-    let step = (bytes / PIECES).max(PIECE_BYTES);
-    let mut at = 0;
-    while at < bytes {
-        let piece = &mut piece[..PIECE_BYTES.min(bytes - at) as usize];
-        if file.read_exact_at(piece, at).is_err() {
-            break;
-        }
-        hash.update(piece);
-        at += step;
-    }
-    hash.digest()
 }
 
 /// Fisher and Yates; the seed decides what is recorded.
@@ -347,6 +308,8 @@ fn shuffle<T>(items: &mut [T], seed: u64) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     /// A tokenizer of words that puts id 2 in front of every text, and some model.

@@ -1,16 +1,17 @@
 use std::path::{Path, PathBuf};
 
+use flashlm_formats::orders::OrderFile;
+use flashlm_formats::predictors::TrainReportError;
 use flashlm_formats::recording::LayerRecording;
 
 use super::*;
-use crate::ordering::OrderFile;
 
 fn fixture() -> Recording {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/recording-tiny-opt");
     Recording::open(&dir).unwrap()
 }
 
-fn page(recording: &Recording, predictors: Option<&Predictors>, orders: Option<&Orders>) -> String {
+fn page(recording: &Recording, predictors: Option<&TrainReport>, orders: Option<&Orders>) -> String {
     let input = ReportInput {
         recording,
         verdict: |mean| format!("mean <{mean:.3}> & more"),
@@ -23,7 +24,7 @@ fn page(recording: &Recording, predictors: Option<&Predictors>, orders: Option<&
 }
 
 /// Predictors for both layers of the fixture, with made-up figures.
-fn predictors(dir: &Path) -> Predictors {
+fn predictors(dir: &Path) -> TrainReport {
     let point = |missed: f64| {
         format!(
             r#"{{"threshold": 0.5, "false_negative_rate": {missed}, "false_positive_rate": 0.02, "predicted_fraction": 0.125,
@@ -39,12 +40,12 @@ fn predictors(dir: &Path) -> Predictors {
         )
     };
     let json = format!(
-        r#"{{"format": "flashlm-predictors", "version": 1, "recording": "x", "layers": [{}, {}]}}"#,
+        r#"{{"format": "flashlm-predictors", "version": 1, "recording": "x", "predictor_bytes": 40000, "ffn_bytes": 2097152, "layers": [{}, {}]}}"#,
         layer(0, 0.0425),
         layer(1, 0.0375)
     );
     std::fs::write(dir.join("predictors.json"), json).unwrap();
-    Predictors::read(dir).unwrap()
+    TrainReport::read(dir).unwrap()
 }
 
 #[test]
@@ -55,7 +56,7 @@ fn numbers_that_cannot_be_drawn_are_an_error() {
     let json = std::fs::read_to_string(&path).unwrap();
     for huge in ["1e308", "-1e308", "1e16"] {
         std::fs::write(&path, json.replace("0.125", huge).replace("20000", "18446744073709551615")).unwrap();
-        let (recording, predictors) = (fixture(), Predictors::read(dir.path()).unwrap());
+        let (recording, predictors) = (fixture(), TrainReport::read(dir.path()).unwrap());
         let input = ReportInput {
             recording: &recording,
             verdict: |_| String::new(),
@@ -79,10 +80,18 @@ fn orders(dir: &Path, recording: &Recording) -> Orders {
             .write(dir)
             .unwrap();
     }
+    let layer = |layer: usize| {
+        format!(
+            r#"{{"layer": {layer}, "chosen": "path", "file": "layer-00{layer}.order.safetensors", "strategies": []}}"#
+        )
+    };
     let json = format!(
-        r#"{{"recording": "{}", "records_per_group": 4, "group_bytes": 4096, "request_ns": 20000.0, "byte_ns": 1.0,
-            "layers": [{{"layer": 0}}, {{"layer": 1}}]}}"#,
-        info.id
+        r#"{{"format": "flashlm-orders", "version": 1, "recording": "{0}", "scored_on": "{0}", "training_tokens": 1,
+            "scored_tokens": 1, "records_per_group": 4, "group_bytes": 4096, "policy": "lru", "slots": 1,
+            "request_ns": 20000.0, "byte_ns": 1.0, "later": 1, "layers": [{1}, {2}]}}"#,
+        info.id,
+        layer(0),
+        layer(1)
     );
     std::fs::write(dir.join("orders.json"), json).unwrap();
     Orders::read(dir).unwrap()
@@ -276,9 +285,9 @@ fn predictors_and_budget_are_what_was_given() {
 fn files_of_another_kind_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let missing: PathBuf = dir.path().join("nowhere");
-    assert!(matches!(Predictors::read(&missing), Err(ReportError::Io { .. })));
+    assert!(matches!(TrainReport::read(&missing), Err(TrainReportError::Io { .. })));
     std::fs::write(dir.path().join("orders.json"), "{\"layers\": []}").unwrap();
-    assert!(matches!(Orders::read(dir.path()), Err(ReportError::Json { .. })));
+    assert!(matches!(Orders::read(dir.path()), Err(OrderFileError::Json { .. })));
     let mut stray = predictors(dir.path());
     stray.layers[1].layer = 99;
     let recording = fixture();

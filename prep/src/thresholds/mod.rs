@@ -9,7 +9,6 @@
 //! A threshold decides which neurons predictors learn to find. It does not know them, and nothing that is computed is ever
 //! thrown away for it.
 
-mod file;
 mod passes;
 mod spread;
 
@@ -19,15 +18,14 @@ use std::path::Path;
 use flashlm::error::RuntimeError;
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::model::ModelSpec;
+use flashlm_formats::thresholds::{Level, Measured, Verified};
 use flashlm_kernels::Threads;
-use serde::{Deserialize, Serialize};
 
 use crate::layers::PassError;
 use crate::record::{Calibration, RecordError};
 use crate::states::StatesError;
-use passes::{Copy, Passes, Scores, positions, work};
+use passes::{Copy, Passes, Work, positions, work};
 
-pub use file::{ThresholdFile, ThresholdFileError};
 pub use spread::Spread;
 
 /// Shares of a token's squared energy in a layer that are tried.
@@ -40,67 +38,6 @@ pub const DEFAULT_LOSS: f64 = 0.01;
 const ROUNDS: usize = 8;
 /// Positions that either part must have.
 const NEEDED: usize = 20;
-
-/// One share that was tried.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Level {
-    /// Share of a token's squared energy in each layer that is cut off, in the mean over tokens.
-    pub cut: f64,
-    /// Neurons above the threshold, mean over layers.
-    pub active: f64,
-    /// Perplexity with the others left out.
-    pub perplexity: f64,
-    /// Share of positions where the likeliest token stays the same.
-    pub top1_agreement: f64,
-}
-
-/// What the chosen thresholds do to documents that they were not chosen on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Verified {
-    /// Scored positions.
-    pub positions: usize,
-    /// Perplexity of the model as it is.
-    pub perplexity: f64,
-    /// Perplexity with neurons below the thresholds left out.
-    pub with_thresholds: f64,
-    /// The loss of perplexity, as a share.
-    pub loss: f64,
-    /// Its standard error; loss and error together are within what was allowed.
-    pub error: f64,
-}
-
-/// What was measured, and what follows from it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Measured {
-    /// Scored positions.
-    pub positions: usize,
-    /// Perplexity of the model as it is.
-    pub perplexity: f64,
-    /// Every share that was tried, ascending.
-    pub levels: Vec<Level>,
-    /// The loss of perplexity that was allowed, as a share.
-    pub loss_allowed: f64,
-    /// The share of squared energy that is cut off: where between those tried the loss is what was allowed, or less, if held-out
-    /// documents lost more.
-    pub cut: f64,
-    /// What follows: a threshold for each layer.
-    pub thresholds: Vec<f32>,
-    /// Neurons above it, for each layer, over all documents.
-    pub active: Vec<f64>,
-    /// On held-out documents; files of earlier versions do not have it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub verified: Option<Verified>,
-}
-
-impl Measured {
-    /// Neurons above the chosen thresholds, mean over layers.
-    pub fn mean_active(&self) -> f64 {
-        self.active.iter().sum::<f64>() / self.active.len().max(1) as f64
-    }
-}
 
 /// Tokens to measure on where nothing is said. In a large model a token costs more.
 pub fn default_tokens(spec: &ModelSpec) -> usize {
@@ -146,64 +83,116 @@ pub fn find_thresholds(
     scratch: &Path,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Measured, ThresholdError> {
-    let flags = calibration.split().flags(calibration.tokens.len());
-    let (held_out, training): (Vec<Range<usize>>, Vec<_>) = calibration.ranges().partition(|range| flags[range.start]);
-    if positions(&training).min(positions(&held_out)) < NEEDED {
-        return Err(ThresholdError::TooShort { training: positions(&training), held_out: positions(&held_out) });
-    }
-    let spec = checkpoint.spec();
-    let (chosen_on, round) = ((1 + CUTS.len() as u64) * work(spec, &training), work(spec, &held_out));
-    let (mut done, total) = (0, std::cell::Cell::new(chosen_on + 2 * round));
-    let mut tell = |more: u64| {
-        done += more;
-        progress(done, total.get().max(done));
-    };
-    let tokens = &calibration.tokens;
-    let mut passes = Passes { checkpoint, tokens, threads, scratch, progress: &mut tell };
-    let copies: Vec<Copy<'_>> = std::iter::once(Copy::Whole).chain(CUTS.map(Copy::Share)).collect();
-    let (scores, mut spreads) = passes.run(&training, &copies)?;
-    let mean = |of: &dyn Fn(&Spread) -> f64| spreads.iter().map(of).sum::<f64>() / spreads.len() as f64;
-    let levels: Vec<Level> = CUTS
-        .iter()
-        .zip(&scores[1..])
-        .map(|(&cut, copy)| Level {
-            cut,
-            active: mean(&|spread| spread.active(spread.threshold(cut))),
-            perplexity: copy.perplexity(),
-            top1_agreement: copy.agreement(&scores[0]),
-        })
-        .collect();
-    let dense = scores[0].perplexity();
-    let mut cut = cut_for(loss, dense, &levels);
+    let parts = Parts::of(calibration)?;
+    let work = Work::new(checkpoint.spec(), &parts, progress);
+    let mut passes = Passes { checkpoint, tokens: &calibration.tokens, threads, scratch, work };
+    let Tried { perplexity, levels, mut spreads } = try_shares(&mut passes, &parts.training)?;
+    let begin = cut_for(loss, perplexity, &levels);
+    let kept = lower_until_kept(&mut passes, &parts.held_out, &spreads, begin, loss)?;
+    // How many are active is said of all documents.
+    spreads.iter_mut().zip(&kept.spreads).for_each(|(spread, other)| spread.merge(other));
+    let active = spreads.iter().zip(&kept.thresholds).map(|(spread, &t)| spread.active(t)).collect();
+    Ok(Measured {
+        positions: positions(&parts.training),
+        perplexity,
+        levels,
+        loss_allowed: loss,
+        cut: kept.cut,
+        thresholds: kept.thresholds,
+        active,
+        verified: Some(kept.verified),
+    })
+}
 
-    let mut whole: Option<(Scores, Vec<Spread>)> = None;
+/// The documents of a calibration text, as the ranges of their sequences.
+struct Parts {
+    /// Those to choose thresholds on.
+    training: Vec<Range<usize>>,
+    /// Those to verify them on.
+    held_out: Vec<Range<usize>>,
+}
+
+impl Parts {
+    fn of(calibration: &Calibration) -> Result<Self, ThresholdError> {
+        let flags = calibration.split().flags(calibration.tokens.len());
+        let (held_out, training): (Vec<_>, Vec<_>) = calibration.ranges().partition(|range| flags[range.start]);
+        if positions(&training).min(positions(&held_out)) < NEEDED {
+            return Err(ThresholdError::TooShort { training: positions(&training), held_out: positions(&held_out) });
+        }
+        Ok(Self { training, held_out })
+    }
+}
+
+impl<'a> Work<'a> {
+    /// All shares on the text to choose on, and one round of verification, where the model as it is goes along.
+    fn new(spec: &ModelSpec, parts: &Parts, progress: &'a mut dyn FnMut(u64, u64)) -> Self {
+        let copies = 1 + CUTS.len() as u64;
+        let total = copies * work(spec, &parts.training) + 2 * work(spec, &parts.held_out);
+        Self { done: 0, total, progress }
+    }
+}
+
+/// What the shares of [`CUTS`] do to the documents to choose on.
+struct Tried {
+    /// Of the model as it is.
+    perplexity: f64,
+    levels: Vec<Level>,
+    spreads: Vec<Spread>,
+}
+
+/// Sends the model as it is and with each of the shares left out through the text.
+fn try_shares(passes: &mut Passes<'_>, training: &[Range<usize>]) -> Result<Tried, ThresholdError> {
+    let copies: [Copy<'_>; 1 + CUTS.len()] = std::array::from_fn(|at| match at.checked_sub(1) {
+        None => Copy::Whole,
+        Some(at) => Copy::Share(CUTS[at]),
+    });
+    let ([whole, cut_off @ ..], spreads) = passes.run(training, &copies)?;
+    let mean = |of: &dyn Fn(&Spread) -> f64| spreads.iter().map(of).sum::<f64>() / spreads.len() as f64;
+    let levels = CUTS.iter().zip(&cut_off).map(|(&cut, scores)| Level {
+        cut,
+        active: mean(&|spread| spread.active(spread.threshold(cut))),
+        perplexity: scores.perplexity(),
+        top1_agreement: scores.agreement(&whole),
+    });
+    Ok(Tried { perplexity: whole.perplexity(), levels: levels.collect(), spreads })
+}
+
+/// Thresholds that keep the loss that is allowed on held-out documents.
+struct Kept {
+    cut: f64,
+    thresholds: Vec<f32>,
+    verified: Verified,
+    /// How strongly neurons fire in those documents.
+    spreads: Vec<Spread>,
+}
+
+/// Lowers the share `cut` until held-out documents lose no more than `loss`, the standard error included. The thresholds follow
+/// from `chosen_on`, how strongly neurons fire in the other documents.
+fn lower_until_kept(
+    passes: &mut Passes<'_>,
+    held_out: &[Range<usize>],
+    chosen_on: &[Spread],
+    mut cut: f64,
+    loss: f64,
+) -> Result<Kept, ThresholdError> {
+    let at = |cut: f64| -> Vec<f32> { chosen_on.iter().map(|spread| spread.threshold(cut)).collect() };
+    let mut thresholds = at(cut);
+    let ([whole, mut with], spreads) = passes.run(held_out, &[Copy::Whole, Copy::Thresholds(&thresholds)])?;
     let mut rounds = 0;
-    let (thresholds, verified) = loop {
-        let thresholds: Vec<f32> = spreads.iter().map(|spread| spread.threshold(cut)).collect();
-        let copies = [Copy::Whole, Copy::Thresholds(&thresholds)];
-        let (mut scores, found) = passes.run(&held_out, &copies[usize::from(whole.is_some())..])?;
-        let Some(with) = scores.pop() else { unreachable!("a copy was sent through") };
-        let (whole, _) = whole.get_or_insert_with(|| (scores.pop().unwrap_or_default(), found));
-        let (lost, error) = with.loss_against(whole);
+    loop {
+        let (lost, error) = with.loss_against(&whole);
         if lost + error <= loss || cut == 0.0 {
             let (positions, perplexity) = (whole.losses.len(), whole.perplexity());
-            break (
-                thresholds,
-                Verified { positions, perplexity, with_thresholds: with.perplexity(), loss: lost, error },
-            );
+            let verified = Verified { positions, perplexity, with_thresholds: with.perplexity(), loss: lost, error };
+            return Ok(Kept { cut, thresholds, verified, spreads });
         }
         rounds += 1;
         // Loss grows about as the share does.
         cut = if rounds < ROUNDS { cut * (loss / (lost + error)).clamp(0.2, 0.8) } else { 0.0 };
-        total.set(total.get() + round);
-    };
-    // How many are active is said of all documents.
-    let held_out_spreads = whole.map(|(_, spreads)| spreads).unwrap_or_default();
-    spreads.iter_mut().zip(&held_out_spreads).for_each(|(spread, other)| spread.merge(other));
-    let active = spreads.iter().zip(&thresholds).map(|(spread, &t)| spread.active(t)).collect();
-    let positions = positions(&training);
-    let verified = Some(verified);
-    Ok(Measured { positions, perplexity: dense, levels, loss_allowed: loss, cut, thresholds, active, verified })
+        thresholds = at(cut);
+        passes.work.expect(work(passes.checkpoint.spec(), held_out));
+        ([with], _) = passes.run(held_out, &[Copy::Thresholds(&thresholds)])?;
+    }
 }
 
 /// The share between those tried at which the loss of perplexity should be `loss`, by the first level that costs more and the one before.

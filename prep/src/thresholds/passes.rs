@@ -68,10 +68,13 @@ pub(super) fn positions(ranges: &[Range<usize>]) -> usize {
 
 /// Work of one copy that goes through `ranges`: weights that are multiplied.
 pub(super) fn work(spec: &ModelSpec, ranges: &[Range<usize>]) -> u64 {
-    let ffn = spec.ffn().vectors() * spec.ffn().size * spec.hidden_size;
-    let attention = (spec.attention().qkv_size() + spec.hidden_size) * spec.hidden_size;
     let tokens: usize = ranges.iter().map(ExactSizeIterator::len).sum();
-    (tokens * spec.layers.len() * (ffn + attention) + positions(ranges) * spec.vocab_size * spec.embed_size) as u64
+    (tokens * spec.layers.len() * layer_work(spec) + positions(ranges) * spec.vocab_size * spec.embed_size) as u64
+}
+
+/// Work of one token in one layer.
+fn layer_work(spec: &ModelSpec) -> usize {
+    (spec.ffn().vectors() * spec.ffn().size + spec.attention().qkv_size() + spec.hidden_size) * spec.hidden_size
 }
 
 pub(super) struct Passes<'a> {
@@ -79,18 +82,38 @@ pub(super) struct Passes<'a> {
     pub(super) tokens: &'a [u32],
     pub(super) threads: &'a Threads,
     pub(super) scratch: &'a Path,
-    /// Is told the work done.
-    pub(super) progress: &'a mut dyn FnMut(u64),
+    pub(super) work: Work<'a>,
+}
+
+/// How much of the work is done.
+pub(super) struct Work<'a> {
+    pub(super) done: u64,
+    /// All there is to do, as far as that is known.
+    pub(super) total: u64,
+    /// Is told both.
+    pub(super) progress: &'a mut dyn FnMut(u64, u64),
+}
+
+impl Work<'_> {
+    fn add(&mut self, done: u64) {
+        self.done += done;
+        (self.progress)(self.done, self.total.max(self.done));
+    }
+
+    /// There is more to do than was said.
+    pub(super) fn expect(&mut self, more: u64) {
+        self.total += more;
+    }
 }
 
 impl Passes<'_> {
     /// Sends copies through the sequences `ranges`; also gives how strongly the neurons of each layer fire in the whole model, if
     /// the first copy is that.
-    pub(super) fn run(
+    pub(super) fn run<const COPIES: usize>(
         &mut self,
         ranges: &[Range<usize>],
-        copies: &[Copy<'_>],
-    ) -> Result<(Vec<Scores>, Vec<Spread>), ThresholdError> {
+        copies: &[Copy<'_>; COPIES],
+    ) -> Result<([Scores; COPIES], Vec<Spread>), ThresholdError> {
         let (spreads, states) = self.layers(ranges, copies)?;
         Ok((self.heads(ranges, &states)?, spreads))
     }
@@ -133,10 +156,7 @@ impl Passes<'_> {
                     let watcher = matches!(copy, Copy::Whole).then_some(&mut observer as &mut dyn FfnHook);
                     let mut hook = Cutoff { cutoff, watcher };
                     runner.run(&weights, &mut ffn, range, (&states[number], &mut output), Some(&mut hook))?;
-                    let weights =
-                        (spec.ffn().vectors() * spec.ffn().size + spec.attention().qkv_size() + spec.hidden_size)
-                            * spec.hidden_size;
-                    (self.progress)((tokens * weights) as u64);
+                    self.work.add((tokens * layer_work(spec)) as u64);
                 }
                 observer.take_in();
                 states[number] = output;
@@ -146,15 +166,19 @@ impl Passes<'_> {
         Ok((spreads, states))
     }
 
-    fn heads(&mut self, ranges: &[Range<usize>], states: &[HiddenStates]) -> Result<Vec<Scores>, ThresholdError> {
+    /// What each copy's states make of the text.
+    fn heads<const COPIES: usize>(
+        &mut self,
+        ranges: &[Range<usize>],
+        states: &[HiddenStates],
+    ) -> Result<[Scores; COPIES], ThresholdError> {
         let checkpoint = self.checkpoint;
         let spec = checkpoint.spec();
         let outer = OuterWeights::load(spec, &mut CheckpointTensors::new(checkpoint))?;
         let head = Head { spec, weights: &outer, threads: self.threads };
         let (mut logits, mut scratch) = (Vec::new(), MatmulScratch::default());
-        let mut all = Vec::with_capacity(states.len());
-        for states in states {
-            let mut scores = Scores::default();
+        let mut all = [(); COPIES].map(|()| Scores::default());
+        for (scores, states) in all.iter_mut().zip(states) {
             for range in ranges {
                 let last = range.end.saturating_sub(1);
                 for start in (range.start..last).step_by(HEAD_ROWS) {
@@ -166,10 +190,9 @@ impl Passes<'_> {
                         scores.losses.push(log_sum_exp(row) - f64::from(row[*next as usize]));
                         scores.best.push(greedy(row));
                     }
-                    (self.progress)((rows * spec.vocab_size * spec.embed_size) as u64);
+                    self.work.add((rows * spec.vocab_size * spec.embed_size) as u64);
                 }
             }
-            all.push(scores);
         }
         Ok(all)
     }

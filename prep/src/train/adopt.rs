@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use flashlm_formats::bundle::PredictorDType;
+use flashlm_formats::predictors::{DTypeCurve, LayerReport, predictor_path};
 use flashlm_formats::publish::create_directory;
 use flashlm_formats::recording::Recording;
 
@@ -10,8 +12,8 @@ use super::curve::Curve;
 use super::fit::thin;
 use super::options::{Shape, TrainOptions, threshold};
 use super::params::TrainError;
-use super::pipeline::{CALIBRATION_TOKENS, CURVE_MISSES, DTypeCurve, LayerReport};
-use super::predictor::{LowRankPredictor, PredictorDType};
+use super::pipeline::{CALIBRATION_TOKENS, CURVE_MISSES};
+use super::predictor::LowRankPredictor;
 use super::rank::predictor_bytes;
 use super::store::{StoredPredictor, write_predictor};
 
@@ -65,7 +67,7 @@ pub fn adopt_layer(
     let stored = &curves.iter().find(|(dtype, _)| *dtype == options.dtype).expect("both are there").1;
     let shifted = predictor.shifted(threshold);
     let parts = [StoredPredictor { prefix: "", predictor: &shifted, dtype: options.dtype }];
-    write_predictor(&crate::predictors::predictor_path(out, layer), &parts)?;
+    write_predictor(&predictor_path(out, layer), &parts)?;
     let bytes = |dtype| predictor_bytes(predictor.rank(), shape.hidden, shape.ffn, dtype);
     let points = |curve: &Curve| CURVE_MISSES.iter().map(|&m| curve.at_misses(m)).collect();
     Ok(LayerReport {

@@ -1,6 +1,6 @@
 //! What each threshold costs and keeps.
 
-use serde::{Deserialize, Serialize};
+use flashlm_formats::predictors::OperatingPoint;
 
 use super::activity::TrainingSet;
 use super::predictor::LowRankPredictor;
@@ -17,27 +17,6 @@ pub struct Curve {
     energy: Vec<f64>,
     tokens: usize,
     ffn: usize,
-}
-
-/// What happens at one threshold. Rates are pooled over tokens: see `false_negative_rate` and the rest.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct OperatingPoint {
-    /// Taken off the logits.
-    pub threshold: f32,
-    /// Missed / active.
-    pub false_negative_rate: f64,
-    /// False alarms / inactive.
-    pub false_positive_rate: f64,
-    /// Predicted / all neurons.
-    pub predicted_fraction: f64,
-    /// Active / all neurons.
-    pub active_fraction: f64,
-    /// Predicted / active.
-    pub over_fetch: f64,
-    /// Share of the activation energy that the predicted neurons keep.
-    pub energy_recall: f64,
-    /// Hits / predicted; recall is one less the false-negative rate.
-    pub precision: f64,
 }
 
 impl Curve {

@@ -3,11 +3,11 @@
 //! Two ways: a small predictor of its own, and the next layer's predictor used early. A look-ahead that is wrong costs time
 //! and never quality, as the exact predictor decides later what is computed.
 
+use flashlm_formats::predictors::LookAheadReport;
 use flashlm_formats::recording::Recording;
-use serde::{Deserialize, Serialize};
 
 use super::activity::training_set;
-use super::curve::{Curve, OperatingPoint};
+use super::curve::Curve;
 use super::options::{Shape, TrainOptions, everything, fit, held_out_tokens};
 use super::params::TrainError;
 use super::predictor::LowRankPredictor;
@@ -19,21 +19,6 @@ const CALIBRATION_TOKENS: usize = 16_384;
 const STORED_MISSES: f64 = 0.1;
 /// Misses at which the report compares both ways.
 const COMPARED_MISSES: [f64; 7] = [0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5];
-
-/// Two ways to know the next layer's active neurons early; on the validation recording if there is one, else on held-out tokens.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LookAheadReport {
-    /// Rank of the small predictor.
-    pub rank: usize,
-    /// Its stored bytes.
-    pub bytes: u64,
-    /// The small predictor as stored.
-    pub own: OperatingPoint,
-    /// The small predictor at other thresholds.
-    pub own_points: Vec<OperatingPoint>,
-    /// The next layer's predictor on this layer's input, at the same shares of misses; empty where it was not compared.
-    pub next_layers_points: Vec<OperatingPoint>,
-}
 
 /// Trains a look-ahead of `rank` from `layer` to the next one; gives it with its threshold in the bias.
 ///

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use flashlm_formats::bundle::PredictorDType;
 use flashlm_formats::recording::Recording;
 use linfa::ParamGuard;
 use linfa::traits::Fit;
@@ -10,7 +11,7 @@ use super::activity::TrainingSet;
 use super::curve::Curve;
 use super::fit::thin;
 use super::params::{LowRankPredictorParams, TrainError};
-use super::predictor::{LowRankPredictor, PredictorDType};
+use super::predictor::LowRankPredictor;
 
 /// How ranks are chosen.
 #[derive(Clone, Debug, PartialEq)]

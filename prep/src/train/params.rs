@@ -1,3 +1,4 @@
+use flashlm_formats::predictors::TrainReportError;
 use flashlm_formats::recording::RecordingError;
 use linfa::ParamGuard;
 
@@ -85,6 +86,9 @@ pub enum TrainError {
     /// linfa refused.
     #[error(transparent)]
     Linfa(#[from] linfa::Error),
+    /// `predictors.json` cannot be written.
+    #[error(transparent)]
+    Report(#[from] TrainReportError),
     /// Writing failed.
     #[error("{}: {source}", path.display())]
     Io {

@@ -3,20 +3,21 @@
 use std::path::Path;
 use std::time::Instant;
 
+use flashlm_formats::bundle::PredictorDType;
+use flashlm_formats::predictors::{DTypeCurve, LOOK_AHEAD, LayerReport, RankCurve, TrainReport, predictor_path};
 use flashlm_formats::publish::create_directory;
 use flashlm_formats::recording::Recording;
 use linfa::ParamGuard;
 use linfa::traits::Fit;
-use serde::{Deserialize, Serialize};
 
 use super::activity::{TrainingSet, training_set};
-use super::curve::{Curve, OperatingPoint};
-use super::look_ahead::{LookAheadReport, train_look_ahead};
+use super::curve::Curve;
+use super::look_ahead::train_look_ahead;
 use super::options::{RankChoice, Shape, TrainOptions, everything, fit, held_out_tokens, threshold};
 use super::params::TrainError;
-use super::predictor::{LowRankPredictor, PredictorDType};
-use super::rank::{RankCurve, allocate_ranks, can_pay, ladder, predictor_bytes};
-use super::store::{StoredPredictor, publish, write_predictor};
+use super::predictor::LowRankPredictor;
+use super::rank::{allocate_ranks, can_pay, ladder, predictor_bytes};
+use super::store::{StoredPredictor, write_predictor};
 
 /// Tokens that the trials of [`choose_ranks`] use at most: to train on, and as many as that in all with those held out.
 pub const TRIAL_TOKENS: usize = 8192;
@@ -36,63 +37,6 @@ pub trait Progress {
     fn tried(&self, layer: usize, curve: &RankCurve);
     /// A layer's predictor is trained and written.
     fn trained(&self, report: &LayerReport);
-}
-
-/// What is known of one layer's predictor.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LayerReport {
-    /// Number of the layer.
-    pub layer: usize,
-    /// Rank of the predictor.
-    pub rank: usize,
-    /// How it is stored.
-    pub dtype: PredictorDType,
-    /// Stored bytes, look-ahead excluded.
-    pub bytes: u64,
-    /// Bytes of the layer's FFN weights.
-    pub ffn_bytes: u64,
-    /// Measured on held-out tokens, as stored.
-    pub held_out: OperatingPoint,
-    /// Measured on another recording, as stored, when one was given.
-    pub validation: Option<OperatingPoint>,
-    /// Other thresholds of this predictor, for each way to store it; on the other recording if there is one.
-    pub curves: Vec<DTypeCurve>,
-    /// Predictors for the next layer from this one's input.
-    #[serde(default)]
-    pub look_ahead: Option<LookAheadReport>,
-    /// The trial, when ranks were chosen automatically.
-    pub trial: Option<RankCurve>,
-    /// Time of the fit alone. Not part of the file, which holds nothing of the machine.
-    #[serde(skip)]
-    pub seconds: f64,
-}
-
-/// Points of a predictor stored one way.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct DTypeCurve {
-    /// How it is stored.
-    pub dtype: PredictorDType,
-    /// Stored bytes.
-    pub bytes: u64,
-    /// Points at rising shares of misses.
-    pub points: Vec<OperatingPoint>,
-}
-
-/// The whole of `predictors.json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TrainReport {
-    /// Always `flashlm-predictors`.
-    pub format: String,
-    /// Format version.
-    pub version: u32,
-    /// Id of the recording.
-    pub recording: String,
-    /// Stored bytes of the predictors of these layers.
-    pub predictor_bytes: u64,
-    /// FFN bytes of these layers.
-    pub ffn_bytes: u64,
-    /// Trained layers, ascending.
-    pub layers: Vec<LayerReport>,
 }
 
 /// Trains predictors for the chosen layers and writes them, with `predictors.json`, into `out`.
@@ -150,32 +94,9 @@ pub fn train_recording(
 
 /// Writes `predictors.json`, and `timings.json` beside it, which alone depends on the machine.
 pub fn write_report(recording: &str, layers: Vec<LayerReport>, out: &Path) -> Result<TrainReport, TrainError> {
-    let report = TrainReport {
-        format: "flashlm-predictors".into(),
-        version: 1,
-        recording: recording.into(),
-        predictor_bytes: layers.iter().map(|r| r.bytes).sum(),
-        ffn_bytes: layers.iter().map(|r| r.ffn_bytes).sum(),
-        layers,
-    };
-    let publish_json = |name: &str, json: serde_json::Result<Vec<u8>>| {
-        let mut json = json.expect("plain data serialises");
-        json.push(b'\n');
-        publish(&out.join(name), &json)
-    };
-    publish_json("predictors.json", serde_json::to_vec_pretty(&report))?;
-    let seconds = report.layers.iter().map(|r| (r.layer, r.seconds));
-    let timings: Vec<_> = seconds.map(|(layer, seconds)| Timing { layer, seconds }).collect();
-    publish_json("timings.json", serde_json::to_vec_pretty(&timings))?;
+    let report = TrainReport::new(recording, layers);
+    report.write(out)?;
     Ok(report)
-}
-
-/// An entry of `timings.json`.
-#[derive(Serialize)]
-struct Timing {
-    layer: usize,
-    /// Of the fit alone.
-    seconds: f64,
 }
 
 /// The rank of every layer for [`RankChoice::Auto`], from a short trial of each layer of the model, and the trials.
@@ -279,9 +200,9 @@ pub fn train_layer(
     let shifted = predictor.shifted(threshold);
     let mut parts = vec![StoredPredictor { prefix: "", predictor: &shifted, dtype: options.dtype }];
     if let Some((small, _)) = &ahead {
-        parts.push(StoredPredictor { prefix: "lookahead.", predictor: small, dtype: options.dtype });
+        parts.push(StoredPredictor { prefix: LOOK_AHEAD, predictor: small, dtype: options.dtype });
     }
-    write_predictor(&crate::predictors::predictor_path(out, layer), &parts)?;
+    write_predictor(&predictor_path(out, layer), &parts)?;
     Ok(LayerReport {
         layer,
         rank,

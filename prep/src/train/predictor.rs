@@ -1,9 +1,9 @@
+use flashlm_formats::bundle::PredictorDType;
 use flashlm_kernels::{View, product};
 use half::f16;
 use linfa::traits::PredictInplace;
 use ndarray::{Array1, Array2};
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 
 use super::activity::Inputs;
 use super::params::LowRankPredictorParams;
@@ -21,26 +21,6 @@ pub struct LowRankPredictor {
     pub bias: Array1<f32>,
     /// Whether negative features count as zero: so in predictors that others trained.
     pub relu: bool,
-}
-
-/// How a predictor's matrices are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PredictorDType {
-    /// Half precision.
-    F16,
-    /// Bytes with one f32 scale for each row.
-    Int8,
-}
-
-impl PredictorDType {
-    /// The name used in files and messages.
-    pub const fn name(self) -> &'static str {
-        match self {
-            PredictorDType::F16 => "f16",
-            PredictorDType::Int8 => "int8",
-        }
-    }
 }
 
 /// Tokens whose logits are formed at once.

@@ -4,34 +4,14 @@
 //! each layer gives the false positives that remain at a fixed share of misses; then the rank is raised, step by step,
 //! where a byte of predictor saves most reads, until the budget is spent or another byte saves too little.
 
-use serde::{Deserialize, Serialize};
+use flashlm_formats::bundle::PredictorDType;
+use flashlm_formats::predictors::RankCurve;
 
 use super::params::TrainError;
-use super::predictor::PredictorDType;
 
 /// A raise must lower the false-positive rate by this much of the growth in size (as a share of the layer's FFN): below,
 /// the memory is better spent on cached neurons.
 const GAIN_MIN: f64 = 0.05;
-
-/// What the trial of a layer found: remaining false positives by rank, ranks ascending.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct RankCurve {
-    /// Tried ranks.
-    pub ranks: Vec<usize>,
-    /// False-positive rate of each.
-    pub costs: Vec<f64>,
-    /// Share of the neurons that each admits, with the threshold that it would get; earlier builds did not say it.
-    #[serde(default)]
-    pub admitted: Vec<f64>,
-}
-
-impl RankCurve {
-    /// Share of the neurons that a predictor of this rank admits, if it was tried.
-    pub fn admitted_at(&self, rank: usize) -> Option<f64> {
-        let at = self.ranks.iter().position(|&tried| tried == rank)?;
-        self.admitted.get(at).copied()
-    }
-}
 
 /// Stored bytes of a predictor: both matrices, scales, and a bias for each neuron.
 pub fn predictor_bytes(rank: usize, hidden: usize, ffn: usize, dtype: PredictorDType) -> u64 {

@@ -1,17 +1,14 @@
-//! Predictor files: one safetensors file per layer; `docs/predictors.md` describes them.
+//! From trained predictors to their files, which `flashlm_formats::predictors` knows.
 
-use std::collections::HashMap;
 use std::path::Path;
 
-use flashlm_formats::publish::publish_bytes;
-use flashlm_formats::seal::{self, SEAL};
+use flashlm_formats::bundle::PredictorDType;
+use flashlm_formats::predictors::{self, PredictorPart, StoredElements, StoredMatrix};
 use half::f16;
 use ndarray::Array2;
-use safetensors::Dtype;
-use safetensors::tensor::TensorView;
 
 use super::params::TrainError;
-use super::predictor::{LowRankPredictor, PredictorDType, quantise_rows};
+use super::predictor::{LowRankPredictor, quantise_rows};
 
 /// A predictor to be stored, under the prefix of its tensors: empty, or `lookahead.`.
 #[derive(Clone, Copy, Debug)]
@@ -24,47 +21,32 @@ pub struct StoredPredictor<'a> {
     pub dtype: PredictorDType,
 }
 
-/// A tensor that is there where a ReLU stands behind the encoder.
-const RELU: &str = "encoder_relu";
+impl<'a> StoredPredictor<'a> {
+    fn part(&self) -> PredictorPart<'a> {
+        let Self { prefix, predictor, dtype } = *self;
+        PredictorPart {
+            prefix,
+            encoder: stored(&predictor.encoder, dtype),
+            decoder: stored(&predictor.decoder, dtype),
+            relu: predictor.relu,
+            bias: predictor.bias.as_slice().expect("standard layout"),
+        }
+    }
+}
+
+fn stored(matrix: &Array2<f32>, dtype: PredictorDType) -> StoredMatrix {
+    let elements = match dtype {
+        PredictorDType::F16 => StoredElements::F16(matrix.iter().map(|&v| f16::from_f32(v)).collect()),
+        PredictorDType::Int8 => {
+            let (bytes, scales) = quantise_rows(matrix);
+            StoredElements::Int8 { bytes, scales }
+        }
+    };
+    StoredMatrix { rows: matrix.nrows(), columns: matrix.ncols(), elements }
+}
 
 /// Writes predictors into one file, whole or not at all.
 pub fn write_predictor(path: &Path, parts: &[StoredPredictor<'_>]) -> Result<(), TrainError> {
-    let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
-    for part in parts {
-        let floats = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-        let mut matrix = |name: &str, matrix: &Array2<f32>| {
-            let name = format!("{}{name}", part.prefix);
-            let shape = matrix.shape().to_vec();
-            match part.dtype {
-                PredictorDType::F16 => {
-                    let bytes = matrix.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect();
-                    tensors.push((name, Dtype::F16, shape, bytes));
-                }
-                PredictorDType::Int8 => {
-                    let (bytes, scales) = quantise_rows(matrix);
-                    tensors.push((format!("{name}_scale"), Dtype::F32, vec![shape[0]], floats(&scales)));
-                    tensors.push((name, Dtype::I8, shape, bytes.iter().map(|&b| b as u8).collect()));
-                }
-            }
-        };
-        matrix("encoder", &part.predictor.encoder);
-        matrix("decoder", &part.predictor.decoder);
-        if part.predictor.relu {
-            tensors.push((format!("{}{RELU}", part.prefix), Dtype::U8, vec![1], vec![1]));
-        }
-        let bias = part.predictor.bias.to_vec();
-        tensors.push((format!("{}bias", part.prefix), Dtype::F32, vec![bias.len()], floats(&bias)));
-    }
-    let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
-        (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).expect("shape and bytes are made together"))
-    });
-    let metadata = HashMap::from([(SEAL.0.to_owned(), SEAL.1.to_owned())]);
-    let mut bytes = safetensors::serialize(views, Some(metadata)).expect("plain tensors serialise");
-    seal::seal(&mut bytes);
-    publish(path, &bytes)
-}
-
-/// Writes a file whole, or not at all.
-pub(crate) fn publish(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
-    publish_bytes(path, bytes).map_err(|source| TrainError::Io { path: path.to_path_buf(), source })
+    let parts: Vec<PredictorPart<'_>> = parts.iter().map(StoredPredictor::part).collect();
+    predictors::write_predictor(path, &parts).map_err(|source| TrainError::Io { path: path.to_path_buf(), source })
 }

@@ -1,5 +1,7 @@
 //! The whole trade-off of a layer: every rank of a list, both ways to store it, many thresholds.
 
+use flashlm_formats::bundle::PredictorDType;
+use flashlm_formats::predictors::DTypeCurve;
 use flashlm_formats::recording::Recording;
 use serde::Serialize;
 
@@ -7,8 +9,7 @@ use super::activity::training_set;
 use super::curve::Curve;
 use super::options::{Shape, TrainOptions, everything, fit};
 use super::params::TrainError;
-use super::pipeline::{CURVE_MISSES, DTypeCurve};
-use super::predictor::PredictorDType;
+use super::pipeline::CURVE_MISSES;
 use super::rank::predictor_bytes;
 
 /// What one rank gives on one layer.

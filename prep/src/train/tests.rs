@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use flashlm_formats::model::*;
+use flashlm_formats::predictors::{LayerReport, RankCurve};
 use flashlm_formats::recording::{Recording, RecordingInfo};
 use half::f16;
 use linfa::ParamGuard;

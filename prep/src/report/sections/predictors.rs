@@ -1,10 +1,10 @@
 //! The section on predictors.
 
+use flashlm_formats::predictors::{LayerReport, OperatingPoint};
 use maud::{Markup, html};
 
 use super::super::chart::{Axis, Series, lines};
 use super::super::html::{Figure, Table, missing, paragraph, section as part};
-use super::super::inputs::{Point, PredictorLayer};
 use super::super::{Facts, ReportError};
 use super::activity::in_grid;
 use super::{bytes, mean, percent, plain, some_layers, spread_over};
@@ -12,7 +12,7 @@ use super::{bytes, mean, percent, plain, some_layers, spread_over};
 /// One sentence for the summary.
 pub(super) fn in_short(all: &Facts) -> Option<String> {
     let layers = &all.input.predictors?.layers;
-    let of = |f: fn(&Point) -> f64| mean(layers.iter().map(|l| f(l.chosen())));
+    let of = |f: fn(&OperatingPoint) -> f64| mean(layers.iter().map(|l| f(l.judged())));
     let size: u64 = layers.iter().map(|l| l.bytes).sum();
     let ffn: u64 = layers.iter().map(|l| l.ffn_bytes).sum();
     Some(format!(
@@ -35,7 +35,7 @@ pub(super) fn section(all: &Facts) -> Result<Markup, ReportError> {
         return Ok(part("predictors", "Predictors", &body));
     };
     let layers = &predictors.layers;
-    let of = |f: fn(&Point) -> f64| mean(layers.iter().map(|l| f(l.chosen())));
+    let of = |f: fn(&OperatingPoint) -> f64| mean(layers.iter().map(|l| f(l.judged())));
     let (misses, alarms) = (of(|p| p.false_negative_rate), of(|p| p.false_positive_rate));
     let (predicted, active) = (of(|p| p.predicted_fraction), of(|p| p.active_fraction));
     let note = some_layers(layers.len());
@@ -80,10 +80,10 @@ pub(super) fn section(all: &Facts) -> Result<Markup, ReportError> {
 }
 
 fn curves(
-    layers: &[PredictorLayer],
+    layers: &[LayerReport],
     x: &str,
     y: &str,
-    of: fn(&Point) -> (f64, f64),
+    of: fn(&OperatingPoint) -> (f64, f64),
     title: String,
     text: String,
     table: Table,
@@ -92,9 +92,9 @@ fn curves(
         .into_iter()
         .map(|at| &layers[at])
         .map(|layer| {
-            let mut points: Vec<(f64, f64)> = layer.curve().iter().map(of).collect();
+            let mut points: Vec<(f64, f64)> = layer.stored_curve().iter().map(of).collect();
             points.sort_by(|a, b| a.0.total_cmp(&b.0));
-            Series { name: format!("layer {}", layer.layer), points, marks: vec![of(layer.chosen())] }
+            Series { name: format!("layer {}", layer.layer), points, marks: vec![of(layer.judged())] }
         })
         .collect();
     let all = || series.iter().flat_map(|s| s.points.iter().chain(&s.marks));
@@ -116,7 +116,7 @@ fn curves(
     Ok(Figure { title, text, charts, key: Markup::default(), table })
 }
 
-fn table(layers: &[PredictorLayer]) -> Table {
+fn table(layers: &[LayerReport]) -> Table {
     let head = [
         "layer",
         "rank",
@@ -131,11 +131,11 @@ fn table(layers: &[PredictorLayer]) -> Table {
     ];
     let mut table = Table::new(head);
     for layer in layers {
-        let p = layer.chosen();
+        let p = layer.judged();
         table.row([
             layer.layer.to_string(),
             layer.rank.to_string(),
-            layer.dtype.clone(),
+            layer.dtype.name().into(),
             bytes(layer.bytes as f64),
             percent(layer.bytes as f64 / layer.ffn_bytes.max(1) as f64),
             percent(p.false_negative_rate),
@@ -148,10 +148,10 @@ fn table(layers: &[PredictorLayer]) -> Table {
     table
 }
 
-fn points_table(layers: &[PredictorLayer]) -> Table {
+fn points_table(layers: &[LayerReport]) -> Table {
     let mut table = Table::new(["layer", "missed", "false alarms", "predicted", "energy kept"]);
     for layer in layers {
-        for p in layer.curve() {
+        for p in layer.stored_curve() {
             table.row([
                 layer.layer.to_string(),
                 percent(p.false_negative_rate),

@@ -63,7 +63,7 @@ fn no_orders(all: &Facts) -> Markup {
 
 /// What is to be said of the tokens that the orders are judged on.
 fn seen_before(all: &Facts) -> &'static str {
-    let own = all.input.orders.is_some_and(|o| o.recording == all.input.recording.info().id);
+    let own = all.input.orders.is_some_and(|o| o.summary.recording == all.input.recording.info().id);
     if own {
         "Counted on documents that are held out: the chosen order was made from the others of this recording. "
     } else {

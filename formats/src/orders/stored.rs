@@ -1,10 +1,9 @@
-//! The storage orders of a whole model, as a directory holds them.
+//! The storage orders of a whole model.
 
 use std::path::Path;
 
-use flashlm_formats::model::ModelSpec;
-
 use super::file::{GroupShape, OrderFile, OrderFileError};
+use crate::model::ModelSpec;
 
 /// The storage orders of all layers.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,14 +1,15 @@
-//! `thresholds.json`: what was measured and chosen, and for which checkpoint.
+//! `thresholds.json`: what was measured and chosen, and for which checkpoint. `docs/thresholds.md`
+//! describes it.
+//!
+//! Knows nothing of how thresholds are found.
 
 use std::path::{Path, PathBuf};
 
-use flashlm_formats::checkpoint::Checkpoint;
-use flashlm_formats::destination::THRESHOLDS_FORMAT as FORMAT;
-use flashlm_formats::regular::read_regular;
 use serde::{Deserialize, Serialize};
 
-use super::Measured;
-use crate::record::text::checkpoint_fingerprint;
+use crate::checkpoint::Checkpoint;
+use crate::destination::THRESHOLDS_FORMAT as FORMAT;
+use crate::regular::read_regular;
 
 /// Version 1 does not say what held-out documents lose.
 const VERSION: u32 = 2;
@@ -25,6 +26,67 @@ pub struct ThresholdFile {
     checkpoint: String,
     /// What was measured and chosen.
     pub measured: Measured,
+}
+
+/// One share that was tried.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Level {
+    /// Share of a token's squared energy in each layer that is cut off, in the mean over tokens.
+    pub cut: f64,
+    /// Neurons above the threshold, mean over layers.
+    pub active: f64,
+    /// Perplexity with the others left out.
+    pub perplexity: f64,
+    /// Share of positions where the likeliest token stays the same.
+    pub top1_agreement: f64,
+}
+
+/// What the chosen thresholds do to documents that they were not chosen on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Verified {
+    /// Scored positions.
+    pub positions: usize,
+    /// Perplexity of the model as it is.
+    pub perplexity: f64,
+    /// Perplexity with neurons below the thresholds left out.
+    pub with_thresholds: f64,
+    /// The loss of perplexity, as a share.
+    pub loss: f64,
+    /// Its standard error; loss and error together are within what was allowed.
+    pub error: f64,
+}
+
+/// What was measured, and what follows from it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Measured {
+    /// Scored positions.
+    pub positions: usize,
+    /// Perplexity of the model as it is.
+    pub perplexity: f64,
+    /// Every share that was tried, ascending.
+    pub levels: Vec<Level>,
+    /// The loss of perplexity that was allowed, as a share.
+    pub loss_allowed: f64,
+    /// The share of squared energy that is cut off: where between those tried the loss is what was allowed, or less, if held-out
+    /// documents lost more.
+    pub cut: f64,
+    /// What follows: a threshold for each layer.
+    pub thresholds: Vec<f32>,
+    /// Neurons above it, for each layer, over all documents.
+    pub active: Vec<f64>,
+    /// On held-out documents; files of earlier versions do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified: Option<Verified>,
+}
+
+impl Measured {
+    /// Neurons above the chosen thresholds, mean over layers.
+    pub fn mean_active(&self) -> f64 {
+        self.active.iter().sum::<f64>() / self.active.len().max(1) as f64
+    }
 }
 
 /// Why a file of thresholds cannot be used.
@@ -62,7 +124,7 @@ pub enum ThresholdFileError {
 impl ThresholdFile {
     /// Of a checkpoint without thresholds.
     pub fn new(checkpoint: &Checkpoint, measured: Measured) -> Self {
-        Self { format: FORMAT.into(), version: VERSION, checkpoint: checkpoint_fingerprint(checkpoint), measured }
+        Self { format: FORMAT.into(), version: VERSION, checkpoint: checkpoint.fingerprint(), measured }
     }
 
     /// As it is written.
@@ -84,7 +146,7 @@ impl ThresholdFile {
         if file.format != FORMAT || !(1..=VERSION).contains(&file.version) {
             return Err(malformed(format!("it says {:?} version {}", file.format, file.version)));
         }
-        let expected = checkpoint_fingerprint(checkpoint);
+        let expected = checkpoint.fingerprint();
         if file.checkpoint != expected {
             return Err(ThresholdFileError::OtherCheckpoint {
                 path: path.to_owned(),

@@ -1,16 +1,17 @@
-//! How an order is kept: a safetensors file with one tensor. `docs/ordering.md` describes it.
+//! How the order of one layer is kept: a safetensors file with one tensor.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use flashlm_formats::bundle::FlashLayout;
-use flashlm_formats::publish::publish_bytes;
-use flashlm_formats::regular::open_regular;
-use flashlm_formats::seal::{self, SEAL, SealBroken};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
+
+use crate::bundle::FlashLayout;
+use crate::publish::publish_bytes;
+use crate::regular::open_regular;
+use crate::seal::{self, SEAL, SealBroken};
 
 /// The version this build writes.
 const VERSION: u32 = 1;
