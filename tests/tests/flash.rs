@@ -10,6 +10,7 @@ use flashlm::error::RuntimeError;
 use flashlm::load::load;
 use flashlm::options::{FfnChoice, LoadOptions};
 use flashlm::plan::plan;
+use flashlm::planner::ReadPlan;
 use flashlm::sampler::Sampling;
 use flashlm_formats::bundle::LayoutOptions;
 use flashlm_formats::checkpoint::Checkpoint;
@@ -41,11 +42,15 @@ fn text_does_not_depend_on_what_is_cached_or_read_ahead() {
         for budget in [smallest, between, largest] {
             let base = LoadOptions { budget: Some(budget), ..base.clone() };
             ways.push(LoadOptions { look_ahead: false, policy: PolicyKind::S3Fifo, ..base.clone() });
-            ways.push(LoadOptions { verify: false, read_cost: Some(ReadCost::new(0.0, 1.0).unwrap()), ..base });
+            ways.push(LoadOptions {
+                verify: false,
+                reads: Some(ReadPlan::Cost(ReadCost::new(0.0, 1.0).unwrap())),
+                ..base
+            });
         }
         let base = LoadOptions { budget: Some(between), ..base };
         ways.extend(PolicyKind::ALL.map(|policy| LoadOptions { policy, ..base.clone() }));
-        ways.push(LoadOptions { engine: EngineChoice::Threads, direct: DirectIo::Disabled, ..base });
+        ways.push(LoadOptions { engines: EngineChoice::Threads.into(), direct: DirectIo::Disabled, ..base });
         let mut first = None;
         for way in ways {
             let mut model = loaded(&bundle, &way);
