@@ -4,7 +4,7 @@
 //! leaving rows of the vocabulary's matrices on flash, then by reading every neuron for every token.
 
 use flashlm_formats::bundle::Bundle;
-use flashlm_io::DirectFile;
+use flashlm_io::{Alignment, DirectFile, Slots};
 
 use super::{Base, MemoryPlan, PlanItem};
 use crate::budget::human_bytes;
@@ -24,6 +24,9 @@ const SCRATCH_SHARE: u64 = 16;
 
 /// Threads that an engine of threads has: of the reader that loads, and of the source.
 const READERS: usize = 40;
+
+/// What a disk is supposed to ask for where the bundle cannot be opened for reading.
+const USUAL_ALIGNMENT: Alignment = Alignment { offset: 512, memory: 512, length: 512 };
 
 /// What was chosen for a run, and the memory it takes.
 pub struct Planned {
@@ -137,12 +140,11 @@ struct Disk {
 
 impl Disk {
     fn new(file: Option<&DirectFile>, bundle: &Bundle, options: &LoadOptions) -> Self {
-        let (layout, alignment) = (bundle.layout(), file.map(|file| file.alignment()));
-        let memory = alignment.map_or(512, |alignment| alignment.memory.max(alignment.length).max(64));
-        let step = alignment.map_or(1, |alignment| alignment.file_unit());
+        let (layout, alignment) = (bundle.layout(), file.map_or(USUAL_ALIGNMENT, |file| file.alignment()));
+        let slot = Slots::stride_for(layout.group_bytes(), alignment).unwrap_or(usize::MAX);
         Self {
-            slot: layout.group_bytes().next_multiple_of(memory) as u64,
-            bounces: !(layout.alignment() as u64).is_multiple_of(step),
+            slot: slot as u64,
+            bounces: !(layout.alignment() as u64).is_multiple_of(alignment.file_unit()),
             readers: if options.engines.read_with_threads() { READERS } else { 0 },
             cost: options.disk_cost(bundle),
         }

@@ -30,6 +30,7 @@ use super::predictor::LayerPredictors;
 use super::records::Records;
 use super::selection::Selection;
 use super::source::{Arithmetic, FfnCall, FfnSource, Inputs};
+use crate::buffers::Buffers;
 use crate::cache::PolicyKind;
 use crate::error::Result;
 use crate::planner::ReadPlan;
@@ -101,7 +102,7 @@ impl FlashFfn {
             store: Store::new(bundle, file, options)?,
             checks: options.verify.then(|| GroupChecks::new(bundle)),
             params: Vec::new(),
-            scratch: DecodeScratch::new(bundle.spec().ffn(), &layout, options.batch),
+            scratch: DecodeScratch::new(&mut Buffers::default(), &layout, options.batch),
             selection: Selection::default(),
             parallel: bundle.spec().layers.iter().map(|layer| layer.block.is_parallel()).collect(),
             turn: Turn::Idle,
@@ -122,7 +123,7 @@ impl FlashFfn {
     pub fn working_bytes(layout: &FlashLayout, layers: usize, arena: &ArenaPlan, batch: usize, bounces: bool) -> u64 {
         let groups = layout.groups() as u64;
         let tables = arena.total() as u64 * 48 + groups * layers as u64 * 48;
-        let lists = groups * 40 + DecodeScratch::bytes(layout, batch);
+        let lists = groups * 40 + Buffers::bytes_of(|buffers| DecodeScratch::new(buffers, layout, batch));
         // Requests in flight with the pieces of each, and what is read through.
         tables + lists + ENGINE_BYTES + if bounces { BOUNCE_BYTES } else { 0 }
     }
