@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use flashlm::buffers::Buffers;
 use flashlm::engine::check_context;
 use flashlm::error::RuntimeError;
 use flashlm::forward::attention::{Batch, TokenPlace};
@@ -52,7 +53,7 @@ impl<'a> LayerRunner<'a> {
             kv: KvMemory::new(spec, 1, longest, KvDtype::F32)?,
             places: [SequencePlaces::new(std::iter::once(0..longest))],
             tokens: (0..longest).map(|position| TokenPlace { sequence: 0, position }).collect(),
-            scratch: BlockScratch::new(spec, longest, longest, 1),
+            scratch: BlockScratch::new(&mut Buffers::default(), spec, longest, longest, 1),
             states: vec![0.0; longest * spec.hidden_size],
         })
     }
@@ -73,7 +74,7 @@ impl<'a> LayerRunner<'a> {
         sequences: impl Iterator<Item = Range<usize>>,
         output: &mut HiddenStates,
     ) -> Result<(), PassError> {
-        let mut scratch = EmbedScratch::new(self.spec);
+        let mut scratch = EmbedScratch::new(&mut Buffers::default(), self.spec);
         for sequence in sequences {
             let states = &mut self.states[..sequence.len() * self.spec.hidden_size];
             let embedding = Embedding { spec: self.spec, weights: outer, threads: self.threads };

@@ -131,10 +131,16 @@ impl ReadCost {
     }
 }
 
-/// What reading `path` costs, from the kept profile of its disk or supposed, and which of the two, in words.
-pub fn known_cost(path: &Path) -> (ReadCost, String) {
+/// The name of the disk below `path`, and the profile that `flashlm disk` has kept for it.
+pub fn kept_profile(path: &Path) -> (String, Option<DiskProfile>) {
     let device = device_key(path);
     let profile = profile_dir().and_then(|dir| DiskProfile::load(&dir, &device));
+    (device, profile)
+}
+
+/// What reading `path` costs, from the kept profile of its disk or supposed, and which of the two, in words.
+pub fn known_cost(path: &Path) -> (ReadCost, String) {
+    let (device, profile) = kept_profile(path);
     match profile.and_then(|profile| ReadCost::of_profile(&profile).ok()) {
         Some(cost) => (cost, format!("reads planned with the kept profile of {device}{}", measured(&device))),
         None => (

@@ -20,6 +20,7 @@
 //! runtime knows nothing of training, and never maps a bundle.
 
 pub mod budget;
+pub mod buffers;
 pub mod cache;
 pub mod command_line;
 pub mod console;

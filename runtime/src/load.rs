@@ -24,7 +24,8 @@ use crate::neurons::resident::ResidentFfn;
 use crate::neurons::source::FfnSource;
 use crate::neurons::streamed::{Pinned, StreamedFfn, StreamedParts};
 use crate::options::{FfnChoice, LoadOptions};
-use crate::plan::{MemoryPlan, Planned, plan};
+use crate::plan::{MemoryPlan, Planned, plan_reading};
+use crate::planner::ReadPlan;
 use crate::tables::{Cut, TablePlan, TablesOnFlash};
 use crate::tensors::{BytesRange, SharedBytes, TensorBytes, TensorSource};
 use crate::threads;
@@ -52,18 +53,20 @@ pub struct Loaded {
 pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<Loaded> {
     let spec = bundle.spec();
     options.budget.map_or(Ok(()), memory::check_budget)?;
-    let Planned { choice, plan, arena, pinned, chunks, scratch_tokens, tables, loading_bytes, fallback, .. } =
-        plan(bundle, options)?;
+    let opened = DirectFile::open(bundle.path(), options.direct);
+    let planned = plan_reading(opened.as_ref().ok(), bundle, options)?;
+    let Planned { choice, plan, arena, pinned, chunks, scratch_tokens, tables, loading_bytes, cost, fallback, .. } =
+        planned;
 
-    let file = Arc::new(DirectFile::open(bundle.path(), options.direct)?);
+    let file = Arc::new(opened?);
     let threads = threads::start(options.threads)?;
     if (file.identity().device, file.identity().inode, file.identity().size) != bundle.identity() {
         return Err(RuntimeError::Replaced { path: bundle.path().to_path_buf() });
     }
-    let LoadOptions { engine, deadline, faults, batch, .. } = *options;
+    let LoadOptions { engines, batch, .. } = *options;
     let usual = StreamOptions::default();
     let chunk_bytes = (loading_bytes as usize / usual.chunks).min(usual.chunk_bytes);
-    let stream = StreamOptions { chunk_bytes, engine, deadline, faults, ..usual };
+    let stream = StreamOptions { chunk_bytes, engines, ..usual };
     let mut reader = SequentialReader::new(Arc::clone(&file), stream)?;
 
     let resident = bundle.resident();
@@ -118,18 +121,15 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
                 let text = "no predictor: every neuron is computed".to_owned();
                 notices.push(Notice { important: options.predict, text });
             }
-            let (cost, known) = options.disk_cost(bundle);
+            let (cost, known) = cost;
             notices.push(Notice { important: false, text: known });
             let flash = FlashOptions {
                 arena: arena.expect("planned with this choice"),
                 policy: options.policy,
-                cost,
-                engine,
-                deadline,
-                faults,
+                reads: options.reads.unwrap_or(ReadPlan::Cost(cost)),
+                engines,
                 verify: options.verify,
                 look_ahead: options.look_ahead,
-                cut: options.cut,
                 batch: options.batch,
             };
             let source = FlashFfn::new(bundle, Arc::clone(&file), predictors, &flash)?;

@@ -1,16 +1,15 @@
 //! What a run may choose: where neurons come from, how memory and the disk are used.
 
 use std::num::NonZeroUsize;
-use std::time::Duration;
 
 use flashlm_formats::bundle::{Bundle, PredictorInfo, SectionInfo};
-use flashlm_io::{DirectIo, EngineChoice, EngineOptions, FaultPlan};
+use flashlm_io::{DirectIo, Engines};
 
 use crate::cache::PolicyKind;
 use crate::disk_cost::{ReadCost, known_cost};
 use crate::engine::Room;
 use crate::forward::kv::KvDtype;
-use crate::neurons::flash::ReadCut;
+use crate::planner::ReadPlan;
 use crate::threads;
 
 /// Where the FFN is to come from.
@@ -67,10 +66,8 @@ pub struct LoadOptions {
     pub look_ahead: bool,
     /// Which groups of neurons stay in memory. For `Flash` only.
     pub policy: PolicyKind,
-    /// How reads are cut. For `Flash` only.
-    pub cut: ReadCut,
-    /// What reading costs; `None` takes the profile kept for the disk, or a usual one. For `Flash` only.
-    pub read_cost: Option<ReadCost>,
+    /// How reads are planned; `None` takes the cost that the profile kept for the disk tells, or that of a usual one. For `Flash` only.
+    pub reads: Option<ReadPlan>,
     /// Precision of the KV cache; `None` takes what the bundle says that its model needs: mostly f16.
     pub kv: Option<KvDtype>,
     /// Threads that compute.
@@ -78,13 +75,9 @@ pub struct LoadOptions {
     /// Whether reads bypass the page cache.
     pub direct: DirectIo,
     /// How reads are issued.
-    pub engine: EngineChoice,
+    pub engines: Engines,
     /// Hold what is read while decoding against its checksums. What is read while loading always is.
     pub verify: bool,
-    /// How long a read may take before the run ends with an error.
-    pub deadline: Duration,
-    /// What shall go wrong with reads on purpose, for tests.
-    pub faults: Option<FaultPlan>,
 }
 
 impl LoadOptions {
@@ -99,15 +92,12 @@ impl LoadOptions {
             predict: true,
             look_ahead: true,
             policy: PolicyKind::DEFAULT,
-            cut: ReadCut::default(),
-            read_cost: None,
+            reads: None,
             kv: None,
             threads: threads::default_count(),
             direct: DirectIo::Optional,
-            engine: EngineChoice::Auto,
+            engines: Engines::default(),
             verify: true,
-            deadline: EngineOptions::default().deadline,
-            faults: None,
         }
     }
 
@@ -122,11 +112,12 @@ impl LoadOptions {
         let (context, sequences, batch) = (self.context, self.sequences, self.batch);
         Room { context, sequences, kv: self.kv(bundle), scratch_tokens, batch }
     }
+
     /// What reading the bundle costs, and where that is known from.
-    pub fn disk_cost(&self, bundle: &Bundle) -> (ReadCost, String) {
-        match self.read_cost {
-            Some(cost) => (cost, "reads planned with a given cost".into()),
-            None => known_cost(bundle.path()),
+    pub(crate) fn disk_cost(&self, bundle: &Bundle) -> (ReadCost, String) {
+        match self.reads {
+            Some(ReadPlan::Cost(cost)) => (cost, "reads planned with a given cost".into()),
+            _ => known_cost(bundle.path()),
         }
     }
 

@@ -3,6 +3,7 @@
 mod choice;
 mod expectation;
 
+pub(crate) use choice::plan_reading;
 pub use choice::{Planned, plan};
 pub use expectation::Expectation;
 

@@ -11,6 +11,17 @@ use std::collections::VecDeque;
 
 use crate::disk_cost::ReadCost;
 
+/// How reads are planned.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ReadPlan {
+    /// So that they take the least time on a disk of this cost.
+    Cost(ReadCost),
+    /// The published baseline: one read for each group, about what the checkpoint's own order of neurons would give.
+    Groups,
+    /// The published baseline: two reads for each group, up and down apart, as without bundling.
+    Halves,
+}
+
 /// What a plan must respect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlanLimits {
@@ -26,6 +37,11 @@ impl PlanLimits {
     /// The limits for a disk of this cost.
     pub fn for_cost(cost: &ReadCost, group_bytes: u64, request_bytes_max: u64) -> Self {
         PlanLimits { group_bytes, gap_bytes_max: cost.gap_bytes_max(), request_bytes_max }
+    }
+
+    /// Each group is read alone.
+    pub fn alone(group_bytes: u64) -> Self {
+        PlanLimits { group_bytes, gap_bytes_max: 0, request_bytes_max: 1 }
     }
 
     /// Adjacent groups are merged without bound, gaps are never read.

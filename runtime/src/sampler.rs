@@ -3,6 +3,8 @@
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
+use crate::buffers::Buffers;
+
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
@@ -36,17 +38,22 @@ pub struct Sampler {
 impl Sampler {
     /// A sampler for a vocabulary.
     pub fn new(sampling: Sampling, vocab_size: usize) -> Self {
+        Self::with(&mut Buffers::default(), sampling, vocab_size)
+    }
+
+    fn with(buffers: &mut Buffers, sampling: Sampling, vocab_size: usize) -> Self {
         Self {
             sampling,
             random: SplitMix64::seed_from_u64(sampling.seed),
-            seen: vec![false; vocab_size],
-            candidates: Vec::with_capacity(if sampling.temperature > 0.0 { vocab_size } else { 0 }),
+            seen: buffers.zeros(vocab_size),
+            candidates: buffers.room(if sampling.temperature > 0.0 { vocab_size } else { 0 }),
         }
     }
 
-    /// Bytes it holds for a vocabulary.
+    /// Bytes it holds for a vocabulary, at most.
     pub fn bytes(vocab_size: usize) -> u64 {
-        vocab_size as u64 * 9
+        let drawing = Sampling { temperature: 1.0, ..Sampling::default() };
+        Buffers::bytes_of(|buffers| Self::with(buffers, drawing, vocab_size))
     }
 
     /// Counts a token as seen, for the repetition penalty.

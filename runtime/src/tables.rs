@@ -77,28 +77,25 @@ impl TablePlan {
 
     /// Bytes that are left on flash.
     pub(crate) fn left_out(&self, bundle: &Bundle) -> u64 {
-        self.cut(bundle).into_iter().map(|(tensor, rows)| tensor.extent.bytes - rows as u64 * row_bytes(tensor)).sum()
+        self.cut(bundle).into_iter().map(|(tensor, rows)| tensor.extent.bytes - (rows * row_bytes(tensor)) as u64).sum()
     }
 
     /// Bytes of the head that are left on flash.
     pub(crate) fn head_left_out(&self, bundle: &Bundle) -> u64 {
         let cut = self.cut(bundle);
         let head = if self.is_cut(bundle.spec()) { cut.last() } else { None };
-        head.map_or(0, |(tensor, rows)| tensor.extent.bytes - *rows as u64 * row_bytes(tensor))
+        head.map_or(0, |(tensor, rows)| tensor.extent.bytes - (rows * row_bytes(tensor)) as u64)
     }
 
     /// Bytes of the buffers and checksums for what is left on flash.
     pub(crate) fn bytes(&self, bundle: &Bundle) -> u64 {
         let (spec, cut) = (bundle.spec(), self.cut(bundle));
         let sums: usize = cut.iter().map(|(_, rows)| (spec.vocab_size - rows) * size_of::<u32>()).sum();
-        let widest = cut.iter().map(|(tensor, _)| row_bytes(tensor)).max().unwrap_or(0);
-        let row = if self.embedding < spec.vocab_size { widest + STEPS_BYTES as u64 + ENGINE_BYTES } else { 0 };
-        let ring = if self.is_cut(spec) {
-            CHUNKS as u64 * ((CHUNK_BYTES as u64).max(widest) + STEPS_BYTES as u64) + ENGINE_BYTES
-        } else {
-            0
-        };
-        sums as u64 + row + ring
+        let embedding = cut.first().filter(|_| self.embedding < spec.vocab_size);
+        let row = embedding.map(|(tensor, _)| buffer_bytes(1, row_bytes(tensor)) + ENGINE_BYTES);
+        let head = cut.last().filter(|_| self.is_cut(spec)).map(|(tensor, _)| row_bytes(tensor));
+        let ring = head.map(|bytes| CHUNKS * buffer_bytes(rows_per_chunk(bytes), bytes) + ENGINE_BYTES);
+        (sums + row.unwrap_or(0) + ring.unwrap_or(0)) as u64
     }
 
     /// What is said of it, where `budget` does not hold the rest and `needed` would.
@@ -114,11 +111,21 @@ impl TablePlan {
 }
 
 /// What an engine of few reads keeps beside its buffers.
-const ENGINE_BYTES: u64 = 64 << 10;
+const ENGINE_BYTES: usize = 64 << 10;
 
 /// Bytes of a row's values.
-fn row_bytes(tensor: &TensorEntry) -> u64 {
-    tensor.extent.bytes / tensor.shape[0].max(1) as u64
+fn row_bytes(tensor: &TensorEntry) -> usize {
+    (tensor.extent.bytes / tensor.shape[0].max(1) as u64) as usize
+}
+
+/// Rows of the head that are read at a time.
+fn rows_per_chunk(row_bytes: usize) -> usize {
+    (CHUNK_BYTES / row_bytes).max(1)
+}
+
+/// Bytes of a buffer for so many rows.
+fn buffer_bytes(rows: usize, row_bytes: usize) -> usize {
+    rows * row_bytes + STEPS_BYTES
 }
 
 /// The checksum of a row.
@@ -148,12 +155,12 @@ impl Cut {
             .cut(bundle)
             .into_iter()
             .map(|(tensor, rows)| {
-                let (row_bytes, kept) = (row_bytes(tensor), rows as u64 * row_bytes(tensor));
+                let (row_bytes, kept) = (row_bytes(tensor), (rows * row_bytes(tensor)) as u64);
                 let left = tensor.shape[0] - rows;
                 let start = tensor.extent.offset - section + kept;
                 let sums = Vec::with_capacity(left);
                 let bytes = tensor.extent.bytes - kept;
-                Self { row: Xxh3::new(), come: 0, start, bytes, row_bytes: row_bytes as usize, sums }
+                Self { row: Xxh3::new(), come: 0, start, bytes, row_bytes, sums }
             })
             .collect();
         cuts.sort_by_key(|cut| cut.start);
@@ -274,7 +281,7 @@ impl TablesOnFlash {
         let sums: Vec<(u64, Arc<[u32]>)> = cuts.into_iter().map(|cut| (cut.start, cut.sums.into())).collect();
         let rows = |name: &str, first: usize| {
             let tensor = bundle.resident_tensor(name).ok_or_else(|| RuntimeError::MissingTensor(name.into()))?;
-            let row_bytes = row_bytes(tensor) as usize;
+            let row_bytes = row_bytes(tensor);
             let start = tensor.extent.offset - section + (first * row_bytes) as u64;
             let sums = sums.iter().find(|(cut, _)| *cut == start && verify).map(|(_, sums)| Arc::clone(sums));
             Ok::<_, RuntimeError>(Rows {
@@ -293,12 +300,12 @@ impl TablesOnFlash {
         let mut rows_per_chunk = 1;
         let head = if tables.is_cut(spec) {
             let rows = rows(head_name, tables.head)?;
-            rows_per_chunk = (CHUNK_BYTES / rows.row_bytes).max(1);
+            rows_per_chunk = self::rows_per_chunk(rows.row_bytes);
             let firsts = (rows.first..rows.first + rows.count).step_by(rows_per_chunk);
             let end = rows.first + rows.count;
             let extents: Vec<Extent> =
                 firsts.map(|first| rows.extent(first, rows_per_chunk.min(end - first))).collect();
-            let chunk_bytes = rows_per_chunk * rows.row_bytes + STEPS_BYTES;
+            let chunk_bytes = buffer_bytes(rows_per_chunk, rows.row_bytes);
             let mut reader =
                 SequentialReader::new(Arc::clone(file), StreamOptions { chunk_bytes, chunks: CHUNKS, ..reads })?;
             reader.restart(&extents)?;
@@ -308,7 +315,7 @@ impl TablesOnFlash {
         };
         let embedding = if tables.embedding < spec.vocab_size {
             let rows = rows("embed.tokens", tables.embedding)?;
-            let chunk_bytes = rows.row_bytes + STEPS_BYTES;
+            let chunk_bytes = buffer_bytes(1, rows.row_bytes);
             let reader = SequentialReader::new(Arc::clone(file), StreamOptions { chunk_bytes, chunks: 1, ..reads })?;
             Some((rows, reader))
         } else {

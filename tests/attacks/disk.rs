@@ -214,7 +214,7 @@ fn smallest(bundle: &Bundle, options: &LoadOptions) -> LoadOptions {
 
 /// The ways in which neurons come from the disk while decoding.
 fn ways() -> Vec<LoadOptions> {
-    let with = |ffn, engine| LoadOptions { engine, ..options(100, ffn) };
+    let with = |ffn, engine: EngineChoice| LoadOptions { engines: engine.into(), ..options(100, ffn) };
     let engines = [EngineChoice::Auto, EngineChoice::Threads];
     engines
         .into_iter()
@@ -235,7 +235,7 @@ fn a21_passing_faults_change_nothing_and_are_counted() {
             (FaultPlan { short_every: 2, ..FaultPlan::default() }, false),
             (FaultPlan { delay: Duration::from_micros(300), ..FaultPlan::default() }, false),
         ] {
-            let mut model = loaded(&bundle, &LoadOptions { faults: Some(faults), ..way.clone() });
+            let mut model = loaded(&bundle, &LoadOptions { engines: way.engines.with_faults(faults), ..way.clone() });
             assert_eq!(text(&mut model), expected, "{faults:?} with {way:?}");
             assert_eq!(model.read_counters().retries > 0, retried, "{faults:?} with {way:?}");
         }
@@ -247,12 +247,13 @@ fn a22_lasting_faults_end_with_layer_offset_and_file() {
     let path = Mini::get().bundle();
     let bundle = Bundle::open(&path).unwrap();
     for way in ways() {
-        let way = LoadOptions { deadline: Duration::from_millis(300), ..smallest(&bundle, &way) };
+        let engines = way.engines.with_deadline(Duration::from_millis(300));
+        let way = LoadOptions { engines, ..smallest(&bundle, &way) };
         for (faults, word) in [
             (FaultPlan { fail_first: u64::MAX, after: 30, ..FaultPlan::default() }, "after 3 retries"),
             (FaultPlan { stall_first: u64::MAX, after: 30, ..FaultPlan::default() }, "has not finished"),
         ] {
-            let mut model = loaded(&bundle, &LoadOptions { faults: Some(faults), ..way.clone() });
+            let mut model = loaded(&bundle, &LoadOptions { engines: way.engines.with_faults(faults), ..way.clone() });
             let begin = Instant::now();
             let error = (0..90).find_map(|id| model.feed(&[5 + id]).err()).expect("the disk is broken").to_string();
             assert!(begin.elapsed() < Duration::from_secs(20), "{error}");
@@ -262,8 +263,8 @@ fn a22_lasting_faults_end_with_layer_offset_and_file() {
         }
         // While loading there is no layer, but the rest is said.
         let broken = FaultPlan { fail_first: u64::MAX, ..FaultPlan::default() };
-        let error =
-            load(&bundle, &LoadOptions { faults: Some(broken), ..way }, &mut |_, _| ()).err().unwrap().to_string();
+        let way = LoadOptions { engines: engines.with_faults(broken), ..way };
+        let error = load(&bundle, &way, &mut |_, _| ()).err().unwrap().to_string();
         assert!(error.contains("offset ") && error.contains(path.to_str().unwrap()), "{error}");
     }
 }

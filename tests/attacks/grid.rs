@@ -3,8 +3,8 @@
 use std::num::NonZeroUsize;
 
 use flashlm::cache::PolicyKind;
-use flashlm::neurons::flash::ReadCut;
 use flashlm::options::{FfnChoice, LoadOptions};
+use flashlm::planner::ReadPlan;
 use flashlm::sampler::Sampling;
 use flashlm_formats::bundle::LayoutOptions;
 use flashlm_io::{DirectIo, EngineChoice};
@@ -22,8 +22,11 @@ fn a30_the_grid_of_engines_threads_budgets_and_policies() {
         let bundle = bundle_with_predictors(&checkpoint, &dir.path().join("m"), LayoutOptions::default(), true);
         let base = options(80, FfnChoice::Flash);
         // Threads take memory: those that compute, and those of an engine.
-        let most =
-            LoadOptions { engine: EngineChoice::Threads, threads: NonZeroUsize::new(5).unwrap(), ..base.clone() };
+        let most = LoadOptions {
+            engines: EngineChoice::Threads.into(),
+            threads: NonZeroUsize::new(5).unwrap(),
+            ..base.clone()
+        };
         let (smallest, largest) = budgets(&bundle, &most);
         let mut reference = None;
         let mut ways = 0;
@@ -32,22 +35,20 @@ fn a30_the_grid_of_engines_threads_budgets_and_policies() {
                 for budget in [smallest, (smallest + largest) / 2, largest] {
                     for policy in PolicyKind::ALL {
                         ways += 1;
-                        let others = [
-                            (DirectIo::Optional, true, ReadCut::Planned),
-                            (DirectIo::Disabled, false, ReadCut::Groups),
-                        ];
+                        let others =
+                            [(DirectIo::Optional, true, None), (DirectIo::Disabled, false, Some(ReadPlan::Groups))];
                         let others = if whole { &others[..] } else { &others[ways % 2..][..1] };
-                        for &(direct, look_ahead, cut) in others {
+                        for &(direct, look_ahead, reads) in others {
                             let threads = NonZeroUsize::new(threads).unwrap();
                             let budget = Some(budget);
                             let way = LoadOptions {
-                                engine,
+                                engines: engine.into(),
                                 threads,
                                 budget,
                                 policy,
                                 direct,
                                 look_ahead,
-                                cut,
+                                reads,
                                 ..base.clone()
                             };
                             let ids = continuation(&mut loaded(&bundle, &way), &prompt, tokens, sampling);

@@ -61,7 +61,7 @@ fn a31_one_text_at_every_budget_and_in_every_mode() {
         let plain = pack_checkpoint(checkpoint, &dir.path().join("plain"));
         let base = LoadOptions { ffn: None, ..options(64, FfnChoice::Flash) };
         // An engine of threads takes more than a ring.
-        let least = smallest(&predicted, &LoadOptions { engine: EngineChoice::Threads, ..base.clone() });
+        let least = smallest(&predicted, &LoadOptions { engines: EngineChoice::Threads.into(), ..base.clone() });
         let most = predicted.manifest().model_bytes * 2 + (64 << 20);
         let dense = told(&plain, &options(64, FfnChoice::Resident));
         let mut one: Option<Vec<_>> = None;
@@ -74,7 +74,7 @@ fn a31_one_text_at_every_budget_and_in_every_mode() {
                 (Some(MODES[1]), EngineChoice::Threads),
                 (Some(MODES[2]), EngineChoice::Auto),
             ] {
-                let way = LoadOptions { budget: Some(budget), ffn, engine, ..base.clone() };
+                let way = LoadOptions { budget: Some(budget), ffn, engines: engine.into(), ..base.clone() };
                 let Ok(planned) = plan(&predicted, &way) else {
                     assert!(ffn.is_some(), "{name}: nothing works in {budget} bytes");
                     continue;

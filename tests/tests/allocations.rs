@@ -96,7 +96,7 @@ fn decoding_allocates_nothing_after_warm_up() {
             (&predicted, FfnChoice::Flash, EngineChoice::Auto, true),
             (&predicted, FfnChoice::Flash, EngineChoice::Threads, true),
         ] {
-            let mut way = LoadOptions { engine, ..options(64, ffn) };
+            let mut way = LoadOptions { engines: engine.into(), ..options(64, ffn) };
             if is_tight {
                 way.budget = match plan(bundle, &LoadOptions { budget: Some(1), ..way.clone() }) {
                     Err(RuntimeError::BudgetTooSmall { needed, .. }) => Some(needed + (1 << 20)),

@@ -20,7 +20,12 @@ fn ways() -> Vec<LoadOptions> {
         ways.push(base.clone());
         for engine in [EngineChoice::Auto, EngineChoice::Threads] {
             for direct in [DirectIo::Disabled, DirectIo::Optional] {
-                ways.push(LoadOptions { engine, direct, ffn: Some(FfnChoice::Streamed), ..base.clone() });
+                ways.push(LoadOptions {
+                    engines: engine.into(),
+                    direct,
+                    ffn: Some(FfnChoice::Streamed),
+                    ..base.clone()
+                });
             }
         }
     }

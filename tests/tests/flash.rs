@@ -10,6 +10,7 @@ use flashlm::error::RuntimeError;
 use flashlm::load::load;
 use flashlm::options::{FfnChoice, LoadOptions};
 use flashlm::plan::plan;
+use flashlm::planner::ReadPlan;
 use flashlm::sampler::Sampling;
 use flashlm_formats::bundle::LayoutOptions;
 use flashlm_formats::checkpoint::Checkpoint;
@@ -41,11 +42,15 @@ fn text_does_not_depend_on_what_is_cached_or_read_ahead() {
         for budget in [smallest, between, largest] {
             let base = LoadOptions { budget: Some(budget), ..base.clone() };
             ways.push(LoadOptions { look_ahead: false, policy: PolicyKind::S3Fifo, ..base.clone() });
-            ways.push(LoadOptions { verify: false, read_cost: Some(ReadCost::new(0.0, 1.0).unwrap()), ..base });
+            ways.push(LoadOptions {
+                verify: false,
+                reads: Some(ReadPlan::Cost(ReadCost::new(0.0, 1.0).unwrap())),
+                ..base
+            });
         }
         let base = LoadOptions { budget: Some(between), ..base };
         ways.extend(PolicyKind::ALL.map(|policy| LoadOptions { policy, ..base.clone() }));
-        ways.push(LoadOptions { engine: EngineChoice::Threads, direct: DirectIo::Disabled, ..base });
+        ways.push(LoadOptions { engines: EngineChoice::Threads.into(), direct: DirectIo::Disabled, ..base });
         let mut first = None;
         for way in ways {
             let mut model = loaded(&bundle, &way);
@@ -202,4 +207,34 @@ fn damage_is_reported_with_its_place_and_the_model_can_go_on() {
     }
     let trusting = LoadOptions { verify: false, ..options };
     assert!(load(&bundle, &trusting, &mut |_, _| {}).unwrap().forward.feed(&[2, 50, 60]).is_ok(), "asked not to look");
+}
+
+/// Whatever is planned and tried, the bundle is opened for reading once. (Openings side by side are one event to inotify.)
+#[cfg(target_os = "linux")]
+#[test]
+fn a_load_opens_its_bundle_once() {
+    use std::mem::MaybeUninit;
+
+    use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init};
+
+    let dir = scratch();
+    let path = dir.path().join("model.flashlm");
+    let bundle = bundle_with_predictors(&tiny_opt(), &path, LayoutOptions::default(), false);
+    // Three sources are tried.
+    let options = LoadOptions { ffn: None, ..flash(64) };
+    let least = |ffn| match plan(&bundle, &LoadOptions { ffn: Some(ffn), budget: Some(1), ..options.clone() }) {
+        Err(RuntimeError::BudgetTooSmall { needed, .. }) => needed,
+        other => panic!("one byte is enough: {:?}", other.map(|planned| planned.plan)),
+    };
+    let budget = Some(least(FfnChoice::Flash).min(least(FfnChoice::Streamed)));
+    let watch = init(CreateFlags::NONBLOCK).unwrap();
+    add_watch(&watch, &path, WatchFlags::OPEN | WatchFlags::CLOSE_NOWRITE).unwrap();
+    let model = loaded(&bundle, &LoadOptions { budget, ..options });
+    let (mut buffer, mut opened) = ([MaybeUninit::uninit(); 4096], 0);
+    let mut events = Reader::new(&watch, &mut buffer);
+    while let Ok(event) = events.next() {
+        opened += u32::from(event.events().contains(ReadFlags::OPEN));
+    }
+    assert_eq!(opened, 1);
+    drop(model);
 }

@@ -82,7 +82,7 @@ fn every_way_to_run_a_quantised_bundle_gives_the_same_bits() {
         let bundle = quantised(&checkpoint, &path, formats, true);
         let flash = LoadOptions { predict: false, ..options(128, FfnChoice::Flash) };
         // An engine of threads takes more than a ring.
-        let most = LoadOptions { budget: Some(1), engine: EngineChoice::Threads, ..flash.clone() };
+        let most = LoadOptions { budget: Some(1), engines: EngineChoice::Threads.into(), ..flash.clone() };
         let smallest = match plan(&bundle, &most) {
             Err(RuntimeError::BudgetTooSmall { needed, .. }) => needed,
             other => panic!("{:?}", other.map(|planned| planned.plan)),
@@ -93,8 +93,8 @@ fn every_way_to_run_a_quantised_bundle_gives_the_same_bits() {
         ways.push(LoadOptions { threads: threads(3), ..options(128, FfnChoice::Streamed) });
         for budget in [smallest, smallest + bundle.file_bytes() / 8, 4 * smallest] {
             ways.push(LoadOptions { budget: Some(budget), ..flash.clone() });
-            let (engine, direct) = (EngineChoice::Threads, DirectIo::Disabled);
-            ways.push(LoadOptions { budget: Some(budget), threads: threads(1), engine, direct, ..flash.clone() });
+            let (engines, direct) = (EngineChoice::Threads.into(), DirectIo::Disabled);
+            ways.push(LoadOptions { budget: Some(budget), threads: threads(1), engines, direct, ..flash.clone() });
         }
         let mut first = None;
         for way in ways {

@@ -68,6 +68,7 @@ fn the_runtime_imports_downwards_only() {
     const FLOORS: &[&[&str]] = &[
         &[
             "budget",
+            "buffers",
             "command_line",
             "console",
             "disk_cost",

@@ -9,6 +9,7 @@ mod measures;
 use std::path::Path;
 use std::sync::Arc;
 
+use flashlm::buffers::Buffers;
 use flashlm::error::{Result as RuntimeResult, RuntimeError};
 use flashlm::forward::head::{Head, HeadScratch};
 use flashlm::forward::weights::{LayerWeights, OuterWeights};
@@ -264,7 +265,7 @@ impl Run<'_> {
             OuterWeights::load(spec, &mut CheckpointTensors::new(self.checkpoint))?,
             OuterWeights::load(spec, &mut BundleTensors(self.bundle))?,
         ];
-        let mut scratch = [HeadScratch::new(spec, 1), HeadScratch::new(spec, 1)];
+        let mut scratch = [(); 2].map(|()| HeadScratch::new(&mut Buffers::default(), spec, 1));
         let mut comparison = Comparison::default();
         let mut state = vec![0.0; spec.hidden_size];
         for range in self.windows.ranges() {

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flashlm_io::{
-    AlignedMemory, Alignment, DirectFile, DirectIo, EngineChoice, EngineOptions, RandomPattern, ScratchFile, Slots,
-    StreamOptions, device_key, open_engine_with, random_read_rate, sequential_read_rate,
+    AlignedMemory, Alignment, DirectFile, DirectIo, EngineChoice, Engines, RandomPattern, ScratchFile, Slots,
+    StreamOptions, device_key, random_read_rate, sequential_read_rate,
 };
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -38,10 +38,10 @@ fn main() -> Outcome<()> {
     println!("{rounds} rounds of {seconds} s each (sequential: three times that), alternating.\n");
 
     println!("## Sequential, GB/s\n");
-    let stream = |engine, chunk_bytes, chunks| {
+    let stream = |engine: EngineChoice, chunk_bytes, chunks| {
         let file = &file;
         let name = format!("SequentialReader, {engine}, {chunks} x {} MiB", chunk_bytes >> 20);
-        let options = StreamOptions { chunk_bytes, chunks, engine, ..StreamOptions::default() };
+        let options = StreamOptions { chunk_bytes, chunks, engines: engine.into() };
         let rate = move |seed| Ok(sequential_read_rate(file, options, span * 3, seed)?);
         Figure { name, bytes: 1.0, rate: Box::new(rate) }
     };
@@ -63,8 +63,7 @@ fn main() -> Outcome<()> {
         let rate = move |seed| {
             let alignment = Alignment { memory: 4096, ..file.alignment() };
             let slots = Slots::new(depth, read_bytes as usize, alignment)?;
-            let options = EngineOptions { depth, ..EngineOptions::default() };
-            let mut engine = open_engine_with(choice, Arc::clone(file), slots, &options)?;
+            let mut engine = Engines::from(choice).open(Arc::clone(file), slots, depth)?;
             Ok(random_read_rate(&mut *engine, file, RandomPattern { read_bytes, step, shift, seed }, span)?)
         };
         let name = format!(

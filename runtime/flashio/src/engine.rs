@@ -2,9 +2,8 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::time::Duration;
 
-use crate::{FaultPlan, IoError, ReadBatch, Slots};
+use crate::{IoError, ReadBatch, Slots};
 
 /// Reads extents of one file into slots. Several requests are under way at once and finish in any order.
 pub trait ReadEngine: Send {
@@ -93,36 +92,5 @@ impl fmt::Display for EngineChoice {
             Self::IoUring => "io_uring",
             Self::Threads => "threads",
         })
-    }
-}
-
-/// How an engine is set up.
-#[derive(Debug, Clone)]
-pub struct EngineOptions {
-    /// Requests at the device at once.
-    pub depth: usize,
-    /// Reader threads, for the threads engine.
-    pub threads: usize,
-    /// How long a read may take before it counts as stalled. One that the system starts no thread for is made by the thread
-    /// that waits, however long it takes.
-    pub deadline: Duration,
-    /// How often a read is repeated after an I/O error.
-    pub retries: u32,
-    /// Most pieces in one device read; longer requests are continued.
-    pub pieces_per_read_max: usize,
-    /// What shall go wrong on purpose, for tests.
-    pub faults: Option<FaultPlan>,
-}
-
-impl Default for EngineOptions {
-    fn default() -> Self {
-        Self {
-            depth: 128,
-            threads: 32,
-            deadline: Duration::from_secs(30),
-            retries: 3,
-            pieces_per_read_max: 256,
-            faults: None,
-        }
     }
 }

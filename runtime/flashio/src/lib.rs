@@ -7,17 +7,17 @@
 //! | need | start at |
 //! |---|---|
 //! | open a file without filling the page cache | [`DirectFile`] |
-//! | many scattered reads into fixed places | [`open_engine`], [`ReadBatch`], [`Slots`] |
+//! | many scattered reads into fixed places | [`Engines`], [`ReadBatch`], [`Slots`] |
 //! | what the disk can do, and what reads will cost | [`measure_profile`], [`DiskProfile`] |
 //! | a long extent, in order, as fast as the disk gives it | [`SequentialReader`], [`read_extent_into`] |
 
 mod engine;
+mod engines;
 mod error;
 mod faults;
 mod file;
 mod measure;
 mod memory;
-mod open;
 mod profile;
 mod profile_store;
 mod queue;
@@ -30,7 +30,8 @@ mod transport;
 #[cfg(target_os = "linux")]
 mod uring;
 
-pub use engine::{Completion, Counters, EngineChoice, EngineOptions, ReadEngine};
+pub use engine::{Completion, Counters, EngineChoice, ReadEngine};
+pub use engines::Engines;
 pub use error::IoError;
 pub use faults::FaultPlan;
 pub use file::{Alignment, DirectFile, DirectIo, FileIdentity, Mode};
@@ -39,7 +40,6 @@ pub use measure::{
     sequential_bandwidth, sequential_read_rate,
 };
 pub use memory::AlignedMemory;
-pub use open::{open_engine, open_engine_with, reads_with_threads};
 pub use profile::{DiskProfile, PROFILE_VERSION, RandomRate};
 pub use profile_store::{CACHE_DIR_VARIABLE, device_key, profile_dir};
 pub use request::{Piece, ReadBatch};

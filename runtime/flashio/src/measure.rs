@@ -8,8 +8,8 @@ use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
 use crate::{
-    Alignment, DirectFile, DirectIo, DiskProfile, EngineChoice, Extent, IoError, PROFILE_VERSION, RandomRate,
-    ReadBatch, ReadEngine, ScratchFile, SequentialReader, Slots, StreamOptions, device_key, open_engine,
+    Alignment, DirectFile, DirectIo, DiskProfile, Engines, Extent, IoError, PROFILE_VERSION, RandomRate, ReadBatch,
+    ReadEngine, ScratchFile, SequentialReader, Slots, StreamOptions, device_key,
 };
 
 /// Read sizes of a profile, in bytes.
@@ -138,7 +138,7 @@ pub fn measure_profile(
             // Offsets at 4 KiB also where the file asks for nothing (buffered).
             let alignment = Alignment { memory: file.alignment().memory.max(4096), ..file.alignment() };
             let slots = Slots::new(depth as usize, read_bytes as usize, alignment)?;
-            let mut engine = open_engine(EngineChoice::Auto, Arc::clone(&file), slots, depth as usize)?;
+            let mut engine = Engines::default().open(Arc::clone(&file), slots, depth as usize)?;
             engine_name = engine.name();
             let seed = read_bytes + u64::from(depth);
             let pattern = RandomPattern { read_bytes: read_bytes as u32, step: 4096, shift: 0, seed };

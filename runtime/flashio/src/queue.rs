@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use crate::transport::{Finished, IoVec, Operation, Transport, read_now};
-use crate::{AlignedMemory, Completion, Counters, DirectFile, EngineOptions, IoError, Piece, ReadBatch, ReadEngine};
+use crate::{AlignedMemory, Completion, Counters, DirectFile, IoError, Piece, ReadBatch, ReadEngine};
 use crate::{Mode, Slots};
 
 /// Bytes nobody wants are read into this much memory, over and over.
@@ -23,6 +23,8 @@ const DISCARD_BYTES: usize = 256 << 10;
 const BOUNCE_BYTES: usize = 64 << 10;
 /// Most bytes of one read; the kernel's own limit is a little under 2 GiB.
 const READ_BYTES_MAX: u64 = 1 << 30;
+/// How often a read is repeated after an I/O error.
+const RETRIES_MAX: u32 = 3;
 /// Interruptions tolerated in a row by one request.
 const INTERRUPTIONS_MAX: u32 = 1000;
 /// How long a dropped engine waits for reads that do not finish before it gives their memory up.
@@ -93,15 +95,17 @@ impl QueuedEngine {
         note: String,
         file: Arc<DirectFile>,
         slots: Slots,
-        options: &EngineOptions,
+        depth: usize,
+        deadline: Duration,
+        pieces_per_read_max: usize,
     ) -> Result<Self, IoError> {
         let alignment = file.alignment();
         let unit = alignment.memory.max(alignment.length);
         if !slots.stride().is_multiple_of(unit) {
             return Err(IoError::SlotAlignment { stride: slots.stride(), needed: unit });
         }
-        let depth = options.depth.max(1);
-        let iovecs_max = options.pieces_per_read_max.clamp(1, 1024);
+        let depth = depth.max(1);
+        let iovecs_max = pieces_per_read_max.clamp(1, 1024);
         let mut description = transport.describe();
         description.push_str(&format!(", {} reads in flight, {} I/O", depth, file.mode()));
         if file.mode() == Mode::Buffered {
@@ -117,8 +121,8 @@ impl QueuedEngine {
             transport,
             slots,
             description,
-            deadline: options.deadline,
-            retries_max: options.retries,
+            deadline,
+            retries_max: RETRIES_MAX,
             iovecs_max,
             discard: Arc::new(AlignedMemory::new(DISCARD_BYTES)?),
             bounce: None,

@@ -34,11 +34,15 @@ pub struct Slots {
 }
 
 impl Slots {
+    /// Bytes from one slot to the next, where slots have `slot_bytes`; `None` if that is more than can be.
+    pub fn stride_for(slot_bytes: usize, alignment: Alignment) -> Option<usize> {
+        slot_bytes.max(1).checked_next_multiple_of(alignment.memory.max(alignment.length).max(64))
+    }
+
     /// An arena whose slots begin at multiples of what `alignment` asks of memory and lengths.
     pub fn new(count: usize, slot_bytes: usize, alignment: Alignment) -> Result<Self, IoError> {
         let too_large = || IoError::ArenaTooLarge { count, slot_bytes };
-        let unit = alignment.memory.max(alignment.length).max(64);
-        let stride = slot_bytes.max(1).checked_next_multiple_of(unit).ok_or_else(too_large)?;
+        let stride = Self::stride_for(slot_bytes, alignment).ok_or_else(too_large)?;
         if u32::try_from(count).is_err() || u32::try_from(stride).is_err() {
             return Err(too_large());
         }

@@ -1,12 +1,8 @@
 //! Reads long extents in order as fast as the disk gives them: a ring of chunks, always full of reads ahead.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use crate::{
-    Completion, DirectFile, EngineChoice, EngineOptions, FaultPlan, IoError, ReadBatch, ReadEngine, Slots,
-    open_engine_with,
-};
+use crate::{Completion, DirectFile, Engines, IoError, ReadBatch, ReadEngine, Slots};
 
 /// A part of a file, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,18 +20,13 @@ pub struct StreamOptions {
     pub chunk_bytes: usize,
     /// Chunks read ahead, the one being looked at included.
     pub chunks: usize,
-    /// Which engine reads.
-    pub engine: EngineChoice,
-    /// How long a read may take before it counts as stalled.
-    pub deadline: Duration,
-    /// What shall go wrong on purpose, for tests.
-    pub faults: Option<FaultPlan>,
+    /// Opens the engine that reads.
+    pub engines: Engines,
 }
 
 impl Default for StreamOptions {
     fn default() -> Self {
-        let EngineOptions { deadline, faults, .. } = EngineOptions::default();
-        Self { chunk_bytes: 2 << 20, chunks: 8, engine: EngineChoice::Auto, deadline, faults }
+        Self { chunk_bytes: 2 << 20, chunks: 8, engines: Engines::default() }
     }
 }
 
@@ -86,10 +77,8 @@ impl SequentialReader {
         let chunks = options.chunks.max(1);
         let chunk_bytes = options.chunk_bytes.max(1).next_multiple_of(unit);
         let slots = Slots::new(chunks, chunk_bytes, file.alignment())?;
-        let StreamOptions { deadline, faults, .. } = options;
-        let engine_options = EngineOptions { depth: chunks, deadline, faults, ..EngineOptions::default() };
         Ok(Self {
-            engine: open_engine_with(options.engine, Arc::clone(&file), slots, &engine_options)?,
+            engine: options.engines.open(Arc::clone(&file), slots, chunks)?,
             file,
             chunk_bytes: chunk_bytes as u64,
             extents: Vec::new(),

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use flashlm_io::{DirectFile, DirectIo, EngineChoice, ReadBatch, Slots, open_engine};
+use flashlm_io::{DirectFile, DirectIo, EngineChoice, Engines, ReadBatch, Slots};
 
 struct Counting;
 
@@ -41,7 +41,7 @@ fn reading_allocates_nothing_after_warm_up() {
     let file = Arc::new(DirectFile::open(scratch.path(), DirectIo::Optional).unwrap());
     for choice in [EngineChoice::Auto, EngineChoice::Threads] {
         let slots = Slots::new(96, 8192, file.alignment()).unwrap();
-        let mut engine = open_engine(choice, Arc::clone(&file), slots, 16).unwrap();
+        let mut engine = Engines::from(choice).open(Arc::clone(&file), slots, 16).unwrap();
         let (mut batch, mut done) = (ReadBatch::new(), Vec::with_capacity(96));
         let mut round = |seed: u64| {
             batch.clear();

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flashlm_io::{
-    Completion, DirectFile, DirectIo, EngineChoice, EngineOptions, Extent, FaultPlan, IoError, Mode, ReadBatch,
-    ReadEngine, SequentialReader, Slots, StreamOptions, open_engine, open_engine_with, read_extent_into,
+    Completion, DirectFile, DirectIo, EngineChoice, Engines, Extent, FaultPlan, IoError, Mode, ReadBatch, ReadEngine,
+    SequentialReader, Slots, StreamOptions, read_extent_into,
 };
 use proptest::prelude::*;
 
@@ -62,7 +62,7 @@ fn scattered_merged_and_gapped_reads_give_the_file() {
     for file in open_all(&scratch) {
         for choice in engines() {
             let slots = Slots::new(64, 8192, file.alignment()).unwrap();
-            let mut engine = open_engine(choice, Arc::clone(&file), slots, 4).unwrap();
+            let mut engine = Engines::from(choice).open(Arc::clone(&file), slots, 4).unwrap();
             let mut batch = ReadBatch::new();
             for i in 0..20u64 {
                 batch.read(i, i * 40_960, 63 - i as u32, 8192);
@@ -102,13 +102,8 @@ fn scattered_merged_and_gapped_reads_give_the_file() {
 }
 
 fn open_faulty(choice: EngineChoice, file: &Arc<DirectFile>, slots: Slots, plan: FaultPlan) -> Box<dyn ReadEngine> {
-    let options = EngineOptions {
-        depth: 8,
-        faults: Some(plan),
-        deadline: Duration::from_millis(300),
-        ..EngineOptions::default()
-    };
-    open_engine_with(choice, Arc::clone(file), slots, &options).unwrap()
+    let engines = Engines::from(choice).with_faults(plan).with_deadline(Duration::from_millis(300));
+    engines.open(Arc::clone(file), slots, 8).unwrap()
 }
 
 /// 16 requests of two scattered slots with a gap between, one of them unaligned.
@@ -254,9 +249,9 @@ proptest! {
         for file in open_all(scratch) {
             for choice in engines() {
                 let slots = Slots::new(64, 6000, file.alignment()).unwrap();
-                let faults = Some(FaultPlan { short_every, ..FaultPlan::default() });
-                let options = EngineOptions { depth, pieces_per_read_max, faults, ..EngineOptions::default() };
-                let mut engine = open_engine_with(choice, Arc::clone(&file), slots, &options).unwrap();
+                let faults = FaultPlan { short_every, ..FaultPlan::default() };
+                let engines = Engines::from(choice).with_pieces_per_read_max(pieces_per_read_max).with_faults(faults);
+                let mut engine = engines.open(Arc::clone(&file), slots, depth).unwrap();
                 let (mut batch, mut wanted, mut slot) = (ReadBatch::new(), Vec::new(), 0);
                 for (tag, (offset, aligned, pieces)) in requests.iter().enumerate() {
                     let (mask, mut at) = if *aligned { (!511, offset & !4095) } else { (!0, *offset) };
@@ -303,7 +298,7 @@ fn wrong_batches_are_refused_whole() {
     for file in open_all(&scratch) {
         for choice in engines() {
             let slots = Slots::new(4, 4096, file.alignment()).unwrap();
-            let mut engine = open_engine(choice, Arc::clone(&file), slots, 4).unwrap();
+            let mut engine = Engines::from(choice).open(Arc::clone(&file), slots, 4).unwrap();
             let mut refuse = |build: &dyn Fn(&mut ReadBatch)| {
                 let mut batch = ReadBatch::new();
                 batch.read(0, 0, 0, 4096);
@@ -335,7 +330,7 @@ fn engines_can_be_dropped_with_reads_in_flight() {
         for choice in engines() {
             for _ in 0..20 {
                 let slots = Slots::new(32, 65_536, file.alignment()).unwrap();
-                let mut engine = open_engine(choice, Arc::clone(&file), slots, 8).unwrap();
+                let mut engine = Engines::from(choice).open(Arc::clone(&file), slots, 8).unwrap();
                 let mut batch = ReadBatch::new();
                 for i in 0..32 {
                     batch.read(i, i * 65_536, i as u32, 65_536);
@@ -352,7 +347,7 @@ fn a_file_that_shrinks_is_a_typed_error() {
     for file in open_all(&scratch) {
         for choice in engines() {
             let slots = Slots::new(2, 65_536, file.alignment()).unwrap();
-            let mut engine = open_engine(choice, Arc::clone(&file), slots, 4).unwrap();
+            let mut engine = Engines::from(choice).open(Arc::clone(&file), slots, 4).unwrap();
             scratch.as_file().set_len(1 << 20).unwrap();
             let mut batch = ReadBatch::new();
             batch.read(5, (1 << 20) - 4096, 0, 65_536);
@@ -374,7 +369,7 @@ fn streams_give_extents_in_order_and_can_restart() {
     let scratch = scratch();
     for file in open_all(&scratch) {
         for engine in engines() {
-            let options = StreamOptions { chunk_bytes: 65_536, chunks: 3, engine, ..StreamOptions::default() };
+            let options = StreamOptions { chunk_bytes: 65_536, chunks: 3, engines: engine.into() };
             let mut reader = SequentialReader::new(Arc::clone(&file), options).unwrap();
             assert!(reader.next().unwrap().is_none());
             let end = FILE_BYTES as u64;

@@ -19,6 +19,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use flashlm::budget::{Budget, counted};
+use flashlm::disk_cost::kept_profile;
 use flashlm::error::longest;
 use flashlm::memory;
 use flashlm::options::LoadOptions;
@@ -27,9 +28,7 @@ use flashlm::signals;
 use flashlm::text::Tokenizer;
 use flashlm::threads;
 use flashlm_formats::bundle::Bundle;
-use flashlm_io::{
-    AlignedMemory, DirectFile, DirectIo, DiskProfile, StreamOptions, device_key, profile_dir, sequential_read_rate,
-};
+use flashlm_io::{AlignedMemory, DirectFile, DirectIo, StreamOptions, sequential_read_rate};
 use flashlm_kernels::read_bandwidth_of;
 use indicatif::{ProgressBar, ProgressStyle};
 use rand_xoshiro::SplitMix64;
@@ -214,7 +213,7 @@ fn machine(args: &BenchArgs) -> Result<Machine> {
     let mut plain = AlignedMemory::new(memory::available().map_or(1 << 30, |bytes| (bytes / 4).min(1 << 30)) as usize)?;
     plain.as_mut_slice().fill(1);
     let dram_bytes_per_s = read_bandwidth_of(&threads, bytemuck::cast_slice(plain.as_slice()));
-    let profile = profile_dir().and_then(|dir| DiskProfile::load(&dir, &device_key(&args.bundle)));
+    let profile = kept_profile(&args.bundle).1;
     Ok(Machine { disk_bytes_per_s, dram_bytes_per_s, profile })
 }
 

@@ -7,13 +7,12 @@ use std::sync::Arc;
 use anyhow::Result;
 use clap::Args;
 use flashlm::budget::human_bytes;
+use flashlm::disk_cost::kept_profile;
 use flashlm::memory;
 use flashlm::options::LoadOptions;
 use flashlm::terminal::printable_line;
 use flashlm_formats::bundle::Bundle;
-use flashlm_io::{
-    DirectFile, DirectIo, DiskProfile, EngineChoice, EngineOptions, Mode, Slots, device_key, open_engine, profile_dir,
-};
+use flashlm_io::{DirectFile, DirectIo, Engines, Mode, Slots};
 use serde_json::{Value, json};
 
 /// Arguments of `flashlm doctor`.
@@ -76,13 +75,12 @@ fn disk(path: &Path, report: &mut Value, advice: &mut Vec<String>) -> Result<()>
     }
     // As a run opens it, but for a single slot.
     let slots = Slots::new(1, 4096, file.alignment())?;
-    let engine = open_engine(EngineChoice::Auto, Arc::clone(&file), slots, EngineOptions::default().depth)?;
+    let engine = Engines::default().open(Arc::clone(&file), slots, Engines::DEPTH)?;
     report["reader"] = engine.description().into();
     if engine.name() != "io_uring" {
         advice.push("reads are made by threads; io_uring would cost less".into());
     }
-    let device = device_key(path);
-    let profile = profile_dir().and_then(|dir| DiskProfile::load(&dir, &device));
+    let (device, profile) = kept_profile(path);
     report["disk"] = device.into();
     match profile {
         Some(profile) => {

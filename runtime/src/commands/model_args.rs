@@ -106,7 +106,7 @@ impl ModelArgs {
             }),
             threads: self.threads.unwrap_or(defaults.threads),
             direct: self.direct,
-            engine: self.engine,
+            engines: self.engine.into(),
             verify: !self.no_verify,
             ..defaults
         }

@@ -50,12 +50,11 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
     let smallest = smallest(&bundle, &options);
     let planned = plan(&bundle, &options)?;
     let groups = bundle.layout().groups() as u64 * bundle.spec().layers.len() as u64;
-    let (cost, known) = options.disk_cost(&bundle);
-    let expected = match Expectation::new(&bundle, &planned, &cost, context) {
+    let expected = match Expectation::new(&bundle, &planned, context) {
         Some(expected) => Some((expected, memory_rate(options.threads, expected.bytes_touched as u64)?)),
         None => None,
     };
-    let Planned { choice, plan, arena, pinned, predicted, fallback, .. } = planned;
+    let Planned { choice, plan, arena, pinned, predicted, cost: (_, known), fallback, .. } = planned;
     let kept = arena.as_ref().map(|arena| arena.slots.iter().map(|s| u64::from(*s)).sum::<u64>());
     let budget = options.budget.or_else(memory::available);
     let origin = match options.budget {

@@ -5,12 +5,13 @@ use flashlm_kernels::Threads;
 
 use super::blocks::{Blocks, KV_BLOCK};
 use super::limits::{check_context, check_ids};
-use super::room::{Room, parts};
+use super::room::{Room, Working, parts};
+use crate::buffers::Buffers;
 use crate::error::{Result, RuntimeError};
 use crate::forward::attention::{Batch, TokenPlace};
-use crate::forward::block::{BlockScratch, Pass};
-use crate::forward::embed::{EmbedScratch, Embedding};
-use crate::forward::head::{Head, HeadScratch};
+use crate::forward::block::Pass;
+use crate::forward::embed::Embedding;
+use crate::forward::head::Head;
 use crate::forward::kv::{KvMemory, SequencePlaces};
 use crate::forward::positions::PositionTables;
 use crate::forward::tables::TableSource;
@@ -84,15 +85,7 @@ pub struct Executor {
     places: Vec<SequencePlaces>,
     /// Sequences opened so far.
     opened: u64,
-    /// Of the rows that go through the blocks: where they are, and their states.
-    tokens: Vec<TokenPlace>,
-    states: Vec<f32>,
-    block: BlockScratch,
-    embed: EmbedScratch,
-    head: HeadScratch,
-    /// Rows whose logits are computed, and their states.
-    wanting: Vec<usize>,
-    wanting_states: Vec<f32>,
+    working: Working,
     last_logits: usize,
 }
 
@@ -106,21 +99,14 @@ impl Executor {
         room: Room,
     ) -> Result<Self> {
         check_context(&spec, room.context)?;
-        let (tokens, batch, context) = (room.tokens(), room.batch(), room.context);
         Ok(Self {
-            positions: PositionTables::new(&spec, context),
+            positions: PositionTables::new(&spec, room.context),
             kv: KvMemory::new(&spec, spec.layers.len(), room.blocks() * KV_BLOCK, room.kv)?,
             blocks: Blocks::new(room.blocks()),
             sequences: Vec::new(),
             places: Vec::new(),
             opened: 0,
-            tokens: Vec::with_capacity(tokens),
-            states: vec![0.0; tokens * spec.hidden_size],
-            block: BlockScratch::new(&spec, tokens, context, batch),
-            embed: EmbedScratch::new(&spec),
-            head: HeadScratch::new(&spec, batch),
-            wanting: Vec::with_capacity(batch),
-            wanting_states: vec![0.0; batch * spec.hidden_size],
+            working: Working::new(&mut Buffers::default(), &spec, &room),
             last_logits: 0,
             tables: None,
             room,
@@ -217,7 +203,7 @@ impl Executor {
 
     /// The logits that were computed last, `[vocab]`.
     pub fn last_logits(&mut self) -> &mut [f32] {
-        self.head.logits_mut(self.last_logits)
+        self.working.head.logits_mut(self.last_logits)
     }
 
     /// Computes `rows`, in their order: any mix of pieces of prompts and rows that are decoded, of any sequences. `each` is given the
@@ -297,17 +283,17 @@ impl Executor {
         each: &mut dyn FnMut(usize, &mut [f32]) -> Result<()>,
     ) -> Result<()> {
         let hidden = self.spec.hidden_size;
-        self.tokens.clear();
+        self.working.tokens.clear();
         for row in rows {
             let sequence = row.sequence.at;
             let fed = self.sequences[sequence].as_mut().expect("checked");
             // Until the blocks are through, rows are counted here.
-            self.tokens.push(TokenPlace { sequence, position: fed.len });
+            self.working.tokens.push(TokenPlace { sequence, position: fed.len });
             fed.len += 1;
         }
         let result = self.blocks_of(rows, arithmetic, hook);
         if result.is_err() {
-            for token in &self.tokens {
+            for token in &self.working.tokens {
                 let fed = self.sequences[token.sequence].as_mut().expect("checked");
                 fed.len = fed.len.min(token.position);
             }
@@ -316,26 +302,27 @@ impl Executor {
         let batch = self.room.batch();
         let mut next = 0;
         loop {
-            self.wanting.clear();
-            while next < rows.len() && self.wanting.len() < batch {
+            self.working.wanting.clear();
+            while next < rows.len() && self.working.wanting.len() < batch {
                 if rows[next].wants_logits {
-                    let to = self.wanting.len() * hidden;
-                    self.wanting_states[to..to + hidden].copy_from_slice(&self.states[next * hidden..][..hidden]);
-                    self.wanting.push(next);
+                    let to = self.working.wanting.len() * hidden;
+                    self.working.wanting_states[to..to + hidden]
+                        .copy_from_slice(&self.working.states[next * hidden..][..hidden]);
+                    self.working.wanting.push(next);
                 }
                 next += 1;
             }
-            if self.wanting.is_empty() {
+            if self.working.wanting.is_empty() {
                 return Ok(());
             }
             let head = Head { spec: &self.spec, weights: &self.weights.outer, threads: &self.threads };
-            let (tokens, wanting) = (&self.tokens, &self.wanting);
+            let (tokens, wanting) = (&self.working.tokens, &self.working.wanting);
             let position = |i: usize| tokens[wanting[i]].position + 1;
-            let states = &self.wanting_states[..wanting.len() * hidden];
-            head.logits_of_each(states, &position, &mut self.head, self.tables.as_deref_mut())?;
-            for (i, row) in self.wanting.iter().enumerate() {
+            let states = &self.working.wanting_states[..wanting.len() * hidden];
+            head.logits_of_each(states, &position, &mut self.working.head, self.tables.as_deref_mut())?;
+            for (i, row) in self.working.wanting.iter().enumerate() {
                 self.last_logits = i;
-                each(first + row, self.head.logits_mut(i))?;
+                each(first + row, self.working.head.logits_mut(i))?;
             }
         }
     }
@@ -343,13 +330,13 @@ impl Executor {
     /// Embeds the rows, whose places are in `tokens`, and runs their states through all blocks.
     fn blocks_of(&mut self, rows: &[Row], arithmetic: Arithmetic, hook: &mut Option<&mut dyn FfnHook>) -> Result<()> {
         let hidden = self.spec.hidden_size;
-        let states = &mut self.states[..rows.len() * hidden];
+        let states = &mut self.working.states[..rows.len() * hidden];
         let embedding = Embedding { spec: &self.spec, weights: &self.weights.outer, threads: &self.threads };
-        for ((row, token), state) in rows.iter().zip(&self.tokens).zip(states.chunks_exact_mut(hidden)) {
+        for ((row, token), state) in rows.iter().zip(&self.working.tokens).zip(states.chunks_exact_mut(hidden)) {
             let tables = self.tables.as_deref_mut().map(|tables| tables as &mut dyn TableSource);
-            embedding.token(row.token, token.position, state, &mut self.embed, tables)?;
+            embedding.token(row.token, token.position, state, &mut self.working.embed, tables)?;
         }
-        let batch = Batch { tokens: &self.tokens, sequences: &self.places, arithmetic };
+        let batch = Batch { tokens: &self.working.tokens, sequences: &self.places, arithmetic };
         for (layer, weights) in self.weights.layers.iter().enumerate() {
             let mut pass = Pass {
                 spec: &self.spec,
@@ -358,7 +345,7 @@ impl Executor {
                 batch: &batch,
                 kv: &mut self.kv,
                 ffn: &mut *self.ffn,
-                scratch: &mut self.block,
+                scratch: &mut self.working.block,
                 hook: hook.as_deref_mut(),
             };
             pass.run(weights, layer, states)?;

@@ -6,10 +6,14 @@ use flashlm_formats::model::ModelSpec;
 use flashlm_kernels::MATMUL_TOKENS_MIN;
 
 use super::blocks::{Blocks, KV_BLOCK};
+use crate::buffers::Buffers;
+use crate::forward::attention::TokenPlace;
 use crate::forward::block::BlockScratch;
+use crate::forward::embed::EmbedScratch;
 use crate::forward::head::HeadScratch;
 use crate::forward::kv::{KvDtype, KvMemory};
 use crate::forward::positions::PositionTables;
+use crate::neurons::scratch::FfnScratch;
 
 /// Tokens of a prompt that are one piece: what is left behind the last whole piece is computed as a piece, or token by token where
 /// it is short. Fixed, so that a result never depends on how much memory there was.
@@ -67,11 +71,39 @@ impl Room {
     /// Bytes of states, scratch and tables, with so many threads: everything but weights, neurons, keys and values.
     pub fn working_bytes(&self, spec: &ModelSpec, threads: usize) -> u64 {
         let (tokens, batch) = (self.tokens(), self.batch());
-        let states = (tokens + batch + 1) * spec.hidden_size + spec.embed_size;
-        states as u64 * 4
-            + HeadScratch::bytes(spec, batch)
-            + BlockScratch::bytes(spec, tokens, self.context, batch, threads)
+        let grown = FfnScratch::products_bytes(spec, tokens, batch, threads);
+        Buffers::bytes_of(|buffers| Working::new(buffers, spec, self))
+            + grown
             + PositionTables::bytes(spec, self.context)
+    }
+}
+
+/// States and scratch of a step's rows.
+pub(super) struct Working {
+    /// Of the rows that go through the blocks: where they are, and their states.
+    pub(super) tokens: Vec<TokenPlace>,
+    pub(super) states: Vec<f32>,
+    pub(super) block: BlockScratch,
+    pub(super) embed: EmbedScratch,
+    pub(super) head: HeadScratch,
+    /// Rows whose logits are computed, and their states.
+    pub(super) wanting: Vec<usize>,
+    pub(super) wanting_states: Vec<f32>,
+}
+
+impl Working {
+    /// For a model, as much of it as there is room for.
+    pub(super) fn new(buffers: &mut Buffers, spec: &ModelSpec, room: &Room) -> Self {
+        let (tokens, batch) = (room.tokens(), room.batch());
+        Self {
+            tokens: buffers.room(tokens),
+            states: buffers.zeros(tokens * spec.hidden_size),
+            block: BlockScratch::new(buffers, spec, tokens, room.context, batch),
+            embed: EmbedScratch::new(buffers, spec),
+            head: HeadScratch::new(buffers, spec, batch),
+            wanting: buffers.room(batch),
+            wanting_states: buffers.zeros(batch * spec.hidden_size),
+        }
     }
 }
 

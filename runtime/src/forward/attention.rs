@@ -6,6 +6,7 @@ use flashlm_kernels::{Threads, add_weighted_rows_serial, matvec_serial, rope_rot
 use super::kv::{KvMemory, SequencePlaces};
 use super::positions::PositionTable;
 use super::weights::QkNorm;
+use crate::buffers::Buffers;
 use crate::error::Result;
 use crate::neurons::source::Arithmetic;
 
@@ -17,17 +18,8 @@ pub struct AttentionScratch {
 
 impl AttentionScratch {
     /// Scratch for `tokens` at a time in a context of `context`.
-    pub fn new(spec: &ModelSpec, tokens: usize, context: usize) -> Self {
-        Self { heads: vec![0.0; Self::len(spec, tokens, context)] }
-    }
-
-    fn len(spec: &ModelSpec, tokens: usize, context: usize) -> usize {
-        spec.attention().heads * (tokens * spec.attention().head_dim + context)
-    }
-
-    /// Bytes of that scratch.
-    pub fn bytes(spec: &ModelSpec, tokens: usize, context: usize) -> u64 {
-        Self::len(spec, tokens, context) as u64 * 4
+    pub fn new(buffers: &mut Buffers, spec: &ModelSpec, tokens: usize, context: usize) -> Self {
+        Self { heads: buffers.zeros(spec.attention().heads * (tokens * spec.attention().head_dim + context)) }
     }
 }
 

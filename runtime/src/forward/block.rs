@@ -7,6 +7,7 @@ use super::attention::{AttentionCall, AttentionScratch, Batch, attend};
 use super::kv::KvMemory;
 use super::positions::PositionTables;
 use super::weights::{LayerWeights, Linear, NormWeights};
+use crate::buffers::Buffers;
 use crate::error::Result;
 use crate::neurons::hook::FfnHook;
 use crate::neurons::scratch::FfnScratch;
@@ -27,8 +28,8 @@ pub struct BlockScratch {
 
 impl BlockScratch {
     /// Scratch for up to `tokens` tokens in contexts of `context`; neurons are chosen for `batch` tokens at a time.
-    pub fn new(spec: &ModelSpec, tokens: usize, context: usize, batch: usize) -> Self {
-        let zeros = |width: usize| vec![0.0; tokens * width];
+    pub fn new(buffers: &mut Buffers, spec: &ModelSpec, tokens: usize, context: usize, batch: usize) -> Self {
+        let mut zeros = |width: usize| buffers.zeros(tokens * width);
         Self {
             attention_input: zeros(spec.hidden_size),
             ffn_input: zeros(spec.hidden_size),
@@ -36,18 +37,15 @@ impl BlockScratch {
             attended: zeros(spec.attention().heads * spec.attention().head_dim),
             delta: zeros(spec.hidden_size),
             ffn_output: zeros(spec.hidden_size),
-            attention: AttentionScratch::new(spec, tokens, context),
-            ffn: FfnScratch::new(spec, tokens, batch),
+            attention: AttentionScratch::new(buffers, spec, tokens, context),
+            ffn: FfnScratch::new(buffers, spec, tokens, batch),
         }
     }
 
-    /// Bytes of that scratch, with so many threads.
+    /// Bytes of that scratch, once products on so many threads have made it as large as it gets.
     pub fn bytes(spec: &ModelSpec, tokens: usize, context: usize, batch: usize, threads: usize) -> u64 {
-        let shape = spec.attention();
-        let width = 4 * spec.hidden_size + shape.qkv_size() + shape.heads * shape.head_dim;
-        (tokens * width * 4) as u64
-            + AttentionScratch::bytes(spec, tokens, context)
-            + FfnScratch::bytes(spec, tokens, batch, threads)
+        Buffers::bytes_of(|buffers| Self::new(buffers, spec, tokens, context, batch))
+            + FfnScratch::products_bytes(spec, tokens, batch, threads)
     }
 }
 

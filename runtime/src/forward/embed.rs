@@ -5,6 +5,7 @@ use flashlm_kernels::{Threads, matvec};
 
 use super::tables::TableSource;
 use super::weights::OuterWeights;
+use crate::buffers::Buffers;
 use crate::error::Result;
 
 /// Room for one token's embedding and position.
@@ -15,8 +16,8 @@ pub struct EmbedScratch {
 
 impl EmbedScratch {
     /// Scratch for a model.
-    pub fn new(spec: &ModelSpec) -> Self {
-        Self { token: vec![0.0; spec.embed_size], position: vec![0.0; spec.hidden_size] }
+    pub fn new(buffers: &mut Buffers, spec: &ModelSpec) -> Self {
+        Self { token: buffers.zeros(spec.embed_size), position: buffers.zeros(spec.hidden_size) }
     }
 }
 

@@ -5,6 +5,7 @@ use flashlm_kernels::{MatmulScratch, Threads, matmul, matvec, matvec_each};
 
 use super::tables::TableSource;
 use super::weights::OuterWeights;
+use crate::buffers::Buffers;
 use crate::error::{Result, RuntimeError};
 
 /// Room for the way of a few states through the head, and their logits.
@@ -17,19 +18,14 @@ pub struct HeadScratch {
 
 impl HeadScratch {
     /// Scratch for up to `states` states at a time.
-    pub fn new(spec: &ModelSpec, states: usize) -> Self {
+    pub fn new(buffers: &mut Buffers, spec: &ModelSpec, states: usize) -> Self {
         let projected = if spec.embed_size == spec.hidden_size { 0 } else { spec.embed_size };
         Self {
-            normed: vec![0.0; states * spec.hidden_size],
-            projected: vec![0.0; states * projected],
-            logits: vec![0.0; states * spec.vocab_size],
+            normed: buffers.zeros(states * spec.hidden_size),
+            projected: buffers.zeros(states * projected),
+            logits: buffers.zeros(states * spec.vocab_size),
             vocab: spec.vocab_size,
         }
-    }
-
-    /// Bytes of that.
-    pub fn bytes(spec: &ModelSpec, states: usize) -> u64 {
-        (states * (spec.hidden_size + spec.embed_size + spec.vocab_size) * 4) as u64
     }
 
     /// The logits of the i-th state of the last call, `[vocab]`.

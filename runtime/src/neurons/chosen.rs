@@ -15,6 +15,7 @@ use flashlm_kernels::{
 use super::activation::activate;
 use super::params::NeuronBiases;
 use super::selection::Selection;
+use crate::buffers::Buffers;
 
 /// A neuron for a token: its place among the neurons of a [`Choice`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,23 +88,18 @@ pub struct ChosenScratch {
 
 impl ChosenScratch {
     /// Room for `entries` pairs of a neuron and a token, of at most `neurons` neurons.
-    pub fn new(neurons: usize, entries: usize) -> Self {
+    pub fn new(buffers: &mut Buffers, neurons: usize, entries: usize) -> Self {
         Self {
             choice: Choice {
-                neurons: Vec::with_capacity(neurons),
-                entries: Vec::with_capacity(entries),
-                first_entry: Vec::with_capacity(neurons + 1),
+                neurons: buffers.room(neurons),
+                entries: buffers.room(entries),
+                first_entry: buffers.room(neurons + 1),
                 tokens: 0,
             },
-            activations: vec![0.0; entries],
-            ready: Vec::with_capacity(entries),
-            results: vec![0.0; entries],
+            activations: buffers.zeros(entries),
+            ready: buffers.room(entries),
+            results: buffers.zeros(entries),
         }
-    }
-
-    /// Bytes of that.
-    pub fn bytes(neurons: usize, entries: usize) -> u64 {
-        (2 * neurons * size_of::<u32>() + entries * (size_of::<Entry>() + 3 * size_of::<f32>())) as u64
     }
 }
 

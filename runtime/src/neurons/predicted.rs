@@ -9,6 +9,7 @@ use super::counters::ReadCounters;
 use super::predictor::Predictor;
 use super::selection::Selection;
 use super::source::{FfnCall, FfnSource, Inputs};
+use crate::buffers::Buffers;
 use crate::error::Result;
 
 /// A source whose neurons a predictor chooses, token by token.
@@ -26,7 +27,7 @@ impl<S: FfnSource> PredictedFfn<S> {
     /// `predictors` has one entry for each layer of `source`, whose layers have `neurons` neurons; `None` admits everything. Predictors are
     /// asked for `batch` tokens at a time.
     pub fn new(source: S, predictors: Option<Vec<Predictor>>, neurons: usize, batch: usize) -> Self {
-        let scores = vec![0.0; batch.max(1) * neurons];
+        let scores = scores(&mut Buffers::default(), neurons, batch);
         Self { source, predictors, selection: Selection::default(), neurons, scores }
     }
 
@@ -52,7 +53,12 @@ impl<S: FfnSource> PredictedFfn<S> {
 
 /// Bytes that a [`PredictedFfn`] keeps beside its source and the predictors, for pieces of so many tokens.
 pub fn bytes(neurons: usize, tokens: usize, batch: usize) -> u64 {
-    Selection::bytes(tokens, neurons) + (batch.max(1) * neurons * size_of::<f32>()) as u64
+    Buffers::bytes_of(|buffers| (Selection::new(buffers, tokens, neurons), scores(buffers, neurons, batch)))
+}
+
+/// Room for the scores of `batch` tokens.
+fn scores(buffers: &mut Buffers, neurons: usize, batch: usize) -> Vec<f32> {
+    buffers.zeros(batch.max(1) * neurons)
 }
 
 impl<S: FfnSource> FfnSource for PredictedFfn<S> {

@@ -4,6 +4,7 @@ use flashlm_formats::model::ModelSpec;
 use flashlm_kernels::{MATMUL_TOKENS_MIN, MatmulScratch, ROW_BLOCK};
 
 use super::chosen::ChosenScratch;
+use crate::buffers::Buffers;
 
 /// Activations of one piece of a block at a time.
 pub struct FfnScratch {
@@ -27,31 +28,26 @@ pub(super) const SPARSE: usize = 8;
 
 impl FfnScratch {
     /// Scratch for pieces of up to `tokens` tokens; neurons are chosen for `batch` tokens at a time.
-    pub fn new(spec: &ModelSpec, tokens: usize, batch: usize) -> Self {
-        let len = room(spec.ffn().size, tokens);
+    pub fn new(buffers: &mut Buffers, spec: &ModelSpec, tokens: usize, batch: usize) -> Self {
+        let (len, neurons) = (room(spec.ffn().size, tokens), spec.ffn().size.min(ACTIVATIONS));
         Self {
-            activations: vec![0.0; len],
-            gates: vec![0.0; if spec.ffn().gated { len } else { 0 }],
-            active: Vec::with_capacity(spec.ffn().size.min(ACTIVATIONS).max(len / SPARSE)),
-            row_starts: Vec::with_capacity(tokens + 1),
-            chosen: ChosenScratch::new(spec.ffn().size.min(ACTIVATIONS), room(spec.ffn().size, batch)),
+            activations: buffers.zeros(len),
+            gates: buffers.zeros(if spec.ffn().gated { len } else { 0 }),
+            active: buffers.room(neurons.max(len / SPARSE)),
+            row_starts: buffers.room(tokens + 1),
+            chosen: ChosenScratch::new(buffers, neurons, room(spec.ffn().size, batch)),
             batch,
             matmul: MatmulScratch::default(),
         }
     }
 
-    /// Bytes of that scratch, once products on so many threads have made it as large as it gets.
-    pub fn bytes(spec: &ModelSpec, tokens: usize, batch: usize, threads: usize) -> u64 {
-        let len = room(spec.ffn().size, tokens);
-        let floats = len * (1 + usize::from(spec.ffn().gated));
-        let neurons = spec.ffn().size.min(ACTIVATIONS);
-        let active = neurons.max(len / SPARSE);
+    /// Bytes that products on so many threads make it grow by.
+    pub fn products_bytes(spec: &ModelSpec, tokens: usize, batch: usize, threads: usize) -> u64 {
         // The longest input of a matrix product.
         let cols = spec.hidden_size.max(spec.attention().heads * spec.attention().head_dim);
         // Beside blocks: vectors rounded for rows of integers, of a few tokens at a time.
-        let products = MatmulScratch::bytes_needed(threads, tokens, cols) + MATMUL_TOKENS_MIN.max(batch) * cols * 4;
-        (floats * 4 + active * 8 + (tokens + 1) * 8 + products) as u64
-            + ChosenScratch::bytes(neurons, room(spec.ffn().size, batch))
+        let rounded = MATMUL_TOKENS_MIN.max(batch) * cols * 4;
+        (MatmulScratch::bytes_needed(threads, tokens, cols) + rounded) as u64
     }
 
     /// The scratch of matrix products.

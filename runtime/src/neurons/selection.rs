@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::buffers::Buffers;
+
 /// For every token the neurons that are computed; the others are taken for zero.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
@@ -10,9 +12,15 @@ pub struct Selection {
 }
 
 impl Selection {
+    /// Nothing selected, with room for so many tokens and neurons.
+    pub fn new(buffers: &mut Buffers, tokens: usize, neurons: usize) -> Self {
+        let words_per_token = words(neurons);
+        Self { words: buffers.room(tokens * words_per_token), words_per_token }
+    }
+
     /// Makes it empty, for `tokens` tokens and `neurons` neurons.
     pub fn reset(&mut self, tokens: usize, neurons: usize) {
-        self.words_per_token = neurons.div_ceil(64);
+        self.words_per_token = words(neurons);
         self.words.clear();
         self.words.resize(tokens * self.words_per_token, 0);
     }
@@ -45,15 +53,15 @@ impl Selection {
         }
     }
 
-    /// Bytes for so many tokens and neurons.
-    pub fn bytes(tokens: usize, neurons: usize) -> u64 {
-        (tokens * neurons.div_ceil(64) * 8) as u64
-    }
-
     /// Whether `neuron` is computed for `token`.
     pub fn contains(&self, token: usize, neuron: usize) -> bool {
         self.words[token * self.words_per_token + neuron / 64] >> (neuron % 64) & 1 == 1
     }
+}
+
+/// Words of a token's selection.
+fn words(neurons: usize) -> usize {
+    neurons.div_ceil(u64::BITS as usize)
 }
 
 #[cfg(test)]

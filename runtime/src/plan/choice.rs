@@ -4,7 +4,7 @@
 //! leaving rows of the vocabulary's matrices on flash, then by reading every neuron for every token.
 
 use flashlm_formats::bundle::Bundle;
-use flashlm_io::{DirectFile, EngineChoice, reads_with_threads};
+use flashlm_io::{Alignment, DirectFile, Slots};
 
 use super::{Base, MemoryPlan, PlanItem};
 use crate::budget::human_bytes;
@@ -24,6 +24,9 @@ const SCRATCH_SHARE: u64 = 16;
 
 /// Threads that an engine of threads has: of the reader that loads, and of the source.
 const READERS: usize = 40;
+
+/// What a disk is supposed to ask for where the bundle cannot be opened for reading.
+const USUAL_ALIGNMENT: Alignment = Alignment { offset: 512, memory: 512, length: 512 };
 
 /// What was chosen for a run, and the memory it takes.
 pub struct Planned {
@@ -45,6 +48,8 @@ pub struct Planned {
     pub loading_bytes: u64,
     /// Whether predictors choose what is computed; every neuron is where they do not.
     pub predicted: bool,
+    /// What reading costs on the bundle's disk, and where that is known from, in words.
+    pub cost: (ReadCost, String),
     /// Why it is a slow way, where the budget left no better one.
     pub fallback: Option<String>,
 }
@@ -54,6 +59,11 @@ pub struct Planned {
 /// # Errors
 /// `BudgetTooSmall` with the smallest budget that any of them works in; `ContextOutOfRange`.
 pub fn plan(bundle: &Bundle, options: &LoadOptions) -> Result<Planned> {
+    plan_reading(DirectFile::open(bundle.path(), options.direct).as_ref().ok(), bundle, options)
+}
+
+/// The same for a bundle that is read through `file`, if it can be opened: why not is said when it is read.
+pub(crate) fn plan_reading(file: Option<&DirectFile>, bundle: &Bundle, options: &LoadOptions) -> Result<Planned> {
     check_context(bundle.spec(), options.context)?;
     let budget = options.budget.or_else(memory::available).unwrap_or(u64::MAX);
     let predicted = bundle.predictors().is_some() && options.predict;
@@ -62,9 +72,10 @@ pub fn plan(bundle: &Bundle, options: &LoadOptions) -> Result<Planned> {
         None if predicted => vec![FfnChoice::Resident, FfnChoice::Flash, FfnChoice::Streamed],
         None => vec![FfnChoice::Resident, FfnChoice::Streamed],
     };
+    let disk = Disk::new(file, bundle, options);
     let mut refused: Vec<MemoryPlan> = Vec::new();
     for (number, &choice) in choices.iter().enumerate() {
-        let case = Case::new(bundle, options, choice, budget);
+        let case = Case::new(bundle, options, &disk, choice, budget);
         let mut planned = case.best();
         if planned.plan.total() > budget {
             refused.push(planned.plan);
@@ -84,7 +95,7 @@ pub fn plan(bundle: &Bundle, options: &LoadOptions) -> Result<Planned> {
             let mut needed = case.of(SCRATCH_TOKENS_MIN, whole, Parts::Least).plan.total();
             // With so much a better source of neurons may fit, and leave less for the vocabulary.
             for &better in choices[..number].iter().rev() {
-                let case = Case::new(bundle, options, better, needed);
+                let case = Case::new(bundle, options, &disk, better, needed);
                 if case.best().plan.total() <= needed {
                     needed = needed.max(case.of(SCRATCH_TOKENS_MIN, whole, Parts::Least).plan.total());
                 }
@@ -118,42 +129,45 @@ enum Parts {
     Most,
 }
 
-/// One source of neurons, with what does not depend on how the budget is divided.
-struct Case<'a> {
-    bundle: &'a Bundle,
-    options: &'a LoadOptions,
-    choice: FfnChoice,
-    budget: u64,
-    predictors: u64,
+/// How the bundle's disk is read, and what that costs.
+struct Disk {
     /// Bytes of a slot, and whether every read goes through a buffer of its own.
     slot: u64,
     bounces: bool,
     readers: usize,
-    cost: ReadCost,
+    cost: (ReadCost, String),
+}
+
+impl Disk {
+    fn new(file: Option<&DirectFile>, bundle: &Bundle, options: &LoadOptions) -> Self {
+        let (layout, alignment) = (bundle.layout(), file.map_or(USUAL_ALIGNMENT, |file| file.alignment()));
+        let slot = Slots::stride_for(layout.group_bytes(), alignment).unwrap_or(usize::MAX);
+        Self {
+            slot: slot as u64,
+            bounces: !(layout.alignment() as u64).is_multiple_of(alignment.file_unit()),
+            readers: if options.engines.read_with_threads() { READERS } else { 0 },
+            cost: options.disk_cost(bundle),
+        }
+    }
+}
+
+/// One source of neurons, with what does not depend on how the budget is divided.
+struct Case<'a> {
+    bundle: &'a Bundle,
+    options: &'a LoadOptions,
+    disk: &'a Disk,
+    choice: FfnChoice,
+    budget: u64,
+    predictors: u64,
 }
 
 impl<'a> Case<'a> {
-    fn new(bundle: &'a Bundle, options: &'a LoadOptions, choice: FfnChoice, budget: u64) -> Self {
-        let (spec, layout) = (bundle.spec(), bundle.layout());
+    fn new(bundle: &'a Bundle, options: &'a LoadOptions, disk: &'a Disk, choice: FfnChoice, budget: u64) -> Self {
         let predictors = options.predictors(bundle, choice).map_or(0, |(section, info)| {
             // Their vectors are kept as numbers, beside the blob.
-            section.extent.bytes + LayerPredictors::vector_bytes(info, spec)
+            section.extent.bytes + LayerPredictors::vector_bytes(info, bundle.spec())
         });
-        let alignment = DirectFile::open(bundle.path(), options.direct).map(|file| file.alignment()).ok();
-        let memory = alignment.map_or(512, |alignment| alignment.memory.max(alignment.length).max(64));
-        let step = alignment.map_or(1, |alignment| alignment.file_unit());
-        let by_threads = options.engine == EngineChoice::Threads || reads_with_threads(options.engine);
-        Self {
-            bundle,
-            options,
-            choice,
-            budget,
-            predictors,
-            slot: layout.group_bytes().next_multiple_of(memory) as u64,
-            bounces: !(layout.alignment() as u64).is_multiple_of(step),
-            readers: if by_threads { READERS } else { 0 },
-            cost: options.disk_cost(bundle).0,
-        }
+        Self { bundle, options, disk, choice, budget, predictors }
     }
 
     /// The best plan within the budget, or the smallest there is.
@@ -195,7 +209,7 @@ impl<'a> Case<'a> {
             bundle: self.bundle,
             room: self.options.room(self.bundle, scratch_tokens),
             threads: self.options.threads.get(),
-            readers: self.readers,
+            readers: self.disk.readers,
             left_out: tables.left_out(self.bundle),
         }
     }
@@ -223,6 +237,7 @@ impl<'a> Case<'a> {
             tables,
             loading_bytes: base.loading_bytes(),
             predicted: self.predictors > 0,
+            cost: self.disk.cost.clone(),
             fallback: None,
         };
         let layer = layout.layer_bytes() as u64;
@@ -246,16 +261,21 @@ impl<'a> Case<'a> {
             FfnChoice::Flash => {
                 let items = |arena: &ArenaPlan| {
                     let kept: u64 = arena.slots.iter().map(|s| u64::from(*s)).sum();
-                    let tables =
-                        FlashFfn::working_bytes(layout, spec.layers.len(), arena, self.options.batch, self.bounces);
+                    let tables = FlashFfn::working_bytes(
+                        layout,
+                        spec.layers.len(),
+                        arena,
+                        self.options.batch,
+                        self.disk.bounces,
+                    );
                     [
-                        item("neuron cache", kept * self.slot),
-                        item("transient neurons", 2 * u64::from(arena.transient) * self.slot),
+                        item("neuron cache", kept * self.disk.slot),
+                        item("transient neurons", 2 * u64::from(arena.transient) * self.disk.slot),
                         item("neuron tables", tables),
                     ]
                 };
                 let fits = |arena: &ArenaPlan| parts == Parts::Most && fits(&items(arena));
-                let arena = ArenaPlan::within(self.bundle, &self.cost, fits);
+                let arena = ArenaPlan::within(self.bundle, &self.disk.cost.0, fits);
                 planned(whole(&items(&arena)), Some(arena), 0, 0)
             }
         }

@@ -29,8 +29,8 @@ pub struct Expectation {
 
 impl Expectation {
     /// For decoding as planned with this context; `None` where the bundle does not tell what is predicted or reused.
-    pub fn new(bundle: &Bundle, planned: &Planned, cost: &ReadCost, context: usize) -> Option<Self> {
-        let (spec, layout) = (bundle.spec(), bundle.layout());
+    pub fn new(bundle: &Bundle, planned: &Planned, context: usize) -> Option<Self> {
+        let (spec, layout, cost) = (bundle.spec(), bundle.layout(), &planned.cost.0);
         let sparsity = bundle.manifest().sparsity.as_ref()?;
         let (vectors, group_bytes) = (spec.ffn().vectors() as f64, layout.group_bytes() as f64);
         let mut rows = 0.0;

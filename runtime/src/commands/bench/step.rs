@@ -12,10 +12,10 @@ use flashlm::engine::Forward;
 use flashlm::generate::Percentiles;
 use flashlm::load::load;
 use flashlm::memory;
-use flashlm::neurons::flash::ReadCut;
 use flashlm::neurons::records::Records;
 use flashlm::options::{FfnChoice, LoadOptions};
 use flashlm::plan::resident_bytes_touched;
+use flashlm::planner::ReadPlan;
 use flashlm::sampler::{Sampler, Sampling};
 use flashlm::threads;
 use flashlm_formats::bundle::Bundle;
@@ -28,12 +28,12 @@ pub(crate) struct Step {
     pub(crate) name: &'static str,
     pub(crate) ffn: FfnChoice,
     policy: PolicyKind,
-    cut: ReadCut,
+    reads: Option<ReadPlan>,
     look_ahead: bool,
 }
 
-const fn flash(name: &'static str, policy: PolicyKind, cut: ReadCut, look_ahead: bool) -> Step {
-    Step { name, ffn: FfnChoice::Flash, policy, cut, look_ahead }
+const fn flash(name: &'static str, policy: PolicyKind, reads: Option<ReadPlan>, look_ahead: bool) -> Step {
+    Step { name, ffn: FfnChoice::Flash, policy, reads, look_ahead }
 }
 
 const WINDOW: PolicyKind = PolicyKind::Window(4);
@@ -41,14 +41,14 @@ const BEST: PolicyKind = PolicyKind::DEFAULT;
 
 /// The ladder.
 pub(crate) const STEPS: [Step; 8] = [
-    Step { ffn: FfnChoice::Naive, ..flash("naive", WINDOW, ReadCut::Planned, false) },
-    Step { ffn: FfnChoice::Hybrid, ..flash("hybrid", WINDOW, ReadCut::Planned, false) },
-    flash("predictor", PolicyKind::Window(0), ReadCut::Halves, false),
-    flash("windowing", WINDOW, ReadCut::Halves, false),
-    flash("bundling", WINDOW, ReadCut::Groups, false),
-    flash("storage_order", WINDOW, ReadCut::Planned, false),
-    flash("policy", BEST, ReadCut::Planned, false),
-    flash("overlap", BEST, ReadCut::Planned, true),
+    Step { ffn: FfnChoice::Naive, ..flash("naive", WINDOW, None, false) },
+    Step { ffn: FfnChoice::Hybrid, ..flash("hybrid", WINDOW, None, false) },
+    flash("predictor", PolicyKind::Window(0), Some(ReadPlan::Halves), false),
+    flash("windowing", WINDOW, Some(ReadPlan::Halves), false),
+    flash("bundling", WINDOW, Some(ReadPlan::Groups), false),
+    flash("storage_order", WINDOW, None, false),
+    flash("policy", BEST, None, false),
+    flash("overlap", BEST, None, true),
 ];
 
 /// Arguments of a step's process.
@@ -80,7 +80,7 @@ pub(crate) fn run_step(args: &StepArgs) -> Result<ExitCode> {
     let ids = std::io::read_to_string(std::io::stdin()).context("cannot read the ids")?;
     let ids = parse_ids(&ids).map_err(|e| anyhow!(e))?;
     let bundle = Bundle::open(&args.bundle)?;
-    if step.cut == ReadCut::Halves && step.ffn == FfnChoice::Flash {
+    if step.reads == Some(ReadPlan::Halves) && step.ffn == FfnChoice::Flash {
         let layout = bundle.layout();
         let half = layout.group_bytes() / 2;
         if layout.records_per_group() != 1 || half != layout.row_bytes() || !half.is_multiple_of(layout.alignment()) {
@@ -94,7 +94,7 @@ pub(crate) fn run_step(args: &StepArgs) -> Result<ExitCode> {
         budget: Some(args.memory),
         ffn: Some(step.ffn),
         policy: step.policy,
-        cut: step.cut,
+        reads: step.reads,
         look_ahead: step.look_ahead,
         threads: args.threads.unwrap_or_else(threads::default_count),
         ..LoadOptions::new(args.prompt_tokens + args.tokens)

@@ -10,6 +10,7 @@ use flashlm_kernels::{Element, Threads};
 use super::FlashFfn;
 use super::store::{NONE, Store, Wanted};
 use super::turn::Turn;
+use crate::buffers::Buffers;
 use crate::error::Result;
 use crate::neurons::checks::GroupChecks;
 use crate::neurons::chosen::{Chosen, ChosenScratch};
@@ -44,29 +45,20 @@ pub(super) struct DecodeScratch {
 
 impl DecodeScratch {
     /// Room for `batch` tokens at a time.
-    pub(super) fn new(ffn: &Ffn, layout: &FlashLayout, batch: usize) -> Self {
-        let (neurons, groups) = (ffn.size, layout.groups());
-        let mut selection = Selection::default();
-        selection.reset(batch, neurons);
-        Self {
-            scores: vec![0.0; batch * neurons],
-            selection,
-            chosen: ChosenScratch::new(neurons, batch * neurons),
-            wanted: Vec::with_capacity(groups),
-            first_neuron: Vec::with_capacity(groups + 1),
-            group_of: Vec::with_capacity(neurons),
-            pending: Vec::with_capacity(groups),
-            arrived: Vec::with_capacity(groups),
-            unchecked: Vec::with_capacity(groups),
-            ahead: Vec::with_capacity(groups),
-        }
-    }
-
-    /// Bytes of that.
-    pub(super) fn bytes(layout: &FlashLayout, batch: usize) -> u64 {
+    pub(super) fn new(buffers: &mut Buffers, layout: &FlashLayout, batch: usize) -> Self {
         let (neurons, groups) = (layout.neurons(), layout.groups());
-        let words = (neurons * (batch + 1) + groups * 5 + 1) * size_of::<u32>() + groups * size_of::<Wanted>();
-        words as u64 + Selection::bytes(batch, neurons) + ChosenScratch::bytes(neurons, batch * neurons)
+        Self {
+            scores: buffers.zeros(batch * neurons),
+            selection: Selection::new(buffers, batch, neurons),
+            chosen: ChosenScratch::new(buffers, neurons, batch * neurons),
+            wanted: buffers.room(groups),
+            first_neuron: buffers.room(groups + 1),
+            group_of: buffers.room(neurons),
+            pending: buffers.room(groups),
+            arrived: buffers.room(groups),
+            unchecked: buffers.room(groups),
+            ahead: buffers.room(groups),
+        }
     }
 
     /// Takes the neurons of `tokens` tokens with a score above zero.

@@ -17,11 +17,10 @@ mod store;
 mod turn;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use flashlm_formats::bundle::{Bundle, FlashLayout};
 use flashlm_formats::model::Ffn;
-use flashlm_io::{DirectFile, EngineChoice, EngineOptions, FaultPlan};
+use flashlm_io::{DirectFile, Engines};
 use flashlm_kernels::Threads;
 
 use super::checks::GroupChecks;
@@ -31,9 +30,10 @@ use super::predictor::LayerPredictors;
 use super::records::Records;
 use super::selection::Selection;
 use super::source::{Arithmetic, FfnCall, FfnSource, Inputs};
+use crate::buffers::Buffers;
 use crate::cache::PolicyKind;
-use crate::disk_cost::ReadCost;
 use crate::error::Result;
+use crate::planner::ReadPlan;
 pub use arena::ArenaPlan;
 use decode::{DecodeScratch, Foresight};
 use store::Store;
@@ -49,34 +49,16 @@ pub struct FlashOptions {
     pub arena: ArenaPlan,
     /// What decides which groups stay.
     pub policy: PolicyKind,
-    /// What reading costs on this disk.
-    pub cost: ReadCost,
+    /// How reads are planned.
+    pub reads: ReadPlan,
     /// How reads are issued.
-    pub engine: EngineChoice,
-    /// How long a read may take.
-    pub deadline: Duration,
-    /// What shall go wrong on purpose, for tests.
-    pub faults: Option<FaultPlan>,
+    pub engines: Engines,
     /// Hold every group that is read against its checksum.
     pub verify: bool,
     /// Read ahead what a layer will probably want.
     pub look_ahead: bool,
-    /// How reads are cut, for measuring what bundling and ordering are worth.
-    pub cut: ReadCut,
     /// Tokens whose neurons are chosen, looked up and read together.
     pub batch: usize,
-}
-
-/// How reads are cut.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ReadCut {
-    /// As the planner finds best.
-    #[default]
-    Planned,
-    /// One read for each group: about what the checkpoint's own order of neurons would give.
-    Groups,
-    /// Two reads for each group: up and down apart, as without bundling.
-    Halves,
 }
 
 /// Reads predicted neurons, keeps the useful ones.
@@ -111,22 +93,20 @@ impl FlashFfn {
         options: &FlashOptions,
     ) -> Result<Self> {
         let layout = *bundle.layout();
-        let FlashOptions { arena, policy, cost, engine, deadline, faults, verify, look_ahead, cut, batch } = options;
-        let reads = EngineOptions { deadline: *deadline, faults: *faults, ..EngineOptions::default() };
         Ok(Self {
             ffn: *bundle.spec().ffn(),
             records: Records::of(bundle),
             layout,
-            look_ahead: *look_ahead && predictors.is_some(),
+            look_ahead: options.look_ahead && predictors.is_some(),
             predictors,
-            store: Store::new(bundle, file, (*engine, reads), *policy, arena, cost, *cut)?,
-            checks: verify.then(|| GroupChecks::new(bundle)),
+            store: Store::new(bundle, file, options)?,
+            checks: options.verify.then(|| GroupChecks::new(bundle)),
             params: Vec::new(),
-            scratch: DecodeScratch::new(bundle.spec().ffn(), &layout, *batch),
+            scratch: DecodeScratch::new(&mut Buffers::default(), &layout, options.batch),
             selection: Selection::default(),
             parallel: bundle.spec().layers.iter().map(|layer| layer.block.is_parallel()).collect(),
             turn: Turn::Idle,
-            batch: *batch,
+            batch: options.batch,
             manage_ns: 0,
             touched_bytes: 0,
         })
@@ -143,7 +123,7 @@ impl FlashFfn {
     pub fn working_bytes(layout: &FlashLayout, layers: usize, arena: &ArenaPlan, batch: usize, bounces: bool) -> u64 {
         let groups = layout.groups() as u64;
         let tables = arena.total() as u64 * 48 + groups * layers as u64 * 48;
-        let lists = groups * 40 + DecodeScratch::bytes(layout, batch);
+        let lists = groups * 40 + Buffers::bytes_of(|buffers| DecodeScratch::new(buffers, layout, batch));
         // Requests in flight with the pieces of each, and what is read through.
         tables + lists + ENGINE_BYTES + if bounces { BOUNCE_BYTES } else { 0 }
     }

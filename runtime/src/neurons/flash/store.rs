@@ -7,22 +7,16 @@
 use std::sync::Arc;
 
 use flashlm_formats::bundle::Bundle;
-use flashlm_io::{
-    Completion, DirectFile, EngineChoice, EngineOptions, ReadBatch, ReadEngine, SlotState, Slots, open_engine_with,
-};
+use flashlm_io::{Completion, DirectFile, Engines, ReadBatch, ReadEngine, SlotState, Slots};
 
-use super::ReadCut;
-use super::arena::ArenaPlan;
-use crate::cache::{LayerCache, Placement, PolicyKind, Prefetch};
-use crate::disk_cost::ReadCost;
+use super::FlashOptions;
+use crate::cache::{LayerCache, Placement, Prefetch};
 use crate::error::Result;
 use crate::neurons::place::LayerPlaces;
-use crate::planner::{PlanLimits, Planner, ReadRequest};
+use crate::planner::{PlanLimits, Planner, ReadPlan, ReadRequest};
 
 /// No slot, no group.
 pub(super) const NONE: u32 = u32::MAX;
-/// Requests at the device at once.
-const DEPTH: usize = 128;
 /// The largest request: beyond it a disk gives no more bandwidth, and its bytes come late.
 const REQUEST_BYTES_MAX: u64 = 512 << 10;
 
@@ -131,26 +125,19 @@ impl<'a> Arrived<'a> {
 }
 
 impl Store {
-    pub(super) fn new(
-        bundle: &Bundle,
-        file: Arc<DirectFile>,
-        (engine, reads): (EngineChoice, EngineOptions),
-        policy: PolicyKind,
-        plan: &ArenaPlan,
-        cost: &ReadCost,
-        cut: ReadCut,
-    ) -> Result<Self> {
-        let layout = bundle.layout();
+    pub(super) fn new(bundle: &Bundle, file: Arc<DirectFile>, options: &FlashOptions) -> Result<Self> {
+        let (layout, plan) = (bundle.layout(), &options.arena);
         let (groups, group_bytes) = (layout.groups(), layout.group_bytes());
-        let parts = if cut == ReadCut::Halves { 2 } else { 1 };
+        let parts = if options.reads == ReadPlan::Halves { 2 } else { 1 };
         let slots = Slots::new(plan.total() * parts, group_bytes / parts, file.alignment())?;
-        let engine = open_engine_with(engine, file, slots, &EngineOptions { depth: DEPTH, ..reads })?;
+        let engine = options.engines.open(file, slots, Engines::DEPTH)?;
         let mut first_slot = 0;
         let layers = plan.slots.iter().enumerate().map(|(layer, &slots)| {
             let first = first_slot;
             first_slot += slots;
             // Half of the places stay for what is known to be wanted, so that there is always room to go on.
-            let cache = LayerCache::new(groups as u32, slots, policy).with_prefetch_transients(plan.transient / 2);
+            let cache =
+                LayerCache::new(groups as u32, slots, options.policy).with_prefetch_transients(plan.transient / 2);
             Layer { offset: bundle.layer(layer).offset, cache, first_slot: first, ahead: AheadRecord::default() }
         });
         let layers: Vec<Layer> = layers.collect();
@@ -159,11 +146,9 @@ impl Store {
             taken: Vec::with_capacity(plan.transient as usize),
             slot_of: vec![NONE; groups],
         };
-        let limits = match cut {
-            ReadCut::Planned => PlanLimits::for_cost(cost, group_bytes as u64, REQUEST_BYTES_MAX),
-            ReadCut::Groups | ReadCut::Halves => {
-                PlanLimits { group_bytes: group_bytes as u64, gap_bytes_max: 0, request_bytes_max: 1 }
-            }
+        let limits = match &options.reads {
+            ReadPlan::Cost(cost) => PlanLimits::for_cost(cost, group_bytes as u64, REQUEST_BYTES_MAX),
+            ReadPlan::Groups | ReadPlan::Halves => PlanLimits::alone(group_bytes as u64),
         };
         Ok(Self {
             areas: [area(first_slot), area(first_slot + plan.transient)],
