@@ -18,6 +18,7 @@ mod options;
 mod params;
 mod pipeline;
 mod predictor;
+mod projection;
 mod random;
 mod rank;
 mod start;
@@ -28,13 +29,14 @@ pub use activity::{Activity, Inputs, TrainingSet, training_set};
 pub use adopt::adopt_layer;
 pub use curve::{Curve, OperatingPoint};
 pub use look_ahead::LookAheadReport;
-pub use options::{RankChoice, TrainOptions};
+pub use options::{RankChoice, TrainOptions, TrainingData};
 pub use params::{LowRankPredictorParams, LowRankPredictorValidParams, TrainError};
 pub use pipeline::{
     DTypeCurve, LayerReport, Progress, TRIAL_TOKENS, TrainReport, choose_ranks, train_layer, train_recording,
     write_report,
 };
 pub use predictor::{LowRankPredictor, PredictorDType};
+pub use projection::Projection;
 pub use rank::{RankCurve, allocate_ranks, predictor_bytes};
 pub use store::{StoredPredictor, write_predictor};
 pub use sweep::{SweepEntry, sweep};
