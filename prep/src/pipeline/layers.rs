@@ -25,7 +25,7 @@ use crate::ordering::{OrderOptions, Ordering};
 use crate::record::{Calibration, Recorder};
 use crate::sparsity::layer_sparsity;
 use crate::threads;
-use crate::train::{Progress, RankChoice, TrainOptions, choose_ranks, train_layer, write_report};
+use crate::train::{Progress, RankChoice, TrainOptions, TrainingData, choose_ranks, train_layer, write_report};
 
 type Result<T> = std::result::Result<T, PrepareError>;
 
@@ -223,7 +223,7 @@ impl Layers<'_> {
         let total = 2 * tokens * layers as u64;
         let recording = recorder.record_all(&mut |layer, done| task.at(tokens * layer as u64 + done as u64, total))?;
         let progress = Trials { task, tokens, total, done: Cell::new(tokens * layers as u64) };
-        let (ranks, trials) = choose_ranks(&recording, options, &progress)?;
+        let (ranks, trials) = choose_ranks(self.training(&recording), options, &progress)?;
         drop(progress);
         let admitted = trials.iter().zip(&ranks).filter_map(|(trial, &rank)| trial.admitted_at(rank));
         let admitted = admitted.sum::<f64>() / layers as f64;
@@ -254,6 +254,10 @@ impl Layers<'_> {
             note(format!("{} is not as it was written: it is made anew", path.display()));
         }
         Ok(recorder)
+    }
+
+    fn training<'s>(&'s self, recording: &'s Recording) -> TrainingData<'s> {
+        TrainingData { recording, validation: None, checkpoint: Some(self.checkpoint) }
     }
 
     fn train_options(&self) -> TrainOptions {
@@ -295,7 +299,7 @@ impl EachLayer<'_> {
     fn train(&self, recording: &Recording, layer: usize) -> Result<()> {
         let stages = self.stages;
         let active = recording.layer(layer)?.active_fraction();
-        let report = train_layer(recording, None, self.options, layer, self.ranks, &stages.predictors)?;
+        let report = train_layer(self.layers.training(recording), self.options, layer, self.ranks, &stages.predictors)?;
         publish_sealed(&stages.trained(layer), &report, &[predictor_path(&stages.predictors, layer)])?;
         self.task.tell(Event::Layer { active, report: &report });
         Ok(())

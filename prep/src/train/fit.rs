@@ -13,7 +13,7 @@ use super::activity::{Inputs, TrainingSet};
 use super::params::{LowRankPredictorValidParams, TrainError};
 use super::predictor::LowRankPredictor;
 use super::random::Random;
-use super::start::start;
+use super::start::{StartParams, Starts};
 use super::{Activity, Curve};
 
 /// Neurons, rows of the encoder and rows of the batch that one piece of work takes.
@@ -22,8 +22,8 @@ const ENCODER_ROWS: usize = 128;
 const BATCH_ROWS: usize = 64;
 /// Held-out tokens that an epoch is judged by, at most.
 const JUDGED_TOKENS: usize = 4096;
-/// An epoch is judged by its false positives where this share of the active pairs is missed.
-const JUDGED_MISSES: f64 = 0.03;
+/// Epochs and starts are judged by their false positives where this share of the active pairs is missed.
+pub(super) const JUDGED_MISSES: f64 = 0.03;
 /// Steps over which the step size rises.
 const WARM_UP: usize = 40;
 /// What is left of the step size at the end.
@@ -35,6 +35,25 @@ impl Fit<Inputs, Activity, TrainError> for LowRankPredictorValidParams {
 
     /// Fits on the tokens that are not held out, and keeps the epoch that is best on those that are.
     fn fit(&self, set: &TrainingSet) -> Result<LowRankPredictor, TrainError> {
+        self.fit_from(&self.starts(set)?, set)
+    }
+}
+
+/// What a dataset's tokens are for.
+struct Tokens {
+    train: Vec<u32>,
+    judged: Vec<u32>,
+}
+
+impl LowRankPredictorValidParams {
+    /// The starts for every rank, which fits on the same tokens can share.
+    pub(crate) fn starts(&self, set: &TrainingSet) -> Result<Starts, TrainError> {
+        let tokens = self.tokens(set)?.train;
+        StartParams { tokens, projection: self.projection.clone() }.fit(set)
+    }
+
+    /// The tokens to train on, and those that epochs are judged by.
+    fn tokens(&self, set: &TrainingSet) -> Result<Tokens, TrainError> {
         let (tokens, activity) = (set.nsamples(), set.targets());
         if tokens != activity.tokens() {
             return Err(TrainError::Lengths { inputs: tokens, activity: activity.tokens() });
@@ -43,6 +62,12 @@ impl Fit<Inputs, Activity, TrainError> for LowRankPredictorValidParams {
         if self.rank > hidden.min(ffn) {
             return Err(TrainError::Rank { rank: self.rank, hidden, ffn });
         }
+        if let Some(projection) = &self.projection
+            && (projection.hidden(), projection.bias().len()) != (hidden, ffn)
+        {
+            let (rows, columns) = (projection.bias().len(), projection.hidden());
+            return Err(TrainError::Projection { rows, columns, hidden, ffn });
+        }
         let (mut train, held_out) = (activity.part(false), activity.part(true));
         if train.len() < 32 || held_out.len() < 8 {
             return Err(TrainError::TooFewTokens { tokens: train.len(), held_out: held_out.len() });
@@ -50,9 +75,14 @@ impl Fit<Inputs, Activity, TrainError> for LowRankPredictorValidParams {
         thin(&mut train, self.tokens_max);
         let mut judged = held_out;
         thin(&mut judged, JUDGED_TOKENS);
+        Ok(Tokens { train, judged })
+    }
 
-        let start = start(set, &train, hidden, self.rank, self.seed)?;
-        let mut model = Training::new(self, set, &train, start);
+    /// Fits from the best of the starts.
+    pub(crate) fn fit_from(&self, starts: &Starts, set: &TrainingSet) -> Result<LowRankPredictor, TrainError> {
+        let Tokens { mut train, judged } = self.tokens(set)?;
+        let start = starts.best(set, self.rank, &judged);
+        let mut model = Training::new(self, set, &train, &start);
         let mut random = Random::new(self.seed);
         let mut best: Option<(f64, LowRankPredictor)> = None;
         let mut without_gain = 0;
@@ -142,14 +172,14 @@ struct Training {
 }
 
 impl Training {
-    fn new(params: &LowRankPredictorValidParams, set: &TrainingSet, train: &[u32], start: super::start::Start) -> Self {
+    fn new(params: &LowRankPredictorValidParams, set: &TrainingSet, train: &[u32], start: &LowRankPredictor) -> Self {
         let (hidden, ffn, rank) = (set.nfeatures(), set.targets().ffn(), params.rank);
         let (active, energy) = set.targets().totals(train);
         let share = (active as f64 / (train.len() as f64 * ffn as f64)).clamp(1e-6, 0.5);
-        let decoder = start
-            .decoder
-            .chunks(NEURONS * rank)
-            .zip(start.bias.chunks(NEURONS))
+        let decoder = start.decoder.as_slice().expect("standard layout").chunks(NEURONS * rank);
+        let encoder_t = start.encoder.t().as_standard_layout().into_owned().into_raw_vec_and_offset().0;
+        let decoder = decoder
+            .zip(start.bias.as_slice().expect("standard layout").chunks(NEURONS))
             .enumerate()
             .map(|(i, (weights, bias))| DecoderPiece {
                 first: i * NEURONS,
@@ -163,7 +193,7 @@ impl Training {
             rank,
             hidden,
             ffn,
-            encoder_t: start.encoder_t.chunks(ENCODER_ROWS * rank).map(|rows| Adam::new(rows.to_vec())).collect(),
+            encoder_t: encoder_t.chunks(ENCODER_ROWS * rank).map(|rows| Adam::new(rows.to_vec())).collect(),
             decoder,
             active_weight: (((1.0 - share) / share) as f32).powf(params.balance),
             energy_weight: params.energy_weight,

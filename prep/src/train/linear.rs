@@ -1,121 +1,77 @@
-//! Cholesky factors, triangular systems and orthonormal columns, nearly all of it in matrix products.
+//! Matrix products over threads, and faer's factorisations.
 //!
 //! Matrices are row-major slices. Work is cut into pieces of fixed size, so the number of threads changes no bit.
 
+use std::num::NonZeroUsize;
+
+use faer::diag::Diag;
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::cholesky::llt::factor::{LltRegularization, cholesky_in_place, cholesky_in_place_scratch};
+use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
+use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
+use faer::{Mat, MatMut, MatRef, Par, Spec};
 use flashlm_kernels::{View, product};
 use rayon::prelude::*;
 
 /// Rows of a piece of a product.
-pub(super) const PIECE: usize = 128;
-/// Columns that are factored or solved one by one; everything left of them is a matrix product.
-const BLOCK: usize = 32;
+const PIECE: usize = 128;
+/// faer cuts its work into four parts, whatever the number of threads.
+const PAR: Par = Par::Rayon(NonZeroUsize::new(4).expect("four"));
 
-/// `a b` with the rows of the result in pieces over threads.
+/// `y = a b` with the rows of the result in pieces over threads; `n` columns of `y`, `k` of `a`.
 pub(super) fn parallel_product(y: &mut [f32], n: usize, a: &[f32], k: usize, b: View<'_>) {
     y.par_chunks_mut(PIECE * n).zip(a.par_chunks(PIECE * k)).for_each(|(y, a)| {
         product(y, n, false, View::rows(a, a.len() / k, k, k), b);
     });
 }
 
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
-/// Takes the part that columns before `first` explain off columns `first..end` of some rows: `y -= x l^T`, with `x` the
-/// rows' and `l` the factor's columns before `first`.
-fn take_off(rows: &mut [f32], n: usize, factor: &[f32], first: usize, end: usize) {
-    let (count, width) = (rows.len() / n, end - first);
-    if first == 0 || count == 0 {
-        return;
-    }
-    let mut explained = vec![0.0; count * width];
-    let left = View::rows(rows, count, first, n);
-    product(&mut explained, width, false, left, View::rows(&factor[first * n..], width, first, n).t());
-    for (row, explained) in rows.chunks_exact_mut(n).zip(explained.chunks_exact(width)) {
-        row[first..end].iter_mut().zip(explained).for_each(|(y, e)| *y -= e);
-    }
-}
-
-/// Solves for columns `first..end` of a row, given those before `first`, which are already taken off.
-fn solve_block(row: &mut [f32], n: usize, factor: &[f32], first: usize, end: usize) {
-    for i in first..end {
-        let known = dot(&row[first..i], &factor[i * n + first..i * n + i]);
-        row[i] = (row[i] - known) / factor[i * n + i];
-    }
-}
-
-/// The lower Cholesky factor of a symmetric matrix `[n, n]`, in place; `None` when it is not positive definite.
-pub(super) fn cholesky(m: &mut [f32], n: usize) -> Option<()> {
-    for first in (0..n).step_by(BLOCK) {
-        let end = (first + BLOCK).min(n);
-        let (head, below) = m.split_at_mut(end * n);
-        // The block on the diagonal. Its own rows stand for the factor's, of which it needs columns before `first` only.
-        let known = head.to_vec();
-        take_off(&mut head[first * n..], n, &known, first, end);
-        for j in first..end {
-            let (above, rest) = head.split_at_mut(j * n);
-            let row = &mut rest[..n];
-            solve_block(row, n, above, first, j);
-            let pivot = row[j] - dot(&row[first..j], &row[first..j]);
-            if pivot <= 0.0 || !pivot.is_finite() {
-                return None;
-            }
-            row[j] = pivot.sqrt();
-            row[j + 1..].fill(0.0);
-        }
-        let head = &*head;
-        below.par_chunks_mut(PIECE * n).for_each(|rows| {
-            take_off(rows, n, head, first, end);
-            rows.chunks_exact_mut(n).for_each(|row| solve_block(row, n, head, first, end));
-        });
-    }
-    Some(())
-}
-
-/// Solves `x L^T = y` for every row of `y`, in place: `L` lower triangular `[n, n]`.
-pub(super) fn solve_rows(l: &[f32], n: usize, y: &mut [f32]) {
-    y.par_chunks_mut(PIECE * n).for_each(|rows| {
-        for first in (0..n).step_by(BLOCK) {
-            let end = (first + BLOCK).min(n);
-            take_off(rows, n, l, first, end);
-            rows.chunks_exact_mut(n).for_each(|row| solve_block(row, n, l, first, end));
-        }
-    });
-}
-
-/// Makes the columns of `q` `[rows, n]` (nearly) orthonormal in the inner product that `m_q = M q` stands for.
-///
-/// Directions with next to no length keep less than unit length instead of being blown up.
-pub(super) fn orthonormalise(q: &mut [f32], m_q: &[f32], n: usize) -> Option<()> {
-    let rows = q.len() / n;
-    let mut gram = vec![0.0; n * n];
-    gram.par_chunks_mut(PIECE * n).enumerate().for_each(|(i, y)| {
+/// Adds `rows^T rows` to a symmetric matrix `[d, d]`, on and right of the diagonal's pieces; [`mirror`] fills the rest.
+pub(super) fn add_gram(sum: &mut [f32], d: usize, rows: &[f32]) {
+    let count = rows.len() / d;
+    sum.par_chunks_mut(PIECE * d).enumerate().for_each(|(i, y)| {
         let first = i * PIECE;
-        let part = View::rows(&q[first..], rows, y.len() / n, n);
-        product(y, n, false, part.t(), View::rows(m_q, rows, n, n));
+        let left = View::rows(&rows[first..], count, y.len() / d, d);
+        product(&mut y[first..], d, true, left.t(), View::rows(&rows[first..], count, d - first, d));
     });
-    let largest = (0..n).map(|i| gram[i * n + i]).fold(0f32, f32::max);
-    // What rounding in single precision may take from the smallest pivot; more where that was not enough.
-    for ridge in [1e-6, 1e-5, 1e-4, 1e-3] {
-        let mut factor = gram.clone();
-        (0..n).for_each(|i| factor[i * n + i] += ridge * largest);
-        if cholesky(&mut factor, n).is_some() {
-            solve_rows(&factor, n, q);
-            return Some(());
-        }
-    }
-    None
 }
 
-/// Gives the columns of `q` `[rows, n]` unit length, so that their Gram matrix is well scaled.
-pub(super) fn normalise_columns(q: &mut [f32], n: usize) {
-    let mut squares = vec![0f32; n];
-    for row in q.chunks_exact(n) {
-        squares.iter_mut().zip(row).for_each(|(s, v)| *s += v * v);
+/// Copies what is right of the diagonal to its left.
+pub(super) fn mirror(m: &mut [f32], d: usize) {
+    for i in 0..d {
+        for j in 0..i {
+            m[i * d + j] = m[j * d + i];
+        }
     }
-    for row in q.chunks_exact_mut(n) {
-        row.iter_mut().zip(&squares).for_each(|(v, s)| *v /= s.sqrt().max(1e-30));
-    }
+}
+
+/// Eigenvalues of a symmetric matrix `[d, d]`, falling, and the eigenvectors as columns in that order; none where they cannot
+/// be had.
+pub(super) fn eigen(m: &[f32], d: usize) -> Option<(Vec<f32>, Vec<f32>)> {
+    let m = MatRef::from_row_major_slice(m, d, d);
+    let (mut values, mut vectors) = (Diag::zeros(d), Mat::zeros(d, d));
+    let scratch = self_adjoint_evd_scratch::<f32>(d, ComputeEigenvectors::Yes, PAR, Spec::default());
+    let mut memory = MemBuffer::new(scratch);
+    let stack = MemStack::new(&mut memory);
+    self_adjoint_evd(m, values.as_mut(), Some(vectors.as_mut()), PAR, stack, Spec::default()).ok()?;
+    let falling = || (0..d).rev();
+    let rows = (0..d).flat_map(|i| falling().map(move |j| (i, j)));
+    Some((falling().map(|j| values[j]).collect(), rows.map(|at| vectors[at]).collect()))
+}
+
+/// The lower Cholesky factor of a symmetric matrix `[d, d]`, in its place; none when it is not positive definite.
+pub(super) fn cholesky(mut m: Vec<f32>, d: usize) -> Option<Vec<f32>> {
+    let mut memory = MemBuffer::new(cholesky_in_place_scratch::<f32>(d, PAR, Spec::default()));
+    let stack = MemStack::new(&mut memory);
+    let whole = MatMut::from_row_major_slice_mut(&mut m, d, d);
+    cholesky_in_place(whole, LltRegularization::default(), PAR, stack, Spec::default()).ok()?;
+    m.chunks_exact_mut(d).enumerate().for_each(|(i, row)| row[i + 1..].fill(0.0));
+    m.iter().all(|v| v.is_finite()).then_some(m)
+}
+
+/// Solves `l^T x = y` in place for a lower triangular `l` `[d, d]`; `y` is `[d, n]`.
+pub(super) fn solve_transposed(l: &[f32], d: usize, y: &mut [f32], n: usize) {
+    let l = MatRef::from_row_major_slice(l, d, d);
+    solve_upper_triangular_in_place(l.transpose(), MatMut::from_row_major_slice_mut(y, d, n), PAR);
 }
 
 #[cfg(test)]
@@ -123,29 +79,60 @@ mod tests {
     use super::super::random::Random;
     use super::*;
 
-    #[test]
-    fn factors_multiply_back() {
-        // Less than a block, more than one, and more rows below than a piece.
-        for n in [1, 3, BLOCK, BLOCK + 1, 3 * BLOCK + 7, PIECE + 2 * BLOCK + 5] {
-            let mut random = Random::new(n as u64);
-            let half: Vec<f32> = (0..n * n).map(|_| random.signed()).collect();
-            let mut m = vec![0.0; n * n];
-            product(&mut m, n, false, View::rows(&half, n, n, n), View::rows(&half, n, n, n).t());
-            (0..n).for_each(|i| m[i * n + i] += 0.5);
-            let mut l = m.clone();
-            cholesky(&mut l, n).unwrap();
-            let mut back = vec![0.0; n * n];
-            product(&mut back, n, false, View::rows(&l, n, n, n), View::rows(&l, n, n, n).t());
-            let worst = back.iter().zip(&m).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
-            assert!(worst < 1e-4 * n as f32, "{n}: {worst}");
+    fn matrix(rows: usize, columns: usize, seed: u64) -> Vec<f32> {
+        let mut random = Random::new(seed);
+        (0..rows * columns).map(|_| random.signed()).collect()
+    }
 
-            let x: Vec<f32> = (0..5 * n).map(|_| random.signed()).collect();
-            let mut y = vec![0.0; 5 * n];
-            product(&mut y, n, false, View::rows(&x, 5, n, n), View::rows(&l, n, n, n).t());
-            solve_rows(&l, n, &mut y);
-            let worst = y.iter().zip(&x).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
-            assert!(worst < 1e-3, "{n}: {worst}");
+    fn gram(rows: &[f32], d: usize) -> Vec<f32> {
+        let mut sum = vec![0.0; d * d];
+        add_gram(&mut sum, d, rows);
+        mirror(&mut sum, d);
+        sum
+    }
+
+    fn worst(a: &[f32], b: &[f32]) -> f32 {
+        a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    }
+
+    #[test]
+    fn grams_are_whole_and_factors_multiply_back() {
+        for d in [1, 3, PIECE, PIECE + 5] {
+            let rows = matrix(2 * d, d, d as u64);
+            let view = View::rows(&rows, 2 * d, d, d);
+            let mut expected = vec![0.0; d * d];
+            product(&mut expected, d, false, view.t(), view);
+            let m = gram(&rows, d);
+            assert!(worst(&m, &expected) < 1e-4 * d as f32, "{d}");
+
+            let l = cholesky(m.clone(), d).unwrap();
+            let lower = View::rows(&l, d, d, d);
+            let mut back = vec![0.0; d * d];
+            product(&mut back, d, false, lower, lower.t());
+            assert!(worst(&back, &m) < 1e-4 * d as f32, "{d}");
+
+            let x = matrix(d, 3, 7);
+            let mut y = vec![0.0; d * 3];
+            product(&mut y, 3, false, lower.t(), View::rows(&x, d, 3, 3));
+            solve_transposed(&l, d, &mut y, 3);
+            assert!(worst(&x, &y) < 1e-2, "{d}");
+
+            let (values, vectors) = eigen(&m, d).unwrap();
+            assert!(values.is_sorted_by(|a, b| a >= b), "{values:?}");
+            let scaled: Vec<f32> = vectors.iter().enumerate().map(|(at, v)| v * values[at % d]).collect();
+            product(&mut back, d, false, View::rows(&scaled, d, d, d), View::rows(&vectors, d, d, d).t());
+            assert!(worst(&back, &m) < 1e-4 * d as f32, "{d}");
         }
-        assert!(cholesky(&mut [1.0, 2.0, 2.0, 1.0], 2).is_none());
+        assert!(cholesky(vec![1.0, 2.0, 2.0, 1.0], 2).is_none());
+    }
+
+    #[test]
+    fn threads_change_no_bit() {
+        let m = gram(&matrix(700, 600, 3), 600);
+        let on = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| (eigen(&m, 600), cholesky(m.clone(), 600)))
+        };
+        assert!(on(1) == on(3));
     }
 }

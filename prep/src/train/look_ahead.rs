@@ -4,11 +4,10 @@
 //! and never quality, as the exact predictor decides later what is computed.
 
 use flashlm_formats::predictors::LookAheadReport;
-use flashlm_formats::recording::Recording;
 
 use super::activity::training_set;
 use super::curve::Curve;
-use super::options::{Shape, TrainOptions, everything, fit, held_out_tokens};
+use super::options::{Shape, TrainOptions, TrainingData, everything, fit, held_out_tokens};
 use super::params::TrainError;
 use super::predictor::LowRankPredictor;
 use super::rank::predictor_bytes;
@@ -25,13 +24,13 @@ const COMPARED_MISSES: [f64; 7] = [0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5];
 /// `compare` is the rank of the next layer's own predictor, when that is to be measured too. It is trained here again rather
 /// than awaited, so that layers stay independent.
 pub(super) fn train_look_ahead(
-    recording: &Recording,
-    validation: Option<&Recording>,
+    data: TrainingData<'_>,
     options: &TrainOptions,
     layer: usize,
     rank: usize,
     compare: Option<usize>,
 ) -> Result<(LowRankPredictor, LookAheadReport), TrainError> {
+    let TrainingData { recording, validation, .. } = data;
     let shape = Shape::new(recording, options);
     let set = training_set(recording, layer, layer + 1)?;
     let other = validation.map(|v| training_set(v, layer, layer + 1)).transpose()?;
@@ -42,13 +41,14 @@ pub(super) fn train_look_ahead(
     };
     let points = |curve: &Curve| COMPARED_MISSES.iter().map(|&m| curve.at_misses(m)).collect::<Vec<_>>();
 
-    let small = fit(options, &set, rank)?;
+    let small = fit(options, &set, None, rank)?;
     let stored = small.rounded(options.dtype);
     let threshold = Curve::measure(&stored, &set, &held_out).at_misses(STORED_MISSES).threshold;
     let own = measure(&stored);
     let next_layers_points = match compare {
         Some(rank) => {
-            let exact = fit(options, &training_set(recording, layer + 1, layer + 1)?, rank)?;
+            let set = training_set(recording, layer + 1, layer + 1)?;
+            let exact = fit(options, &set, data.projection(layer + 1)?, rank)?;
             points(&measure(&exact.rounded(options.dtype)))
         }
         None => Vec::new(),

@@ -1,8 +1,10 @@
 //! What to train and how, and what follows from it for every fit: the tokens that are held out, thresholds, sizes.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use flashlm_formats::bundle::PredictorDType;
+use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::recording::Recording;
 use linfa::ParamGuard;
 use linfa::traits::Fit;
@@ -12,6 +14,7 @@ use super::curve::Curve;
 use super::fit::thin;
 use super::params::{LowRankPredictorParams, TrainError};
 use super::predictor::LowRankPredictor;
+use super::projection::Projection;
 
 /// How ranks are chosen.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,6 +74,29 @@ impl TrainOptions {
     }
 }
 
+/// What predictors are trained from.
+#[derive(Clone, Copy)]
+pub struct TrainingData<'a> {
+    /// Inputs and activity, to train on and to hold out.
+    pub recording: &'a Recording,
+    /// Another recording, to measure on as well.
+    pub validation: Option<&'a Recording>,
+    /// The recorded model, whose weights give a better start than the inputs alone.
+    pub checkpoint: Option<&'a Checkpoint>,
+}
+
+impl<'a> TrainingData<'a> {
+    /// Of a recording alone.
+    pub fn new(recording: &'a Recording) -> Self {
+        Self { recording, validation: None, checkpoint: None }
+    }
+
+    /// The weights that a layer's activity comes from, where the checkpoint is known.
+    pub(super) fn projection(&self, layer: usize) -> Result<Option<Arc<Projection>>, TrainError> {
+        Ok(self.checkpoint.map(|checkpoint| Projection::read(checkpoint, layer)).transpose()?.map(Arc::new))
+    }
+}
+
 pub(super) struct Shape {
     pub(super) hidden: usize,
     pub(super) ffn: usize,
@@ -99,8 +125,13 @@ pub(super) fn threshold(curve: &Curve, options: &TrainOptions) -> f32 {
 }
 
 /// A fit with the options' parameters and this rank.
-pub(super) fn fit(options: &TrainOptions, set: &TrainingSet, rank: usize) -> Result<LowRankPredictor, TrainError> {
-    let mut params = options.fit.clone();
+pub(super) fn fit(
+    options: &TrainOptions,
+    set: &TrainingSet,
+    projection: Option<Arc<Projection>>,
+    rank: usize,
+) -> Result<LowRankPredictor, TrainError> {
+    let mut params = options.fit.clone().projection(projection);
     params.0.rank = rank;
     params.check()?.fit(set)
 }

@@ -1,6 +1,11 @@
+use std::sync::Arc;
+
+use flashlm_formats::checkpoint::CheckpointError;
 use flashlm_formats::predictors::TrainReportError;
 use flashlm_formats::recording::RecordingError;
 use linfa::ParamGuard;
+
+use super::projection::Projection;
 
 /// Why training failed.
 #[derive(Debug, thiserror::Error)]
@@ -43,10 +48,22 @@ pub enum TrainError {
         held_out: usize,
     },
     /// Inputs are all but constant, so that no directions can be told apart.
-    #[error("the inputs' variance cannot be split into {rank} directions")]
+    #[error("the inputs' variance cannot be split into {directions} directions")]
     Degenerate {
         /// Directions wanted.
-        rank: usize,
+        directions: usize,
+    },
+    /// The projection's shape is not that of the layer.
+    #[error("a projection [{rows}, {columns}] for {ffn} neurons and inputs of {hidden} numbers")]
+    Projection {
+        /// Its rows.
+        rows: usize,
+        /// Its columns.
+        columns: usize,
+        /// Width of the inputs.
+        hidden: usize,
+        /// Neurons.
+        ffn: usize,
     },
     /// A predictor that was trained elsewhere, of another model.
     #[error("the predictor of layer {layer} has {what}: it is of another model")]
@@ -83,6 +100,9 @@ pub enum TrainError {
     /// The recording cannot be read.
     #[error(transparent)]
     Recording(#[from] RecordingError),
+    /// The checkpoint cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// linfa refused.
     #[error(transparent)]
     Linfa(#[from] linfa::Error),
@@ -115,6 +135,7 @@ pub struct LowRankPredictorValidParams {
     pub(crate) energy_weight: f32,
     pub(crate) tokens_max: usize,
     pub(crate) seed: u64,
+    pub(crate) projection: Option<Arc<Projection>>,
 }
 
 impl LowRankPredictorParams {
@@ -129,6 +150,7 @@ impl LowRankPredictorParams {
             energy_weight: 0.0,
             tokens_max: usize::MAX,
             seed: 0,
+            projection: None,
         })
     }
 
@@ -178,6 +200,12 @@ impl LowRankPredictorParams {
     /// Decides the start and the order of the tokens.
     pub fn seed(mut self, seed: u64) -> Self {
         self.0.seed = seed;
+        self
+    }
+
+    /// The weights that the activity comes from: a better start than the inputs alone give.
+    pub fn projection(mut self, projection: impl Into<Option<Arc<Projection>>>) -> Self {
+        self.0.projection = projection.into();
         self
     }
 }

@@ -1,21 +1,21 @@
 //! From a recording to predictor files: trial, ranks, training, thresholds, report.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use flashlm_formats::bundle::PredictorDType;
 use flashlm_formats::predictors::{DTypeCurve, LOOK_AHEAD, LayerReport, RankCurve, TrainReport, predictor_path};
 use flashlm_formats::publish::create_directory;
-use flashlm_formats::recording::Recording;
 use linfa::ParamGuard;
-use linfa::traits::Fit;
 
 use super::activity::{TrainingSet, training_set};
 use super::curve::Curve;
 use super::look_ahead::train_look_ahead;
-use super::options::{RankChoice, Shape, TrainOptions, everything, fit, held_out_tokens, threshold};
+use super::options::{RankChoice, Shape, TrainOptions, TrainingData, everything, fit, held_out_tokens, threshold};
 use super::params::TrainError;
 use super::predictor::LowRankPredictor;
+use super::projection::Projection;
 use super::rank::{allocate_ranks, can_pay, ladder, predictor_bytes};
 use super::store::{StoredPredictor, write_predictor};
 
@@ -44,12 +44,12 @@ pub trait Progress {
 /// Layers are trained one after the other with all threads inside each; a layer's result depends on the recording and the
 /// options alone, not on which other layers are trained. [`RankChoice::Auto`] looks at every layer of the model.
 pub fn train_recording(
-    recording: &Recording,
-    validation: Option<&Recording>,
+    data: TrainingData<'_>,
     options: &TrainOptions,
     out: &Path,
     progress: &dyn Progress,
 ) -> Result<TrainReport, TrainError> {
+    let recording = data.recording;
     let model = &recording.info().model;
     let layers = options.layers.clone();
     if layers.is_empty() || layers.end > model.layers.len() {
@@ -76,7 +76,7 @@ pub fn train_recording(
             });
         }
         RankChoice::Auto => {
-            let (ranks, curves) = choose_ranks(recording, options, progress)?;
+            let (ranks, curves) = choose_ranks(data, options, progress)?;
             trials = curves.into_iter().map(Some).collect();
             ranks
         }
@@ -84,7 +84,7 @@ pub fn train_recording(
 
     let mut reports = Vec::new();
     for layer in layers {
-        let mut report = train_layer(recording, validation, options, layer, &ranks, out)?;
+        let mut report = train_layer(data, options, layer, &ranks, out)?;
         report.trial = trials[layer].take();
         progress.trained(&report);
         reports.push(report);
@@ -101,15 +101,16 @@ pub fn write_report(recording: &str, layers: Vec<LayerReport>, out: &Path) -> Re
 
 /// The rank of every layer for [`RankChoice::Auto`], from a short trial of each layer of the model, and the trials.
 pub fn choose_ranks(
-    recording: &Recording,
+    data: TrainingData<'_>,
     options: &TrainOptions,
     progress: &dyn Progress,
 ) -> Result<(Vec<usize>, Vec<RankCurve>), TrainError> {
+    let recording = data.recording;
     let shape = Shape::new(recording, options);
     let layers = recording.info().model.layers.len();
     let mut curves = Vec::with_capacity(layers);
     for layer in 0..layers {
-        let curve = trial(&training_set(recording, layer, layer)?, options, &shape)?;
+        let curve = trial(&training_set(recording, layer, layer)?, data.projection(layer)?, options, &shape)?;
         progress.tried(layer, &curve);
         curves.push(curve);
     }
@@ -120,7 +121,16 @@ pub fn choose_ranks(
 }
 
 /// Fits each rank of the ladder briefly.
-fn trial(set: &TrainingSet, options: &TrainOptions, shape: &Shape) -> Result<RankCurve, TrainError> {
+fn trial(
+    set: &TrainingSet,
+    projection: Option<Arc<Projection>>,
+    options: &TrainOptions,
+    shape: &Shape,
+) -> Result<RankCurve, TrainError> {
+    let params = options.fit.clone().projection(projection);
+    let params = params.epochs(TRIAL_EPOCHS).tokens_max(TRIAL_TOKENS.min(options.fit.0.tokens_max)).batch(128);
+    let mut params = params.check()?;
+    let starts = params.starts(set)?;
     let held_out = held_out_tokens(set, TRIAL_TOKENS / 2);
     let mut least = f64::INFINITY;
     let mut curve = RankCurve { ranks: Vec::new(), costs: Vec::new(), admitted: Vec::new() };
@@ -134,10 +144,8 @@ fn trial(set: &TrainingSet, options: &TrainOptions, shape: &Shape) -> Result<Ran
         if curve.ranks.last().is_some_and(|&last| !can_pay(least, bytes(rank) - bytes(last), shape.ffn_bytes)) {
             break;
         }
-        let mut params = options.fit.clone();
-        params.0.rank = rank;
-        let params = params.epochs(TRIAL_EPOCHS).tokens_max(TRIAL_TOKENS.min(options.fit.0.tokens_max)).batch(128);
-        let predictor = params.check()?.fit(set)?;
+        params.rank = rank;
+        let predictor = params.fit_from(&starts, set)?;
         let measured = Curve::measure(&predictor, set, &held_out);
         let cost = measured.at_misses(TRIAL_MISSES).false_positive_rate;
         curve.admitted.push(measured.at_threshold(threshold(&measured, options)).predicted_fraction);
@@ -152,21 +160,21 @@ fn trial(set: &TrainingSet, options: &TrainOptions, shape: &Shape) -> Result<Ran
 /// Trains one layer's predictor and writes it into `out`; `ranks` are those of all layers of the model. With a look-ahead the
 /// next layer must be recorded too.
 pub fn train_layer(
-    recording: &Recording,
-    validation: Option<&Recording>,
+    data: TrainingData<'_>,
     options: &TrainOptions,
     layer: usize,
     ranks: &[usize],
     out: &Path,
 ) -> Result<LayerReport, TrainError> {
     create_directory(out).map_err(|source| TrainError::Io { path: out.to_path_buf(), source })?;
+    let TrainingData { recording, validation, .. } = data;
     let shape = Shape::new(recording, options);
     let set = training_set(recording, layer, layer)?;
     let other = validation.map(|v| training_set(v, layer, layer)).transpose()?;
     let held_out = held_out_tokens(&set, CALIBRATION_TOKENS);
     let began = Instant::now();
     let rank = ranks[layer];
-    let predictor = fit(options, &set, rank)?;
+    let predictor = fit(options, &set, data.projection(layer)?, rank)?;
     let seconds = began.elapsed().as_secs_f64();
 
     let stored = predictor.rounded(options.dtype);
@@ -192,7 +200,7 @@ pub fn train_layer(
     let ahead = match options.look_ahead {
         Some(rank) if layer + 1 < ranks.len() => {
             let compare = options.compare_look_ahead.then_some(ranks[layer + 1]);
-            Some(train_look_ahead(recording, validation, options, layer, rank, compare)?)
+            Some(train_look_ahead(data, options, layer, rank, compare)?)
         }
         _ => None,
     };

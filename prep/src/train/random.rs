@@ -16,6 +16,7 @@ impl Random {
     }
 
     /// Evenly between -1 and 1.
+    #[cfg(test)]
     pub(crate) fn signed(&mut self) -> f32 {
         (self.0.next_u64() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }

@@ -2,12 +2,11 @@
 
 use flashlm_formats::bundle::PredictorDType;
 use flashlm_formats::predictors::DTypeCurve;
-use flashlm_formats::recording::Recording;
 use serde::Serialize;
 
 use super::activity::training_set;
 use super::curve::Curve;
-use super::options::{Shape, TrainOptions, everything, fit};
+use super::options::{Shape, TrainOptions, TrainingData, everything, fit};
 use super::params::TrainError;
 use super::pipeline::CURVE_MISSES;
 use super::rank::predictor_bytes;
@@ -25,24 +24,26 @@ pub struct SweepEntry {
     pub curves: Vec<DTypeCurve>,
 }
 
-/// Trains every rank on every layer of the options and measures it on `validation`; nothing is stored.
+/// Trains every rank on every layer of the options and measures it on the validation recording, or where there is none on the
+/// held-out tokens; nothing is stored.
 pub fn sweep(
-    recording: &Recording,
-    validation: &Recording,
+    data: TrainingData<'_>,
     options: &TrainOptions,
     ranks: &[usize],
     done: &mut dyn FnMut(&SweepEntry),
 ) -> Result<Vec<SweepEntry>, TrainError> {
+    let recording = data.recording;
     let shape = Shape::new(recording, options);
     let mut entries = Vec::new();
     for layer in options.layers.clone() {
         let set = training_set(recording, layer, layer)?;
-        let other = training_set(validation, layer, layer)?;
-        let tokens = everything(&other);
+        let other = data.validation.map(|v| training_set(v, layer, layer)).transpose()?;
+        let tokens = other.as_ref().map_or_else(|| set.targets().part(true), everything);
+        let (measured, projection) = (other.as_ref().unwrap_or(&set), data.projection(layer)?);
         for &rank in ranks {
-            let predictor = fit(options, &set, rank)?;
+            let predictor = fit(options, &set, projection.clone(), rank)?;
             let curves = [PredictorDType::F16, PredictorDType::Int8].map(|dtype| {
-                let curve = Curve::measure(&predictor.rounded(dtype), &other, &tokens);
+                let curve = Curve::measure(&predictor.rounded(dtype), measured, &tokens);
                 DTypeCurve {
                     dtype,
                     bytes: predictor_bytes(rank, shape.hidden, shape.ffn, dtype),

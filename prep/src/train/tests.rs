@@ -1,10 +1,12 @@
 //! The estimator and the pipeline on made-up layers.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use flashlm_formats::model::*;
 use flashlm_formats::predictors::{LayerReport, RankCurve};
 use flashlm_formats::recording::{Recording, RecordingInfo};
+use flashlm_kernels::{View, product};
 use half::f16;
 use linfa::ParamGuard;
 use linfa::dataset::DatasetBase;
@@ -125,14 +127,43 @@ fn the_start_spans_the_principal_components() {
     (0..tokens).for_each(|t| activity.push([(t as u32 % 7, 1.0)].into_iter(), false));
     let set = DatasetBase::new(Inputs::new(values.iter().map(|&v| f16::from_f32(v)).collect(), HIDDEN), activity);
     let all: Vec<u32> = (0..tokens as u32).collect();
-    let start = start::start(&set, &all, HIDDEN, 5, 0).unwrap();
+    let starts = start::StartParams { tokens: all.clone(), projection: None }.fit(&set).unwrap();
+    let start = starts.best(&set, 5, &all);
     // Each direction must lie in their span.
     for j in 0..5 {
-        let ours: Vec<f64> = (0..HIDDEN).map(|i| start.encoder_t[i * 5 + j] as f64).collect();
+        let ours: Vec<f64> = (0..HIDDEN).map(|i| start.encoder[[j, i]] as f64).collect();
         let length: f64 = ours.iter().map(|v| v * v).sum();
         let within: f64 = ours[..5].iter().map(|v| v * v).sum();
         assert!(within > 0.999 * length, "direction {j}: {within} of {length}");
     }
+}
+
+/// The made-up layer has rank 6, and inputs without principal components: its weights tell the directions, whole at rank 6.
+#[test]
+fn the_weights_tell_the_directions() {
+    let layer = Layer::new(1);
+    let mut rows = vec![0.0; FFN * HIDDEN];
+    let (w, d) = (View::rows(&layer.weights, FFN, 6, 6), View::rows(&layer.directions, 6, HIDDEN, HIDDEN));
+    product(&mut rows, HIDDEN, false, w, d);
+    let projection = Arc::new(Projection::new(&rows, vec![-2.5; FFN]));
+    let set = dataset(2000);
+    let false_positives = |projection: Option<Arc<Projection>>, rank| {
+        let params = LowRankPredictor::params(rank).projection(projection).check().unwrap();
+        let tokens = set.targets().part(true);
+        let start = params.starts(&set).unwrap().best(&set, rank, &tokens);
+        Curve::measure(&start, &set, &tokens).at_misses(0.03).false_positive_rate
+    };
+    let (without, with) = (false_positives(None, 6), false_positives(Some(projection.clone()), 6));
+    assert!(with < 0.002 && without > 20.0 * with, "{with} with the weights, {without} without");
+    let (without, with) = (false_positives(None, 3), false_positives(Some(projection.clone()), 3));
+    assert!(with < 0.8 * without, "{with} with the weights, {without} without");
+
+    let narrow = Arc::new(Projection::new(&rows[..FFN * (HIDDEN - 1)], vec![0.0; FFN]));
+    let params = LowRankPredictor::params(3).projection(narrow).check().unwrap();
+    assert!(matches!(
+        params.fit(&set),
+        Err(TrainError::Projection { rows: FFN, columns: 23, hidden: HIDDEN, ffn: FFN })
+    ));
 }
 
 #[test]
@@ -210,11 +241,13 @@ fn layers_train_alone_as_together() {
     options.fit = options.fit.epochs(2);
     options.look_ahead = Some(4);
     options.size_budget = 0.6;
-    let all = train_recording(&recording, None, &options, &dir.path().join("all"), &Silent).unwrap();
+    let all = train_recording(TrainingData::new(&recording), &options, &dir.path().join("all"), &Silent).unwrap();
     assert_eq!(all.layers.len(), 3);
     assert!(all.predictor_bytes as f64 <= 0.6 * all.ffn_bytes as f64);
     options.layers = 1..2;
-    let one = on_threads(1, || train_recording(&recording, None, &options, &dir.path().join("one"), &Silent).unwrap());
+    let one = on_threads(1, || {
+        train_recording(TrainingData::new(&recording), &options, &dir.path().join("one"), &Silent).unwrap()
+    });
     let without_time = |mut report: LayerReport| {
         report.seconds = 0.0;
         report
@@ -237,6 +270,6 @@ fn layers_train_alone_as_together() {
     assert_eq!(stored as u64, all.layers[1].bytes);
 
     options.layers = 2..4;
-    let beyond = train_recording(&recording, None, &options, dir.path(), &Silent);
+    let beyond = train_recording(TrainingData::new(&recording), &options, dir.path(), &Silent);
     assert!(matches!(beyond, Err(TrainError::Layers { end: 4, layers: 3, .. })), "{beyond:?}");
 }
