@@ -11,5 +11,6 @@ pub use file::{
     write_predictor,
 };
 pub use report::{
-    DTypeCurve, LayerReport, LookAheadReport, OperatingPoint, PREDICTORS_JSON, RankCurve, TrainReport, TrainReportError,
+    DTypeCurve, LayerReport, LookAheadReport, OperatingPoint, PREDICTORS_JSON, PredictorForm, RankCurve, TrainReport,
+    TrainReportError,
 };

@@ -29,6 +29,7 @@ pub mod hub;
 pub mod inputs;
 mod kv_range;
 mod layers;
+mod linear;
 pub mod ordering;
 mod own_text;
 pub mod pack;

@@ -70,7 +70,11 @@ fn describe(
     prefix: &str,
     spec: &ModelSpec,
 ) -> Result<Option<(usize, PredictorDType)>, String> {
-    let Ok(encoder) = parsed.tensor(&format!("{prefix}encoder")) else { return Ok(None) };
+    let Ok(encoder) = parsed.tensor(&format!("{prefix}encoder")) else {
+        // Without an encoder: the projection itself.
+        let decoder = parsed.tensor(&format!("{prefix}decoder")).ok().filter(|view| view.dtype() == Dtype::U8);
+        return Ok(decoder.map(|_| (spec.hidden_size, PredictorDType::Int4)));
+    };
     let dtype = PredictorDType::try_from(encoder.dtype()).map_err(|other| format!("{prefix}encoder is {other}"))?;
     match *encoder.shape() {
         [rank, hidden] if hidden == spec.hidden_size => Ok(Some((rank, dtype))),

@@ -5,6 +5,9 @@
 //! the integers it gives. A scale is rounded to bf16 before the integers are chosen, so that its rounding costs nothing.
 //! It knows neither models nor files.
 
+mod compensated;
+
+pub(crate) use compensated::{Metric, quantise_rows_for};
 use flashlm_formats::weight_format::{SCALE_BYTES, WeightFormat};
 use half::bf16;
 
@@ -35,50 +38,64 @@ pub(crate) fn quantise_rows(
     let (row_bytes, scale_bytes) = (format.row_bytes(cols), format.scales(cols) * SCALE_BYTES);
     assert_eq!(values.len(), rows.len() / cols * row_bytes, "bytes of the values");
     assert_eq!(scales.len(), rows.len() / cols * scale_bytes, "bytes of the scales");
-    let mut numbers = Vec::with_capacity(group.min(cols));
+    let mut shares = Vec::with_capacity(group.min(cols));
     let places = values.chunks_exact_mut(row_bytes).zip(scales.chunks_exact_mut(scale_bytes));
     for (row, (values, scales)) in rows.chunks_exact(cols).zip(places) {
         for ((number, weights), to) in row.chunks(group).enumerate().zip(scales.chunks_exact_mut(SCALE_BYTES)) {
-            let largest = weights.iter().fold(0f32, |m, w| if w.abs() > m.abs() { *w } else { m });
-            // An infinity is the largest; NaN is never larger.
-            if !largest.is_finite() || weights.iter().any(|w| w.is_nan()) {
-                return Err(NotFinite);
-            }
-            let start = number * group;
-            let scale = match format {
-                WeightFormat::Int4(_) => int4_scale(weights, largest, &mut numbers),
-                _ => bf16_at_least(largest.abs() / 127.0),
-            };
+            let scale = group_scale(format, weights, &mut shares)?;
             to.copy_from_slice(&scale.to_le_bytes());
             let by = inverse(scale.to_f32());
-            match format {
-                WeightFormat::Int4(_) => {
-                    for (i, w) in weights.iter().enumerate() {
-                        let (block, i) = ((start + i) / INT4_BLOCK, (start + i) % INT4_BLOCK);
-                        let half = (int4(w * by) as i8 as u8 & 15) << if i < INT4_BLOCK / 2 { 0 } else { 4 };
-                        let byte = &mut values[block * (INT4_BLOCK / 2) + i % (INT4_BLOCK / 2)];
-                        // The low half comes first.
-                        *byte = if i < INT4_BLOCK / 2 { half } else { *byte | half };
-                    }
-                }
-                _ => {
-                    let to = &mut values[start..start + weights.len()];
-                    to.iter_mut()
-                        .zip(weights)
-                        .for_each(|(to, w)| *to = clamp(round(w * by), -127.0, 127.0) as i8 as u8);
-                }
+            for (i, w) in weights.iter().enumerate() {
+                put(format, values, number * group + i, integer(format, w * by));
             }
         }
-        if let WeightFormat::Int4(_) = format {
-            // In a last block that is not full, low halves without a weight were never written.
-            let filled = cols % INT4_BLOCK;
-            let last = values.len() - INT4_BLOCK / 2;
-            if filled > 0 && filled < INT4_BLOCK / 2 {
-                values[last + filled..].fill(0);
-            }
-        }
+        pad(format, values, cols);
     }
     Ok(())
+}
+
+/// The scale of a group; `shares` is room to work in.
+fn group_scale(format: WeightFormat, weights: &[f32], shares: &mut Vec<f32>) -> Result<bf16, NotFinite> {
+    let largest = weights.iter().fold(0f32, |m, w| if w.abs() > m.abs() { *w } else { m });
+    // An infinity is the largest; NaN is never larger.
+    if !largest.is_finite() || weights.iter().any(|w| w.is_nan()) {
+        return Err(NotFinite);
+    }
+    Ok(match format {
+        WeightFormat::Int4(_) => int4_scale(weights, largest, shares),
+        _ => bf16_at_least(largest.abs() / 127.0),
+    })
+}
+
+/// The integer nearest to a weight over its scale.
+fn integer(format: WeightFormat, v: f32) -> f32 {
+    match format {
+        WeightFormat::Int4(_) => int4(v),
+        _ => clamp(round(v), -127.0, 127.0),
+    }
+}
+
+/// Writes element `i` of a row, whose elements are written from first to last.
+fn put(format: WeightFormat, values: &mut [u8], i: usize, number: f32) {
+    let number = number as i8 as u8;
+    match format {
+        WeightFormat::Int4(_) => {
+            let (block, i) = (i / INT4_BLOCK, i % INT4_BLOCK);
+            let byte = &mut values[block * (INT4_BLOCK / 2) + i % (INT4_BLOCK / 2)];
+            // The low half comes first.
+            *byte = if i < INT4_BLOCK / 2 { number & 15 } else { *byte | number << 4 };
+        }
+        _ => values[i] = number,
+    }
+}
+
+/// In a last block that is not full, low halves without a weight were never written.
+fn pad(format: WeightFormat, values: &mut [u8], cols: usize) {
+    let filled = cols % INT4_BLOCK;
+    if matches!(format, WeightFormat::Int4(_)) && filled > 0 && filled < INT4_BLOCK / 2 {
+        let last = values.len() - INT4_BLOCK / 2;
+        values[last + filled..].fill(0);
+    }
 }
 
 /// The scale of a group whose weight of the largest magnitude is `largest`.
@@ -161,7 +178,7 @@ mod tests {
     use flashlm_kernels::{Element, Row, ScaleGroup, to_f32};
     use proptest::prelude::*;
 
-    fn back(format: WeightFormat, cols: usize, values: &[u8], scales: &[u8]) -> Vec<f32> {
+    pub(super) fn back(format: WeightFormat, cols: usize, values: &[u8], scales: &[u8]) -> Vec<f32> {
         let element = if matches!(format, WeightFormat::Int4(_)) { Element::Q4 } else { Element::Q8 };
         let group = ScaleGroup::new(format.group().unwrap().elements()).unwrap();
         let rows = values.chunks_exact(format.row_bytes(cols)).zip(scales.chunks_exact(group.scale_bytes(cols)));

@@ -12,29 +12,33 @@ mod activity;
 mod adopt;
 mod curve;
 mod fit;
-mod linear;
+mod fitted;
 mod look_ahead;
+mod moments;
 mod options;
 mod params;
 mod pipeline;
 mod predictor;
 mod projection;
-mod random;
+mod quantised;
+pub(crate) mod random;
 mod rank;
+mod scores;
 mod start;
-mod store;
 mod sweep;
 
 pub use activity::{Activity, Inputs, TrainingSet, training_set};
 pub use adopt::adopt_layer;
 pub use curve::Curve;
+pub use fitted::Fitted;
 pub use options::{RankChoice, TrainOptions, TrainingData};
 pub use params::{LowRankPredictorParams, LowRankPredictorValidParams, TrainError};
 pub use pipeline::{Progress, TRIAL_TOKENS, choose_ranks, train_layer, train_recording, write_report};
 pub use predictor::LowRankPredictor;
 pub use projection::Projection;
-pub use rank::{allocate_ranks, predictor_bytes};
-pub use store::{StoredPredictor, write_predictor};
+pub use quantised::QuantisedProjection;
+pub use rank::{allocate_ranks, form_bytes, predictor_bytes};
+pub use scores::NeuronScores;
 pub use sweep::{SweepEntry, sweep};
 
 #[cfg(test)]

@@ -10,8 +10,9 @@ use flashlm::text::Tokenizer;
 use flashlm_formats::bundle::{Bundle, PredictorDType, Section};
 use flashlm_formats::checkpoint::PublishedTensor;
 use flashlm_formats::orders::OrderFile;
+use flashlm_formats::predictors::{PredictorPart, StoredElements, StoredMatrix, write_predictor};
 use flashlm_prep::foreign_predictors;
-use flashlm_prep::train::{StoredPredictor, write_predictor};
+use flashlm_prep::train::Fitted;
 use flashlm_tests::{Said, copied, fixtures, program, root, scratch};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
@@ -116,14 +117,19 @@ fn a60_write_seeds() {
     let predictor = foreign_predictors::read(&dir.path().join("0.safetensors"), None).unwrap();
     let trained = dir.path().join("trained");
     for dtype in [PredictorDType::F16, PredictorDType::Int8] {
-        let parts = [StoredPredictor { prefix: "", predictor: &predictor, dtype }];
-        write_predictor(&trained, &parts).unwrap();
+        let predictor = Fitted::LowRank(predictor.clone(), dtype);
+        write_predictor(&trained, &[predictor.part("")]).unwrap();
         put("predictors", &format!("seed-trained-{dtype:?}").to_lowercase(), &fs::read(&trained).unwrap());
     }
     let (order, groups) = ((0..9).rev().collect(), None);
     let order = OrderFile { layer: 0, strategy: "path".into(), recording: "r".into(), groups, order };
     put("predictors", "seed-order", &fs::read(order.write(dir.path()).unwrap()).unwrap());
     let blob = r#"{"layers.0.encoder":{"dtype":"F16","shape":[2,4],"data_offsets":[0,16]},"layers.0.decoder":{"dtype":"F16","shape":[9,2],"data_offsets":[16,52]},"layers.0.bias":{"dtype":"F32","shape":[9],"data_offsets":[52,88]}}"#;
+    let values = StoredElements::Int4 { values: vec![0x7a; 9 * 16], scales: vec![0x3f; 9 * 2] };
+    let decoder = StoredMatrix { rows: 9, columns: 4, elements: values };
+    let part = PredictorPart { prefix: "", encoder: None, decoder, relu: false, bias: &[0.5; 9] };
+    write_predictor(&trained, &[part]).unwrap();
+    put("predictors", "seed-projection", &fs::read(&trained).unwrap());
     put("predictors", "seed-f16", &[&(blob.len() as u64).to_le_bytes()[..], blob.as_bytes(), &[0; 88]].concat());
 }
 

@@ -115,7 +115,7 @@ pub enum PredictorKind {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LayerPredictor {
-    /// Width of the middle.
+    /// Width of the middle; of a quantised projection, which has none, the width of the inputs.
     pub rank: usize,
     /// Element type of its matrices.
     pub dtype: PredictorDType,
@@ -132,11 +132,14 @@ pub enum PredictorDType {
     F16,
     /// Bytes, with one scale for each row.
     Int8,
+    /// Half bytes, with one bf16 scale for each [`PredictorDType::INT4_GROUP`] elements of a row. Only of a quantised projection: a
+    /// predictor without an encoder, whose decoder sees the inputs themselves.
+    Int4,
 }
 
 /// A safetensors type that no predictor's matrix has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{found}, expected F16 or I8")]
+#[error("{found}, expected F16, I8, or U8 without an encoder")]
 pub struct NotAPredictor {
     /// The type.
     pub found: Dtype,
@@ -149,17 +152,22 @@ impl TryFrom<Dtype> for PredictorDType {
         match dtype {
             Dtype::F16 => Ok(Self::F16),
             Dtype::I8 => Ok(Self::Int8),
+            Dtype::U8 => Ok(Self::Int4),
             found => Err(NotAPredictor { found }),
         }
     }
 }
 
 impl PredictorDType {
+    /// Elements of a row that share a scale in [`PredictorDType::Int4`].
+    pub const INT4_GROUP: usize = 64;
+
     /// The name used in files and messages.
     pub const fn name(self) -> &'static str {
         match self {
             Self::F16 => "f16",
             Self::Int8 => "int8",
+            Self::Int4 => "int4",
         }
     }
 }

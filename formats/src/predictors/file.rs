@@ -51,7 +51,7 @@ pub struct StoredMatrix {
     pub elements: StoredElements,
 }
 
-/// The elements of a matrix; which of both is the predictor's [`PredictorDType`](crate::bundle::PredictorDType).
+/// The elements of a matrix; which of these is the predictor's [`PredictorDType`](crate::bundle::PredictorDType).
 #[derive(Clone, Debug)]
 pub enum StoredElements {
     /// Half precision.
@@ -63,6 +63,14 @@ pub enum StoredElements {
         /// The scales.
         scales: Vec<f32>,
     },
+    /// Half bytes as in neuron records, with bf16 scales for groups of
+    /// [`INT4_GROUP`](crate::bundle::PredictorDType::INT4_GROUP).
+    Int4 {
+        /// The half bytes of all rows.
+        values: Vec<u8>,
+        /// The scales of all rows.
+        scales: Vec<u8>,
+    },
 }
 
 /// A predictor in a file.
@@ -70,9 +78,9 @@ pub enum StoredElements {
 pub struct PredictorPart<'a> {
     /// Stands before the names of its tensors: nothing, or [`LOOK_AHEAD`].
     pub prefix: &'a str,
-    /// `[rank, hidden]`.
-    pub encoder: StoredMatrix,
-    /// `[neurons, rank]`.
+    /// `[rank, hidden]`; none of a quantised projection.
+    pub encoder: Option<StoredMatrix>,
+    /// `[neurons, rank]`, or `[neurons, hidden]` without an encoder.
     pub decoder: StoredMatrix,
     /// Whether a ReLU stands between.
     pub relu: bool,
@@ -110,7 +118,8 @@ pub fn write_predictor(path: &Path, parts: &[PredictorPart<'_>]) -> io::Result<(
     let floats = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
     for part in parts {
         let name = |name: &str| format!("{}{name}", part.prefix);
-        for (matrix, called) in [(&part.encoder, "encoder"), (&part.decoder, "decoder")] {
+        let encoder = part.encoder.as_ref().map(|encoder| (encoder, "encoder"));
+        for (matrix, called) in encoder.into_iter().chain([(&part.decoder, "decoder")]) {
             let shape = vec![matrix.rows, matrix.columns];
             match &matrix.elements {
                 StoredElements::F16(values) => {
@@ -121,6 +130,12 @@ pub fn write_predictor(path: &Path, parts: &[PredictorPart<'_>]) -> io::Result<(
                     let scale = name(&format!("{called}_scale"));
                     tensors.push((scale, Dtype::F32, vec![matrix.rows], floats(scales)));
                     tensors.push((name(called), Dtype::I8, shape, bytemuck::cast_slice(bytes).to_vec()));
+                }
+                StoredElements::Int4 { values, scales } => {
+                    let columns = |bytes: usize| vec![matrix.rows, bytes / matrix.rows];
+                    let scale = name(&format!("{called}_scale"));
+                    tensors.push((scale, Dtype::BF16, columns(scales.len() / 2), scales.clone()));
+                    tensors.push((name(called), Dtype::U8, columns(values.len()), values.clone()));
                 }
             }
         }

@@ -1,5 +1,6 @@
 //! `predictors.json`: what is known of each layer's predictor; and `timings.json` beside it.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -37,7 +38,7 @@ pub struct TrainReport {
 pub struct LayerReport {
     /// Number of the layer.
     pub layer: usize,
-    /// Rank of the predictor.
+    /// Rank of the predictor; of a quantised projection the width of the inputs.
     pub rank: usize,
     /// How it is stored.
     pub dtype: PredictorDType,
@@ -108,11 +109,43 @@ pub struct LookAheadReport {
     pub next_layers_points: Vec<OperatingPoint>,
 }
 
-/// What the trial of a layer found: remaining false positives by rank, ranks ascending.
+/// What a layer's predictor is: in JSON the rank, or `"projection"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum PredictorForm {
+    /// Two thin matrices with so many numbers between.
+    LowRank(usize),
+    /// The quantised projection itself.
+    Projection(Projection),
+}
+
+/// The only word of its kind, as serde wants it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Projection {
+    /// Its four-bit integers.
+    Projection,
+}
+
+impl PredictorForm {
+    /// The quantised projection.
+    pub const PROJECTION: Self = Self::Projection(Projection::Projection);
+}
+
+impl fmt::Display for PredictorForm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LowRank(rank) => rank.fmt(f),
+            Self::Projection(_) => f.pad("int4"),
+        }
+    }
+}
+
+/// What the trial of a layer found: remaining false positives by what was tried, in the order of its size.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RankCurve {
-    /// Tried ranks.
-    pub ranks: Vec<usize>,
+    /// What was tried.
+    pub ranks: Vec<PredictorForm>,
     /// False-positive rate of each.
     pub costs: Vec<f64>,
     /// Share of the neurons that each admits, with the threshold that it would get; earlier builds did not say it.
@@ -220,6 +253,14 @@ impl TrainReport {
 }
 
 impl LayerReport {
+    /// What the predictor is.
+    pub fn form(&self) -> PredictorForm {
+        match self.dtype {
+            PredictorDType::Int4 => PredictorForm::PROJECTION,
+            _ => PredictorForm::LowRank(self.rank),
+        }
+    }
+
     /// The chosen point, on text that the predictor was not trained on.
     pub fn judged(&self) -> &OperatingPoint {
         self.validation.as_ref().unwrap_or(&self.held_out)
@@ -232,9 +273,9 @@ impl LayerReport {
 }
 
 impl RankCurve {
-    /// Share of the neurons that a predictor of this rank admits, if it was tried.
-    pub fn admitted_at(&self, rank: usize) -> Option<f64> {
-        let at = self.ranks.iter().position(|&tried| tried == rank)?;
+    /// Share of the neurons that this predictor admits, if it was tried.
+    pub fn admitted_at(&self, form: PredictorForm) -> Option<f64> {
+        let at = self.ranks.iter().position(|&tried| tried == form)?;
         self.admitted.get(at).copied()
     }
 }
@@ -266,7 +307,11 @@ mod tests {
             validation: None,
             curves: vec![curve(PredictorDType::F16), curve(PredictorDType::Int8)],
             look_ahead: None,
-            trial: Some(RankCurve { ranks: vec![8], costs: vec![0.1], admitted: vec![0.2] }),
+            trial: Some(RankCurve {
+                ranks: vec![PredictorForm::LowRank(8), PredictorForm::PROJECTION],
+                costs: vec![0.1, 0.01],
+                admitted: vec![0.2, 0.11],
+            }),
             seconds: 0.0,
         };
         let report = TrainReport::new("made from", vec![layer]);

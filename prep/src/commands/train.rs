@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 use flashlm_formats::bundle::PredictorDType;
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::destination::{Directory, DirectoryKind};
-use flashlm_formats::predictors::{LayerReport, OperatingPoint, RankCurve, TrainReport};
+use flashlm_formats::predictors::{LayerReport, OperatingPoint, PredictorForm, RankCurve, TrainReport};
 use flashlm_formats::recording::Recording;
 use flashlm_prep::train::{Progress, RankChoice, SweepEntry, TrainOptions, TrainingData, sweep, train_recording};
 
@@ -99,11 +99,15 @@ fn parse_rank(text: &str) -> Result<RankChoice, String> {
     if text == "auto" {
         return Ok(RankChoice::Auto);
     }
-    let ranks: Result<Vec<usize>, _> = text.split(',').map(|part| part.trim().parse::<usize>()).collect();
-    match ranks.map_err(|e| format!("expected auto, a number or numbers with commas: {e}"))?.as_slice() {
-        ranks if ranks.contains(&0) => Err("a rank is at least 1".into()),
-        [rank] => Ok(RankChoice::Fixed(*rank)),
-        ranks => Ok(RankChoice::Each(ranks.to_vec())),
+    let form = |part: &str| match part.trim() {
+        "projection" => Ok(PredictorForm::PROJECTION),
+        rank => rank.parse().map(PredictorForm::LowRank),
+    };
+    let forms: Result<Vec<PredictorForm>, _> = text.split(',').map(form).collect();
+    match forms.map_err(|e| format!("expected auto, projection, a number, or several with commas: {e}"))?.as_slice() {
+        forms if forms.contains(&PredictorForm::LowRank(0)) => Err("a rank is at least 1".into()),
+        [form] => Ok(RankChoice::Fixed(*form)),
+        forms => Ok(RankChoice::Each(forms.to_vec())),
     }
 }
 
@@ -167,7 +171,7 @@ pub(crate) fn print_layers(report: &TrainReport, on: &str) {
         println!(
             "{:>5}  {:>4} {:>4}  {:>5.2}%  {:>11.2}%  {:>9.2}x  {:>10.2}%  {:>7.1}",
             layer.layer,
-            layer.rank,
+            layer.form(),
             layer.bytes / 1000,
             100.0 * point.false_negative_rate,
             100.0 * point.false_positive_rate,
@@ -216,7 +220,7 @@ fn print_look_ahead(layers: &[LayerReport]) {
 const SWEEP_COLUMNS: [f64; 6] = [0.005, 0.01, 0.02, 0.03, 0.05, 0.10];
 
 fn sweep_ranks(args: &TrainArgs, data: TrainingData<'_>, options: &TrainOptions) -> Result<ExitCode> {
-    let ranks: Vec<usize> = args.sweep.iter().map(|rank| rank.get()).collect();
+    let ranks: Vec<PredictorForm> = args.sweep.iter().map(|rank| PredictorForm::LowRank(rank.get())).collect();
     let stage = Stage::new("sweep", "fits", (options.layers.len() * ranks.len()) as u64);
     let entries = sweep(data, options, &ranks, &mut |_| stage.advance(1))?;
     drop(stage);
@@ -285,7 +289,7 @@ impl Progress for Shown {
         self.stage.say(&format!(
             "layer {:>3}: rank {}, misses {:.2} %, false alarms {:.2} %, {:.1} s",
             report.layer,
-            report.rank,
+            report.form(),
             100.0 * point.false_negative_rate,
             100.0 * point.false_positive_rate,
             report.seconds
@@ -302,8 +306,12 @@ mod tests {
         assert_eq!(parse_layers("2..5"), Ok(2..5));
         assert!(parse_layers("5..5").is_err() && parse_layers("x").is_err());
         assert_eq!(parse_rank("auto"), Ok(RankChoice::Auto));
-        assert_eq!(parse_rank("64"), Ok(RankChoice::Fixed(64)));
-        assert_eq!(parse_rank("64,16"), Ok(RankChoice::Each(vec![64, 16])));
+        let low = PredictorForm::LowRank;
+        assert_eq!(parse_rank("64"), Ok(RankChoice::Fixed(low(64))));
+        assert_eq!(
+            parse_rank("64,16,projection"),
+            Ok(RankChoice::Each(vec![low(64), low(16), PredictorForm::PROJECTION]))
+        );
         assert!(parse_rank("0").is_err() && parse_rank("a").is_err());
     }
 }

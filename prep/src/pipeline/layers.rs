@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use flashlm_formats::bundle::{FlashLayout, LayerSparsity};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::orders::{LayerScores, ORDERS_JSON, OrderFile};
-use flashlm_formats::predictors::{LayerReport, PREDICTORS_JSON, RankCurve, predictor_path};
+use flashlm_formats::predictors::{LayerReport, PREDICTORS_JSON, PredictorForm, RankCurve, predictor_path};
 use flashlm_formats::recording::{HELD_OUT, Recording};
 use flashlm_formats::weight_format::WeightFormat;
 use serde::de::IgnoredAny;
@@ -116,7 +116,7 @@ impl Layers<'_> {
         Left {
             tokens: self.calibration.tokens.len(),
             ranks: done.iter().any(|layer| !layer.trained)
-                && self.work.read_sealed::<Vec<usize>>(&stages.ranks()).is_none(),
+                && self.work.read_sealed::<Vec<PredictorForm>>(&stages.ranks()).is_none(),
             layers: done.iter().filter(|layer| !layer.all()).count(),
             replaced,
             ..Left::default()
@@ -211,7 +211,7 @@ impl Layers<'_> {
     }
 
     /// The rank of every layer, from a pilot; kept in `file`.
-    fn ranks(&self, options: &TrainOptions, file: &Path) -> Result<Vec<usize>> {
+    fn ranks(&self, options: &TrainOptions, file: &Path) -> Result<Vec<PredictorForm>> {
         if let Some(ranks) = self.work.read_sealed(file) {
             return Ok(ranks);
         }
@@ -277,7 +277,7 @@ struct EachLayer<'a> {
     layers: &'a Layers<'a>,
     stages: &'a Stages,
     options: &'a TrainOptions,
-    ranks: &'a [usize],
+    ranks: &'a [PredictorForm],
     ordering: &'a Ordering,
     task: &'a Running<'a>,
 }

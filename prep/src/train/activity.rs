@@ -134,9 +134,26 @@ pub fn training_set(recording: &Recording, from: usize, to: usize) -> Result<Tra
     Ok(DatasetBase::new(inputs, Activity::from_layer(&target, &recording.split().flags(recording.tokens().len()))))
 }
 
+/// Leaves at most `most` of the tokens, evenly chosen.
+pub(crate) fn thin(tokens: &mut Vec<u32>, most: usize) {
+    let count = tokens.len();
+    if count > most {
+        *tokens = (0..most).map(|i| tokens[(i as u64 * count as u64 / most as u64) as usize]).collect();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn thinning_is_even() {
+        let mut tokens: Vec<u32> = (0..10).collect();
+        thin(&mut tokens, 4);
+        assert_eq!(tokens, [0, 2, 5, 7]);
+        thin(&mut tokens, 9);
+        assert_eq!(tokens.len(), 4);
+    }
 
     #[test]
     fn parts_of_a_token() {

@@ -3,19 +3,19 @@
 use std::path::Path;
 
 use flashlm_formats::bundle::PredictorDType;
-use flashlm_formats::predictors::{DTypeCurve, LayerReport, predictor_path};
+use flashlm_formats::predictors::{DTypeCurve, LayerReport, predictor_path, write_predictor};
 use flashlm_formats::publish::create_directory;
 use flashlm_formats::recording::Recording;
 
-use super::activity::training_set;
+use super::activity::{thin, training_set};
 use super::curve::Curve;
-use super::fit::thin;
+use super::fitted::Fitted;
 use super::options::{Shape, TrainOptions, threshold};
 use super::params::TrainError;
 use super::pipeline::{CALIBRATION_TOKENS, CURVE_MISSES};
 use super::predictor::LowRankPredictor;
 use super::rank::predictor_bytes;
-use super::store::{StoredPredictor, write_predictor};
+use super::scores::NeuronScores;
 
 /// Largest score after scaling: within the range that curves count in.
 const LARGEST: f32 = 16.0;
@@ -33,6 +33,7 @@ pub fn adopt_layer(
     mut predictor: LowRankPredictor,
     out: &Path,
 ) -> Result<LayerReport, TrainError> {
+    options.check()?;
     create_directory(out).map_err(|source| TrainError::Io { path: out.to_path_buf(), source })?;
     let shape = Shape::new(recording, options);
     let found = (predictor.encoder.ncols(), predictor.ffn());
@@ -55,7 +56,8 @@ pub fn adopt_layer(
     thin(&mut held_out, CALIBRATION_TOKENS);
     predictor.balance_components();
     let mut largest = 0f32;
-    predictor.logits(set.records(), &tokens, |_, logits| largest = logits.iter().fold(largest, |m, z| m.max(z.abs())));
+    predictor
+        .scores(set.records(), &tokens, &mut |_, logits| largest = logits.iter().fold(largest, |m, z| m.max(z.abs())));
     if largest > 0.0 {
         let scale = LARGEST / largest;
         predictor.decoder.mapv_inplace(|v| v * scale);
@@ -65,14 +67,15 @@ pub fn adopt_layer(
     let threshold = threshold(&curve_as(options.dtype, &tokens), options);
     let curves = [PredictorDType::F16, PredictorDType::Int8].map(|dtype| (dtype, curve_as(dtype, &held_out)));
     let stored = &curves.iter().find(|(dtype, _)| *dtype == options.dtype).expect("both are there").1;
-    let shifted = predictor.shifted(threshold);
-    let parts = [StoredPredictor { prefix: "", predictor: &shifted, dtype: options.dtype }];
-    write_predictor(&predictor_path(out, layer), &parts)?;
-    let bytes = |dtype| predictor_bytes(predictor.rank(), shape.hidden, shape.ffn, dtype);
+    let rank = predictor.rank();
+    let shifted = Fitted::LowRank(predictor, options.dtype).shifted(threshold);
+    let path = predictor_path(out, layer);
+    write_predictor(&path, &[shifted.part("")]).map_err(|source| TrainError::Io { path, source })?;
+    let bytes = |dtype| predictor_bytes(rank, shape.hidden, shape.ffn, dtype);
     let points = |curve: &Curve| CURVE_MISSES.iter().map(|&m| curve.at_misses(m)).collect();
     Ok(LayerReport {
         layer,
-        rank: predictor.rank(),
+        rank,
         dtype: options.dtype,
         bytes: bytes(options.dtype),
         ffn_bytes: shape.ffn_bytes,

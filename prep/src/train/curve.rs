@@ -3,8 +3,10 @@
 use flashlm_formats::predictors::OperatingPoint;
 
 use super::activity::TrainingSet;
-use super::predictor::LowRankPredictor;
+use super::scores::NeuronScores;
 
+/// Epochs, starts and forms are compared by their false positives where this share of the active pairs is missed.
+pub(super) const JUDGED_MISSES: f64 = 0.03;
 /// Logits are counted in this many steps from `-RANGE` to `RANGE`; those beyond fall into the first and last.
 const STEPS: usize = 8192;
 const RANGE: f32 = 32.0;
@@ -21,8 +23,8 @@ pub struct Curve {
 
 impl Curve {
     /// Runs the predictor over `tokens` of a dataset and counts.
-    pub fn measure(predictor: &LowRankPredictor, set: &TrainingSet, tokens: &[u32]) -> Self {
-        let ffn = predictor.ffn();
+    pub fn measure(predictor: &dyn NeuronScores, set: &TrainingSet, tokens: &[u32]) -> Self {
+        let ffn = predictor.bias().len();
         let mut curve = Curve {
             active: vec![0; STEPS],
             inactive: vec![0; STEPS],
@@ -30,7 +32,7 @@ impl Curve {
             tokens: tokens.len(),
             ffn,
         };
-        predictor.logits(set.records(), tokens, |block, logits| {
+        predictor.scores(set.records(), tokens, &mut |block, logits| {
             for (row, &token) in logits.chunks_exact(ffn).zip(block) {
                 for &z in row {
                     curve.inactive[step_of(z)] += 1;

@@ -9,12 +9,12 @@ use linfa::traits::Fit;
 use ndarray::{Array1, Array2};
 use rayon::prelude::*;
 
-use super::activity::{Inputs, TrainingSet};
+use super::activity::{Activity, Inputs, TrainingSet, thin};
+use super::curve::{Curve, JUDGED_MISSES};
 use super::params::{LowRankPredictorValidParams, TrainError};
 use super::predictor::LowRankPredictor;
 use super::random::Random;
 use super::start::{StartParams, Starts};
-use super::{Activity, Curve};
 
 /// Neurons, rows of the encoder and rows of the batch that one piece of work takes.
 const NEURONS: usize = 512;
@@ -22,8 +22,6 @@ const ENCODER_ROWS: usize = 128;
 const BATCH_ROWS: usize = 64;
 /// Held-out tokens that an epoch is judged by, at most.
 const JUDGED_TOKENS: usize = 4096;
-/// Epochs and starts are judged by their false positives where this share of the active pairs is missed.
-pub(super) const JUDGED_MISSES: f64 = 0.03;
 /// Steps over which the step size rises.
 const WARM_UP: usize = 40;
 /// What is left of the step size at the end.
@@ -40,9 +38,9 @@ impl Fit<Inputs, Activity, TrainError> for LowRankPredictorValidParams {
 }
 
 /// What a dataset's tokens are for.
-struct Tokens {
-    train: Vec<u32>,
-    judged: Vec<u32>,
+pub(super) struct Tokens {
+    pub(super) train: Vec<u32>,
+    pub(super) judged: Vec<u32>,
 }
 
 impl LowRankPredictorValidParams {
@@ -53,7 +51,7 @@ impl LowRankPredictorValidParams {
     }
 
     /// The tokens to train on, and those that epochs are judged by.
-    fn tokens(&self, set: &TrainingSet) -> Result<Tokens, TrainError> {
+    pub(super) fn tokens(&self, set: &TrainingSet) -> Result<Tokens, TrainError> {
         let (tokens, activity) = (set.nsamples(), set.targets());
         if tokens != activity.tokens() {
             return Err(TrainError::Lengths { inputs: tokens, activity: activity.tokens() });
@@ -109,14 +107,6 @@ impl LowRankPredictorValidParams {
         let (_, mut predictor) = best.expect("at least one epoch");
         predictor.balance_components();
         Ok(predictor)
-    }
-}
-
-/// Leaves at most `most` of the tokens, evenly chosen.
-pub(crate) fn thin(tokens: &mut Vec<u32>, most: usize) {
-    let count = tokens.len();
-    if count > most {
-        *tokens = (0..most).map(|i| tokens[(i as u64 * count as u64 / most as u64) as usize]).collect();
     }
 }
 
@@ -314,14 +304,5 @@ mod tests {
             let exact = 1.0 / (1.0 + (-(z as f64).clamp(-30.0, 30.0)).exp());
             assert!((sigmoid(z) as f64 - exact).abs() < 3e-5, "{z}: {} for {exact}", sigmoid(z));
         }
-    }
-
-    #[test]
-    fn thinning_is_even() {
-        let mut tokens: Vec<u32> = (0..10).collect();
-        thin(&mut tokens, 4);
-        assert_eq!(tokens, [0, 2, 5, 7]);
-        thin(&mut tokens, 9);
-        assert_eq!(tokens.len(), 4);
     }
 }

@@ -3,14 +3,15 @@
 //! Two ways: a small predictor of its own, and the next layer's predictor used early. A look-ahead that is wrong costs time
 //! and never quality, as the exact predictor decides later what is computed.
 
-use flashlm_formats::predictors::LookAheadReport;
+use flashlm_formats::predictors::{LookAheadReport, PredictorForm};
 
 use super::activity::training_set;
 use super::curve::Curve;
+use super::fitted::Fitted;
 use super::options::{Shape, TrainOptions, TrainingData, everything, fit, held_out_tokens};
 use super::params::TrainError;
-use super::predictor::LowRankPredictor;
 use super::rank::predictor_bytes;
+use super::scores::NeuronScores;
 
 /// Held-out tokens that the threshold is taken from, at most.
 const CALIBRATION_TOKENS: usize = 16_384;
@@ -21,21 +22,21 @@ const COMPARED_MISSES: [f64; 7] = [0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5];
 
 /// Trains a look-ahead of `rank` from `layer` to the next one; gives it with its threshold in the bias.
 ///
-/// `compare` is the rank of the next layer's own predictor, when that is to be measured too. It is trained here again rather
+/// `compare` is the form of the next layer's own predictor, when that is to be measured too. It is trained here again rather
 /// than awaited, so that layers stay independent.
 pub(super) fn train_look_ahead(
     data: TrainingData<'_>,
     options: &TrainOptions,
     layer: usize,
     rank: usize,
-    compare: Option<usize>,
-) -> Result<(LowRankPredictor, LookAheadReport), TrainError> {
+    compare: Option<PredictorForm>,
+) -> Result<(Fitted, LookAheadReport), TrainError> {
     let TrainingData { recording, validation, .. } = data;
     let shape = Shape::new(recording, options);
     let set = training_set(recording, layer, layer + 1)?;
     let other = validation.map(|v| training_set(v, layer, layer + 1)).transpose()?;
     let held_out = held_out_tokens(&set, CALIBRATION_TOKENS);
-    let measure = |predictor: &LowRankPredictor| match &other {
+    let measure = |predictor: &dyn NeuronScores| match &other {
         Some(other) => Curve::measure(predictor, other, &everything(other)),
         None => Curve::measure(predictor, &set, &held_out),
     };
@@ -46,10 +47,10 @@ pub(super) fn train_look_ahead(
     let threshold = Curve::measure(&stored, &set, &held_out).at_misses(STORED_MISSES).threshold;
     let own = measure(&stored);
     let next_layers_points = match compare {
-        Some(rank) => {
+        Some(form) => {
             let set = training_set(recording, layer + 1, layer + 1)?;
-            let exact = fit(options, &set, data.projection(layer + 1)?, rank)?;
-            points(&measure(&exact.rounded(options.dtype)))
+            let exact = Fitted::fit(options, data, &set, layer + 1, form)?;
+            points(&measure(exact.rounded(options.dtype).scores()))
         }
         None => Vec::new(),
     };
@@ -60,5 +61,5 @@ pub(super) fn train_look_ahead(
         own_points: points(&own),
         next_layers_points,
     };
-    Ok((small.shifted(threshold), report))
+    Ok((Fitted::LowRank(small, options.dtype).shifted(threshold), report))
 }

@@ -5,26 +5,26 @@ use std::sync::Arc;
 
 use flashlm_formats::bundle::PredictorDType;
 use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_formats::predictors::PredictorForm;
 use flashlm_formats::recording::Recording;
 use linfa::ParamGuard;
 use linfa::traits::Fit;
 
-use super::activity::TrainingSet;
+use super::activity::{TrainingSet, thin};
 use super::curve::Curve;
-use super::fit::thin;
 use super::params::{LowRankPredictorParams, TrainError};
 use super::predictor::LowRankPredictor;
 use super::projection::Projection;
 
-/// How ranks are chosen.
+/// How each layer's predictor is chosen.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RankChoice {
     /// By a short trial on every layer, under the size budget.
     Auto,
     /// The same for all layers.
-    Fixed(usize),
+    Fixed(PredictorForm),
     /// One for each layer of the model.
-    Each(Vec<usize>),
+    Each(Vec<PredictorForm>),
 }
 
 /// What to train and how.
@@ -94,6 +94,16 @@ impl<'a> TrainingData<'a> {
     /// The weights that a layer's activity comes from, where the checkpoint is known.
     pub(super) fn projection(&self, layer: usize) -> Result<Option<Arc<Projection>>, TrainError> {
         Ok(self.checkpoint.map(|checkpoint| Projection::read(checkpoint, layer)).transpose()?.map(Arc::new))
+    }
+}
+
+impl TrainOptions {
+    /// An error where thin matrices are to be stored as only a projection can be.
+    pub(super) fn check(&self) -> Result<(), TrainError> {
+        match self.dtype {
+            PredictorDType::F16 | PredictorDType::Int8 => Ok(()),
+            PredictorDType::Int4 => Err(TrainError::DType { dtype: self.dtype.name() }),
+        }
     }
 }
 

@@ -53,6 +53,21 @@ pub enum TrainError {
         /// Directions wanted.
         directions: usize,
     },
+    /// Two thin matrices are not stored so.
+    #[error("predictors of two matrices are stored as f16 or int8, not {dtype}")]
+    DType {
+        /// The type.
+        dtype: &'static str,
+    },
+    /// Weights that are no numbers.
+    #[error("the projection has weights that are infinite or no numbers")]
+    NotFinite,
+    /// A quantised projection was asked for where the projection is not known.
+    #[error("the projection of layer {layer} is not known: give the recorded checkpoint with --model")]
+    NoProjection {
+        /// The layer.
+        layer: usize,
+    },
     /// The projection's shape is not that of the layer.
     #[error("a projection [{rows}, {columns}] for {ffn} neurons and inputs of {hidden} numbers")]
     Projection {

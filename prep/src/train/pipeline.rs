@@ -4,28 +4,27 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use flashlm_formats::bundle::PredictorDType;
-use flashlm_formats::predictors::{DTypeCurve, LOOK_AHEAD, LayerReport, RankCurve, TrainReport, predictor_path};
+use flashlm_formats::predictors::{
+    DTypeCurve, LOOK_AHEAD, LayerReport, PredictorForm, RankCurve, TrainReport, predictor_path, write_predictor,
+};
 use flashlm_formats::publish::create_directory;
 use linfa::ParamGuard;
 
 use super::activity::{TrainingSet, training_set};
-use super::curve::Curve;
+use super::curve::{Curve, JUDGED_MISSES};
+use super::fitted::Fitted;
 use super::look_ahead::train_look_ahead;
-use super::options::{RankChoice, Shape, TrainOptions, TrainingData, everything, fit, held_out_tokens, threshold};
+use super::options::{RankChoice, Shape, TrainOptions, TrainingData, everything, held_out_tokens, threshold};
 use super::params::TrainError;
-use super::predictor::LowRankPredictor;
 use super::projection::Projection;
-use super::rank::{allocate_ranks, can_pay, ladder, predictor_bytes};
-use super::store::{StoredPredictor, write_predictor};
+use super::rank::{allocate_ranks, can_pay, form_bytes, ladder, predictor_bytes};
+use super::scores::NeuronScores;
 
 /// Tokens that the trials of [`choose_ranks`] use at most: to train on, and as many as that in all with those held out.
 pub const TRIAL_TOKENS: usize = 8192;
 const TRIAL_EPOCHS: usize = 3;
 /// No layer gets more than this many times its share of the size budget.
 const LAYER_SHARE_MAX: f64 = 3.0;
-/// Trials are compared by their false positives where this share of the active pairs is missed.
-const TRIAL_MISSES: f64 = 0.03;
 /// Misses at which the report's curves have their points.
 pub(super) const CURVE_MISSES: [f64; 9] = [0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.10, 0.15];
 /// Held-out tokens that thresholds are taken from, at most.
@@ -56,12 +55,14 @@ pub fn train_recording(
         return Err(TrainError::Layers { first: layers.start, end: layers.end, layers: model.layers.len() });
     }
     let (hidden, ffn) = (model.hidden_size, model.ffn().size);
+    options.check()?;
     let asked = match &options.rank {
-        RankChoice::Fixed(rank) => std::slice::from_ref(rank),
-        RankChoice::Each(ranks) => ranks,
+        RankChoice::Fixed(form) => std::slice::from_ref(form),
+        RankChoice::Each(forms) => forms,
         RankChoice::Auto => &[],
     };
-    if let Some(&rank) = asked.iter().chain(&options.look_ahead).find(|&&rank| rank > hidden.min(ffn)) {
+    let ranks = asked.iter().filter_map(|form| if let PredictorForm::LowRank(rank) = form { Some(rank) } else { None });
+    if let Some(&rank) = ranks.chain(&options.look_ahead).find(|&&rank| rank > hidden.min(ffn)) {
         return Err(TrainError::Rank { rank, hidden, ffn });
     }
     let mut trials = vec![None; model.layers.len()];
@@ -99,12 +100,12 @@ pub fn write_report(recording: &str, layers: Vec<LayerReport>, out: &Path) -> Re
     Ok(report)
 }
 
-/// The rank of every layer for [`RankChoice::Auto`], from a short trial of each layer of the model, and the trials.
+/// The predictor of every layer for [`RankChoice::Auto`], from a short trial of each layer of the model, and the trials.
 pub fn choose_ranks(
     data: TrainingData<'_>,
     options: &TrainOptions,
     progress: &dyn Progress,
-) -> Result<(Vec<usize>, Vec<RankCurve>), TrainError> {
+) -> Result<(Vec<PredictorForm>, Vec<RankCurve>), TrainError> {
     let recording = data.recording;
     let shape = Shape::new(recording, options);
     let layers = recording.info().model.layers.len();
@@ -114,7 +115,7 @@ pub fn choose_ranks(
         progress.tried(layer, &curve);
         curves.push(curve);
     }
-    let bytes = |rank| predictor_bytes(rank, shape.hidden, shape.ffn, options.dtype);
+    let bytes = |form| form_bytes(form, shape.hidden, shape.ffn, options.dtype);
     let budget = (options.size_budget * (shape.ffn_bytes * layers as u64) as f64) as u64;
     let ranks = allocate_ranks(&curves, bytes, shape.ffn_bytes, budget)?;
     Ok((ranks, curves))
@@ -134,38 +135,51 @@ fn trial(
     let held_out = held_out_tokens(set, TRIAL_TOKENS / 2);
     let mut least = f64::INFINITY;
     let mut curve = RankCurve { ranks: Vec::new(), costs: Vec::new(), admitted: Vec::new() };
-    let bytes = |rank| predictor_bytes(rank, shape.hidden, shape.ffn, options.dtype);
+    let bytes = |form| form_bytes(form, shape.hidden, shape.ffn, options.dtype);
     let most = (LAYER_SHARE_MAX * options.size_budget * shape.ffn_bytes as f64) as u64;
+    let mut tried = |form, predictor: &dyn NeuronScores| {
+        let measured = Curve::measure(predictor, set, &held_out);
+        let cost = measured.at_misses(JUDGED_MISSES).false_positive_rate;
+        curve.admitted.push(measured.at_threshold(threshold(&measured, options)).predicted_fraction);
+        // A short trial may do worse with a higher rank; training to the end does not.
+        least = cost.min(least);
+        curve.ranks.push(form);
+        curve.costs.push(least);
+        least
+    };
+    // The projection needs no training, and is as good as no rank of its size and more.
+    let projection = starts.quantised(set)?.filter(|_| bytes(PredictorForm::PROJECTION) <= most);
+    let most = if projection.is_some() { bytes(PredictorForm::PROJECTION) } else { most };
+    let mut last: Option<(u64, f64)> = None;
     for rank in ladder(shape.hidden, shape.ffn) {
-        if bytes(rank) > most && !curve.ranks.is_empty() {
+        let bytes = bytes(PredictorForm::LowRank(rank));
+        if bytes > most && last.is_some() {
             break;
         }
         // Where so little remains that no raise could pay, higher ranks need not be tried.
-        if curve.ranks.last().is_some_and(|&last| !can_pay(least, bytes(rank) - bytes(last), shape.ffn_bytes)) {
+        if last.is_some_and(|(smaller, least)| !can_pay(least, bytes - smaller, shape.ffn_bytes)) {
             break;
         }
         params.rank = rank;
         let predictor = params.fit_from(&starts, set)?;
-        let measured = Curve::measure(&predictor, set, &held_out);
-        let cost = measured.at_misses(TRIAL_MISSES).false_positive_rate;
-        curve.admitted.push(measured.at_threshold(threshold(&measured, options)).predicted_fraction);
-        // A short trial may do worse with a higher rank; training to the end does not.
-        least = cost.min(least);
-        curve.ranks.push(rank);
-        curve.costs.push(least);
+        last = Some((bytes, tried(PredictorForm::LowRank(rank), &predictor)));
+    }
+    if let Some(projection) = projection {
+        tried(PredictorForm::PROJECTION, &projection);
     }
     Ok(curve)
 }
 
-/// Trains one layer's predictor and writes it into `out`; `ranks` are those of all layers of the model. With a look-ahead the
+/// Trains one layer's predictor and writes it into `out`; `forms` are those of all layers of the model. With a look-ahead the
 /// next layer must be recorded too.
 pub fn train_layer(
     data: TrainingData<'_>,
     options: &TrainOptions,
     layer: usize,
-    ranks: &[usize],
+    forms: &[PredictorForm],
     out: &Path,
 ) -> Result<LayerReport, TrainError> {
+    options.check()?;
     create_directory(out).map_err(|source| TrainError::Io { path: out.to_path_buf(), source })?;
     let TrainingData { recording, validation, .. } = data;
     let shape = Shape::new(recording, options);
@@ -173,49 +187,47 @@ pub fn train_layer(
     let other = validation.map(|v| training_set(v, layer, layer)).transpose()?;
     let held_out = held_out_tokens(&set, CALIBRATION_TOKENS);
     let began = Instant::now();
-    let rank = ranks[layer];
-    let predictor = fit(options, &set, data.projection(layer)?, rank)?;
+    let predictor = Fitted::fit(options, data, &set, layer, forms[layer])?;
     let seconds = began.elapsed().as_secs_f64();
 
-    let stored = predictor.rounded(options.dtype);
-    let calibration = Curve::measure(&stored, &set, &held_out);
+    let stored = predictor.rounded(predictor.dtype());
+    let calibration = Curve::measure(stored.scores(), &set, &held_out);
     let threshold = threshold(&calibration, options);
-    let measure = |predictor: &LowRankPredictor| match &other {
-        Some(other) => Curve::measure(predictor, other, &everything(other)),
-        None => Curve::measure(predictor, &set, &held_out),
+    let measure = |predictor: &Fitted| match &other {
+        Some(other) => Curve::measure(predictor.scores(), other, &everything(other)),
+        None => Curve::measure(predictor.scores(), &set, &held_out),
     };
-    let curves = [PredictorDType::F16, PredictorDType::Int8]
-        .map(|dtype| {
-            let curve = measure(&predictor.rounded(dtype));
-            DTypeCurve {
-                dtype,
-                bytes: predictor_bytes(rank, shape.hidden, shape.ffn, dtype),
-                points: CURVE_MISSES.iter().map(|&m| curve.at_misses(m)).collect(),
-            }
-        })
-        .to_vec();
+    let bytes = |dtype| predictor_bytes(predictor.rank(), shape.hidden, shape.ffn, dtype);
+    let curves = predictor.dtypes().iter().map(|&dtype| {
+        let curve = measure(&predictor.rounded(dtype));
+        let points = CURVE_MISSES.iter().map(|&m| curve.at_misses(m)).collect();
+        DTypeCurve { dtype, bytes: bytes(dtype), points }
+    });
+    let curves = curves.collect();
     let on_other = other.is_some().then(|| measure(&stored).at_threshold(threshold));
 
     drop((set, other));
     let ahead = match options.look_ahead {
-        Some(rank) if layer + 1 < ranks.len() => {
-            let compare = options.compare_look_ahead.then_some(ranks[layer + 1]);
+        Some(rank) if layer + 1 < forms.len() => {
+            let compare = options.compare_look_ahead.then_some(forms[layer + 1]);
             Some(train_look_ahead(data, options, layer, rank, compare)?)
         }
         _ => None,
     };
 
+    let (rank, dtype, bytes) = (predictor.rank(), predictor.dtype(), bytes(predictor.dtype()));
     let shifted = predictor.shifted(threshold);
-    let mut parts = vec![StoredPredictor { prefix: "", predictor: &shifted, dtype: options.dtype }];
+    let mut parts = vec![shifted.part("")];
     if let Some((small, _)) = &ahead {
-        parts.push(StoredPredictor { prefix: LOOK_AHEAD, predictor: small, dtype: options.dtype });
+        parts.push(small.part(LOOK_AHEAD));
     }
-    write_predictor(&predictor_path(out, layer), &parts)?;
+    let path = predictor_path(out, layer);
+    write_predictor(&path, &parts).map_err(|source| TrainError::Io { path, source })?;
     Ok(LayerReport {
         layer,
         rank,
-        dtype: options.dtype,
-        bytes: predictor_bytes(rank, shape.hidden, shape.ffn, options.dtype),
+        dtype,
+        bytes,
         ffn_bytes: shape.ffn_bytes,
         held_out: calibration.at_threshold(threshold),
         validation: on_other,

@@ -1,12 +1,14 @@
 use flashlm_formats::bundle::PredictorDType;
 use flashlm_kernels::{View, product};
 use half::f16;
+use linfa::dataset::Records;
 use linfa::traits::PredictInplace;
 use ndarray::{Array1, Array2};
 use rayon::prelude::*;
 
 use super::activity::Inputs;
 use super::params::LowRankPredictorParams;
+use super::scores::{NeuronScores, predict};
 
 /// A fitted predictor: `logits = decoder (encoder x) + bias`, predicted where a logit is positive.
 ///
@@ -44,16 +46,11 @@ impl LowRankPredictor {
         self.bias.len()
     }
 
-    /// The same predictor with `threshold` taken off every logit.
-    pub fn shifted(&self, threshold: f32) -> Self {
-        LowRankPredictor { bias: self.bias.mapv(|b| b - threshold), ..self.clone() }
-    }
-
     /// The predictor as it is after being stored as `dtype` and read again.
     pub fn rounded(&self, dtype: PredictorDType) -> Self {
         let round = |matrix: &Array2<f32>| match dtype {
             PredictorDType::F16 => matrix.mapv(|v| f16::from_f32(v).to_f32()),
-            PredictorDType::Int8 => {
+            _ => {
                 let (bytes, scales) = quantise_rows(matrix);
                 let width = matrix.ncols();
                 Array2::from_shape_fn(matrix.dim(), |(i, j)| bytes[i * width + j] as f32 * scales[i])
@@ -79,9 +76,18 @@ impl LowRankPredictor {
         let finite = |mut values: ndarray::iter::Iter<'_, f32, ndarray::Ix2>| values.all(|v| v.is_finite());
         finite(self.encoder.iter()) && finite(self.decoder.iter()) && self.bias.iter().all(|v| v.is_finite())
     }
+}
 
-    /// Logits of some tokens, block after block: `take` gets the block's tokens and its `[tokens, ffn]` logits.
-    pub(crate) fn logits(&self, inputs: &Inputs, tokens: &[u32], mut take: impl FnMut(&[u32], &[f32])) {
+impl NeuronScores for LowRankPredictor {
+    fn bias(&self) -> &Array1<f32> {
+        &self.bias
+    }
+
+    fn bias_mut(&mut self) -> &mut Array1<f32> {
+        &mut self.bias
+    }
+
+    fn scores(&self, inputs: &Inputs, tokens: &[u32], take: &mut dyn FnMut(&[u32], &[f32])) {
         let (rank, ffn, hidden) = (self.rank(), self.ffn(), self.encoder.ncols());
         let encoder = self.encoder.as_slice().expect("standard layout");
         let decoder = self.decoder.as_slice().expect("standard layout");
@@ -126,19 +132,11 @@ impl LowRankPredictor {
 
 impl PredictInplace<Inputs, Array2<bool>> for LowRankPredictor {
     fn predict_inplace(&self, inputs: &Inputs, predicted: &mut Array2<bool>) {
-        let tokens: Vec<u32> = (0..predicted.nrows() as u32).collect();
-        let mut row = 0;
-        self.logits(inputs, &tokens, |block, logits| {
-            for z in logits.chunks_exact(self.ffn()).take(block.len()) {
-                predicted.row_mut(row).iter_mut().zip(z).for_each(|(p, z)| *p = *z > 0.0);
-                row += 1;
-            }
-        });
+        predict(self, inputs, predicted);
     }
 
     fn default_target(&self, inputs: &Inputs) -> Array2<bool> {
-        use linfa::dataset::Records;
-        Array2::from_elem((inputs.nsamples(), self.ffn()), false)
+        Array2::from_elem((inputs.nsamples(), self.bias().len()), false)
     }
 }
 

@@ -1,11 +1,11 @@
-//! Which rank each layer gets, under a budget for all of them.
+//! Which predictor each layer gets, under a budget for all of them.
 //!
 //! Layers differ widely: some are served by a handful of directions, others want many. A short trial of a few ranks on
 //! each layer gives the false positives that remain at a fixed share of misses; then the rank is raised, step by step,
 //! where a byte of predictor saves most reads, until the budget is spent or another byte saves too little.
 
 use flashlm_formats::bundle::PredictorDType;
-use flashlm_formats::predictors::RankCurve;
+use flashlm_formats::predictors::{PredictorForm, RankCurve};
 
 use super::params::TrainError;
 
@@ -13,12 +13,23 @@ use super::params::TrainError;
 /// the memory is better spent on cached neurons.
 const GAIN_MIN: f64 = 0.05;
 
-/// Stored bytes of a predictor: both matrices, scales, and a bias for each neuron.
+/// Stored bytes of a predictor: matrices, scales, and a bias for each neuron. `dtype` is that of two thin matrices.
+pub fn form_bytes(form: PredictorForm, hidden: usize, ffn: usize, dtype: PredictorDType) -> u64 {
+    match form {
+        PredictorForm::LowRank(rank) => predictor_bytes(rank, hidden, ffn, dtype),
+        PredictorForm::Projection(_) => predictor_bytes(hidden, hidden, ffn, PredictorDType::Int4),
+    }
+}
+
+/// Stored bytes of a predictor of this rank, or of the quantised projection, whose rank is `hidden`.
 pub fn predictor_bytes(rank: usize, hidden: usize, ffn: usize, dtype: PredictorDType) -> u64 {
     let (rank, hidden, ffn) = (rank as u64, hidden as u64, ffn as u64);
     match dtype {
         PredictorDType::F16 => 2 * rank * (hidden + ffn) + 4 * ffn,
         PredictorDType::Int8 => rank * (hidden + ffn) + 4 * (rank + ffn) + 4 * ffn,
+        PredictorDType::Int4 => {
+            ffn * (hidden.div_ceil(32) * 16 + hidden.div_ceil(PredictorDType::INT4_GROUP as u64) * 2) + 4 * ffn
+        }
     }
 }
 
@@ -38,13 +49,13 @@ pub(crate) fn can_pay(cost: f64, growth: u64, ffn_bytes: u64) -> bool {
     cost * ffn_bytes as f64 / growth as f64 >= GAIN_MIN
 }
 
-/// A rank for every layer: the sum of `bytes(rank)` stays within `budget`. `ffn_bytes` are those of one layer's FFN.
+/// A predictor for every layer: the sum of their `bytes` stays within `budget`. `ffn_bytes` are those of one layer's FFN.
 pub fn allocate_ranks(
     curves: &[RankCurve],
-    bytes: impl Fn(usize) -> u64,
+    bytes: impl Fn(PredictorForm) -> u64,
     ffn_bytes: u64,
     budget: u64,
-) -> Result<Vec<usize>, TrainError> {
+) -> Result<Vec<PredictorForm>, TrainError> {
     let mut chosen = vec![0; curves.len()];
     let smallest: u64 = curves.iter().map(|c| bytes(c.ranks[0])).sum();
     if smallest > budget {
@@ -76,23 +87,33 @@ mod tests {
     use super::*;
 
     fn curve(costs: [f64; 3]) -> RankCurve {
-        RankCurve { ranks: vec![16, 32, 64], costs: costs.to_vec(), admitted: vec![0.3, 0.2, 0.1] }
+        RankCurve {
+            ranks: [16, 32, 64].map(PredictorForm::LowRank).to_vec(),
+            costs: costs.to_vec(),
+            admitted: vec![0.3, 0.2, 0.1],
+        }
     }
 
     #[test]
     fn bytes_go_where_they_save_most() {
         let curves = [curve([0.10, 0.05, 0.02]), curve([0.001, 0.001, 0.001]), curve([0.05, 0.049, 0.02])];
-        let allocate = |budget| allocate_ranks(&curves, |rank| rank as u64, 1000, budget);
-        assert_eq!(allocate(1000).unwrap(), [64, 16, 64]);
+        let bytes = |form| if let PredictorForm::LowRank(rank) = form { rank as u64 } else { 40 };
+        let allocate = |budget| allocate_ranks(&curves, bytes, 1000, budget);
+        assert_eq!(allocate(1000).unwrap(), [64, 16, 64].map(PredictorForm::LowRank));
         // Not enough for both: the first layer gains more.
-        assert_eq!(allocate(48 + 48).unwrap(), [64, 16, 16]);
-        assert_eq!(allocate(48 + 16).unwrap(), [32, 16, 16]);
+        assert_eq!(allocate(48 + 48).unwrap(), [64, 16, 16].map(PredictorForm::LowRank));
+        assert_eq!(allocate(48 + 16).unwrap(), [32, 16, 16].map(PredictorForm::LowRank));
+        let mut curves = curves.clone();
+        curves[0].ranks[2] = PredictorForm::PROJECTION;
+        let chosen = allocate_ranks(&curves, bytes, 1000, 72).unwrap();
+        assert_eq!(chosen, [PredictorForm::PROJECTION, PredictorForm::LowRank(16), PredictorForm::LowRank(16)]);
         assert!(matches!(allocate(47), Err(TrainError::Budget { budget: 47, smallest: 48 })));
     }
 
     #[test]
     fn what_was_tried_is_known() {
-        assert_eq!((curve([0.1; 3]).admitted_at(32), curve([0.1; 3]).admitted_at(33)), (Some(0.2), None));
+        let admitted = |rank| curve([0.1; 3]).admitted_at(PredictorForm::LowRank(rank));
+        assert_eq!((admitted(32), admitted(33)), (Some(0.2), None));
     }
 
     #[test]

@@ -15,13 +15,15 @@ use linfa::traits::{Fit, Transformer};
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
-use super::activity::{Activity, Inputs, TrainingSet};
-use super::curve::Curve;
-use super::fit::{JUDGED_MISSES, thin};
-use super::linear::{add_gram, cholesky, eigen, mirror, parallel_product, solve_transposed};
+use super::activity::{Activity, Inputs, TrainingSet, thin};
+use super::curve::{Curve, JUDGED_MISSES};
+use super::moments::{Moments, moments};
 use super::params::TrainError;
 use super::predictor::LowRankPredictor;
 use super::projection::Projection;
+use super::quantised::QuantisedProjection;
+use super::scores::{LOGIT_SPREAD, SPREAD_TOKENS, spread};
+use crate::linear::{add_gram, cholesky, eigen, mirror, parallel_product, solve_transposed};
 
 /// Inputs, or rows of the projection, that are taken at once.
 const BLOCK: usize = 512;
@@ -30,10 +32,6 @@ const RIDGE: f32 = 1e-6;
 /// Keeps neurons that hardly fire, or hardly vary, from weighing nothing or everything.
 const RATE_LEAST: f32 = 1e-5;
 const SPREAD_LEAST: f32 = 1e-3;
-/// Logits that come from the projection's products are given this standard deviation, which the step size is made for.
-const LOGIT_SPREAD: f32 = 4.0;
-/// Tokens that it is measured on, at most.
-const SPREAD_TOKENS: usize = 4096;
 
 /// Finds directions of the inputs to start from, on some tokens of a dataset: a linfa estimator.
 #[derive(Clone)]
@@ -47,7 +45,7 @@ pub(crate) struct StartParams {
 /// All directions of the inputs, the most telling first, in one order for each way to choose them.
 pub(crate) struct Starts {
     params: StartParams,
-    mean: Vec<f32>,
+    moments: Moments,
     bases: Vec<Basis>,
 }
 
@@ -70,12 +68,12 @@ impl Fit<Inputs, Activity, TrainError> for StartParams {
     type Object = Starts;
 
     fn fit(&self, set: &TrainingSet) -> Result<Starts, TrainError> {
-        let (mean, covariance) = moments(set, &self.tokens);
-        let mut bases = vec![principal(&covariance, mean.len())?];
+        let moments = moments(set, &self.tokens);
+        let mut bases = vec![principal(&moments.covariance, moments.mean.len())?];
         if let Some(projection) = &self.projection {
-            bases.extend(in_the_inputs_metric(projection, covariance, &rates(set, &self.tokens))?);
+            bases.extend(in_the_inputs_metric(projection, moments.covariance.clone(), &rates(set, &self.tokens))?);
         }
-        Ok(Starts { params: self.clone(), mean, bases })
+        Ok(Starts { params: self.clone(), moments, bases })
     }
 }
 
@@ -91,9 +89,15 @@ impl Starts {
         best
     }
 
+    /// The other kind of predictor, from the same moments.
+    pub(crate) fn quantised(&self, set: &TrainingSet) -> Result<Option<QuantisedProjection>, TrainError> {
+        let quantised = |p: &Arc<Projection>| QuantisedProjection::new(p, &self.moments, set, &self.params.tokens);
+        self.params.projection.as_ref().map(quantised).transpose()
+    }
+
     fn start(&self, basis: &Basis, set: &TrainingSet, rank: usize) -> LowRankPredictor {
-        let d = self.mean.len();
-        let directions = Directions { mean: &self.mean, encoder_t: leading(&basis.encoder, d, rank) };
+        let d = self.moments.mean.len();
+        let directions = Directions { mean: &self.moments.mean, encoder_t: leading(&basis.encoder, d, rank) };
         match (&basis.back, &self.params.projection) {
             (Some(back), Some(projection)) => {
                 let mut start = directions.approximate(projection, &leading(back, d, rank));
@@ -109,46 +113,9 @@ impl Starts {
     }
 }
 
-/// Standard deviation of all logits of some tokens.
-fn spread(predictor: &LowRankPredictor, set: &TrainingSet, tokens: &[u32]) -> f32 {
-    let (mut count, mut sum, mut squares) = (0usize, 0f64, 0f64);
-    predictor.logits(set.records(), tokens, |_, logits| {
-        count += logits.len();
-        sum += logits.iter().map(|&z| z as f64).sum::<f64>();
-        squares += logits.iter().map(|&z| z as f64 * z as f64).sum::<f64>();
-    });
-    let mean = sum / count as f64;
-    (squares / count as f64 - mean * mean).max(1e-30).sqrt() as f32
-}
-
 /// The first columns of a matrix `[d, d]`.
 fn leading(columns: &[f32], d: usize, count: usize) -> Array2<f32> {
     ArrayView2::from_shape((d, d), columns).expect("a square").slice(ndarray::s![.., ..count]).to_owned()
-}
-
-/// Mean `[d]` and covariance `[d, d]` of some inputs.
-fn moments(set: &TrainingSet, tokens: &[u32]) -> (Vec<f32>, Vec<f32>) {
-    use linfa::dataset::Records;
-    let d = set.nfeatures();
-    let (mut block, mut mean) = (Vec::new(), vec![0f64; d]);
-    for part in tokens.chunks(BLOCK) {
-        set.records().gather(part, &mut block);
-        for row in block.chunks_exact(d) {
-            mean.iter_mut().zip(row).for_each(|(m, &x)| *m += x as f64);
-        }
-    }
-    let mean: Vec<f32> = mean.iter().map(|&m| (m / tokens.len() as f64) as f32).collect();
-    let mut covariance = vec![0.0; d * d];
-    let scale = 1.0 / (tokens.len() as f32).sqrt();
-    for part in tokens.chunks(BLOCK) {
-        set.records().gather(part, &mut block);
-        for row in block.chunks_exact_mut(d) {
-            row.iter_mut().zip(&mean).for_each(|(x, m)| *x = (*x - m) * scale);
-        }
-        add_gram(&mut covariance, d, &block);
-    }
-    mirror(&mut covariance, d);
-    (mean, covariance)
 }
 
 /// How often each neuron fires among `tokens`.

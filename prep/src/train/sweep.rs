@@ -1,12 +1,12 @@
 //! The whole trade-off of a layer: every rank of a list, both ways to store it, many thresholds.
 
-use flashlm_formats::bundle::PredictorDType;
-use flashlm_formats::predictors::DTypeCurve;
+use flashlm_formats::predictors::{DTypeCurve, PredictorForm};
 use serde::Serialize;
 
 use super::activity::training_set;
 use super::curve::Curve;
-use super::options::{Shape, TrainOptions, TrainingData, everything, fit};
+use super::fitted::Fitted;
+use super::options::{Shape, TrainOptions, TrainingData, everything};
 use super::params::TrainError;
 use super::pipeline::CURVE_MISSES;
 use super::rank::predictor_bytes;
@@ -16,8 +16,8 @@ use super::rank::predictor_bytes;
 pub struct SweepEntry {
     /// Number of the layer.
     pub layer: usize,
-    /// Rank.
-    pub rank: usize,
+    /// What was fitted.
+    pub rank: PredictorForm,
     /// Bytes of the layer's FFN weights.
     pub ffn_bytes: u64,
     /// Points at rising shares of misses, for each way to store it.
@@ -29,7 +29,7 @@ pub struct SweepEntry {
 pub fn sweep(
     data: TrainingData<'_>,
     options: &TrainOptions,
-    ranks: &[usize],
+    forms: &[PredictorForm],
     done: &mut dyn FnMut(&SweepEntry),
 ) -> Result<Vec<SweepEntry>, TrainError> {
     let recording = data.recording;
@@ -39,18 +39,19 @@ pub fn sweep(
         let set = training_set(recording, layer, layer)?;
         let other = data.validation.map(|v| training_set(v, layer, layer)).transpose()?;
         let tokens = other.as_ref().map_or_else(|| set.targets().part(true), everything);
-        let (measured, projection) = (other.as_ref().unwrap_or(&set), data.projection(layer)?);
-        for &rank in ranks {
-            let predictor = fit(options, &set, projection.clone(), rank)?;
-            let curves = [PredictorDType::F16, PredictorDType::Int8].map(|dtype| {
-                let curve = Curve::measure(&predictor.rounded(dtype), measured, &tokens);
+        let measured = other.as_ref().unwrap_or(&set);
+        for &form in forms {
+            let predictor = Fitted::fit(options, data, &set, layer, form)?;
+            let curves = predictor.dtypes().iter().map(|&dtype| {
+                let curve = Curve::measure(predictor.rounded(dtype).scores(), measured, &tokens);
                 DTypeCurve {
                     dtype,
-                    bytes: predictor_bytes(rank, shape.hidden, shape.ffn, dtype),
+                    bytes: predictor_bytes(predictor.rank(), shape.hidden, shape.ffn, dtype),
                     points: CURVE_MISSES.iter().map(|&m| curve.at_misses(m)).collect(),
                 }
             });
-            let entry = SweepEntry { layer, rank, ffn_bytes: shape.ffn_bytes, curves: curves.to_vec() };
+            let curves = curves.collect();
+            let entry = SweepEntry { layer, rank: form, ffn_bytes: shape.ffn_bytes, curves };
             done(&entry);
             entries.push(entry);
         }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use flashlm_formats::bundle::PredictorDType;
 use flashlm_formats::model::*;
 use flashlm_formats::predictors::{LayerReport, RankCurve};
 use flashlm_formats::recording::{Recording, RecordingInfo};
@@ -164,6 +165,44 @@ fn the_weights_tell_the_directions() {
         params.fit(&set),
         Err(TrainError::Projection { rows: FFN, columns: 23, hidden: HIDDEN, ffn: FFN })
     ));
+}
+
+/// Four bits of a projection say far more of a layer of full rank than as many bytes of thin matrices.
+#[test]
+fn a_quantised_projection_is_a_predictor() {
+    let mut random = Random::new(9);
+    let rows: Vec<f32> = (0..FFN * HIDDEN).map(|_| random.signed()).collect();
+    let tokens = 2000;
+    let values: Vec<f32> =
+        (0..tokens * HIDDEN).map(|i| f16::from_f32(random.signed() + (i % 3) as f32).to_f32()).collect();
+    let mut products = vec![0.0; tokens * FFN];
+    let (x, w) = (View::rows(&values, tokens, HIDDEN, HIDDEN), View::rows(&rows, FFN, HIDDEN, HIDDEN));
+    product(&mut products, FFN, false, x, w.t());
+    let mut activity = Activity::empty(FFN);
+    for (token, row) in products.chunks_exact(FFN).enumerate() {
+        activity.push((0u32..).zip(row.iter().map(|z| z - 6.0)).filter(|(_, a)| *a > 0.0), token / 20 % 10 == 3);
+    }
+    let set = DatasetBase::new(Inputs::new(values.iter().map(|&v| f16::from_f32(v)).collect(), HIDDEN), activity);
+    let projection = Projection::new(&rows, vec![-6.0; FFN]);
+    let (train, held_out) = (set.targets().part(false), set.targets().part(true));
+    let quantised = QuantisedProjection::new(&projection, &moments::moments(&set, &train), &set, &train).unwrap();
+    let false_positives =
+        |scores: &dyn NeuronScores| Curve::measure(scores, &set, &held_out).at_misses(0.03).false_positive_rate;
+    let bytes = predictor_bytes(HIDDEN, HIDDEN, FFN, PredictorDType::Int4);
+    let rank = 14;
+    assert!(predictor_bytes(rank, HIDDEN, FFN, PredictorDType::Int8) <= bytes + 8 * FFN as u64);
+    let params = LowRankPredictor::params(rank).projection(Arc::new(projection)).check().unwrap();
+    let low = params.fit(&set).unwrap().rounded(PredictorDType::Int8);
+    let (quantised_rate, low) = (false_positives(&quantised), false_positives(&low));
+    assert!(quantised_rate < 0.02 && low > 2.0 * quantised_rate, "{quantised_rate}, of low rank {low}");
+
+    // linfa's way to ask says the same.
+    let mut predicted = quantised.default_target(set.records());
+    quantised.predict_inplace(set.records(), &mut predicted);
+    let mut scored = Vec::new();
+    let all: Vec<u32> = (0..tokens as u32).collect();
+    quantised.scores(set.records(), &all, &mut |_, scores| scored.extend(scores.iter().map(|z| *z > 0.0)));
+    assert_eq!(predicted.into_raw_vec_and_offset().0, scored);
 }
 
 #[test]

@@ -1,59 +1,104 @@
-//! Which neurons of a layer to compute: a low-rank predictor, as `docs/predictors.md` defines its evaluation.
+//! Which neurons of a layer to compute: a low-rank predictor or the quantised projection, as `docs/predictors.md` defines its evaluation.
 //!
 //! `score = decoder (encoder x) + bias`, f32 accumulation; a neuron is predicted where its score is above zero. Int8 matrices
-//! have one scale for each row, applied after the row's sum. The arithmetic is that of one token at a time, always: a decision
+//! have one scale for each row, applied after the row's sum. A decoder of four-bit integers is the model's own projection, and has
+//! no encoder before it. The arithmetic is that of one token at a time, always: a decision
 //! never depends on how many tokens were processed together.
 
 use std::ops::Range;
 
-use flashlm_formats::bundle::{LayerPredictor, PredictorInfo};
+use flashlm_formats::bundle::{LayerPredictor, PredictorDType, PredictorInfo};
 use flashlm_formats::model::ModelSpec;
-use flashlm_kernels::{Element, Matrix, Threads, matvec, matvec_each};
+use flashlm_kernels::{Element, Matrix, ScaleGroup, Threads, matvec, matvec_each};
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
 use crate::error::{Result, RuntimeError};
 use crate::tensors::SharedBytes;
 
-struct ScaledMatrix {
-    bytes: SharedBytes,
+struct BlobMatrix {
+    blob: SharedBytes,
     range: Range<usize>,
     element: Element,
     rows: usize,
     cols: usize,
-    /// One for each row of an int8 matrix.
-    scales: Vec<f32>,
+    scales: Scales,
 }
 
-impl ScaledMatrix {
-    fn load(blob: &SharedBytes, parsed: &SafeTensors<'_>, name: &str) -> Result<Self> {
+enum Scales {
+    None,
+    /// One for each row, applied after the row's sum.
+    Rows(Vec<f32>),
+    /// bf16 in the blob, for the groups of all rows.
+    Groups(Range<usize>),
+}
+
+const GROUP: ScaleGroup = ScaleGroup::new(PredictorDType::INT4_GROUP).expect("a group");
+
+/// Where a tensor lies in the blob that it was parsed from.
+fn range_in(blob: &SharedBytes, view: &TensorView<'_>) -> Range<usize> {
+    let start = view.data().as_ptr() as usize - (**blob).as_ref().as_ptr() as usize;
+    start..start + view.data().len()
+}
+
+impl BlobMatrix {
+    /// The matrix `name`, whose rows are `cols` wide if they are four-bit integers.
+    fn load(blob: &SharedBytes, parsed: &SafeTensors<'_>, name: &str, cols: usize) -> Result<Self> {
         let bad = |what: String| RuntimeError::Predictor { tensor: name.to_owned(), what };
         let view = parsed.tensor(name).map_err(|_| bad("it is missing".into()))?;
-        let &[rows, cols] = view.shape() else {
+        let &[rows, width] = view.shape() else {
             return Err(bad(format!("its shape {:?} is not that of a matrix", view.shape())));
         };
-        let element = match view.dtype() {
-            Dtype::F16 => Element::F16,
-            Dtype::I8 => Element::I8,
-            other => return Err(bad(format!("its dtype is {other:?}, expected F16 or I8"))),
+        let dtype = PredictorDType::try_from(view.dtype()).map_err(|e| bad(format!("its dtype is {e}")))?;
+        let (element, cols) = match dtype {
+            PredictorDType::F16 => (Element::F16, width),
+            PredictorDType::Int8 => (Element::I8, width),
+            PredictorDType::Int4 => (Element::Q4, cols),
         };
-        let scales = if element == Element::I8 { floats(parsed, &format!("{name}_scale"), rows)? } else { Vec::new() };
-        let start = view.data().as_ptr() as usize - (**blob).as_ref().as_ptr() as usize;
-        Ok(Self { bytes: blob.clone(), range: start..start + view.data().len(), element, rows, cols, scales })
+        let scale = format!("{name}_scale");
+        let scales = match dtype {
+            PredictorDType::F16 => Scales::None,
+            PredictorDType::Int8 => Scales::Rows(floats(parsed, &scale, rows)?),
+            PredictorDType::Int4 => {
+                let row_bytes = element.checked_row_bytes(cols).filter(|&bytes| bytes == width);
+                row_bytes.ok_or_else(|| bad(format!("its rows of {width} bytes are not {cols} half bytes")))?;
+                let shape = [rows, GROUP.count(cols)];
+                let view = parsed.tensor(&scale).ok().filter(|v| v.dtype() == Dtype::BF16 && v.shape() == shape);
+                let what = format!("expected {shape:?} values of BF16");
+                let view = view.ok_or(RuntimeError::Predictor { tensor: scale, what })?;
+                Scales::Groups(range_in(blob, &view))
+            }
+        };
+        Ok(Self { blob: blob.clone(), range: range_in(blob, &view), element, rows, cols, scales })
     }
 
     /// `[tokens, cols]` to `[tokens, rows]`.
     fn apply(&self, threads: &Threads, x: &[f32], tokens: usize, y: &mut [f32]) {
-        let data = &(*self.bytes).as_ref()[self.range.clone()];
-        let matrix = Matrix::new(self.element, data, self.rows, self.cols).expect("checked when it was loaded");
+        let blob = (*self.blob).as_ref();
+        let matrix = Matrix::new(self.element, &blob[self.range.clone()], self.rows, self.cols);
+        let mut matrix = matrix.expect("checked when it was loaded");
+        if let Scales::Groups(range) = &self.scales {
+            let scaled = matrix.with_scales(&blob[range.clone()], GROUP.scale_bytes(self.cols), GROUP);
+            matrix = scaled.expect("checked when it was loaded");
+        }
         match tokens {
             1 => matvec(threads, matrix, x, y),
             _ => matvec_each(threads, matrix, x, tokens, y, &mut || {}),
         }
-        if !self.scales.is_empty() {
+        if let Scales::Rows(scales) = &self.scales {
             for y in y.chunks_exact_mut(self.rows) {
-                y.iter_mut().zip(&self.scales).for_each(|(y, scale)| *y *= scale);
+                y.iter_mut().zip(scales).for_each(|(y, scale)| *y *= scale);
             }
         }
+    }
+
+    fn bytes(&self) -> usize {
+        self.range.len()
+            + match &self.scales {
+                Scales::None => 0,
+                Scales::Rows(scales) => size_of_val(&scales[..]),
+                Scales::Groups(range) => range.len(),
+            }
     }
 }
 
@@ -112,20 +157,23 @@ impl<'a> PredictorTensors<'a> {
     /// outputs are expected. A tensor `{prefix}encoder_relu` says that a ReLU stands behind the encoder.
     pub fn predictor(&self, prefix: &str, hidden: usize, neurons: usize) -> Result<Predictor> {
         let Self { blob, parsed } = self;
-        let encoder = ScaledMatrix::load(blob, parsed, &format!("{prefix}encoder"))?;
-        let decoder = ScaledMatrix::load(blob, parsed, &format!("{prefix}decoder"))?;
-        let shapes = ((encoder.cols, decoder.rows), (hidden, neurons));
-        if shapes.0 != shapes.1 || encoder.rows != decoder.cols {
+        let load = |name: &str| BlobMatrix::load(blob, parsed, &format!("{prefix}{name}"), hidden);
+        let decoder = load("decoder")?;
+        // Four-bit integers are the projection itself.
+        let encoder = if decoder.element == Element::Q4 { None } else { Some(load("encoder")?) };
+        let (inputs, middle) = encoder.as_ref().map_or((decoder.cols, decoder.cols), |e| (e.cols, e.rows));
+        if (inputs, decoder.rows) != (hidden, neurons) || middle != decoder.cols {
             return Err(RuntimeError::Predictor {
                 tensor: format!("{prefix}decoder"),
                 what: format!(
-                    "it maps {} inputs over {} and {} to {} neurons where the model has {hidden} inputs and {neurons} neurons",
-                    encoder.cols, encoder.rows, decoder.cols, decoder.rows
+                    "it maps {inputs} inputs over {middle} and {} to {} neurons where the model has {hidden} inputs and {neurons} \
+                     neurons",
+                    decoder.cols, decoder.rows
                 ),
             });
         }
         let bias = floats(parsed, &format!("{prefix}bias"), neurons)?;
-        let middle = vec![0.0; encoder.rows];
+        let middle = vec![0.0; encoder.as_ref().map_or(0, |e| e.rows)];
         let relu = parsed.tensor(&format!("{prefix}encoder_relu")).is_ok();
         Ok(Predictor { encoder, decoder, bias, middle, relu })
     }
@@ -133,8 +181,9 @@ impl<'a> PredictorTensors<'a> {
 
 /// The predictor of one layer.
 pub struct Predictor {
-    encoder: ScaledMatrix,
-    decoder: ScaledMatrix,
+    /// None where the decoder is the projection itself.
+    encoder: Option<BlobMatrix>,
+    decoder: BlobMatrix,
     bias: Vec<f32>,
     middle: Vec<f32>,
     /// Whether negative numbers in the middle count as zero.
@@ -151,14 +200,19 @@ impl Predictor {
     /// longer.
     pub fn scores_of_each(&mut self, threads: &Threads, inputs: &[f32], tokens: usize, scores: &mut [f32]) {
         let scores = &mut scores[..tokens * self.decoder.rows];
-        // Grows with the first step of so many tokens.
-        self.middle.resize(self.middle.len().max(tokens * self.encoder.rows), 0.0);
-        let middle = &mut self.middle[..tokens * self.encoder.rows];
-        self.encoder.apply(threads, inputs, tokens, middle);
-        if self.relu {
-            middle.iter_mut().for_each(|h| *h = h.max(0.0));
+        match &self.encoder {
+            None => self.decoder.apply(threads, inputs, tokens, scores),
+            Some(encoder) => {
+                // Grows with the first step of so many tokens.
+                self.middle.resize(self.middle.len().max(tokens * encoder.rows), 0.0);
+                let middle = &mut self.middle[..tokens * encoder.rows];
+                encoder.apply(threads, inputs, tokens, middle);
+                if self.relu {
+                    middle.iter_mut().for_each(|h| *h = h.max(0.0));
+                }
+                self.decoder.apply(threads, middle, tokens, scores);
+            }
         }
-        self.decoder.apply(threads, middle, tokens, scores);
         for scores in scores.chunks_exact_mut(self.bias.len().max(1)) {
             scores.iter_mut().zip(&self.bias).for_each(|(score, bias)| *score += bias);
         }
@@ -166,7 +220,7 @@ impl Predictor {
 
     /// Bytes of its matrices and vectors.
     pub fn bytes(&self) -> u64 {
-        let vectors = self.bias.len() + self.encoder.scales.len() + self.decoder.scales.len();
-        (self.encoder.range.len() + self.decoder.range.len() + vectors * 4) as u64
+        let encoder = self.encoder.as_ref().map_or(0, BlobMatrix::bytes);
+        (encoder + self.decoder.bytes() + size_of_val(&self.bias[..])) as u64
     }
 }

@@ -8,7 +8,7 @@ use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{LltRegularization, cholesky_in_place, cholesky_in_place_scratch};
 use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
-use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
+use faer::linalg::triangular_solve::{solve_lower_triangular_in_place, solve_upper_triangular_in_place};
 use faer::{Mat, MatMut, MatRef, Par, Spec};
 use flashlm_kernels::{View, product};
 use rayon::prelude::*;
@@ -19,14 +19,14 @@ const PIECE: usize = 128;
 const PAR: Par = Par::Rayon(NonZeroUsize::new(4).expect("four"));
 
 /// `y = a b` with the rows of the result in pieces over threads; `n` columns of `y`, `k` of `a`.
-pub(super) fn parallel_product(y: &mut [f32], n: usize, a: &[f32], k: usize, b: View<'_>) {
+pub(crate) fn parallel_product(y: &mut [f32], n: usize, a: &[f32], k: usize, b: View<'_>) {
     y.par_chunks_mut(PIECE * n).zip(a.par_chunks(PIECE * k)).for_each(|(y, a)| {
         product(y, n, false, View::rows(a, a.len() / k, k, k), b);
     });
 }
 
 /// Adds `rows^T rows` to a symmetric matrix `[d, d]`, on and right of the diagonal's pieces; [`mirror`] fills the rest.
-pub(super) fn add_gram(sum: &mut [f32], d: usize, rows: &[f32]) {
+pub(crate) fn add_gram(sum: &mut [f32], d: usize, rows: &[f32]) {
     let count = rows.len() / d;
     sum.par_chunks_mut(PIECE * d).enumerate().for_each(|(i, y)| {
         let first = i * PIECE;
@@ -36,7 +36,7 @@ pub(super) fn add_gram(sum: &mut [f32], d: usize, rows: &[f32]) {
 }
 
 /// Copies what is right of the diagonal to its left.
-pub(super) fn mirror(m: &mut [f32], d: usize) {
+pub(crate) fn mirror(m: &mut [f32], d: usize) {
     for i in 0..d {
         for j in 0..i {
             m[i * d + j] = m[j * d + i];
@@ -46,7 +46,7 @@ pub(super) fn mirror(m: &mut [f32], d: usize) {
 
 /// Eigenvalues of a symmetric matrix `[d, d]`, falling, and the eigenvectors as columns in that order; none where they cannot
 /// be had.
-pub(super) fn eigen(m: &[f32], d: usize) -> Option<(Vec<f32>, Vec<f32>)> {
+pub(crate) fn eigen(m: &[f32], d: usize) -> Option<(Vec<f32>, Vec<f32>)> {
     let m = MatRef::from_row_major_slice(m, d, d);
     let (mut values, mut vectors) = (Diag::zeros(d), Mat::zeros(d, d));
     let scratch = self_adjoint_evd_scratch::<f32>(d, ComputeEigenvectors::Yes, PAR, Spec::default());
@@ -59,7 +59,7 @@ pub(super) fn eigen(m: &[f32], d: usize) -> Option<(Vec<f32>, Vec<f32>)> {
 }
 
 /// The lower Cholesky factor of a symmetric matrix `[d, d]`, in its place; none when it is not positive definite.
-pub(super) fn cholesky(mut m: Vec<f32>, d: usize) -> Option<Vec<f32>> {
+pub(crate) fn cholesky(mut m: Vec<f32>, d: usize) -> Option<Vec<f32>> {
     let mut memory = MemBuffer::new(cholesky_in_place_scratch::<f32>(d, PAR, Spec::default()));
     let stack = MemStack::new(&mut memory);
     let whole = MatMut::from_row_major_slice_mut(&mut m, d, d);
@@ -69,15 +69,24 @@ pub(super) fn cholesky(mut m: Vec<f32>, d: usize) -> Option<Vec<f32>> {
 }
 
 /// Solves `l^T x = y` in place for a lower triangular `l` `[d, d]`; `y` is `[d, n]`.
-pub(super) fn solve_transposed(l: &[f32], d: usize, y: &mut [f32], n: usize) {
+pub(crate) fn solve_transposed(l: &[f32], d: usize, y: &mut [f32], n: usize) {
     let l = MatRef::from_row_major_slice(l, d, d);
     solve_upper_triangular_in_place(l.transpose(), MatMut::from_row_major_slice_mut(y, d, n), PAR);
 }
 
+/// The inverse of a lower triangular matrix `[d, d]`.
+pub(crate) fn inverse_lower(l: &[f32], d: usize) -> Vec<f32> {
+    let mut inverse = vec![0.0; d * d];
+    (0..d).for_each(|i| inverse[i * d + i] = 1.0);
+    let identity = MatMut::from_row_major_slice_mut(&mut inverse, d, d);
+    solve_lower_triangular_in_place(MatRef::from_row_major_slice(l, d, d), identity, PAR);
+    inverse
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::random::Random;
     use super::*;
+    use crate::train::random::Random;
 
     fn matrix(rows: usize, columns: usize, seed: u64) -> Vec<f32> {
         let mut random = Random::new(seed);
@@ -116,6 +125,11 @@ mod tests {
             product(&mut y, 3, false, lower.t(), View::rows(&x, d, 3, 3));
             solve_transposed(&l, d, &mut y, 3);
             assert!(worst(&x, &y) < 1e-2, "{d}");
+
+            let mut unit = vec![0.0; d * d];
+            product(&mut unit, d, false, lower, View::rows(&inverse_lower(&l, d), d, d, d));
+            let identity: Vec<f32> = (0..d * d).map(|at| if at / d == at % d { 1.0 } else { 0.0 }).collect();
+            assert!(worst(&unit, &identity) < 1e-2, "{d}");
 
             let (values, vectors) = eigen(&m, d).unwrap();
             assert!(values.is_sorted_by(|a, b| a >= b), "{values:?}");

@@ -1,0 +1,185 @@
+//! Rounding for inputs that are known: what a row's product loses with one weight, the weights behind it make up for.
+//!
+//! That is GPTQ (Frantar et al. 2022): columns are rounded from first to last, and each one's error is taken from the
+//! columns that are left, as the inputs' second moments say they stand in for it. Scales are chosen by the same search as without.
+
+use flashlm_formats::weight_format::{SCALE_BYTES, WeightFormat};
+use flashlm_kernels::{View, product};
+use rayon::prelude::*;
+
+use super::{NotFinite, group_scale, integer, inverse, pad, put};
+use crate::linear::{cholesky, inverse_lower};
+
+/// Columns whose errors reach the columns behind them in one product.
+const COLUMNS: usize = 128;
+/// Rows of a piece of work.
+const ROWS: usize = 64;
+/// Added to the second moments' diagonal, of its mean: little-used inputs must not be traded at any price.
+const DAMPING: f32 = 0.01;
+
+/// What errors of a row's weights cost on some inputs.
+pub(crate) struct Metric {
+    /// `[d, d]`, upper triangular: its square is the inverse of the inputs' second moments.
+    upper: Vec<f32>,
+    d: usize,
+}
+
+impl Metric {
+    /// From second moments of the inputs, `[d, d]`; about the mean, where a bias makes up for the mean's part. None if they
+    /// are not those of numbers.
+    pub(crate) fn new(moments: &[f32], d: usize) -> Option<Self> {
+        let ridge = DAMPING * (0..d).map(|i| moments[i * d + i]).sum::<f32>() / d as f32;
+        // The inverse's upper factor is the inverse of the factor from the last row upwards.
+        let mut reversed: Vec<f32> = moments.iter().rev().copied().collect();
+        // Inputs that are always the same say nothing: all errors cost alike.
+        (0..d).for_each(|i| reversed[i * d + i] += if ridge > 0.0 { ridge } else { 1.0 });
+        let mut upper = inverse_lower(&cholesky(reversed, d)?, d);
+        upper.reverse();
+        upper.iter().all(|v| v.is_finite()).then_some(Self { upper, d })
+    }
+}
+
+/// Quantises `rows` as [`super::quantise_rows`] does, for inputs of this metric, and leaves in `rows` what their weights have become.
+///
+/// # Errors
+/// If a weight is not finite.
+///
+/// # Panics
+/// If `format` has no scales, or a length does not fit the others.
+pub(crate) fn quantise_rows_for(
+    metric: &Metric,
+    format: WeightFormat,
+    rows: &mut [f32],
+    values: &mut [u8],
+    scales: &mut [u8],
+) -> Result<(), NotFinite> {
+    let d = metric.d;
+    let (row_bytes, scale_bytes) = (format.row_bytes(d), format.scales(d) * SCALE_BYTES);
+    assert_eq!(values.len(), rows.len() / d * row_bytes, "bytes of the values");
+    assert_eq!(scales.len(), rows.len() / d * scale_bytes, "bytes of the scales");
+    let values = values.par_chunks_mut(ROWS * row_bytes);
+    let scales = scales.par_chunks_mut(ROWS * scale_bytes);
+    let pieces = rows.par_chunks_mut(ROWS * d).zip(values.zip(scales));
+    pieces.map(|(rows, (values, scales))| piece(metric, format, rows, values, scales)).collect()
+}
+
+fn piece(
+    metric: &Metric,
+    format: WeightFormat,
+    rows: &mut [f32],
+    values: &mut [u8],
+    scales: &mut [u8],
+) -> Result<(), NotFinite> {
+    let d = metric.d;
+    let group = format.group().expect("a quantised format").elements();
+    let (row_bytes, scale_bytes) = (format.row_bytes(d), format.scales(d) * SCALE_BYTES);
+    let count = rows.len() / d;
+    let mut errors = vec![0.0; count * COLUMNS];
+    let (mut shares, mut by) = (Vec::new(), vec![(0.0, 0.0); count]);
+    for first in (0..d).step_by(COLUMNS) {
+        let end = (first + COLUMNS).min(d);
+        errors.fill(0.0);
+        let places = values.chunks_exact_mut(row_bytes).zip(scales.chunks_exact_mut(scale_bytes));
+        let each = rows.chunks_exact_mut(d).zip(places).zip(errors.chunks_exact_mut(COLUMNS).zip(&mut by));
+        for ((row, (values, scales)), (errors, by)) in each {
+            for i in first..end {
+                if i % group == 0 {
+                    let scale = group_scale(format, &row[i..(i + group).min(d)], &mut shares)?;
+                    scales[i / group * SCALE_BYTES..][..SCALE_BYTES].copy_from_slice(&scale.to_le_bytes());
+                    *by = (inverse(scale.to_f32()), scale.to_f32());
+                }
+                let number = integer(format, row[i] * by.0);
+                put(format, values, i, number);
+                let upper = &metric.upper[i * d..][..end];
+                let error = (row[i] - number * by.1) / upper[i];
+                row[i] = number * by.1;
+                row[i + 1..end].iter_mut().zip(&upper[i + 1..]).for_each(|(w, u)| *w -= error * u);
+                errors[i - first] = -error;
+            }
+        }
+        if end < d {
+            let errors = View::rows(&errors, count, end - first, COLUMNS);
+            let behind = View::rows(&metric.upper[first * d + end..], end - first, d - end, d);
+            product(&mut rows[end..], d, true, errors, behind);
+        }
+    }
+    values.chunks_exact_mut(row_bytes).for_each(|values| pad(format, values, d));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::quantise_rows;
+    use super::*;
+    use crate::linear::{add_gram, mirror};
+    use crate::train::random::Random;
+
+    /// Inputs that depend on each other, and the second moments of them.
+    fn inputs(tokens: usize, d: usize) -> (Vec<f32>, Vec<f32>) {
+        let mut random = Random::new(1);
+        let mut x = Vec::new();
+        for _ in 0..tokens {
+            let common = [random.signed(), random.signed(), random.signed()];
+            x.extend((0..d).map(|i| common[i % 3] * (1 + i % 5) as f32 + 0.3 * random.signed()));
+        }
+        let mut moments = vec![0.0; d * d];
+        add_gram(&mut moments, d, &x);
+        mirror(&mut moments, d);
+        (x, moments)
+    }
+
+    /// Squared error of the products of `rows` with the inputs.
+    fn lost(x: &[f32], before: &[f32], after: &[f32], d: usize) -> f64 {
+        let off: Vec<f32> = before.iter().zip(after).map(|(b, a)| b - a).collect();
+        let (tokens, rows) = (x.len() / d, off.len() / d);
+        let mut products = vec![0.0; tokens * rows];
+        product(&mut products, rows, false, View::rows(x, tokens, d, d), View::rows(&off, rows, d, d).t());
+        products.iter().map(|v| f64::from(*v) * f64::from(*v)).sum()
+    }
+
+    #[test]
+    fn products_lose_less_and_bytes_say_what_rows_became() {
+        let (d, count) = (COLUMNS + 71, ROWS + 3);
+        let (x, moments) = inputs(500, d);
+        let metric = Metric::new(&moments, d).unwrap();
+        let mut random = Random::new(2);
+        let rows: Vec<f32> = (0..count * d).map(|_| random.signed()).collect();
+        for format in ["int4/32", "int4/64", "int8/128"] {
+            let format: WeightFormat = format.parse().unwrap();
+            let room = || (vec![0xa5; count * format.row_bytes(d)], vec![0xa5; count * format.scales(d) * SCALE_BYTES]);
+            let (mut values, mut scales) = room();
+            let mut became = rows.clone();
+            quantise_rows_for(&metric, format, &mut became, &mut values, &mut scales).unwrap();
+            assert_eq!(super::super::tests::back(format, d, &values, &scales), became, "{format}");
+
+            let (mut values, mut scales) = room();
+            quantise_rows(format, &rows, d, &mut values, &mut scales).unwrap();
+            let plain = super::super::tests::back(format, d, &values, &scales);
+            let (plain, compensated) = (lost(&x, &rows, &plain, d), lost(&x, &rows, &became, d));
+            assert!(compensated < 0.3 * plain, "{format}: {compensated} of {plain}");
+        }
+    }
+
+    #[test]
+    fn threads_change_no_bit_and_nothing_known_is_plain_rounding() {
+        let d = 96;
+        let (_, moments) = inputs(300, d);
+        let metric = Metric::new(&moments, d).unwrap();
+        let mut random = Random::new(3);
+        let rows: Vec<f32> = (0..200 * d).map(|_| random.signed()).collect();
+        let format = WeightFormat::INT4;
+        let with = |metric: &Metric| {
+            let (mut values, mut scales) =
+                (vec![0; 200 * format.row_bytes(d)], vec![0; 200 * format.scales(d) * SCALE_BYTES]);
+            quantise_rows_for(metric, format, &mut rows.clone(), &mut values, &mut scales).unwrap();
+            (values, scales)
+        };
+        let on =
+            |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| with(&metric));
+        assert!(on(1) == on(3));
+        let (mut values, mut scales) =
+            (vec![0; 200 * format.row_bytes(d)], vec![0; 200 * format.scales(d) * SCALE_BYTES]);
+        quantise_rows(format, &rows, d, &mut values, &mut scales).unwrap();
+        assert!(with(&Metric::new(&vec![0.0; d * d], d).unwrap()) == (values, scales));
+    }
+}
