@@ -1,8 +1,8 @@
 //! Which predictor each layer gets, under a budget for all of them.
 //!
 //! Layers differ widely: some are served by a handful of directions, others want many. A short trial of a few ranks on
-//! each layer gives the false positives that remain at a fixed share of misses; then the rank is raised, step by step,
-//! where a byte of predictor saves most reads, until the budget is spent or another byte saves too little.
+//! each layer, and the quantised projection, give the false positives that remain at a fixed share of misses; of all ways to
+//! spend the budget on the layers the one is taken that leaves least to be read for nothing.
 
 use flashlm_formats::bundle::PredictorDType;
 use flashlm_formats::predictors::{PredictorForm, RankCurve};
@@ -12,6 +12,8 @@ use super::params::TrainError;
 /// A raise must lower the false-positive rate by this much of the growth in size (as a share of the layer's FFN): below,
 /// the memory is better spent on cached neurons.
 const GAIN_MIN: f64 = 0.05;
+/// Steps that the bytes beyond the smallest predictors are counted in.
+const STEPS: u64 = 4096;
 
 /// Stored bytes of a predictor: matrices, scales, and a bias for each neuron. `dtype` is that of two thin matrices.
 pub fn form_bytes(form: PredictorForm, hidden: usize, ffn: usize, dtype: PredictorDType) -> u64 {
@@ -49,37 +51,50 @@ pub(crate) fn can_pay(cost: f64, growth: u64, ffn_bytes: u64) -> bool {
     cost * ffn_bytes as f64 / growth as f64 >= GAIN_MIN
 }
 
-/// A predictor for every layer: the sum of their `bytes` stays within `budget`. `ffn_bytes` are those of one layer's FFN.
+/// A predictor for every layer: together they read least for nothing, each byte of theirs at the price of [`GAIN_MIN`] bytes read,
+/// and the sum of their `bytes` stays within `budget`. `ffn_bytes` are those of one layer's FFN.
 pub fn allocate_ranks(
     curves: &[RankCurve],
     bytes: impl Fn(PredictorForm) -> u64,
     ffn_bytes: u64,
     budget: u64,
 ) -> Result<Vec<PredictorForm>, TrainError> {
-    let mut chosen = vec![0; curves.len()];
-    let smallest: u64 = curves.iter().map(|c| bytes(c.ranks[0])).sum();
+    let smallest_of = |curve: &RankCurve| curve.ranks.iter().map(|&form| bytes(form)).min().unwrap_or(0);
+    let smallest = curves.iter().map(smallest_of).sum();
     if smallest > budget {
         return Err(TrainError::Budget { budget, smallest });
     }
-    let mut left = budget - smallest;
-    loop {
-        // The steepest way up from where each layer stands; a later rank may be steeper than the next one.
-        let mut best: Option<(f64, usize, usize, u64)> = None;
-        for (layer, curve) in curves.iter().enumerate() {
-            let at = chosen[layer];
-            for to in at + 1..curve.ranks.len() {
-                let growth = bytes(curve.ranks[to]) - bytes(curve.ranks[at]);
-                let slope = (curve.costs[at] - curve.costs[to]) * ffn_bytes as f64 / growth as f64;
-                if growth <= left && slope >= GAIN_MIN && best.is_none_or(|(steepest, ..)| slope > steepest) {
-                    best = Some((slope, layer, to, growth));
-                }
-            }
-        }
-        let Some((_, layer, to, growth)) = best else { break };
-        chosen[layer] = to;
-        left -= growth;
+    // What is spent beyond each layer's smallest, in steps of this many bytes.
+    let step = (budget - smallest).div_ceil(STEPS).max(1);
+    let most = ((budget - smallest) / step) as usize;
+    let steps_of = |curve: &RankCurve, form| (bytes(form) - smallest_of(curve)).div_ceil(step) as usize;
+    // Least cost of the layers so far when so many steps are spent, and what the last of them took.
+    let mut least = vec![0.0; most + 1];
+    let mut taken: Vec<Vec<usize>> = Vec::new();
+    for curve in curves {
+        let options = curve.ranks.iter().zip(&curve.costs).map(|(&form, cost)| {
+            let price = cost * ffn_bytes as f64 + GAIN_MIN * bytes(form) as f64;
+            (steps_of(curve, form), price)
+        });
+        let options: Vec<(usize, f64)> = options.collect();
+        let best = |spent: usize| {
+            let within = options.iter().enumerate().filter(|(_, (steps, _))| *steps <= spent);
+            let costs = within.map(|(at, (steps, price))| (at, least[spent - steps] + price));
+            costs.min_by(|a, b| a.1.total_cmp(&b.1)).expect("the smallest takes no step")
+        };
+        let (at, costs): (Vec<usize>, Vec<f64>) = (0..=most).map(best).unzip();
+        taken.push(at);
+        least = costs;
     }
-    Ok(curves.iter().zip(chosen).map(|(curve, at)| curve.ranks[at]).collect())
+    let mut spent = most;
+    let mut chosen = Vec::new();
+    for (curve, taken) in curves.iter().zip(&taken).rev() {
+        let form = curve.ranks[taken[spent]];
+        spent -= steps_of(curve, form);
+        chosen.push(form);
+    }
+    chosen.reverse();
+    Ok(chosen)
 }
 
 #[cfg(test)]
