@@ -49,7 +49,7 @@ impl<'a> LayerRunner<'a> {
         Ok(Self {
             spec,
             threads,
-            positions: PositionTables::new(spec, longest),
+            positions: PositionTables::new(&mut Buffers::default(), spec, longest),
             kv: KvMemory::new(spec, 1, longest, KvDtype::F32)?,
             places: [SequencePlaces::new(std::iter::once(0..longest))],
             tokens: (0..longest).map(|position| TokenPlace { sequence: 0, position }).collect(),

@@ -25,6 +25,15 @@ impl Buffers {
         if self.count::<T>(capacity) { Vec::new() } else { Vec::with_capacity(capacity) }
     }
 
+    /// The first `len` of `values`.
+    pub fn listed<T>(&mut self, len: usize, values: impl Iterator<Item = T>) -> Vec<T> {
+        let mut list = self.room(len);
+        if self.counted.is_none() {
+            list.extend(values.take(len));
+        }
+        list
+    }
+
     /// Counts a buffer, if nothing more is done.
     fn count<T>(&mut self, len: usize) -> bool {
         let Some(bytes) = &mut self.counted else { return false };
@@ -39,10 +48,16 @@ mod tests {
 
     #[test]
     fn what_is_counted_is_what_is_made() {
-        let make = |buffers: &mut Buffers| (buffers.zeros::<f32>(10), buffers.room::<(u32, u64)>(3));
-        assert_eq!(Buffers::bytes_of(make), 10 * 4 + 3 * 16);
-        let (zeros, room) = make(&mut Buffers::default());
+        let make = |buffers: &mut Buffers| {
+            (buffers.zeros::<f32>(10), buffers.room::<(u32, u64)>(3), buffers.listed(2, [7u16, 8, 9].into_iter()))
+        };
+        assert_eq!(Buffers::bytes_of(make), 10 * 4 + 3 * 16 + 2 * 2);
+        let (zeros, room, list) = make(&mut Buffers::default());
         assert_eq!((zeros.as_slice(), room.len(), room.capacity()), (&[0.0; 10][..], 0, 3));
-        assert_eq!(Buffers::bytes_of(|buffers| assert!(make(buffers).0.is_empty())), 10 * 4 + 3 * 16);
+        assert_eq!(list, [7, 8]);
+        Buffers::bytes_of(|buffers| {
+            let (zeros, room, list) = make(buffers);
+            assert_eq!((zeros.capacity(), room.capacity(), list.capacity()), (0, 0, 0));
+        });
     }
 }

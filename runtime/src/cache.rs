@@ -26,6 +26,8 @@ pub use divide::{BenefitCurve, divide_slots};
 pub use kind::{ParsePolicyError, PolicyKind};
 pub use policy::Policy;
 
+use crate::buffers::Buffers;
+
 const NONE: u32 = u32::MAX;
 /// Marks the index of a transient place in the table of places.
 const TRANSIENT: u32 = 1 << 31;
@@ -106,16 +108,26 @@ pub struct LayerCache {
 impl LayerCache {
     /// A cache of `slots` slots for a layer of `groups` groups (each below 2^31).
     pub fn new(groups: u32, slots: u32, policy: PolicyKind) -> Self {
+        Self::with(&mut Buffers::default(), groups, slots, policy)
+    }
+
+    /// Bytes of its tables.
+    pub fn bytes(groups: u32, slots: u32, policy: PolicyKind) -> u64 {
+        Buffers::bytes_of(|buffers| Self::with(buffers, groups, slots, policy))
+    }
+
+    fn with(buffers: &mut Buffers, groups: u32, slots: u32, policy: PolicyKind) -> Self {
         assert!(groups < TRANSIENT && slots < TRANSIENT, "{groups} groups, {slots} slots");
+        let (of_groups, of_slots) = (groups as usize, slots as usize);
         LayerCache {
-            place_of: vec![NONE; groups as usize].into(),
-            group_in: vec![NONE; slots as usize].into(),
-            held_by: vec![0; slots as usize].into(),
-            ahead: vec![0; groups as usize].into(),
-            free: (0..slots).rev().collect(),
-            transient: Vec::with_capacity(groups as usize),
+            place_of: buffers.listed(of_groups, std::iter::repeat(NONE)).into(),
+            group_in: buffers.listed(of_slots, std::iter::repeat(NONE)).into(),
+            held_by: buffers.zeros(of_slots).into(),
+            ahead: buffers.zeros(of_groups).into(),
+            free: buffers.listed(of_slots, (0..slots).rev()),
+            transient: buffers.room(of_groups),
             prefetch_transients_max: groups,
-            policy: policy.build(groups, slots),
+            policy: policy.build(buffers, groups, slots),
             token: 0,
             counters: CacheCounters::default(),
         }

@@ -9,8 +9,13 @@ use crate::threads::ThreadTransport;
 use crate::transport::Transport;
 use crate::{DirectFile, EngineChoice, FaultPlan, IoError, ReadEngine, Slots};
 
-/// Reader threads of an engine of threads.
-const THREADS: usize = 32;
+/// Most reader threads of an engine.
+const THREADS_MAX: usize = 32;
+
+/// Reader threads of an engine with so many requests at the device.
+fn threads_for(depth: usize) -> usize {
+    depth.clamp(1, THREADS_MAX)
+}
 
 /// Opens engines, all in the same way. Whoever opens some for others is handed this, and knows nothing of what it is set to.
 #[derive(Debug, Clone, Copy)]
@@ -64,21 +69,22 @@ impl Engines {
         Ok(Box::new(QueuedEngine::new(transport, note, file, slots, depth, deadline, pieces)?))
     }
 
-    /// Whether these engines read with threads of their own on this machine.
-    pub fn read_with_threads(&self) -> bool {
-        match self.choice {
+    /// Threads of its own that an engine with so many requests at the device reads with on this machine; none with io_uring.
+    pub fn threads(&self, depth: usize) -> usize {
+        let reads_with_threads = match self.choice {
             EngineChoice::Threads => true,
             EngineChoice::IoUring => false,
             #[cfg(target_os = "linux")]
             EngineChoice::Auto => !crate::uring::is_there(),
             #[cfg(not(target_os = "linux"))]
             EngineChoice::Auto => true,
-        }
+        };
+        if reads_with_threads { threads_for(depth) } else { 0 }
     }
 
     /// The transport and, where it is not the first choice, why.
     fn open_transport(&self, file: &Arc<DirectFile>, depth: usize) -> Result<(Box<dyn Transport>, String), IoError> {
-        let threads = || ThreadTransport::new(Arc::clone(file), THREADS, depth);
+        let threads = || ThreadTransport::new(Arc::clone(file), threads_for(depth), depth);
         match self.choice {
             EngineChoice::Threads => Ok((Box::new(threads()?), String::new())),
             EngineChoice::IoUring => Ok((open_uring(file, depth)?, String::new())),

@@ -63,7 +63,7 @@ impl ThreadTransport {
         });
         let mut transport =
             Self { shared, workers: Vec::with_capacity(threads), open: 0, fresh: Vec::with_capacity(depth) };
-        for index in 0..threads.clamp(1, depth.max(1)) {
+        for index in 0..threads {
             let shared = Arc::clone(&transport.shared);
             let worker =
                 Builder::new().name(format!("flash-read-{index}")).stack_size(64 << 10).spawn(move || work(&shared));

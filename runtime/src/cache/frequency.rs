@@ -2,6 +2,8 @@
 //!
 //! A layer has few groups, so every group has a counter of its own, cached or not: there is no need for a sketch.
 
+use crate::buffers::Buffers;
+
 /// Sub-steps of a factor of two in a [`Frequency::score`].
 const STEPS: u32 = 8;
 /// Uses older than this many half-lives do not count.
@@ -20,14 +22,14 @@ pub(super) struct Frequency {
 }
 
 impl Frequency {
-    pub(super) fn new(groups: u32, half_life: u32) -> Self {
+    pub(super) fn new(buffers: &mut Buffers, groups: u32, half_life: u32) -> Self {
         let half_life = half_life.clamp(1, 1 << 16);
         let step = (-std::f64::consts::LN_2 / half_life as f64).exp();
         let fading = std::iter::successors(Some(1.0f64), |left| Some(left * step));
         Frequency {
-            count: vec![0.0; groups as usize].into(),
-            last: vec![0; groups as usize].into(),
-            fading: fading.take((half_life * HALF_LIVES) as usize).map(|left| left as f32).collect(),
+            count: buffers.zeros(groups as usize).into(),
+            last: buffers.zeros(groups as usize).into(),
+            fading: buffers.listed((half_life * HALF_LIVES) as usize, fading.map(|left| left as f32)).into(),
             half_life,
         }
     }
@@ -81,7 +83,7 @@ mod tests {
 
     #[test]
     fn frequent_beats_recent_until_it_fades() {
-        let mut f = Frequency::new(2, 10);
+        let mut f = Frequency::new(&mut Buffers::default(), 2, 10);
         for token in 1..=8 {
             f.count(0, token);
         }
@@ -94,7 +96,7 @@ mod tests {
     #[test]
     fn a_score_stays_within_its_headroom() {
         for half_life in [1, 2, 7, 64, 1000] {
-            let mut f = Frequency::new(1, half_life);
+            let mut f = Frequency::new(&mut Buffers::default(), 1, half_life);
             for token in 1..=20 * half_life as u64 {
                 f.count(0, token);
                 let one = f.score_of_one(token);

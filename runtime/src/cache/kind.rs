@@ -8,6 +8,7 @@ use super::policy::Policy;
 use super::recency::Recency;
 use super::s3_fifo::S3Fifo;
 use super::w_tinylfu::WTinyLfu;
+use crate::buffers::Buffers;
 
 /// The policies there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,13 +37,13 @@ impl PolicyKind {
     pub const ALL: [PolicyKind; 5] =
         [PolicyKind::Window(4), PolicyKind::Lru, PolicyKind::DEFAULT, PolicyKind::S3Fifo, PolicyKind::WTinyLfu];
 
-    pub(super) fn build(self, groups: u32, slots: u32) -> Box<dyn Policy> {
+    pub(super) fn build(self, buffers: &mut Buffers, groups: u32, slots: u32) -> Box<dyn Policy> {
         match self {
-            PolicyKind::Window(tokens) => Box::new(Recency::new(slots, Some(tokens))),
-            PolicyKind::Lru => Box::new(Recency::new(slots, None)),
-            PolicyKind::Lfu { half_life } => Box::new(Lfu::new(groups, slots, half_life)),
-            PolicyKind::S3Fifo => Box::new(S3Fifo::new(groups, slots)),
-            PolicyKind::WTinyLfu => Box::new(WTinyLfu::new(groups, slots)),
+            PolicyKind::Window(tokens) => Box::new(Recency::new(buffers, slots, Some(tokens))),
+            PolicyKind::Lru => Box::new(Recency::new(buffers, slots, None)),
+            PolicyKind::Lfu { half_life } => Box::new(Lfu::new(buffers, groups, slots, half_life)),
+            PolicyKind::S3Fifo => Box::new(S3Fifo::new(buffers, groups, slots)),
+            PolicyKind::WTinyLfu => Box::new(WTinyLfu::new(buffers, groups, slots)),
         }
     }
 }

@@ -6,6 +6,7 @@
 use super::frequency::Frequency;
 use super::lists::Lists;
 use super::policy::Policy;
+use crate::buffers::Buffers;
 
 /// Lowest scores that are told apart, below that of a single use now: eight octaves.
 const DEPTH: u64 = 64;
@@ -25,14 +26,14 @@ pub(super) struct Lfu {
 }
 
 impl Lfu {
-    pub(super) fn new(groups: u32, slots: u32, half_life: u32) -> Self {
-        let frequency = Frequency::new(groups, half_life);
+    pub(super) fn new(buffers: &mut Buffers, groups: u32, slots: u32, half_life: u32) -> Self {
+        let frequency = Frequency::new(buffers, groups, half_life);
         let buckets = (DEPTH + frequency.headroom() + 1).next_multiple_of(64);
         Lfu {
             frequency,
-            lists: Lists::new(slots, buckets as u32 + 1),
-            group_in: vec![0; slots as usize].into(),
-            filled: vec![0; buckets as usize / 64].into(),
+            lists: Lists::new(buffers, slots, buckets as u32 + 1),
+            group_in: buffers.zeros(slots as usize).into(),
+            filled: buffers.zeros(buckets as usize / 64).into(),
             buckets,
             base: 0,
             token: 0,
@@ -147,7 +148,7 @@ mod tests {
 
     #[test]
     fn the_least_frequent_goes_and_a_rare_newcomer_stays_out() {
-        let mut lfu = Lfu::new(10, 3, 100);
+        let mut lfu = Lfu::new(&mut Buffers::default(), 10, 3, 100);
         for token in 1..=10 {
             lfu.begin(token);
             for slot in 0..3u32 {
@@ -175,7 +176,7 @@ mod tests {
     #[test]
     fn idle_times_of_any_length_lose_no_slot() {
         for pause in [1, 10, 63, 64, 65, 1000, 1_000_000] {
-            let mut lfu = Lfu::new(8, 8, 1);
+            let mut lfu = Lfu::new(&mut Buffers::default(), 8, 8, 1);
             let mut token = 0;
             for slot in 0..8u32 {
                 token += pause;

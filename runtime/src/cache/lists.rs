@@ -2,6 +2,8 @@
 //!
 //! The lists are rings through a sentinel each, so that a slot leaves its list without anybody knowing which it is.
 
+use crate::buffers::Buffers;
+
 /// A fixed number of lists over a fixed number of slots. Every slot is in at most one list.
 #[derive(Debug)]
 pub(super) struct Lists {
@@ -12,9 +14,9 @@ pub(super) struct Lists {
 
 impl Lists {
     /// `lists` empty lists over `slots` slots.
-    pub(super) fn new(slots: u32, lists: u32) -> Self {
-        let alone: Box<[u32]> = (0..slots + lists).collect();
-        Lists { next: alone.clone(), prev: alone, slots }
+    pub(super) fn new(buffers: &mut Buffers, slots: u32, lists: u32) -> Self {
+        let mut alone = || buffers.listed((slots + lists) as usize, 0..slots + lists).into();
+        Lists { next: alone(), prev: alone(), slots }
     }
 
     /// Whether the list has no members.
@@ -91,7 +93,7 @@ mod tests {
     proptest! {
         #[test]
         fn lists_behave_like_deques(steps in proptest::collection::vec((0u8..4, 0u32..3, 0u32..3, 0u32..10), 0..200)) {
-            let mut lists = Lists::new(10, 3);
+            let mut lists = Lists::new(&mut Buffers::default(), 10, 3);
             let mut model = vec![VecDeque::<u32>::new(); 3];
             for (what, a, b, slot) in steps {
                 match what {

@@ -2,6 +2,7 @@
 
 use super::lists::Lists;
 use super::policy::Policy;
+use crate::buffers::Buffers;
 
 const RECENT: u32 = 0;
 
@@ -17,8 +18,9 @@ pub(super) struct Recency {
 }
 
 impl Recency {
-    pub(super) fn new(slots: u32, window: Option<u32>) -> Self {
-        Recency { lists: Lists::new(slots, 1), used_at: vec![0; slots as usize].into(), token: 0, window }
+    pub(super) fn new(buffers: &mut Buffers, slots: u32, window: Option<u32>) -> Self {
+        let (lists, used_at) = (Lists::new(buffers, slots, 1), buffers.zeros(slots as usize).into());
+        Recency { lists, used_at, token: 0, window }
     }
 }
 

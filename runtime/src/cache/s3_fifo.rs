@@ -6,6 +6,7 @@
 
 use super::lists::Lists;
 use super::policy::Policy;
+use crate::buffers::Buffers;
 
 const SMALL: u32 = 0;
 const MAIN: u32 = 1;
@@ -33,18 +34,18 @@ pub(super) struct S3Fifo {
 }
 
 impl S3Fifo {
-    pub(super) fn new(groups: u32, slots: u32) -> Self {
+    pub(super) fn new(buffers: &mut Buffers, groups: u32, slots: u32) -> Self {
         let small_max = (slots / 10).max(1);
         S3Fifo {
-            lists: Lists::new(slots, 3),
-            group_in: vec![0; slots as usize].into(),
-            uses: vec![0; slots as usize].into(),
-            home: vec![0; slots as usize].into(),
-            held_by: vec![0; slots as usize].into(),
+            lists: Lists::new(buffers, slots, 3),
+            group_in: buffers.zeros(slots as usize).into(),
+            uses: buffers.zeros(slots as usize).into(),
+            home: buffers.zeros(slots as usize).into(),
+            held_by: buffers.zeros(slots as usize).into(),
             small: 0,
             small_max,
             main: 0,
-            left_at: vec![0; groups as usize].into(),
+            left_at: buffers.zeros(groups as usize).into(),
             departures: 0,
             memory: slots.saturating_sub(small_max) as u64,
             token: 0,

@@ -6,6 +6,7 @@
 
 use super::lists::Lists;
 use super::policy::Policy;
+use crate::buffers::Buffers;
 
 const WINDOW: u32 = 0;
 const PROBATION: u32 = 1;
@@ -31,19 +32,19 @@ pub(super) struct WTinyLfu {
 }
 
 impl WTinyLfu {
-    pub(super) fn new(groups: u32, slots: u32) -> Self {
+    pub(super) fn new(buffers: &mut Buffers, groups: u32, slots: u32) -> Self {
         // A window of a hundredth is the paper's default.
         let window_max = (slots / 100).max(1);
         let sample = (slots as u64 * USES_PER_SLOT).max(groups as u64);
         WTinyLfu {
-            lists: Lists::new(slots, 3),
-            group_in: vec![0; slots as usize].into(),
-            segment: vec![0; slots as usize].into(),
-            used_at: vec![0; slots as usize].into(),
+            lists: Lists::new(buffers, slots, 3),
+            group_in: buffers.zeros(slots as usize).into(),
+            segment: buffers.zeros(slots as usize).into(),
+            used_at: buffers.zeros(slots as usize).into(),
             members: [0; 3],
             window_max,
             protected_max: (slots.saturating_sub(window_max) as u64 * 4 / 5) as u32,
-            count: vec![0; groups as usize].into(),
+            count: buffers.zeros(groups as usize).into(),
             until_halved: sample,
             sample,
             token: 0,

@@ -100,7 +100,7 @@ impl Executor {
     ) -> Result<Self> {
         check_context(&spec, room.context)?;
         Ok(Self {
-            positions: PositionTables::new(&spec, room.context),
+            positions: PositionTables::new(&mut Buffers::default(), &spec, room.context),
             kv: KvMemory::new(&spec, spec.layers.len(), room.blocks() * KV_BLOCK, room.kv)?,
             blocks: Blocks::new(room.blocks()),
             sequences: Vec::new(),

@@ -72,9 +72,10 @@ impl Room {
     pub fn working_bytes(&self, spec: &ModelSpec, threads: usize) -> u64 {
         let (tokens, batch) = (self.tokens(), self.batch());
         let grown = FfnScratch::products_bytes(spec, tokens, batch, threads);
-        Buffers::bytes_of(|buffers| Working::new(buffers, spec, self))
-            + grown
-            + PositionTables::bytes(spec, self.context)
+        let made = |buffers: &mut Buffers| {
+            (Working::new(buffers, spec, self), PositionTables::new(buffers, spec, self.context))
+        };
+        Buffers::bytes_of(made) + grown
     }
 }
 

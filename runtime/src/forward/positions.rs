@@ -3,20 +3,17 @@
 use flashlm_formats::model::{LayerSpec, ModelSpec, Positions, RopeScaling};
 use half::bf16;
 
+use crate::buffers::Buffers;
+
 /// The tables of all layers: one for each kind of positions, shared by the layers that have it.
 pub struct PositionTables(Vec<(Positions, PositionTable)>);
 
 impl PositionTables {
     /// Tables for `context` positions.
-    pub fn new(spec: &ModelSpec, context: usize) -> Self {
+    pub fn new(buffers: &mut Buffers, spec: &ModelSpec, context: usize) -> Self {
         let heads = spec.attention().heads;
-        Self(kinds(spec).into_iter().map(|kind| (kind, PositionTable::new(kind, heads, context))).collect())
-    }
-
-    /// Bytes of the tables for `context` positions.
-    pub fn bytes(spec: &ModelSpec, context: usize) -> u64 {
-        let heads = spec.attention().heads;
-        kinds(spec).into_iter().map(|kind| PositionTable::bytes(kind, heads, context)).sum()
+        let table = |kind| (kind, PositionTable::new(buffers, kind, heads, context));
+        Self(kinds(spec).into_iter().map(table).collect())
     }
 
     /// That of a layer.
@@ -60,36 +57,26 @@ pub enum PositionTable {
 }
 
 impl PositionTable {
-    fn new(positions: Positions, heads: usize, context: usize) -> Self {
+    fn new(buffers: &mut Buffers, positions: Positions, heads: usize, context: usize) -> Self {
         match positions {
             Positions::None => Self::None,
             Positions::Rotary { dims, theta, scaling } => {
                 let frequencies = rotary_frequencies(dims, theta, scaling);
-                let angles = (0..context).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
-                let (sin, cos) = angles.map(f32::sin_cos).unzip();
-                Self::Rotary { dims, cos, sin }
+                let angles = || (0..context).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
+                let len = context * frequencies.len();
+                let cos = buffers.listed(len, angles().map(f32::cos));
+                Self::Rotary { dims, cos, sin: buffers.listed(len, angles().map(f32::sin)) }
             }
             Positions::Alibi => {
                 // The published model code builds the whole bias in bfloat16: slope, position and product are rounded.
-                let bias = alibi_slopes(heads)
-                    .iter()
-                    .flat_map(|&slope| {
-                        (0..context).map(move |p| {
-                            let (slope, p) = (bf16::from_f32(slope).to_f32(), bf16::from_f32(p as f32).to_f32());
-                            bf16::from_f32(slope * p).to_f32()
-                        })
+                let biases = alibi_slopes(heads).into_iter().flat_map(|slope| {
+                    (0..context).map(move |p| {
+                        let (slope, p) = (bf16::from_f32(slope).to_f32(), bf16::from_f32(p as f32).to_f32());
+                        bf16::from_f32(slope * p).to_f32()
                     })
-                    .collect();
-                Self::Alibi { bias, context }
+                });
+                Self::Alibi { bias: buffers.listed(heads * context, biases), context }
             }
-        }
-    }
-
-    fn bytes(positions: Positions, heads: usize, context: usize) -> u64 {
-        match positions {
-            Positions::None => 0,
-            Positions::Rotary { dims, .. } => (context * dims * 4) as u64,
-            Positions::Alibi => (heads * context * 4) as u64,
         }
     }
 }

@@ -131,9 +131,10 @@ impl LayerPredictors {
         info.layers.iter().enumerate().map(layer).collect()
     }
 
-    /// Bytes of the vectors of all layers, which are kept as numbers beside the blob: biases, scales, and room for the middle.
-    pub fn vector_bytes(info: &PredictorInfo, spec: &ModelSpec) -> u64 {
-        let one = |rank: usize| (2 * spec.ffn().size + 2 * rank) * 4;
+    /// Bytes of the vectors of all layers, which are kept as numbers beside the blob: biases, scales, and room for the middle of `batch`
+    /// tokens.
+    pub fn vector_bytes(info: &PredictorInfo, spec: &ModelSpec, batch: usize) -> u64 {
+        let one = |rank: usize| (2 * spec.ffn().size + (1 + batch) * rank) * 4;
         let bytes = info.layers.iter().map(|layer| one(layer.rank) + layer.look_ahead_rank.map_or(0, one));
         bytes.sum::<usize>() as u64
     }

@@ -4,7 +4,7 @@
 //! leaving rows of the vocabulary's matrices on flash, then by reading every neuron for every token.
 
 use flashlm_formats::bundle::Bundle;
-use flashlm_io::{Alignment, DirectFile, Slots};
+use flashlm_io::{Alignment, DirectFile, Engines, Slots, StreamOptions};
 
 use super::{Base, MemoryPlan, PlanItem};
 use crate::budget::human_bytes;
@@ -21,9 +21,6 @@ use crate::tables::TablePlan;
 
 /// Scratch for prompts takes at most this part of a budget, if it can.
 const SCRATCH_SHARE: u64 = 16;
-
-/// Threads that an engine of threads has: of the reader that loads, and of the source.
-const READERS: usize = 40;
 
 /// What a disk is supposed to ask for where the bundle cannot be opened for reading.
 const USUAL_ALIGNMENT: Alignment = Alignment { offset: 512, memory: 512, length: 512 };
@@ -141,11 +138,13 @@ struct Disk {
 impl Disk {
     fn new(file: Option<&DirectFile>, bundle: &Bundle, options: &LoadOptions) -> Self {
         let (layout, alignment) = (bundle.layout(), file.map_or(USUAL_ALIGNMENT, |file| file.alignment()));
+        let threads = |depth| options.engines.threads(depth);
         let slot = Slots::stride_for(layout.group_bytes(), alignment).unwrap_or(usize::MAX);
         Self {
             slot: slot as u64,
             bounces: !(layout.alignment() as u64).is_multiple_of(alignment.file_unit()),
-            readers: if options.engines.read_with_threads() { READERS } else { 0 },
+            // Of the reader that loads, and of the source.
+            readers: threads(StreamOptions::default().chunks) + threads(Engines::DEPTH),
             cost: options.disk_cost(bundle),
         }
     }
@@ -165,7 +164,7 @@ impl<'a> Case<'a> {
     fn new(bundle: &'a Bundle, options: &'a LoadOptions, disk: &'a Disk, choice: FfnChoice, budget: u64) -> Self {
         let predictors = options.predictors(bundle, choice).map_or(0, |(section, info)| {
             // Their vectors are kept as numbers, beside the blob.
-            section.extent.bytes + LayerPredictors::vector_bytes(info, bundle.spec())
+            section.extent.bytes + LayerPredictors::vector_bytes(info, bundle.spec(), options.batch)
         });
         Self { bundle, options, disk, choice, budget, predictors }
     }
@@ -263,8 +262,8 @@ impl<'a> Case<'a> {
                     let kept: u64 = arena.slots.iter().map(|s| u64::from(*s)).sum();
                     let tables = FlashFfn::working_bytes(
                         layout,
-                        spec.layers.len(),
                         arena,
+                        self.options.policy,
                         self.options.batch,
                         self.disk.bounces,
                     );

@@ -118,12 +118,17 @@ impl FlashFfn {
         self
     }
 
-    /// Bytes of everything but the arena and the predictors, for a model of so many layers; `bounces`: where the disk is read in larger
-    /// steps than groups are aligned to, every read goes through a buffer of its own.
-    pub fn working_bytes(layout: &FlashLayout, layers: usize, arena: &ArenaPlan, batch: usize, bounces: bool) -> u64 {
-        let groups = layout.groups() as u64;
-        let tables = arena.total() as u64 * 48 + groups * layers as u64 * 48;
-        let lists = groups * 40 + Buffers::bytes_of(|buffers| DecodeScratch::new(buffers, layout, batch));
+    /// Bytes of everything but the arena and the predictors; `bounces`: where the disk is read in larger steps than groups are aligned
+    /// to, every read goes through a buffer of its own.
+    pub fn working_bytes(
+        layout: &FlashLayout,
+        arena: &ArenaPlan,
+        policy: PolicyKind,
+        batch: usize,
+        bounces: bool,
+    ) -> u64 {
+        let tables = Store::bytes(layout, arena, policy);
+        let lists = Buffers::bytes_of(|buffers| DecodeScratch::new(buffers, layout, batch));
         // Requests in flight with the pieces of each, and what is read through.
         tables + lists + ENGINE_BYTES + if bounces { BOUNCE_BYTES } else { 0 }
     }

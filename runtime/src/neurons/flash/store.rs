@@ -6,11 +6,12 @@
 
 use std::sync::Arc;
 
-use flashlm_formats::bundle::Bundle;
+use flashlm_formats::bundle::{Bundle, FlashLayout};
 use flashlm_io::{Completion, DirectFile, Engines, ReadBatch, ReadEngine, SlotState, Slots};
 
 use super::FlashOptions;
-use crate::cache::{LayerCache, Placement, Prefetch};
+use super::arena::ArenaPlan;
+use crate::cache::{LayerCache, Placement, PolicyKind, Prefetch};
 use crate::error::Result;
 use crate::neurons::place::LayerPlaces;
 use crate::planner::{PlanLimits, Planner, ReadPlan, ReadRequest};
@@ -53,6 +54,11 @@ const MARGIN_STEP: f32 = 0.1;
 const MARGIN_MAX: f32 = 16.0;
 /// Weight of the newest token in the fading share.
 const NEWEST: f32 = 0.1;
+
+/// What is kept of a slot: its state, fill and claim, what it holds, and whether that was checked.
+const BYTES_OF_SLOT: u64 = 11;
+/// What is kept of a group of the layer at work: what is missing, read and planned.
+const BYTES_OF_GROUP: u64 = 128;
 
 /// Transient places of the layers of one parity.
 struct Area {
@@ -169,6 +175,13 @@ impl Store {
             engine,
             layers,
         })
+    }
+
+    /// Bytes of its tables and lists, beside those of the engine.
+    pub(super) fn bytes(layout: &FlashLayout, arena: &ArenaPlan, policy: PolicyKind) -> u64 {
+        let groups = layout.groups();
+        let caches: u64 = arena.slots.iter().map(|slots| LayerCache::bytes(groups as u32, *slots, policy)).sum();
+        caches + arena.total() as u64 * BYTES_OF_SLOT + groups as u64 * BYTES_OF_GROUP
     }
 
     pub(super) fn engine(&self) -> &dyn ReadEngine {
