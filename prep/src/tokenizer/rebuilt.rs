@@ -76,8 +76,19 @@ fn decoder(class: Class, prefix: Option<bool>) -> DecoderWrapper {
     if class != Class::Llama {
         return ByteLevel::new(true, true, true).into();
     }
-    let mut steps = vec![replace("▁", " "), ByteFallback::new().into(), Fuse::new().into()];
-    if prefix.unwrap_or(true) {
+    from_metaspace(true, prefix.unwrap_or(true))
+}
+
+/// From pieces with `▁` to a text, without the space that a `prefix` put before it.
+pub(super) fn from_metaspace(byte_fallback: bool, prefix: bool) -> DecoderWrapper {
+    let mut steps = vec![replace("▁", " ")];
+    if byte_fallback {
+        steps.push(ByteFallback::new().into());
+    }
+    if prefix || byte_fallback {
+        steps.push(Fuse::new().into());
+    }
+    if prefix {
         steps.push(Strip::new(' ', 1, 0).into());
     }
     Decoders::new(steps).into()
