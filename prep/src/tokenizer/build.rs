@@ -9,6 +9,7 @@ use flashlm_formats::checkpoint::{TokenizerFiles, TokenizerSource};
 use serde_json::{Map, Value, json};
 
 use super::class::{Class, class};
+use super::rebuilt::{clean_up, rebuilt};
 use super::sentencepiece::SentencePiece;
 use super::side_files::{AddedToken, SideFiles};
 use super::{TokenizerError, TokenizerNote, object};
@@ -101,64 +102,6 @@ fn by_token(model: &Value) -> Map<String, Value> {
         _ => Map::new(),
     }
 }
-
-/// The tokenizer that `class` makes of a vocabulary and merges.
-fn rebuilt(class: Class, side: &SideFiles, vocab: Map<String, Value>, merges: Option<Value>) -> Map<String, Value> {
-    let prefix = side.flag("add_prefix_space");
-    let byte_level = |add_prefix_space: bool, use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": true, "use_regex": use_regex});
-    let is_llama = class == Class::Llama;
-    let normalizer = match class {
-        Class::NeoX | Class::Qwen2 => json!({"type": "NFC"}),
-        _ => Value::Null,
-    };
-    let pre_tokenizer = match class {
-        Class::Llama => {
-            let scheme = match (prefix.unwrap_or(true), side.flag("legacy").unwrap_or(false)) {
-                (true, true) => "always",
-                (true, false) => "first",
-                (false, _) => "never",
-            };
-            json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false})
-        }
-        Class::Qwen2 => json!({"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": QWEN2_PATTERN}, "behavior": "Isolated", "invert": false},
-            byte_level(prefix.unwrap_or(false), false),
-        ]}),
-        _ => byte_level(prefix.unwrap_or(false), true),
-    };
-    let decoder = if is_llama {
-        let mut steps = vec![
-            json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
-            json!({"type": "ByteFallback"}),
-            json!({"type": "Fuse"}),
-        ];
-        if prefix.unwrap_or(true) {
-            steps.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
-        }
-        json!({"type": "Sequence", "decoders": steps})
-    } else {
-        byte_level(true, true)
-    };
-    let affix = if is_llama { Value::Null } else { "".into() };
-    let parts = json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
-        "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "post_processor": null, "decoder": decoder,
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": affix, "end_of_word_suffix": affix,
-            "fuse_unk": is_llama, "byte_fallback": is_llama, "ignore_merges": false,
-        },
-    });
-    let Value::Object(mut parts) = parts else { return Map::new() };
-    if let Some(model) = parts.get_mut("model") {
-        model["vocab"] = Value::Object(vocab);
-        model["merges"] = merges.unwrap_or_else(|| json!([]));
-    }
-    parts
-}
-
-/// How Qwen2Tokenizer cuts a text.
-const QWEN2_PATTERN: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Special tokens that a class names where the configuration does not.
 fn defaults(class: Class) -> &'static [(&'static str, &'static str)] {
@@ -301,21 +244,7 @@ impl Builder {
         let Some(decoder) = self.parts.get_mut("decoder").filter(|decoder| !is_bpe && !decoder.is_null()) else {
             return;
         };
-        let mut steps = vec![decoder.take(), json!({"type": "Fuse"})];
-        for (from, to) in [
-            (" .", "."),
-            (" ?", "?"),
-            (" !", "!"),
-            (" ,", ","),
-            (" ' ", "'"),
-            (" n't", "n't"),
-            (" 'm", "'m"),
-            (" 's", "'s"),
-            (" 've", "'ve"),
-            (" 're", "'re"),
-        ] {
-            steps.push(json!({"type": "Replace", "pattern": {"String": from}, "content": to}));
-        }
+        let steps: Vec<Value> = [decoder.take()].into_iter().chain(clean_up().map(|step| json!(step))).collect();
         *decoder = json!({"type": "Sequence", "decoders": steps});
     }
 

@@ -10,6 +10,7 @@ mod build;
 mod class;
 #[cfg(test)]
 mod parity;
+mod rebuilt;
 mod sentencepiece;
 mod side_files;
 

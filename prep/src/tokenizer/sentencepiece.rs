@@ -10,10 +10,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use prost::Message;
 use serde_json::{Map, Value, json};
+use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 
 use flashlm::text::ADDED_BYTES_MAX;
 
 use super::TokenizerError;
+use super::rebuilt::from_metaspace;
 use super::side_files::{AddedToken, SideFiles};
 
 /// Longest piece, in characters: merges are looked for at every place of a piece. Published ones have some 30.
@@ -192,7 +194,7 @@ impl SentencePiece {
             "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "post_processor": null,
             "normalizer": {"type": "Sequence", "normalizers": self.normalizers(prefix && legacy)},
             "pre_tokenizer": pre_tokenizer(prefix.then_some(legacy), &user_defined),
-            "decoder": {"type": "Sequence", "decoders": decoders(trainer.byte_fallback(), prefix)},
+            "decoder": from_metaspace(trainer.byte_fallback(), prefix),
             "model": model,
         });
         Ok(match parts {
@@ -277,8 +279,8 @@ fn halves(text: &str) -> impl Iterator<Item = (&str, &str)> {
 fn pre_tokenizer(prefix: Option<bool>, user_defined: &[&str]) -> Value {
     let mut steps = Vec::new();
     if let Some(always) = prefix {
-        let scheme = if always { "always" } else { "first" };
-        steps.push(json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false}));
+        let scheme = if always { PrependScheme::Always } else { PrependScheme::First };
+        steps.push(json!(Metaspace::new('▁', scheme, false)));
     }
     if !user_defined.is_empty() {
         let mut longest_first = user_defined.to_vec();
@@ -295,18 +297,4 @@ fn escaped(text: &str) -> String {
     text.chars()
         .flat_map(|c| (c.is_ascii_punctuation() && !"<>_".contains(c)).then_some('\\').into_iter().chain([c]))
         .collect()
-}
-
-fn decoders(byte_fallback: bool, prefix: bool) -> Vec<Value> {
-    let mut steps = vec![json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "})];
-    if byte_fallback {
-        steps.push(json!({"type": "ByteFallback"}));
-    }
-    if prefix || byte_fallback {
-        steps.push(json!({"type": "Fuse"}));
-    }
-    if prefix {
-        steps.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
-    }
-    steps
 }
