@@ -196,7 +196,7 @@ mod tests {
         {
             save(&path, &[(first, &[2, 3], a), (second, &[4, 2], b)]);
             let read = read(&path, None).unwrap();
-            assert_eq!((read.relu, read.rank(), read.ffn()), (relu, 2, 4), "{first}");
+            assert_eq!((read.relu, read.rank(), read.neurons()), (relu, 2, 4), "{first}");
             assert_eq!(read.decoder[[1, 0]], 2.0);
         }
         let biased: [(&str, &[usize], &[f32]); 3] =

@@ -37,7 +37,7 @@ pub use pipeline::{Progress, TRIAL_TOKENS, choose_ranks, train_layer, train_reco
 pub use predictor::LowRankPredictor;
 pub use projection::Projection;
 pub use quantised::QuantisedProjection;
-pub use rank::{allocate_ranks, form_bytes, predictor_bytes};
+pub use rank::{RowsOf, allocate_ranks, form_bytes, predictor_bytes};
 pub use scores::NeuronScores;
 pub use sweep::{SweepEntry, sweep};
 

@@ -117,7 +117,7 @@ fn a60_write_seeds() {
     let predictor = foreign_predictors::read(&dir.path().join("0.safetensors"), None).unwrap();
     let trained = dir.path().join("trained");
     for dtype in [PredictorDType::F16, PredictorDType::Int8] {
-        let predictor = Fitted::LowRank(predictor.clone(), dtype);
+        let predictor = Fitted::low_rank(predictor.clone(), dtype);
         write_predictor(&trained, &[predictor.part("")]).unwrap();
         put("predictors", &format!("seed-trained-{dtype:?}").to_lowercase(), &fs::read(&trained).unwrap());
     }
@@ -127,7 +127,7 @@ fn a60_write_seeds() {
     let blob = r#"{"layers.0.encoder":{"dtype":"F16","shape":[2,4],"data_offsets":[0,16]},"layers.0.decoder":{"dtype":"F16","shape":[9,2],"data_offsets":[16,52]},"layers.0.bias":{"dtype":"F32","shape":[9],"data_offsets":[52,88]}}"#;
     let values = StoredElements::Int4 { values: vec![0x7a; 9 * 16], scales: vec![0x3f; 9 * 2] };
     let decoder = StoredMatrix { rows: 9, columns: 4, elements: values };
-    let part = PredictorPart { prefix: "", encoder: None, decoder, relu: false, bias: &[0.5; 9] };
+    let part = PredictorPart { prefix: "", encoder: None, decoder, relu: false, bias: &[0.5; 9], rows: None };
     write_predictor(&trained, &[part]).unwrap();
     put("predictors", "seed-projection", &fs::read(&trained).unwrap());
     put("predictors", "seed-f16", &[&(blob.len() as u64).to_le_bytes()[..], blob.as_bytes(), &[0; 88]].concat());

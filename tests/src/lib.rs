@@ -135,6 +135,7 @@ pub fn bundle_with_predictors(checkpoint: &Path, path: &Path, layout: LayoutOpti
     let layers = (0..spec.layers.len()).map(|layer| LayerPredictor {
         rank: RANK,
         dtype: PredictorDType::F16,
+        rows: None,
         look_ahead_rank: (look_ahead && layer + 1 < spec.layers.len()).then_some(RANK),
     });
     let info = PredictorInfo { kind: PredictorKind::LowRank, layers: layers.collect() };

@@ -157,6 +157,9 @@ pub(super) fn check_facts(manifest: &Manifest) -> Result<(), Fault> {
         within("number of predictors", predictors.layers.len(), layers, layers)?;
         for predictor in &predictors.layers {
             within("rank of a predictor", predictor.rank, 1, WIDTH_MAX)?;
+            if let Some(rows) = predictor.rows {
+                within("rows of a predictor", rows, 1, WIDTH_MAX)?;
+            }
             if let Some(rank) = predictor.look_ahead_rank {
                 within("rank of a look-ahead predictor", rank, 1, WIDTH_MAX)?;
             }

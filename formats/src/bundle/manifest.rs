@@ -119,6 +119,9 @@ pub struct LayerPredictor {
     pub rank: usize,
     /// Element type of its matrices.
     pub dtype: PredictorDType,
+    /// Rows of its decoder, where only the neurons that were ever seen active have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<usize>,
     /// Width of the middle of the predictor that sees this layer's input and speaks of the next layer's neurons, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub look_ahead_rank: Option<usize>,

@@ -18,6 +18,9 @@ pub const LOOK_AHEAD: &str = "lookahead.";
 /// A tensor that is there where a ReLU stands behind the encoder.
 pub const RELU: &str = "encoder_relu";
 
+/// A tensor that is there where only some neurons have rows: their numbers, ascending. The others are never predicted.
+pub const ROWS: &str = "rows";
+
 /// Predictor files cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -80,12 +83,14 @@ pub struct PredictorPart<'a> {
     pub prefix: &'a str,
     /// `[rank, hidden]`; none of a quantised projection.
     pub encoder: Option<StoredMatrix>,
-    /// `[neurons, rank]`, or `[neurons, hidden]` without an encoder.
+    /// `[rows, rank]`, or `[rows, hidden]` without an encoder.
     pub decoder: StoredMatrix,
     /// Whether a ReLU stands between.
     pub relu: bool,
-    /// One number for each neuron.
+    /// One number for each row of the decoder.
     pub bias: &'a [f32],
+    /// The neurons that have rows, ascending, where not all have.
+    pub rows: Option<&'a [u32]>,
 }
 
 /// Where the predictor of `layer` lies in `dir`.
@@ -141,6 +146,10 @@ pub fn write_predictor(path: &Path, parts: &[PredictorPart<'_>]) -> io::Result<(
         }
         if part.relu {
             tensors.push((name(RELU), Dtype::U8, vec![1], vec![1]));
+        }
+        if let Some(rows) = part.rows {
+            let bytes = rows.iter().flat_map(|row| row.to_le_bytes()).collect();
+            tensors.push((name(ROWS), Dtype::U32, vec![rows.len()], bytes));
         }
         tensors.push((name("bias"), Dtype::F32, vec![part.bias.len()], floats(part.bias)));
     }

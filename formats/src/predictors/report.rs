@@ -42,6 +42,9 @@ pub struct LayerReport {
     pub rank: usize,
     /// How it is stored.
     pub dtype: PredictorDType,
+    /// Neurons that have a row in it, where not all have: the others never fired in the text and are never predicted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<usize>,
     /// Stored bytes, look-ahead excluded.
     pub bytes: u64,
     /// Bytes of the layer's FFN weights.
@@ -146,6 +149,9 @@ impl fmt::Display for PredictorForm {
 pub struct RankCurve {
     /// What was tried.
     pub ranks: Vec<PredictorForm>,
+    /// Stored bytes of each; earlier builds did not say it.
+    #[serde(default)]
+    pub bytes: Vec<u64>,
     /// False-positive rate of each.
     pub costs: Vec<f64>,
     /// Share of the neurons that each admits, with the threshold that it would get; earlier builds did not say it.
@@ -301,6 +307,7 @@ mod tests {
             layer: 0,
             rank: 8,
             dtype: PredictorDType::Int8,
+            rows: Some(3),
             bytes: 100,
             ffn_bytes: 1000,
             held_out: point,
@@ -309,6 +316,7 @@ mod tests {
             look_ahead: None,
             trial: Some(RankCurve {
                 ranks: vec![PredictorForm::LowRank(8), PredictorForm::PROJECTION],
+                bytes: vec![100, 200],
                 costs: vec![0.1, 0.01],
                 admitted: vec![0.2, 0.11],
             }),

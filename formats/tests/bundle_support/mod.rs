@@ -206,7 +206,7 @@ impl Small {
 
     /// The description of predictors of `rank`.
     pub fn predictor_info(&self, rank: usize) -> PredictorInfo {
-        let layer = LayerPredictor { rank, dtype: PredictorDType::F16, look_ahead_rank: None };
+        let layer = LayerPredictor { rank, dtype: PredictorDType::F16, rows: None, look_ahead_rank: None };
         PredictorInfo { kind: PredictorKind::LowRank, layers: vec![layer; self.plan.model.layers.len()] }
     }
 

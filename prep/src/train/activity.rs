@@ -95,6 +95,16 @@ impl Activity {
         (0..self.tokens() as u32).filter(|&token| self.held_out[token as usize] == held_out).collect()
     }
 
+    /// The neurons that fire at a token that is not held out, ascending; the first one where none does.
+    pub(crate) fn fire(&self) -> Vec<u32> {
+        let mut fires = vec![false; self.ffn];
+        for token in self.part(false) {
+            self.of(token as usize).0.iter().for_each(|&n| fires[n as usize] = true);
+        }
+        let firing: Vec<u32> = (0..self.ffn as u32).filter(|&n| fires[n as usize]).collect();
+        if firing.is_empty() { vec![0] } else { firing }
+    }
+
     /// Active neurons of a token, ascending, and their energies.
     pub fn of(&self, token: usize) -> (&[u32], &[f32]) {
         let range = self.starts[token]..self.starts[token + 1];
@@ -163,6 +173,8 @@ mod tests {
         assert_eq!(activity.neurons_of(0, 1, 9), (&[1, 4][..], &[0.5, 1.0][..]));
         assert_eq!(activity.neurons_of(0, 5, 10).0, [9]);
         assert_eq!(activity.totals(&[0]), (3, 3.5));
-        assert_eq!((activity.part(false), activity.part(true)), (vec![0], vec![1]));
+        activity.push([(0, 1.0)].into_iter(), true);
+        assert_eq!(activity.fire(), [1, 4, 9]);
+        assert_eq!((activity.part(false), activity.part(true)), (vec![0], vec![1, 2]));
     }
 }

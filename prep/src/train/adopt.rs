@@ -36,7 +36,7 @@ pub fn adopt_layer(
     options.check()?;
     create_directory(out).map_err(|source| TrainError::Io { path: out.to_path_buf(), source })?;
     let shape = Shape::new(recording, options);
-    let found = (predictor.encoder.ncols(), predictor.ffn());
+    let found = (predictor.encoder.ncols(), predictor.neurons());
     if found != (shape.hidden, shape.ffn) || predictor.decoder.dim() != (shape.ffn, predictor.rank()) {
         return Err(TrainError::Foreign {
             layer,
@@ -68,15 +68,16 @@ pub fn adopt_layer(
     let curves = [PredictorDType::F16, PredictorDType::Int8].map(|dtype| (dtype, curve_as(dtype, &held_out)));
     let stored = &curves.iter().find(|(dtype, _)| *dtype == options.dtype).expect("both are there").1;
     let rank = predictor.rank();
-    let shifted = Fitted::LowRank(predictor, options.dtype).shifted(threshold);
+    let shifted = Fitted::low_rank(predictor, options.dtype).shifted(threshold);
     let path = predictor_path(out, layer);
     write_predictor(&path, &[shifted.part("")]).map_err(|source| TrainError::Io { path, source })?;
-    let bytes = |dtype| predictor_bytes(rank, shape.hidden, shape.ffn, dtype);
+    let bytes = |dtype| predictor_bytes(rank, shape.rows(shape.ffn), dtype);
     let points = |curve: &Curve| CURVE_MISSES.iter().map(|&m| curve.at_misses(m)).collect();
     Ok(LayerReport {
         layer,
         rank,
         dtype: options.dtype,
+        rows: None,
         bytes: bytes(options.dtype),
         ffn_bytes: shape.ffn_bytes,
         held_out: stored.at_threshold(threshold),

@@ -24,7 +24,7 @@ pub struct Curve {
 impl Curve {
     /// Runs the predictor over `tokens` of a dataset and counts.
     pub fn measure(predictor: &dyn NeuronScores, set: &TrainingSet, tokens: &[u32]) -> Self {
-        let ffn = predictor.bias().len();
+        let ffn = predictor.neurons();
         let mut curve = Curve {
             active: vec![0; STEPS],
             inactive: vec![0; STEPS],

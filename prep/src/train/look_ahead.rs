@@ -50,16 +50,16 @@ pub(super) fn train_look_ahead(
         Some(form) => {
             let set = training_set(recording, layer + 1, layer + 1)?;
             let exact = Fitted::fit(options, data, &set, layer + 1, form)?;
-            points(&measure(exact.rounded(options.dtype).scores()))
+            points(&measure(&exact.rounded(options.dtype)))
         }
         None => Vec::new(),
     };
     let report = LookAheadReport {
         rank,
-        bytes: predictor_bytes(rank, shape.hidden, shape.ffn, options.dtype),
+        bytes: predictor_bytes(rank, shape.rows(shape.ffn), options.dtype),
         own: own.at_threshold(threshold),
         own_points: points(&own),
         next_layers_points,
     };
-    Ok((Fitted::LowRank(small, options.dtype).shifted(threshold), report))
+    Ok((Fitted::low_rank(small, options.dtype).shifted(threshold), report))
 }

@@ -15,6 +15,7 @@ use super::curve::Curve;
 use super::params::{LowRankPredictorParams, TrainError};
 use super::predictor::LowRankPredictor;
 use super::projection::Projection;
+use super::rank::RowsOf;
 
 /// How each layer's predictor is chosen.
 #[derive(Clone, Debug, PartialEq)]
@@ -118,6 +119,11 @@ impl Shape {
         let model = &recording.info().model;
         let (hidden, ffn) = (model.hidden_size, model.ffn().size);
         Self { hidden, ffn, ffn_bytes: (model.ffn().vectors() * hidden * ffn * options.weight_bytes) as u64 }
+    }
+
+    /// With rows for so many neurons.
+    pub(super) fn rows(&self, rows: usize) -> RowsOf {
+        RowsOf { hidden: self.hidden, neurons: self.ffn, rows }
     }
 }
 

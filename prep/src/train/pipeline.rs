@@ -18,7 +18,6 @@ use super::options::{RankChoice, Shape, TrainOptions, TrainingData, everything, 
 use super::params::TrainError;
 use super::projection::Projection;
 use super::rank::{allocate_ranks, can_pay, form_bytes, ladder, predictor_bytes};
-use super::scores::NeuronScores;
 
 /// Tokens that the trials of [`choose_ranks`] use at most: to train on, and as many as that in all with those held out.
 pub const TRIAL_TOKENS: usize = 8192;
@@ -115,9 +114,8 @@ pub fn choose_ranks(
         progress.tried(layer, &curve);
         curves.push(curve);
     }
-    let bytes = |form| form_bytes(form, shape.hidden, shape.ffn, options.dtype);
     let budget = (options.size_budget * (shape.ffn_bytes * layers as u64) as f64) as u64;
-    let ranks = allocate_ranks(&curves, bytes, shape.ffn_bytes, budget)?;
+    let ranks = allocate_ranks(&curves, shape.ffn_bytes, budget)?;
     Ok((ranks, curves))
 }
 
@@ -134,16 +132,18 @@ fn trial(
     let starts = params.starts(set)?;
     let held_out = held_out_tokens(set, TRIAL_TOKENS / 2);
     let mut least = f64::INFINITY;
-    let mut curve = RankCurve { ranks: Vec::new(), costs: Vec::new(), admitted: Vec::new() };
-    let bytes = |form| form_bytes(form, shape.hidden, shape.ffn, options.dtype);
+    let mut curve = RankCurve { ranks: Vec::new(), bytes: Vec::new(), costs: Vec::new(), admitted: Vec::new() };
+    let rows = set.targets().fire();
+    let bytes = |form| form_bytes(form, shape.rows(rows.len()), options.dtype);
     let most = (LAYER_SHARE_MAX * options.size_budget * shape.ffn_bytes as f64) as u64;
-    let mut tried = |form, predictor: &dyn NeuronScores| {
-        let measured = Curve::measure(predictor, set, &held_out);
+    let mut tried = |form, predictor: Fitted| {
+        let measured = Curve::measure(&predictor.with_rows(&rows), set, &held_out);
         let cost = measured.at_misses(JUDGED_MISSES).false_positive_rate;
         curve.admitted.push(measured.at_threshold(threshold(&measured, options)).predicted_fraction);
         // A short trial may do worse with a higher rank; training to the end does not.
         least = cost.min(least);
         curve.ranks.push(form);
+        curve.bytes.push(bytes(form));
         curve.costs.push(least);
         least
     };
@@ -162,10 +162,10 @@ fn trial(
         }
         params.rank = rank;
         let predictor = params.fit_from(&starts, set)?;
-        last = Some((bytes, tried(PredictorForm::LowRank(rank), &predictor)));
+        last = Some((bytes, tried(PredictorForm::LowRank(rank), Fitted::low_rank(predictor, options.dtype))));
     }
     if let Some(projection) = projection {
-        tried(PredictorForm::PROJECTION, &projection);
+        tried(PredictorForm::PROJECTION, projection.into());
     }
     Ok(curve)
 }
@@ -191,13 +191,14 @@ pub fn train_layer(
     let seconds = began.elapsed().as_secs_f64();
 
     let stored = predictor.rounded(predictor.dtype());
-    let calibration = Curve::measure(stored.scores(), &set, &held_out);
+    let calibration = Curve::measure(&stored, &set, &held_out);
     let threshold = threshold(&calibration, options);
     let measure = |predictor: &Fitted| match &other {
-        Some(other) => Curve::measure(predictor.scores(), other, &everything(other)),
-        None => Curve::measure(predictor.scores(), &set, &held_out),
+        Some(other) => Curve::measure(predictor, other, &everything(other)),
+        None => Curve::measure(predictor, &set, &held_out),
     };
-    let bytes = |dtype| predictor_bytes(predictor.rank(), shape.hidden, shape.ffn, dtype);
+    let rows = predictor.rows();
+    let bytes = |dtype| predictor_bytes(predictor.rank(), shape.rows(rows.unwrap_or(shape.ffn)), dtype);
     let curves = predictor.dtypes().iter().map(|&dtype| {
         let curve = measure(&predictor.rounded(dtype));
         let points = CURVE_MISSES.iter().map(|&m| curve.at_misses(m)).collect();
@@ -227,6 +228,7 @@ pub fn train_layer(
         layer,
         rank,
         dtype,
+        rows,
         bytes,
         ffn_bytes: shape.ffn_bytes,
         held_out: calibration.at_threshold(threshold),

@@ -3,7 +3,7 @@ use flashlm_kernels::{View, product};
 use half::f16;
 use linfa::dataset::Records;
 use linfa::traits::PredictInplace;
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, Axis};
 use rayon::prelude::*;
 
 use super::activity::Inputs;
@@ -41,9 +41,14 @@ impl LowRankPredictor {
         self.encoder.nrows()
     }
 
-    /// Neurons that it decides about.
-    pub fn ffn(&self) -> usize {
-        self.bias.len()
+    /// The same for these neurons alone.
+    pub(super) fn with_rows(self, rows: &[u32]) -> Self {
+        let rows: Vec<usize> = rows.iter().map(|&row| row as usize).collect();
+        LowRankPredictor {
+            decoder: self.decoder.select(Axis(0), &rows),
+            bias: self.bias.select(Axis(0), &rows),
+            ..self
+        }
     }
 
     /// The predictor as it is after being stored as `dtype` and read again.
@@ -79,16 +84,12 @@ impl LowRankPredictor {
 }
 
 impl NeuronScores for LowRankPredictor {
-    fn bias(&self) -> &Array1<f32> {
-        &self.bias
-    }
-
-    fn bias_mut(&mut self) -> &mut Array1<f32> {
-        &mut self.bias
+    fn neurons(&self) -> usize {
+        self.bias.len()
     }
 
     fn scores(&self, inputs: &Inputs, tokens: &[u32], take: &mut dyn FnMut(&[u32], &[f32])) {
-        let (rank, ffn, hidden) = (self.rank(), self.ffn(), self.encoder.ncols());
+        let (rank, ffn, hidden) = (self.rank(), self.neurons(), self.encoder.ncols());
         let encoder = self.encoder.as_slice().expect("standard layout");
         let decoder = self.decoder.as_slice().expect("standard layout");
         let bias = self.bias.as_slice().expect("standard layout");
@@ -136,7 +137,7 @@ impl PredictInplace<Inputs, Array2<bool>> for LowRankPredictor {
     }
 
     fn default_target(&self, inputs: &Inputs) -> Array2<bool> {
-        Array2::from_elem((inputs.nsamples(), self.bias().len()), false)
+        Array2::from_elem((inputs.nsamples(), self.neurons()), false)
     }
 }
 

@@ -33,7 +33,7 @@ pub struct QuantisedProjection {
     values: Vec<u8>,
     /// bf16, for groups of each row.
     scales: Vec<u8>,
-    bias: Array1<f32>,
+    pub(super) bias: Array1<f32>,
 }
 
 fn format() -> WeightFormat {
@@ -80,6 +80,17 @@ impl QuantisedProjection {
         Ok(made)
     }
 
+    /// The same for these neurons alone.
+    pub(super) fn with_rows(self, rows: &[u32]) -> Self {
+        let neurons = self.bias.len();
+        let select = |bytes: &[u8]| -> Vec<u8> {
+            let row = bytes.len() / neurons;
+            rows.iter().flat_map(|&n| &bytes[n as usize * row..][..row]).copied().collect()
+        };
+        let bias = rows.iter().map(|&n| self.bias[n as usize]).collect();
+        Self { values: select(&self.values), scales: select(&self.scales), bias, ..self }
+    }
+
     /// Half bytes `[neurons, hidden]`, and bf16 scales.
     pub(crate) fn stored(&self) -> (&[u8], &[u8]) {
         (&self.values, &self.scales)
@@ -92,12 +103,8 @@ impl QuantisedProjection {
 }
 
 impl NeuronScores for QuantisedProjection {
-    fn bias(&self) -> &Array1<f32> {
-        &self.bias
-    }
-
-    fn bias_mut(&mut self) -> &mut Array1<f32> {
-        &mut self.bias
+    fn neurons(&self) -> usize {
+        self.bias.len()
     }
 
     // In the runtime's own arithmetic.
@@ -125,6 +132,6 @@ impl PredictInplace<Inputs, Array2<bool>> for QuantisedProjection {
     }
 
     fn default_target(&self, inputs: &Inputs) -> Array2<bool> {
-        Array2::from_elem((inputs.nsamples(), self.bias().len()), false)
+        Array2::from_elem((inputs.nsamples(), self.neurons()), false)
     }
 }

@@ -15,24 +15,38 @@ const GAIN_MIN: f64 = 0.05;
 /// Steps that the bytes beyond the smallest predictors are counted in.
 const STEPS: u64 = 4096;
 
-/// Stored bytes of a predictor: matrices, scales, and a bias for each neuron. `dtype` is that of two thin matrices.
-pub fn form_bytes(form: PredictorForm, hidden: usize, ffn: usize, dtype: PredictorDType) -> u64 {
+/// A layer's shape, and how many of its neurons have rows.
+#[derive(Clone, Copy, Debug)]
+pub struct RowsOf {
+    /// Width of the inputs.
+    pub hidden: usize,
+    /// Neurons.
+    pub neurons: usize,
+    /// Neurons that have a row.
+    pub rows: usize,
+}
+
+/// Stored bytes of a predictor: matrices, scales, a bias for each row, and which neurons have rows where not all have. `dtype` is
+/// that of two thin matrices.
+pub fn form_bytes(form: PredictorForm, of: RowsOf, dtype: PredictorDType) -> u64 {
     match form {
-        PredictorForm::LowRank(rank) => predictor_bytes(rank, hidden, ffn, dtype),
-        PredictorForm::Projection(_) => predictor_bytes(hidden, hidden, ffn, PredictorDType::Int4),
+        PredictorForm::LowRank(rank) => predictor_bytes(rank, of, dtype),
+        PredictorForm::Projection(_) => predictor_bytes(of.hidden, of, PredictorDType::Int4),
     }
 }
 
 /// Stored bytes of a predictor of this rank, or of the quantised projection, whose rank is `hidden`.
-pub fn predictor_bytes(rank: usize, hidden: usize, ffn: usize, dtype: PredictorDType) -> u64 {
-    let (rank, hidden, ffn) = (rank as u64, hidden as u64, ffn as u64);
-    match dtype {
-        PredictorDType::F16 => 2 * rank * (hidden + ffn) + 4 * ffn,
-        PredictorDType::Int8 => rank * (hidden + ffn) + 4 * (rank + ffn) + 4 * ffn,
+pub fn predictor_bytes(rank: usize, of: RowsOf, dtype: PredictorDType) -> u64 {
+    let (rank, hidden, rows) = (rank as u64, of.hidden as u64, of.rows as u64);
+    let numbers = if of.rows < of.neurons { 4 * rows } else { 0 };
+    let matrices = match dtype {
+        PredictorDType::F16 => 2 * rank * (hidden + rows),
+        PredictorDType::Int8 => rank * (hidden + rows) + 4 * (rank + rows),
         PredictorDType::Int4 => {
-            ffn * (hidden.div_ceil(32) * 16 + hidden.div_ceil(PredictorDType::INT4_GROUP as u64) * 2) + 4 * ffn
+            rows * (hidden.div_ceil(32) * 16 + hidden.div_ceil(PredictorDType::INT4_GROUP as u64) * 2)
         }
-    }
+    };
+    matrices + 4 * rows + numbers
 }
 
 /// The ranks to try on a layer of this shape.
@@ -51,15 +65,10 @@ pub(crate) fn can_pay(cost: f64, growth: u64, ffn_bytes: u64) -> bool {
     cost * ffn_bytes as f64 / growth as f64 >= GAIN_MIN
 }
 
-/// A predictor for every layer: together they read least for nothing, each byte of theirs at the price of [`GAIN_MIN`] bytes read,
-/// and the sum of their `bytes` stays within `budget`. `ffn_bytes` are those of one layer's FFN.
-pub fn allocate_ranks(
-    curves: &[RankCurve],
-    bytes: impl Fn(PredictorForm) -> u64,
-    ffn_bytes: u64,
-    budget: u64,
-) -> Result<Vec<PredictorForm>, TrainError> {
-    let smallest_of = |curve: &RankCurve| curve.ranks.iter().map(|&form| bytes(form)).min().unwrap_or(0);
+/// A predictor for every layer: together they read least for nothing, each byte of theirs at the price of `GAIN_MIN` bytes read,
+/// and the sum of their bytes stays within `budget`. `ffn_bytes` are those of one layer's FFN.
+pub fn allocate_ranks(curves: &[RankCurve], ffn_bytes: u64, budget: u64) -> Result<Vec<PredictorForm>, TrainError> {
+    let smallest_of = |curve: &RankCurve| curve.bytes.iter().copied().min().unwrap_or(0);
     let smallest = curves.iter().map(smallest_of).sum();
     if smallest > budget {
         return Err(TrainError::Budget { budget, smallest });
@@ -67,14 +76,14 @@ pub fn allocate_ranks(
     // What is spent beyond each layer's smallest, in steps of this many bytes.
     let step = (budget - smallest).div_ceil(STEPS).max(1);
     let most = ((budget - smallest) / step) as usize;
-    let steps_of = |curve: &RankCurve, form| (bytes(form) - smallest_of(curve)).div_ceil(step) as usize;
+    let steps_of = |curve: &RankCurve, bytes: u64| (bytes - smallest_of(curve)).div_ceil(step) as usize;
     // Least cost of the layers so far when so many steps are spent, and what the last of them took.
     let mut least = vec![0.0; most + 1];
     let mut taken: Vec<Vec<usize>> = Vec::new();
     for curve in curves {
-        let options = curve.ranks.iter().zip(&curve.costs).map(|(&form, cost)| {
-            let price = cost * ffn_bytes as f64 + GAIN_MIN * bytes(form) as f64;
-            (steps_of(curve, form), price)
+        let options = curve.bytes.iter().zip(&curve.costs).map(|(&bytes, cost)| {
+            let price = cost * ffn_bytes as f64 + GAIN_MIN * bytes as f64;
+            (steps_of(curve, bytes), price)
         });
         let options: Vec<(usize, f64)> = options.collect();
         let best = |spent: usize| {
@@ -89,9 +98,9 @@ pub fn allocate_ranks(
     let mut spent = most;
     let mut chosen = Vec::new();
     for (curve, taken) in curves.iter().zip(&taken).rev() {
-        let form = curve.ranks[taken[spent]];
-        spent -= steps_of(curve, form);
-        chosen.push(form);
+        let at = taken[spent];
+        spent -= steps_of(curve, curve.bytes[at]);
+        chosen.push(curve.ranks[at]);
     }
     chosen.reverse();
     Ok(chosen)
@@ -104,6 +113,7 @@ mod tests {
     fn curve(costs: [f64; 3]) -> RankCurve {
         RankCurve {
             ranks: [16, 32, 64].map(PredictorForm::LowRank).to_vec(),
+            bytes: vec![16, 32, 64],
             costs: costs.to_vec(),
             admitted: vec![0.3, 0.2, 0.1],
         }
@@ -112,17 +122,19 @@ mod tests {
     #[test]
     fn bytes_go_where_they_save_most() {
         let curves = [curve([0.10, 0.05, 0.02]), curve([0.001, 0.001, 0.001]), curve([0.05, 0.049, 0.02])];
-        let bytes = |form| if let PredictorForm::LowRank(rank) = form { rank as u64 } else { 40 };
-        let allocate = |budget| allocate_ranks(&curves, bytes, 1000, budget);
+        let allocate = |budget| allocate_ranks(&curves, 1000, budget);
         assert_eq!(allocate(1000).unwrap(), [64, 16, 64].map(PredictorForm::LowRank));
         // Not enough for both: the first layer gains more.
         assert_eq!(allocate(48 + 48).unwrap(), [64, 16, 16].map(PredictorForm::LowRank));
         assert_eq!(allocate(48 + 16).unwrap(), [32, 16, 16].map(PredictorForm::LowRank));
         let mut curves = curves.clone();
-        curves[0].ranks[2] = PredictorForm::PROJECTION;
-        let chosen = allocate_ranks(&curves, bytes, 1000, 72).unwrap();
-        assert_eq!(chosen, [PredictorForm::PROJECTION, PredictorForm::LowRank(16), PredictorForm::LowRank(16)]);
         assert!(matches!(allocate(47), Err(TrainError::Budget { budget: 47, smallest: 48 })));
+        // A small step first would leave too little for the one that gains more.
+        let mut curves = curves.clone();
+        (curves[0].ranks[2], curves[0].bytes[2]) = (PredictorForm::PROJECTION, 40);
+        (curves[1].bytes[1], curves[1].costs) = (17, vec![0.01, 0.005, 0.005]);
+        let chosen = allocate_ranks(&curves, 1000, 72).unwrap();
+        assert_eq!(chosen, [PredictorForm::PROJECTION, PredictorForm::LowRank(16), PredictorForm::LowRank(16)]);
     }
 
     #[test]

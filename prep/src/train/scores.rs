@@ -1,16 +1,13 @@
 //! What every kind of predictor can do: score neurons.
 
-use ndarray::{Array1, Array2};
+use ndarray::Array2;
 
 use super::activity::{Inputs, TrainingSet};
 
 /// Scores of a layer's neurons for its inputs; a neuron is predicted where its score is above zero.
 pub trait NeuronScores {
-    /// Added to every neuron's score.
-    fn bias(&self) -> &Array1<f32>;
-
-    /// The same, to be changed.
-    fn bias_mut(&mut self) -> &mut Array1<f32>;
+    /// Neurons of the layer.
+    fn neurons(&self) -> usize;
 
     /// Scores of some tokens, block after block: `take` gets the block's tokens and its `[tokens, neurons]` scores.
     fn scores(&self, inputs: &Inputs, tokens: &[u32], take: &mut dyn FnMut(&[u32], &[f32]));

@@ -42,11 +42,12 @@ pub fn sweep(
         let measured = other.as_ref().unwrap_or(&set);
         for &form in forms {
             let predictor = Fitted::fit(options, data, &set, layer, form)?;
+            let rows = predictor.rows().unwrap_or(shape.ffn);
             let curves = predictor.dtypes().iter().map(|&dtype| {
-                let curve = Curve::measure(predictor.rounded(dtype).scores(), measured, &tokens);
+                let curve = Curve::measure(&predictor.rounded(dtype), measured, &tokens);
                 DTypeCurve {
                     dtype,
-                    bytes: predictor_bytes(predictor.rank(), shape.hidden, shape.ffn, dtype),
+                    bytes: predictor_bytes(predictor.rank(), shape.rows(rows), dtype),
                     points: CURVE_MISSES.iter().map(|&m| curve.at_misses(m)).collect(),
                 }
             });

@@ -188,9 +188,10 @@ fn a_quantised_projection_is_a_predictor() {
     let quantised = QuantisedProjection::new(&projection, &moments::moments(&set, &train), &set, &train).unwrap();
     let false_positives =
         |scores: &dyn NeuronScores| Curve::measure(scores, &set, &held_out).at_misses(0.03).false_positive_rate;
-    let bytes = predictor_bytes(HIDDEN, HIDDEN, FFN, PredictorDType::Int4);
+    let of = RowsOf { hidden: HIDDEN, neurons: FFN, rows: FFN };
+    let bytes = predictor_bytes(HIDDEN, of, PredictorDType::Int4);
     let rank = 14;
-    assert!(predictor_bytes(rank, HIDDEN, FFN, PredictorDType::Int8) <= bytes + 8 * FFN as u64);
+    assert!(predictor_bytes(rank, of, PredictorDType::Int8) <= bytes + 8 * FFN as u64);
     let params = LowRankPredictor::params(rank).projection(Arc::new(projection)).check().unwrap();
     let low = params.fit(&set).unwrap().rounded(PredictorDType::Int8);
     let (quantised_rate, low) = (false_positives(&quantised), false_positives(&low));

@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use flashlm_formats::bundle::{LayerPredictor, PredictorDType, PredictorInfo};
 use flashlm_formats::model::ModelSpec;
+use flashlm_formats::predictors::ROWS;
 use flashlm_kernels::{Element, Matrix, ScaleGroup, Threads, matvec, matvec_each};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -111,6 +112,21 @@ fn floats(parsed: &SafeTensors<'_>, name: &str, len: usize) -> Result<Vec<f32>> 
     Ok(view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
 }
 
+/// The neurons that have rows, ascending; none where the tensor `name` is missing, as all have.
+fn rows(parsed: &SafeTensors<'_>, name: &str, neurons: usize) -> Result<Option<Vec<u32>>> {
+    let Ok(view) = parsed.tensor(name) else { return Ok(None) };
+    let bad = |what: String| RuntimeError::Predictor { tensor: name.to_owned(), what };
+    if view.dtype() != Dtype::U32 || view.shape().len() != 1 {
+        return Err(bad(format!("it is {:?} {:?}, expected U32 of one dimension", view.dtype(), view.shape())));
+    }
+    let rows: Vec<u32> = view.data().chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    let ascends = rows.is_sorted_by(|a, b| a < b);
+    if !ascends || rows.is_empty() || rows.last().is_some_and(|&last| last as usize >= neurons) {
+        return Err(bad(format!("expected ascending numbers of some of {neurons} neurons")));
+    }
+    Ok(Some(rows))
+}
+
 /// The predictors that see the FFN input of one layer.
 pub struct LayerPredictors {
     /// Speaks of the layer's own neurons, and alone decides what is computed.
@@ -126,17 +142,30 @@ impl LayerPredictors {
         let tensors = PredictorTensors::parse(blob)?;
         let layer = |(layer, stored): (usize, &LayerPredictor)| {
             let load = |prefix: &str| tensors.predictor(&format!("layers.{layer}.{prefix}"), hidden, neurons);
-            Ok(Self { own: load("")?, ahead: stored.look_ahead_rank.map(|_| load("lookahead.")).transpose()? })
+            let own = load("")?;
+            let found = own.rows();
+            if found != stored.rows {
+                let what = format!("its rows are {found:?}, the manifest says {:?}", stored.rows);
+                return Err(RuntimeError::Predictor { tensor: format!("layers.{layer}.{ROWS}"), what });
+            }
+            Ok(Self { own, ahead: stored.look_ahead_rank.map(|_| load("lookahead.")).transpose()? })
         };
         info.layers.iter().enumerate().map(layer).collect()
     }
 
-    /// Bytes of the vectors of all layers, which are kept as numbers beside the blob: biases, scales, and room for the middle of `batch`
-    /// tokens.
+    /// Bytes of the vectors of all layers, which are kept as numbers beside the blob: biases, scales, places of rows, and room for
+    /// what lies between for `batch` tokens.
     pub fn vector_bytes(info: &PredictorInfo, spec: &ModelSpec, batch: usize) -> u64 {
-        let one = |rank: usize| (2 * spec.ffn().size + (1 + batch) * rank) * 4;
-        let bytes = info.layers.iter().map(|layer| one(layer.rank) + layer.look_ahead_rank.map_or(0, one));
-        bytes.sum::<usize>() as u64
+        let neurons = spec.ffn().size;
+        let low_rank = |rank: usize, rows: usize| 2 * rows + (1 + batch) * rank;
+        let own = |layer: &LayerPredictor| {
+            let rows = layer.rows.unwrap_or(neurons);
+            let placed = layer.rows.map_or(0, |rows| (1 + batch) * rows);
+            placed + if layer.dtype == PredictorDType::Int4 { rows } else { low_rank(layer.rank, rows) }
+        };
+        let ahead = |rank: usize| low_rank(rank, neurons);
+        let numbers = info.layers.iter().map(|layer| own(layer) + layer.look_ahead_rank.map_or(0, ahead));
+        4 * numbers.sum::<usize>() as u64
     }
 }
 
@@ -162,8 +191,10 @@ impl<'a> PredictorTensors<'a> {
         let decoder = load("decoder")?;
         // Four-bit integers are the projection itself.
         let encoder = if decoder.element == Element::Q4 { None } else { Some(load("encoder")?) };
+        let rows = rows(parsed, &format!("{prefix}{ROWS}"), neurons)?;
+        let with_rows = rows.as_ref().map_or(neurons, Vec::len);
         let (inputs, middle) = encoder.as_ref().map_or((decoder.cols, decoder.cols), |e| (e.cols, e.rows));
-        if (inputs, decoder.rows) != (hidden, neurons) || middle != decoder.cols {
+        if (inputs, decoder.rows) != (hidden, with_rows) || middle != decoder.cols {
             return Err(RuntimeError::Predictor {
                 tensor: format!("{prefix}decoder"),
                 what: format!(
@@ -173,15 +204,24 @@ impl<'a> PredictorTensors<'a> {
                 ),
             });
         }
-        let bias = floats(parsed, &format!("{prefix}bias"), neurons)?;
+        let bias = floats(parsed, &format!("{prefix}bias"), decoder.rows)?;
         let middle = vec![0.0; encoder.as_ref().map_or(0, |e| e.rows)];
         let relu = parsed.tensor(&format!("{prefix}encoder_relu")).is_ok();
-        Ok(Predictor { encoder, decoder, bias, middle, relu })
+        let placed = rows.map(|neurons| Placed { scores: vec![0.0; neurons.len()], neurons });
+        Ok(Predictor { maps: Maps { encoder, decoder, bias, middle, relu }, neurons, placed })
     }
 }
 
 /// The predictor of one layer.
 pub struct Predictor {
+    maps: Maps,
+    neurons: usize,
+    /// Where only some neurons have rows.
+    placed: Option<Placed>,
+}
+
+/// From an input to a score for each row of the decoder.
+struct Maps {
     /// None where the decoder is the projection itself.
     encoder: Option<BlobMatrix>,
     decoder: BlobMatrix,
@@ -189,6 +229,14 @@ pub struct Predictor {
     middle: Vec<f32>,
     /// Whether negative numbers in the middle count as zero.
     relu: bool,
+}
+
+/// Which neurons the decoder's rows are of; the others are never predicted.
+struct Placed {
+    /// Ascending.
+    neurons: Vec<u32>,
+    /// Scores of the rows.
+    scores: Vec<f32>,
 }
 
 impl Predictor {
@@ -200,7 +248,35 @@ impl Predictor {
     /// Scores `[tokens, neurons]` for the FFN inputs of a few tokens, `[tokens, hidden]`: of each what it has alone. `scores` may be
     /// longer.
     pub fn scores_of_each(&mut self, threads: &Threads, inputs: &[f32], tokens: usize, scores: &mut [f32]) {
-        let scores = &mut scores[..tokens * self.decoder.rows];
+        let scores = &mut scores[..tokens * self.neurons];
+        let Some(placed) = &mut self.placed else { return self.maps.scores(threads, inputs, tokens, scores) };
+        let rows = placed.neurons.len();
+        // Grows with the first step of so many tokens.
+        placed.scores.resize(placed.scores.len().max(tokens * rows), 0.0);
+        let of_rows = &mut placed.scores[..tokens * rows];
+        self.maps.scores(threads, inputs, tokens, of_rows);
+        scores.fill(f32::NEG_INFINITY);
+        for (scores, of_rows) in scores.chunks_exact_mut(self.neurons).zip(of_rows.chunks_exact(rows)) {
+            placed.neurons.iter().zip(of_rows).for_each(|(&neuron, score)| scores[neuron as usize] = *score);
+        }
+    }
+
+    /// Neurons that have a row, where not all have.
+    pub fn rows(&self) -> Option<usize> {
+        self.placed.as_ref().map(|placed| placed.neurons.len())
+    }
+
+    /// Bytes of its matrices and vectors.
+    pub fn bytes(&self) -> u64 {
+        let Maps { encoder, decoder, bias, .. } = &self.maps;
+        let placed = self.rows().unwrap_or(0) * size_of::<u32>();
+        (encoder.as_ref().map_or(0, BlobMatrix::bytes) + decoder.bytes() + size_of_val(&bias[..]) + placed) as u64
+    }
+}
+
+impl Maps {
+    /// Scores `[tokens, rows]`.
+    fn scores(&mut self, threads: &Threads, inputs: &[f32], tokens: usize, scores: &mut [f32]) {
         match &self.encoder {
             None => self.decoder.apply(threads, inputs, tokens, scores),
             Some(encoder) => {
@@ -217,11 +293,5 @@ impl Predictor {
         for scores in scores.chunks_exact_mut(self.bias.len().max(1)) {
             scores.iter_mut().zip(&self.bias).for_each(|(score, bias)| *score += bias);
         }
-    }
-
-    /// Bytes of its matrices and vectors.
-    pub fn bytes(&self) -> u64 {
-        let encoder = self.encoder.as_ref().map_or(0, BlobMatrix::bytes);
-        (encoder + self.decoder.bytes() + size_of_val(&self.bias[..])) as u64
     }
 }

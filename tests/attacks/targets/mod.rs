@@ -235,7 +235,12 @@ pub fn predictors(bytes: &[u8]) {
     spec.hidden_size = 4;
     spec.layers.iter_mut().for_each(|layer| layer.ffn_mut().size = 9);
     for dtype in [PredictorDType::F16, PredictorDType::Int8, PredictorDType::Int4] {
-        let layers = (0..2).map(|layer| LayerPredictor { rank: 2, dtype, look_ahead_rank: (layer == 0).then_some(2) });
+        let layers = (0..2).map(|layer| LayerPredictor {
+            rank: 2,
+            dtype,
+            rows: None,
+            look_ahead_rank: (layer == 0).then_some(2),
+        });
         let info = PredictorInfo { kind: PredictorKind::LowRank, layers: layers.collect() };
         score(bytes.to_vec(), &info, &spec);
     }
