@@ -36,10 +36,10 @@ pub(crate) struct ImportArgs {
     /// Share of the active neurons that must be found on the recording
     #[arg(long, value_name = "SHARE", default_value_t = 0.96, value_parser = numbers::share)]
     recall: f64,
-    /// Predict more than that while a neuron read brings this share of an active one's mean energy
+    /// Predict more than that as long as each neuron read brings this share of an active one's mean energy
     #[arg(long, value_name = "SHARE", default_value_t = 0.05, value_parser = numbers::part)]
     worth: f64,
-    /// What stands between the two matrices [default: what the names of the tensors say]
+    /// What is between the two matrices [default: what the names of the tensors imply]
     #[arg(long, value_enum)]
     between: Option<Between>,
 }

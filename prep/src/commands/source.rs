@@ -13,7 +13,7 @@ use super::Stage;
 
 /// For the help of every command that takes a checkpoint.
 pub(crate) const CHECKPOINT_HELP: &str =
-    "Directory with a Hugging Face checkpoint, or a model of the hub: org/name[@revision]";
+    "Directory with a Hugging Face checkpoint, or a model on the Hub: org/name[@revision]";
 
 /// Opens the checkpoint that an argument names. A directory wins over a model of the same name.
 pub(crate) fn open(source: &Path) -> Result<Checkpoint> {

@@ -37,7 +37,7 @@ pub(crate) struct ThresholdsArgs {
     /// The file to write; without it the table is only shown
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Tokens to measure on at most [default: 4096, for hidden sizes from 2048 on 2048]
+    /// Measure on at most this many tokens [default: 4096; for hidden sizes of 2048 and above 2048]
     #[arg(long, value_name = "N", value_parser = numbers::tokens)]
     tokens: Option<usize>,
     /// Longest sequence

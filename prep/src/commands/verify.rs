@@ -14,7 +14,7 @@ use super::{Stage, counted};
 /// Arguments of `flashlm-prep verify`.
 #[derive(Args)]
 #[command(after_help = "Example:\n  flashlm-prep verify model.flashlm\n\n\
-    Exits with 1 if anything is damaged, or the file goes on behind the bundle's end.")]
+    Exits with 1 if anything is damaged, or the file continues after the bundle's end.")]
 pub(crate) struct VerifyArgs {
     /// The bundle
     #[arg(value_name = "BUNDLE")]

@@ -20,10 +20,10 @@ use serde_json::{Value, json};
 #[derive(Args)]
 #[command(after_help = "Examples:\n  flashlm doctor\n  flashlm doctor model.flashlm --json")]
 pub(crate) struct DoctorArgs {
-    /// A bundle: its disk is looked at, too
+    /// A bundle, whose disk is examined too
     #[arg(value_name = "BUNDLE")]
     bundle: Option<PathBuf>,
-    /// One JSON object
+    /// Print a JSON object
     #[arg(long)]
     json: bool,
 }

@@ -33,10 +33,10 @@ const USUAL_CONTEXT: usize = 256;
 pub(crate) struct PlanArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Tokens the KV cache holds: the prompt and what follows [default: 256, or what the model allows]
+    /// Size of the KV cache in tokens, for the prompt and what follows [default: 256, or what the model allows]
     #[arg(long, value_name = "N")]
     context: Option<usize>,
-    /// One JSON object
+    /// Print a JSON object
     #[arg(long)]
     json: bool,
 }
