@@ -65,14 +65,14 @@ pub enum PackError {
     },
     /// Weights that have no scale.
     #[error(
-        "{what} holds weights that are no finite numbers: they cannot be quantised; pack without --dtype and --resident-dtype"
+        "{what} holds weights that are not finite numbers: they cannot be quantised; pack without --dtype and --resident-dtype"
     )]
     NotFinite {
         /// Which tensor.
         what: String,
     },
     /// No thread is to be had.
-    #[error("cannot start a thread that reads beside writing: {0}; allow more (`ulimit -u`, a container's pids limit)")]
+    #[error("cannot start a thread that reads while writing: {0}; allow more (`ulimit -u`, a container's pids limit)")]
     Thread(std::io::Error),
     /// The caller wanted to stop.
     #[error("interrupted; no bundle was left behind")]

@@ -39,7 +39,7 @@ pub(crate) fn standardised(json: Vec<u8>) -> Result<Vec<u8>, String> {
 fn explain(error: &serde_json::Error) -> String {
     match error.classify() {
         serde_json::error::Category::Eof => format!("{error}: it is not whole. Download it again"),
-        _ => format!("{error}. Mend it there, or take the original again if it was never edited"),
+        _ => format!("{error}. Fix it there, or get the original again if it was never edited"),
     }
 }
 

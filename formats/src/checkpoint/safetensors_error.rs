@@ -13,7 +13,7 @@ pub enum SafetensorsError {
         found: u64,
     },
     /// The header would reach beyond the file, or is absurdly long.
-    #[error("the header claims {claimed} bytes; the file leaves room for {room}, and {limit} are the most allowed")]
+    #[error("the header claims {claimed} bytes; the file leaves room for {room}, and at most {limit} are allowed")]
     HeaderLength {
         /// Length claimed.
         claimed: u64,

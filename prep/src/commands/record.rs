@@ -71,7 +71,7 @@ pub(crate) fn run(args: &RecordArgs) -> Result<ExitCode> {
     let _taken = Directory::take(&args.output, DirectoryKind::Recording, &inputs)?;
     let mut recorder = Recorder::open(&checkpoint, &calibration, &args.output, super::threads(args.threads)?)?;
     for path in recorder.drop_damaged()? {
-        eprintln!("note: {} is not as it was written: it is made anew", path.display());
+        eprintln!("note: {} is not as it was written: it is made again", path.display());
     }
     let layers = checkpoint.spec().layers.len();
     let tokens = calibration.tokens.len();

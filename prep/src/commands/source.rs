@@ -29,7 +29,7 @@ pub(crate) fn open(source: &Path) -> Result<Checkpoint> {
         Some(name) if !source.join("config.json").exists() => Checkpoint::open(source).with_context(|| {
             let explicit = format!("{}@{}", name.repo, name.revision);
             format!(
-                "{} is taken for the directory of that name; for the model on the hub write {explicit}",
+                "{} is taken to be the directory of that name; for the model on the hub write {explicit}",
                 source.display()
             )
         }),

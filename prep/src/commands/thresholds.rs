@@ -67,7 +67,7 @@ pub(crate) fn run(args: &ThresholdsArgs) -> Result<ExitCode> {
     eprintln!(
         "{}",
         gain::dense_by_nature(spec).unwrap_or_else(|| {
-            "most neurons of this model can be exactly zero by themselves (`record` counts them): thresholds leave out weak ones besides"
+            "most neurons of this model can be exactly zero by themselves (`record` counts them): thresholds leave out weak ones as well"
                 .into()
         })
     );
@@ -127,7 +127,7 @@ pub(crate) fn table(measured: &Measured, checkpoint: &Checkpoint) -> Vec<String>
     ));
     if let Some(verified) = &measured.verified {
         lines.push(format!(
-            "On documents that are held out it costs {:+.2} % of perplexity, with a standard error of {:.2} % ({} positions, {:.3} to {:.3}).",
+            "On held-out documents it costs {:+.2} % of perplexity, with a standard error of {:.2} % ({} positions, {:.3} to {:.3}).",
             100.0 * verified.loss,
             100.0 * verified.error,
             verified.positions,

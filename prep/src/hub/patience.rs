@@ -86,7 +86,7 @@ impl<R: Read> Read for Paced<R> {
         if n > 0 && self.waited >= self.pace.time {
             let Pace { bytes, time } = self.pace;
             if self.bytes < bytes {
-                let what = format!("only {} bytes came in {} s", self.bytes, time.as_secs_f64());
+                let what = format!("only {} bytes arrived in {} s", self.bytes, time.as_secs_f64());
                 return Err(io::Error::new(io::ErrorKind::TimedOut, what));
             }
             (self.waited, self.bytes) = (Duration::ZERO, 0);

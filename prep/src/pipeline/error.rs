@@ -102,7 +102,7 @@ pub enum PrepareError {
         active: f64,
     },
     /// Predictors find nothing to leave out.
-    #[error("{}; nothing more was done (--anyway goes on)", gain::pointless(*admitted, checkpoint, output))]
+    #[error("{}; nothing more was done (--anyway continues)", gain::pointless(*admitted, checkpoint, output))]
     Pointless {
         /// The checkpoint.
         checkpoint: PathBuf,

@@ -130,7 +130,7 @@ fn fits(args: &BenchArgs, step: &Step, bundle: &Bundle, budget: u64, tokens: usi
 fn ladder(args: &BenchArgs, bundle: &Bundle, budget: u64, names: &[&str], ids: &[u32]) -> Result<()> {
     let bar = ProgressBar::new(args.repeats * names.len() as u64 + 1);
     bar.set_style(
-        ProgressStyle::with_template("{msg:16} [{bar:30}] {pos}/{len}, {elapsed} gone, {eta} left")?
+        ProgressStyle::with_template("{msg:16} [{bar:30}] {pos}/{len}, {elapsed} elapsed, {eta} left")?
             .progress_chars("=> "),
     );
     bar.set_message("machine");

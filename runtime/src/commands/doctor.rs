@@ -120,9 +120,9 @@ fn model(bundle: &Bundle, report: &mut Value, advice: &mut Vec<String>) {
     }
     if let Some(available) = memory::available() {
         if available > bundle.manifest().model_bytes {
-            advice.push("the whole model fits the memory that is available".into());
+            advice.push("the whole model fits in the available memory".into());
         } else if available < resident {
-            advice.push("the memory that is available does not even hold the resident weights".into());
+            advice.push("the available memory does not even hold the resident weights".into());
         }
     }
 }

@@ -129,9 +129,9 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
         );
         match expected.is_reading() {
             true => println!(
-                "that rests on this budget, on text like that of preparation, and on a disk as supposed: {known}"
+                "this assumes the given budget, text like that used for preparation, and a typical disk: {known}"
             ),
-            false => println!("that rests on this budget, and on text like that of preparation"),
+            false => println!("this assumes the given budget, and text like that used for preparation"),
         }
     }
     println!(

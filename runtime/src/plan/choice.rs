@@ -103,7 +103,7 @@ pub fn plan(bundle: &Bundle, options: &LoadOptions) -> Result<Planned> {
 /// What is said of the budget that avoids a slow way.
 fn avoided_with(needed: u64) -> String {
     if memory::available().is_some_and(|available| needed > available) {
-        format!("avoiding that takes {needed} bytes, more than may be taken here")
+        format!("avoiding that takes {needed} bytes, more than may be used here")
     } else {
         format!("--memory {needed} is enough to avoid that")
     }
