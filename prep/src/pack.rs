@@ -80,7 +80,7 @@ pub enum PackError {
 }
 
 /// For users of a bundle whose manifest says `wide_kv`.
-pub const WIDE_KV_NOTE: &str = "keys or values of this model may be larger than f16 holds; the bundle asks for a KV cache in f32, which \
+pub const WIDE_KV_NOTE: &str = "keys or values of this model may exceed the range of f16; the bundle asks for a KV cache in f32, which \
                                 takes twice the memory";
 
 /// What a bundle is to hold besides the model.

@@ -74,8 +74,8 @@ pub(crate) fn run(args: &ImportArgs) -> Result<ExitCode> {
     let alarms = report.layers.iter().filter(|l| l.held_out.predicted_fraction > 0.9).count();
     if alarms > 0 {
         eprintln!(
-            "note: {alarms} of {layers} layers predict more than 90 % of the neurons: these predictors see something else than the FFN's \
-             input, or are of another model; `flashlm-prep train` makes better ones"
+            "note: {alarms} of {layers} layers predict more than 90 % of the neurons: these predictors expect an input other than the FFN's \
+             own, or belong to another model; `flashlm-prep train` makes better ones"
         );
     }
     eprintln!("wrote {} and predictors.json to {}", super::counted(layers, "predictor"), args.output.display());

@@ -44,7 +44,7 @@ fn of_file(path: &Path) -> Option<String> {
         Err(BundleError::Io { .. } | BundleError::Directory { .. }) => return None,
         _ => {
             return Some(
-                "a bundle, made of a checkpoint already: `flashlm run` runs it, `flashlm-prep inspect` and `flashlm-prep verify` look \
+                "a bundle, already made from a checkpoint: `flashlm run` runs it, `flashlm-prep inspect` and `flashlm-prep verify` look \
                  at it; this command takes a checkpoint's directory"
                     .into(),
             );
@@ -53,7 +53,7 @@ fn of_file(path: &Path) -> Option<String> {
     if begin.starts_with(b"GGUF") {
         return Some(
             "a GGUF file, whose weights were converted for other programs: give the directory of the Hugging Face checkpoint that it \
-             was made of, or its name on the hub (org/name)"
+             was made from, or its name on the hub (org/name)"
                 .into(),
         );
     }

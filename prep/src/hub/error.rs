@@ -100,7 +100,7 @@ pub enum HubError {
     },
     /// The connection breaks again and again.
     #[error(
-        "{file}: the connection broke {attempts} times in a row and brought next to nothing new, the last time at byte {have} of {bytes} \
+        "{file}: the connection broke {attempts} times in a row with next to no progress, the last time at byte {have} of {bytes} \
          ({reason}). \
          What was fetched is kept; repeat the command to go on from there"
     )]

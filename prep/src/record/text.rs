@@ -33,7 +33,7 @@ const PIECE_BYTES_MAX: usize = 64 << 10;
 pub enum TextError {
     /// There is hardly any text.
     #[error(
-        "the text has only {tokens} tokens (documents: {documents}); at least {NEEDED} are needed, and 20000 or more serve \
+        "the text has only {tokens} tokens (documents: {documents}); at least {NEEDED} are needed, and 20000 or more work \
          well (documents are separated by lines {SEPARATOR}, or are files of their own)"
     )]
     TooShort {

@@ -48,7 +48,7 @@ pub enum TokenizerError {
     },
     /// An added token would get another id than its file states.
     #[error(
-        "the added token {content:?} states id {stated}, but the library would give it {}: ids of added tokens must follow on the vocabulary's, without a hole; \
+        "the added token {content:?} states id {stated}, but the library would give it {}: ids of added tokens must continue the vocabulary's, without a gap; \
          loading the tokenizer in transformers and save_pretrained writes it so", used.map_or("none".to_owned(), |id| id.to_string())
     )]
     AddedToken {
