@@ -11,7 +11,8 @@ use clap::{Command, CommandFactory, FromArgMatches};
 use crate::console;
 
 /// For the end of each program's help.
-pub const EXIT_CODES: &str = "Exit codes: 0 success, 1 failure, 2 invalid command line; 130, 143 and 129 if ended by Ctrl-C, SIGTERM or SIGHUP.";
+pub const EXIT_CODES: &str =
+    "Exit codes: 0 success, 1 failure, 2 invalid command line; 130, 143 and 129 if ended by Ctrl-C, SIGTERM or SIGHUP.";
 
 /// The program beside this one.
 pub struct Other {

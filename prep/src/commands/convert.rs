@@ -25,7 +25,7 @@ pub(crate) struct ConvertArgs {
     /// The bundle to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-/// Replace an existing bundle
+    /// Replace an existing bundle
     #[arg(long)]
     force: bool,
     /// Alignment of groups in bytes: what direct reads of the disk need

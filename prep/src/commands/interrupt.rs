@@ -19,9 +19,7 @@ pub(crate) fn watch(goes_on: bool) -> Result<()> {
             if let Some(code) = signals::asked() {
                 publish::abandon();
                 let next = if goes_on { "; the same command resumes from here" } else { "" };
-                eprintln!(
-                    "flashlm-prep: interrupted; incomplete files are removed, downloads are kept{next}"
-                );
+                eprintln!("flashlm-prep: interrupted; incomplete files are removed, downloads are kept{next}");
                 std::process::exit(code.into());
             }
             std::thread::sleep(STEP);

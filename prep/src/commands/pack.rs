@@ -45,7 +45,7 @@ pub(crate) struct PackArgs {
     output: PathBuf,
     #[command(flatten)]
     formats: FormatArgs,
-/// Replace an existing bundle
+    /// Replace an existing bundle
     #[arg(long)]
     force: bool,
 }

@@ -261,8 +261,7 @@ impl SentencePiece {
 fn bounded<T>(merges: impl Iterator<Item = T>) -> Result<Vec<T>, TokenizerError> {
     let merges: Vec<T> = merges.take(MERGES_MAX + 1).collect();
     if merges.len() > MERGES_MAX {
-        let reason =
-            format!("its pieces can be merged in more than {MERGES_MAX} ways, the most that are supported");
+        let reason = format!("its pieces can be merged in more than {MERGES_MAX} ways, the most that are supported");
         return Err(TokenizerError::Invalid { file: "tokenizer.model", reason });
     }
     Ok(merges)
