@@ -53,7 +53,7 @@ pub enum SafetensorsError {
         found: u64,
     },
     /// Tensors overlap, leave a gap, or end before they begin.
-    #[error("{tensor:?} stands at bytes {start}..{end} of the data; it should begin at {expected}")]
+    #[error("{tensor:?} is at bytes {start}..{end} of the data; it should begin at {expected}")]
     Offsets {
         /// The tensor.
         tensor: String,

@@ -77,7 +77,7 @@ pub enum TokenizerError {
 pub enum TokenizerNote {
     /// A class that brings parts of its own in transformers.
     #[error(
-        "{class} is not known here: tokenizer.json is followed as it stands, where transformers replaces parts of it"
+        "{class} is not known here: tokenizer.json is followed as it is, where transformers replaces parts of it"
     )]
     Class {
         /// The class.
@@ -85,7 +85,7 @@ pub enum TokenizerNote {
     },
     /// A vocabulary of another kind than the class is for.
     #[error(
-        "tokenizer.json holds a {kind} and the tokenizer's class, {class}, is for BPE: tokenizer.json is followed as it stands"
+        "tokenizer.json holds a {kind} and the tokenizer's class, {class}, is for BPE: tokenizer.json is followed as it is"
     )]
     Kind {
         /// The class.
