@@ -76,9 +76,7 @@ pub enum TokenizerError {
 #[non_exhaustive]
 pub enum TokenizerNote {
     /// A class that brings parts of its own in transformers.
-    #[error(
-        "{class} is not known here: tokenizer.json is followed as it is, where transformers replaces parts of it"
-    )]
+    #[error("{class} is not known here: tokenizer.json is followed as it is, where transformers replaces parts of it")]
     Class {
         /// The class.
         class: String,
