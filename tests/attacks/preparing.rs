@@ -109,7 +109,7 @@ fn bytes_behind_a_bundle_are_said_and_cut_off() {
     grow();
     let said = prep(&["verify", text(&output)]);
     assert_eq!(said.code, Some(1), "{said:?}");
-    let place = format!("ends at byte {}, and 8 bytes", whole.len());
+    let place = format!("ends at byte {}, followed by 8 bytes", whole.len());
     let mends = format!("truncate -s {} {}", whole.len(), output.display());
     assert!(
         said.stdout.contains(&place) && said.stderr.contains(&mends) && !said.stderr.contains("rebuild"),
