@@ -89,7 +89,8 @@ fn text_that_cannot_be_used_is_refused_at_once() {
         record(&[path], tokens, &output).failed(1, said);
         assert!(!output.exists(), "{name}");
     }
-    record(&[PathBuf::from("/dev/zero")], "900", &output).failed(1, &["not UTF-8 text (it stops being UTF-8 at byte 0"]);
+    record(&[PathBuf::from("/dev/zero")], "900", &output)
+        .failed(1, &["not UTF-8 text (it stops being UTF-8 at byte 0"]);
 }
 
 /// A document of many megabytes is not tokenized for the sake of a few hundred tokens.
