@@ -301,7 +301,7 @@ fn repositories_that_cannot_be_read_are_told_before_anything_large_is_fetched() 
     let said = user.run(&["convert", MODEL, "-o", &user.path("m.flashlm")]);
     let before = said.stderr.split("fetching").next().unwrap();
     assert!(!before.contains("no tokenizer"), "{said:?}");
-    said.failed(1, &["tokenizer.model", "sentencepiece"]);
+    said.failed(1, &["tokenizer.model", "SentencePiece"]);
 }
 
 /// A cache on a disk of its own, too small: refused at once, or full on the way. Needs to mount.
