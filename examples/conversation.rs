@@ -1,4 +1,4 @@
-//! Turn by turn: every line goes on from all that was said before.
+//! Turn by turn: every line continues everything said before.
 //!
 //! `cargo run --release --example conversation -- model.flashlm`
 

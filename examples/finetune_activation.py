@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Give a trained OPT or Falcon checkpoint another activation function and train it on for a while.
+"""Give a trained OPT or Falcon checkpoint another activation function and continue training it for a while.
 
     python3 finetune_activation.py CHECKPOINT --activation gelu --text FILE.. -o DIR [--steps N] [--seed N]
 

@@ -1,4 +1,4 @@
-//! From a checkpoint's directory to a bundle, with its progress; interrupted, it goes on from where it was.
+//! From a checkpoint's directory to a bundle, with progress; after an interruption it resumes where it was.
 //!
 //! `cargo run --release --example prepare -- CHECKPOINT_DIR model.flashlm calibration.txt`
 

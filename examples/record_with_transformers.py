@@ -112,7 +112,7 @@ def sequences_of(files, tokenizer, spec, sequence_tokens, budget, seed):
 
 
 class Layer:
-    """What is recorded of one FFN."""
+    """What is recorded about one FFN."""
 
     def __init__(self, up, down):
         self.inputs, self.activity, self.magnitudes = [], [], []

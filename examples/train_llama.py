@@ -22,7 +22,7 @@ WARM_UP, DECAY_FROM = 0.02, 0.6  # shares of the time
 
 
 def rows(tokenizer, path, first, limit):
-    """The documents of a file, one behind the other, cut into sequences of ids."""
+    """The documents of a file, one after another, cut into sequences of ids."""
     text = Path(path).read_text()[:limit]
     docs = [d.strip("\n") for d in text.split("<|endoftext|>") if d.strip("\n")]
     ids = [i for e in tokenizer.encode_batch(docs, add_special_tokens=False) for i in [first] + e.ids]

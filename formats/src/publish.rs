@@ -128,7 +128,7 @@ fn remove_leftover(temporary: &Path) -> io::Result<()> {
         Err(error) if gone(&error) => return Ok(()),
         Ok(there) if there.is_file() => {}
         Ok(_) => {
-            let what = format!("{} is no file, and a new file has that name until it is whole", temporary.display());
+            let what = format!("{} is not a file, and a new file has that name until it is whole", temporary.display());
             return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         }
         Err(error) => return Err(error),

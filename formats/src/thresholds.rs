@@ -102,7 +102,7 @@ pub enum ThresholdFileError {
         source: std::io::Error,
     },
     /// No such file.
-    #[error("{} is no file of thresholds: {reason}; `flashlm-prep thresholds` writes one", path.display())]
+    #[error("{} is not a file of thresholds: {reason}; `flashlm-prep thresholds` writes one", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,

@@ -542,7 +542,7 @@ fn damage_is_reported_with_its_place() {
         assert!(places.iter().any(|p| p.contains(&format!("layer {layer}, group {group} at byte"))), "{places:#?}");
     }
     assert!(places.iter().any(|p| p.starts_with("resident: ")));
-    assert!(places.iter().any(|p| p.starts_with("flash: padding behind layer 1")));
+    assert!(places.iter().any(|p| p.starts_with("flash: padding after layer 1")));
     assert!(places.iter().any(|p| p.contains("padding between sections, byte 700")));
 }
 

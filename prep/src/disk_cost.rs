@@ -22,7 +22,7 @@ pub enum DiskProfileError {
         source: std::io::Error,
     },
     /// It is something else.
-    #[error("{} is no disk profile; `flashlm disk PATH` makes one: {source}", path.display())]
+    #[error("{} is not a disk profile; `flashlm disk PATH` makes one: {source}", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,

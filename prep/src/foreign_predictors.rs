@@ -58,7 +58,7 @@ pub enum ForeignError {
     },
     /// It can be read and not be represented.
     #[error(
-        "{}: the first matrix has a bias and a ReLU stands behind it, which no predictor of ours has; \
+        "{}: the first matrix has a bias and is followed by a ReLU, which flashlm's predictors cannot have; \
          train one with `flashlm-prep train`",
         path.display()
     )]

@@ -75,7 +75,7 @@ pub fn fetch(name: &ModelName, settings: &Settings, watch: &mut dyn Watch) -> Re
         Err(error @ (HubError::Unreachable { .. } | HubError::Status { .. })) => {
             let dir = snapshots.complete(name, settings).map_err(|_| &error);
             let Ok(dir) = dir else { return Err(error) };
-            watch.say(&format!("{error}; taking {name} as it was fetched before"));
+            watch.say(&format!("{error}; using {name} as it was downloaded before"));
             return Ok(dir);
         }
         Err(error) => return Err(error),

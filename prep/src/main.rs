@@ -32,7 +32,7 @@ enum Command {
     Convert(commands::convert::ConvertArgs),
     /// Show what a checkpoint or a bundle is, and how large its parts are
     Inspect(commands::inspect::InspectArgs),
-    /// List the models that can be prepared, and how that was verified
+    /// List the models that can be prepared, and how each was verified
     Families(commands::families::FamiliesArgs),
     /// Check every checksum of a bundle
     Verify(commands::verify::VerifyArgs),
@@ -40,17 +40,17 @@ enum Command {
     Pack(commands::pack::PackArgs),
     /// Compare a bundle with its checkpoint on a text
     Evaluate(commands::evaluate::EvaluateArgs),
-    /// Measure what can be left out of a model whose neurons are never exactly zero
+    /// Measure which neurons can be left out of a model whose neurons are never exactly zero
     Thresholds(commands::thresholds::ThresholdsArgs),
     /// Record which neurons fire on a text
     Record(commands::record::RecordArgs),
-    /// Show which neurons fire, how often, and together with which
+    /// Show which neurons fire, how often, and together with which others
     Analyze(commands::analyze::AnalyzeArgs),
     /// Choose the storage order of each layer's neurons
     Order(commands::order::OrderArgs),
-    /// Train predictors of the active neurons on a recording
+    /// Train predictors of the active neurons, on a recording
     Train(commands::train::TrainArgs),
-    /// Take over predictors that Deja Vu or PowerInfer trained
+    /// Import predictors that Deja Vu or PowerInfer trained
     ImportPredictors(commands::import_predictors::ImportArgs),
     /// Write a random-weight checkpoint of a published geometry, for measuring
     Synthesize(commands::synthesize::SynthesizeArgs),

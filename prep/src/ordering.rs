@@ -32,7 +32,7 @@ pub fn positions(order: &[u32]) -> Vec<u32> {
     let mut position = vec![u32::MAX; order.len()];
     for (at, &neuron) in order.iter().enumerate() {
         let old = std::mem::replace(&mut position[neuron as usize], at as u32);
-        assert_eq!(old, u32::MAX, "neuron {neuron} stands twice in the order");
+        assert_eq!(old, u32::MAX, "neuron {neuron} occurs twice in the order");
     }
     position
 }

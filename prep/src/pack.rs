@@ -65,14 +65,14 @@ pub enum PackError {
     },
     /// Weights that have no scale.
     #[error(
-        "{what} holds weights that are no finite numbers: they cannot be quantised; pack without --dtype and --resident-dtype"
+        "{what} holds weights that are not finite numbers: they cannot be quantised; pack without --dtype and --resident-dtype"
     )]
     NotFinite {
         /// Which tensor.
         what: String,
     },
     /// No thread is to be had.
-    #[error("cannot start a thread that reads beside writing: {0}; allow more (`ulimit -u`, a container's pids limit)")]
+    #[error("cannot start a thread that reads while writing: {0}; allow more (`ulimit -u`, a container's pids limit)")]
     Thread(std::io::Error),
     /// The caller wanted to stop.
     #[error("interrupted; no bundle was left behind")]
@@ -80,7 +80,7 @@ pub enum PackError {
 }
 
 /// For users of a bundle whose manifest says `wide_kv`.
-pub const WIDE_KV_NOTE: &str = "keys or values of this model may be larger than f16 holds; the bundle asks for a KV cache in f32, which \
+pub const WIDE_KV_NOTE: &str = "keys or values of this model may exceed the range of f16; the bundle asks for a KV cache in f32, which \
                                 takes twice the memory";
 
 /// What a bundle is to hold besides the model.

@@ -11,7 +11,8 @@ use clap::{Command, CommandFactory, FromArgMatches};
 use crate::console;
 
 /// For the end of each program's help.
-pub const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 a command line that cannot be meant; 130, 143 and 129 where Ctrl-C, SIGTERM or SIGHUP ended it.";
+pub const EXIT_CODES: &str =
+    "Exit codes: 0 success, 1 failure, 2 invalid command line; 130, 143 and 129 if ended by Ctrl-C, SIGTERM or SIGHUP.";
 
 /// The program beside this one.
 pub struct Other {
@@ -123,7 +124,7 @@ fn of_whole_number(kind: &IntErrorKind) -> &'static str {
         IntErrorKind::Zero => "it must be at least 1",
         IntErrorKind::PosOverflow => "it is larger than any number that can be meant",
         IntErrorKind::NegOverflow => "it cannot be below zero",
-        _ => "expected a whole number, such as 20",
+        _ => "expected an integer, such as 20",
     }
 }
 
@@ -186,11 +187,11 @@ mod tests {
     fn numbers_that_cannot_be_meant_are_told_in_words() {
         for (arguments, words) in [
             (&["order", "--tokens", "-5"][..], "'-5' for '--tokens <N>': it cannot be below zero"),
-            (&["order", "--tokens", "five"], "expected a whole number"),
+            (&["order", "--tokens", "five"], "expected an integer"),
             (&["order", "--tokens", "99999999999999999999999"], "larger than any number"),
             (&["order", "--share", "half"], "expected a number, such as 0.5"),
             (&["order", "--threads", "0"], "it must be at least 1; this machine has"),
-            (&["order", "--threads", "-1"], "expected a whole number"),
+            (&["order", "--threads", "-1"], "expected an integer"),
             (&["order", "--threads", "100000"], "it must be at most"),
         ] {
             let said = said(arguments);

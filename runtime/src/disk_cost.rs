@@ -145,7 +145,7 @@ pub fn known_cost(path: &Path) -> (ReadCost, String) {
         Some(cost) => (cost, format!("reads planned with the kept profile of {device}{}", measured(&device))),
         None => (
             ReadCost::USUAL,
-            format!("reads planned for a usual disk; `flashlm disk {}` measures yours", path.display()),
+            format!("reads planned for a typical disk; `flashlm disk {}` measures yours", path.display()),
         ),
     }
 }

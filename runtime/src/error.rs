@@ -147,7 +147,7 @@ pub enum RuntimeError {
     EmptyPrompt,
     /// There is no memory left for the keys and values of another sequence.
     #[error(
-        "a sequence of {wanted} tokens needs memory for keys and values where the others leave room for {free}; close one, or load the \
+        "a sequence of {wanted} tokens needs memory for keys and values but the others leave room for {free} only; close one, or load the \
         model with room for more sequences"
     )]
     NoRoomForSequence {

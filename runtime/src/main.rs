@@ -27,17 +27,17 @@ struct Cli {
 enum Command {
     /// Generate text from a bundle
     Run(commands::run::RunArgs),
-    /// Write the logits of every position of a sequence
+    /// Write the logits at every position of a sequence
     Logits(commands::logits::LogitsArgs),
     /// Show the memory that a run would take
     Plan(commands::plan::PlanArgs),
-    /// Say what this machine can do, and what is missing
+    /// Show what this machine can do, and what is missing
     Doctor(commands::doctor::DoctorArgs),
-    /// Measure what each idea is worth: naive, hybrid, predictor, .. up to everything together
+    /// Measure what each optimisation gains: naive, hybrid, predictor, .. up to everything together
     Bench(commands::bench::BenchArgs),
     #[command(hide = true)]
     BenchStep(commands::bench::StepArgs),
-    /// Measure how fast a disk gives reads, and keep the profile
+    /// Measure how fast a disk serves reads, and keep the profile
     Disk(commands::disk::DiskArgs),
     /// Print a shell completion script
     Completions {

@@ -41,7 +41,7 @@ pub struct Tokenizer {
 pub enum PromptNotice {
     /// The text begins with what the tokenizer puts in front.
     #[error(
-        "the text begins with {token}, which the tokenizer puts in front of every text: it stands there twice, as in transformers"
+        "the text begins with {token}, which the tokenizer also puts in front of every text: it occurs twice, as in transformers"
     )]
     BeginsTwice {
         /// The token.

@@ -157,7 +157,7 @@ pub(crate) fn check(json: &[u8]) -> Result<(), String> {
 fn check_model(model: &Model) -> Result<(), String> {
     at_most("bytes in a token", model.vocab.0.max(model.unk_token.0), TOKEN_BYTES_MAX)?;
     let affix = model.continuing_subword_prefix.0.max(model.end_of_word_suffix.0);
-    at_most("bytes before or behind the parts of a word", affix, AFFIX_BYTES_MAX)?;
+    at_most("bytes before or after the parts of a word", affix, AFFIX_BYTES_MAX)?;
     if let Some(chars) = model.max_input_chars_per_word.filter(|chars| *chars > WORD_CHARS_MAX) {
         return Err(format!(
             "it cuts up words of {chars} characters (max_input_chars_per_word), and {WORD_CHARS_MAX} are the most"
@@ -369,7 +369,7 @@ mod tests {
             Ok(())
         );
         let affix = format!(r#","continuing_subword_prefix":"{}""#, &long[..65]);
-        assert!(refused(model(&affix)).contains("65 bytes before or behind"));
+        assert!(refused(model(&affix)).contains("65 bytes before or after"));
     }
 
     #[test]

@@ -77,7 +77,7 @@ fn a_byte_now_and_then_is_not_waited_for() {
                 let (hub, cache) = hub();
                 hub.behave(Behaviour { drip: Some((path, pause)), ..Behaviour::default() });
                 let error = fetched(&hub, cache.path()).unwrap_err().to_string();
-                assert!(error.contains("bytes came in 0.2 s"), "{error}");
+                assert!(error.contains("bytes arrived in 0.2 s"), "{error}");
                 assert!(error.contains("kept"), "{error}");
             });
         }

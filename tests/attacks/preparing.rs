@@ -109,7 +109,7 @@ fn bytes_behind_a_bundle_are_said_and_cut_off() {
     grow();
     let said = prep(&["verify", text(&output)]);
     assert_eq!(said.code, Some(1), "{said:?}");
-    let place = format!("ends at byte {}, and 8 bytes", whole.len());
+    let place = format!("ends at byte {}, followed by 8 bytes", whole.len());
     let mends = format!("truncate -s {} {}", whole.len(), output.display());
     assert!(
         said.stdout.contains(&place) && said.stderr.contains(&mends) && !said.stderr.contains("rebuild"),
@@ -120,7 +120,7 @@ fn bytes_behind_a_bundle_are_said_and_cut_off() {
     assert_eq!((said.code, &report["ok"], &report["trailing_bytes"]), (Some(1), &false.into(), &8.into()));
     // `prepare` knows whose the bundle is, and cuts it back.
     let said = run(&[]);
-    assert!(said.stderr.contains("8 bytes behind the end") && said.stderr.contains("is up to date"), "{said:?}");
+    assert!(said.stderr.contains("8 bytes after the end") && said.stderr.contains("is up to date"), "{said:?}");
     assert!(fs::read(&output).unwrap() == whole);
     // Not where another name leads to the same file: that is packed again.
     let other = output.with_extension("other");
@@ -136,11 +136,11 @@ fn bytes_behind_a_bundle_are_said_and_cut_off() {
 fn the_option_that_changed_is_named() {
     let (_dir, output, run) = prepared(&[]);
     let said = run(&["--seed", "7"]);
-    assert!(said.stderr.contains("predictors: made anew, as --seed was 1 and is 7"), "{said:?}");
-    assert!(said.stderr.contains("sparsity: made anew, as --seed was 1 and is 7"), "{said:?}");
+    assert!(said.stderr.contains("predictors: made again, because --seed was 1 and is 7"), "{said:?}");
+    assert!(said.stderr.contains("sparsity: made again, because --seed was 1 and is 7"), "{said:?}");
     let said = run(&["--seed", "7", "--recall", "0.9"]);
-    assert!(said.stderr.contains("predictors: made anew, as --recall was 0.968 and is 0.9\n"), "{said:?}");
-    assert!(!said.stderr.contains("orders: made anew"), "{said:?}");
+    assert!(said.stderr.contains("predictors: made again, because --recall was 0.968 and is 0.9\n"), "{said:?}");
+    assert!(!said.stderr.contains("orders: made again"), "{said:?}");
     // A stamp of a version that wrote the name alone still serves.
     let stamp = output.with_extension("flashlm.work").join("orders/made-from");
     let name = fs::read_to_string(&stamp).unwrap().lines().next().unwrap().to_owned();
@@ -257,13 +257,13 @@ fn sentencepiece_models_that_cost_too_much_are_refused() {
     let bpe = field(2, &[3 << 3, 2]);
     let nested = (0..3000).fold(Vec::new(), |inside, _| field(1, &inside));
     for (what, model, words) in [
-        ("halves", [&halves[..], &bpe].concat(), "can be put together in more than 2097152 ways"),
+        ("halves", [&halves[..], &bpe].concat(), "can be merged in more than 2097152 ways"),
         ("control pieces", [&many(3)[..], &bpe].concat(), "control and user-defined pieces have"),
         ("user-defined pieces", [&many(4)[..], &bpe].concat(), "control and user-defined pieces have"),
-        ("a length of 2^63", vec![0x0a, 255, 255, 255, 255, 255, 255, 255, 255, 127, 1], "no sentencepiece model"),
-        ("an endless number", [&[0x0a][..], &[255; 1000]].concat(), "no sentencepiece model"),
-        ("open groups", vec![0x4b; 1 << 20], "no sentencepiece model"),
-        ("nested pieces", nested, "no sentencepiece model"),
+        ("a length of 2^63", vec![0x0a, 255, 255, 255, 255, 255, 255, 255, 255, 127, 1], "not a SentencePiece model"),
+        ("an endless number", [&[0x0a][..], &[255; 1000]].concat(), "not a SentencePiece model"),
+        ("open groups", vec![0x4b; 1 << 20], "not a SentencePiece model"),
+        ("nested pieces", nested, "not a SentencePiece model"),
         ("a million of nothing", piece("", 1).repeat(1 << 20), "do not belong together"),
     ] {
         fs::write(checkpoint.join("tokenizer.model"), model).unwrap();

@@ -98,7 +98,7 @@ fn names_that_a_terminal_would_obey_are_written_out_by_every_command() {
 fn strange_arguments_are_answered_in_words() {
     let prep = |args: &[&str]| run("flashlm-prep", args, "");
     for (args, words) in [
-        (&["record", "x", "--random-ids", "-o", "y", "--tokens", "-5"][..], "expected a whole number from 1"),
+        (&["record", "x", "--random-ids", "-o", "y", "--tokens", "-5"][..], "expected an integer from 1"),
         (&["record", "x", "--random-ids", "-o", "y", "--threads", "0"], "it must be at least 1"),
         (&["record", "x", "--random-ids", "-o", "y", "--threads", "100000"], "it must be at most"),
         (&["synthesize", "--geometry", "gpt-5", "-o", "y"], "falcon-7b"),
@@ -192,7 +192,7 @@ fn a_signal_ends_preparing_at_every_stage_and_leaves_nothing_unfinished() {
         let mut said = String::new();
         child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
         assert_eq!(status.code(), Some(code), "{stage}: {said}");
-        assert!(said.contains("interrupted") && said.contains("the same command goes on from here"), "{stage}: {said}");
+        assert!(said.contains("interrupted") && said.contains("the same command resumes from here"), "{stage}: {said}");
         assert_eq!(unfinished(dir.path()), [] as [PathBuf; 0], "{stage}");
         assert!(!output.exists());
     }

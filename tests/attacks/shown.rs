@@ -199,7 +199,7 @@ fn a_signal_before_there_is_text_ends_at_once_with_its_own_code() {
 fn what_may_be_given_is_said() {
     let script = Script::new(LLAMA, &["▁a", "▁time", "</s>"]);
     for (args, says) in [
-        (&["--temperature", "-1"][..], "from 0 on"),
+        (&["--temperature", "-1"][..], "a number of at least 0"),
         (&["--top-p", "-0.5"], "above 0 and at most 1"),
         (&["--repetition-penalty", "0"], "above 0"),
         (&["-n", "-5"], "cannot be below zero"),

@@ -81,7 +81,7 @@ fn text_that_cannot_be_used_is_refused_at_once() {
         ("a.jsonl", b"{\"body\": \"w5\"}\n", "900", &["line 1", "\"text\""]),
         ("short.txt", b"w5 w6 w7\n", "900", &["tokens (documents: 1); at least 256", "<|endoftext|>"]),
         ("zeros.txt", &[0; 100], "900", &["not UTF-8 text"]),
-        ("enough.txt", &[b'w', b'5', b' '].repeat(1000).leak()[..], "200", &["200 tokens are asked for"]),
+        ("enough.txt", &[b'w', b'5', b' '].repeat(1000).leak()[..], "200", &["200 tokens were requested"]),
     ];
     for (name, contents, tokens, said) in cases {
         let path = dir.path().join(name);
@@ -89,7 +89,8 @@ fn text_that_cannot_be_used_is_refused_at_once() {
         record(&[path], tokens, &output).failed(1, said);
         assert!(!output.exists(), "{name}");
     }
-    record(&[PathBuf::from("/dev/zero")], "900", &output).failed(1, &["not UTF-8 text (byte 0"]);
+    record(&[PathBuf::from("/dev/zero")], "900", &output)
+        .failed(1, &["not UTF-8 text (it stops being UTF-8 at byte 0"]);
 }
 
 /// A document of many megabytes is not tokenized for the sake of a few hundred tokens.

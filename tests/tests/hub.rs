@@ -160,7 +160,7 @@ fn an_interrupted_download_goes_on_where_it_stopped() {
     assert!(hub.requests().is_empty());
     drop(hub);
     let gone = user.run(&["convert", MODEL, "-o", &user.path("gone.flashlm")]);
-    assert!(gone.stderr.contains("as it was fetched before"), "{gone:?}");
+    assert!(gone.stderr.contains("as it was downloaded before"), "{gone:?}");
     gone.succeeded();
     assert_eq!(fs::read(&output).unwrap(), fs::read(&offline).unwrap());
 }
@@ -228,12 +228,12 @@ fn a_busy_hub_is_asked_again_when_it_says() {
     let begin = Instant::now();
     let said = user.run(&["inspect", MODEL]);
     assert!(begin.elapsed() >= Duration::from_secs(2), "it did not wait");
-    assert_eq!(said.stderr.matches("asks for 1 s of patience (status 429)").count(), 2, "{said:?}");
+    assert_eq!(said.stderr.matches("asks to wait 1 s (status 429)").count(), 2, "{said:?}");
     said.succeeded();
 
     // Too long a wait, and one that does not end, are for the user to decide.
     for (busy, words) in [
-        (vec![(false, limit, Some(3600)); 9], ["status 429", "3600 s of patience", "HF_TOKEN", "repeat the command"]),
+        (vec![(false, limit, Some(3600)); 9], ["status 429", "to wait 3600 s", "HF_TOKEN", "repeat the command"]),
         (vec![(false, down, None); 9], ["status 503", "/api/models/", "kept", "repeat the command"]),
     ] {
         let fresh = User::of(&hub);
@@ -242,12 +242,12 @@ fn a_busy_hub_is_asked_again_when_it_says() {
     }
     let fresh = User::of(&hub);
     hub.behave(Behaviour { busy: vec![(true, limit, Some(3600))], ..Behaviour::default() });
-    let said = fresh.run(&["inspect", MODEL]).failed(1, &["3600 s of patience", "model.safetensors"]);
+    let said = fresh.run(&["inspect", MODEL]).failed(1, &["to wait 3600 s", "model.safetensors"]);
     assert!(!said.contains("signature"), "{said}");
     // With a copy in the cache a hub that is down stops nobody.
     hub.behave(Behaviour { busy: vec![(false, down, None); 9], ..Behaviour::default() });
     let said = user.run(&["inspect", MODEL]);
-    assert!(said.stderr.contains("as it was fetched before"), "{said:?}");
+    assert!(said.stderr.contains("as it was downloaded before"), "{said:?}");
     said.succeeded();
 }
 
@@ -301,7 +301,7 @@ fn repositories_that_cannot_be_read_are_told_before_anything_large_is_fetched() 
     let said = user.run(&["convert", MODEL, "-o", &user.path("m.flashlm")]);
     let before = said.stderr.split("fetching").next().unwrap();
     assert!(!before.contains("no tokenizer"), "{said:?}");
-    said.failed(1, &["tokenizer.model", "sentencepiece"]);
+    said.failed(1, &["tokenizer.model", "SentencePiece"]);
 }
 
 /// A cache on a disk of its own, too small: refused at once, or full on the way. Needs to mount.

@@ -80,7 +80,7 @@ pub enum BundleError {
         supported: u32,
     },
     /// The file is shorter than it says.
-    #[error("{path} is cut short: it has to hold {expected} bytes and holds {found}; copy it again or rebuild it")]
+    #[error("{path} is cut short: it should have {expected} bytes and has {found}; copy it again or rebuild it")]
     Truncated {
         /// The file.
         path: PathBuf,
@@ -161,7 +161,7 @@ fn begins_with(found: &[u8]) -> String {
 fn way_out(found: &[u8]) -> &'static str {
     match found {
         [b'G', b'G', b'U', b'F', ..] => {
-            ": it is a GGUF file, for other programs; `flashlm-prep prepare` makes a bundle of the Hugging Face checkpoint it was made of"
+            ": it is a GGUF file, for other programs; `flashlm-prep prepare` makes a bundle from the Hugging Face checkpoint that it was made from"
         }
         // A length, far below 4 GB, and a zip archive: weights.
         [b'P', b'K', 3, 4, ..] | [_, _, _, _, 0, 0, 0, 0] => {

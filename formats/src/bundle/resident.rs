@@ -132,7 +132,7 @@ pub(super) fn decode_table(json: &[u8], manifest: &Manifest, section: Extent) ->
         .map_err(|e| fault("safetensors header", "JSON with one entry for each tensor", e))?;
     let data = section.offset + (LENGTH_BYTES + json.len()) as u64;
     if !(data - section.offset).is_multiple_of(DATA_ALIGNMENT as u64) {
-        return Err(fault("begin of the data", format_args!("a multiple of {DATA_ALIGNMENT}"), data - section.offset));
+        return Err(fault("start of the data", format_args!("a multiple of {DATA_ALIGNMENT}"), data - section.offset));
     }
     let expected = model.resident_tensors();
     let ffn_scales = stored_ffn_scales(model, manifest.ffn.dtype);

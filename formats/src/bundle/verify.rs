@@ -192,7 +192,7 @@ impl Check<'_> {
         let (groups, layout) = (self.bundle.layer(layer), self.bundle.layout());
         self.read(Extent { offset: groups.end(), bytes: (layout.layer_stride() - layout.layer_bytes()) as u64 })?;
         if let Some(at) = self.buffer.iter().position(|byte| *byte != 0) {
-            let what = format!("padding behind layer {layer}, byte {}", groups.end() + at as u64);
+            let what = format!("padding after layer {layer}, byte {}", groups.end() + at as u64);
             self.report.damages.push(Fault::new(Section::Flash, what, 0, self.buffer[at]));
         }
         Ok(())

@@ -45,7 +45,7 @@ pub enum CheckpointError {
         path: PathBuf,
     },
     /// No configuration.
-    #[error("{} has no config.json: give the directory of a Hugging Face checkpoint, downloaded whole", dir.display())]
+    #[error("{} has no config.json: give the directory of a Hugging Face checkpoint, downloaded completely", dir.display())]
     NoConfig {
         /// The checkpoint directory.
         dir: PathBuf,
@@ -153,7 +153,7 @@ pub enum CheckpointError {
         unplaced: Vec<String>,
     },
     /// Two models in one checkpoint, and nothing says which is meant.
-    #[error("{} holds two models, behind {first:?} and {second:?}: keep the tensors of one", dir.display())]
+    #[error("{} holds two models, with the prefixes {first:?} and {second:?}: keep the tensors of one", dir.display())]
     TwoModels {
         /// The checkpoint directory.
         dir: PathBuf,

@@ -48,7 +48,7 @@ pub enum Note {
     )]
     UnknownKeys(Vec<String>),
     /// All names stand behind one that a trainer or a wrapper put there.
-    #[error("the tensors' names begin with {prefix}, which was taken off")]
+    #[error("the tensors' names begin with {prefix}, which was removed")]
     Prefix {
         /// What was taken off.
         prefix: String,

@@ -38,8 +38,8 @@ pub(crate) fn standardised(json: Vec<u8>) -> Result<Vec<u8>, String> {
 /// An error of a JSON reader with the way out.
 fn explain(error: &serde_json::Error) -> String {
     match error.classify() {
-        serde_json::error::Category::Eof => format!("{error}: it is not whole. Download it again"),
-        _ => format!("{error}. Mend it there, or take the original again if it was never edited"),
+        serde_json::error::Category::Eof => format!("{error}: it is incomplete. Download it again"),
+        _ => format!("{error}. Fix it there, or get the original again if it was never edited"),
     }
 }
 

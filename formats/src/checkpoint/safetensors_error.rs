@@ -13,7 +13,7 @@ pub enum SafetensorsError {
         found: u64,
     },
     /// The header would reach beyond the file, or is absurdly long.
-    #[error("the header claims {claimed} bytes; the file leaves room for {room}, and {limit} are the most allowed")]
+    #[error("the header claims {claimed} bytes; the file leaves room for {room}, and at most {limit} are allowed")]
     HeaderLength {
         /// Length claimed.
         claimed: u64,
@@ -53,7 +53,7 @@ pub enum SafetensorsError {
         found: u64,
     },
     /// Tensors overlap, leave a gap, or end before they begin.
-    #[error("{tensor:?} stands at bytes {start}..{end} of the data; it should begin at {expected}")]
+    #[error("{tensor:?} is at bytes {start}..{end} of the data; it should begin at {expected}")]
     Offsets {
         /// The tensor.
         tensor: String,

@@ -77,7 +77,7 @@ impl TokenizerFiles {
             };
             let merges = String::from_utf8(merges).map_err(|e| CheckpointError::Json {
                 path: file.path,
-                reason: format!("{e}. Take the original again"),
+                reason: format!("{e}. Get the original again"),
             })?;
             TokenizerSource::VocabMerges { vocab, merges }
         };

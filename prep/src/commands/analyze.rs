@@ -20,22 +20,22 @@ use super::recorded::{self, layer_range};
 pub(crate) struct AnalyzeArgs {
     /// Directory of the recording.
     recording: PathBuf,
-    /// Look at what these predictors choose, as `train` wrote them, instead of the active neurons.
+    /// Analyze what these predictors (a directory that `train` wrote) choose, instead of the active neurons.
     #[arg(long, value_name = "DIR")]
     predictors: Option<PathBuf>,
-    /// Layers to look at: one (3), or a range (2..5); all that are recorded by default.
+    /// Layers to analyze: one (3), or a range (2..5); by default all that are recorded.
     #[arg(long, value_name = "A..B")]
     layers: Option<String>,
-    /// Look at no more than so many tokens.
+    /// Analyze at most this many tokens.
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = numbers::tokens)]
     tokens: usize,
-    /// Look only at documents that are held out: what predictors choose there, they were not trained on.
+    /// Analyze only held-out documents, which predictors were not trained on.
     #[arg(long)]
     held_out: bool,
-    /// Windows of up to so many tokens.
+    /// Windows of up to this many tokens.
     #[arg(long, value_name = "K", default_value_t = 8, value_parser = numbers::few)]
     windows: usize,
-    /// Window, in tokens, that the closest-friend analysis takes as cached.
+    /// Window, in tokens, that the closest-partner analysis assumes to be cached.
     #[arg(long, value_name = "K", default_value_t = 4, value_parser = numbers::few)]
     window: usize,
     /// Partners kept for each neuron.
@@ -61,7 +61,7 @@ struct LayerReport {
 
 #[derive(Serialize)]
 struct PairReport {
-    /// Every so-manieth token was counted.
+    /// Every i-th token was counted.
     token_step: usize,
     /// Where a neuron fires, its strongest partner fires too: mean over neurons that fire.
     strongest_partner: f64,
@@ -173,7 +173,7 @@ fn table(title: &str, head: &[String], rows: impl Iterator<Item = Vec<String>>) 
     println!();
 }
 
-/// A table with a row for each layer; `row` gives the cells behind the layer's number.
+/// A table with a row for each layer; `row` gives the cells after the layer's number.
 fn layer_table(
     title: &str,
     names: &[impl AsRef<str>],
@@ -209,7 +209,7 @@ fn print_sparsity(layers: &[LayerReport]) {
     );
 }
 
-/// What successive tokens have in common, for windows of up to so many tokens.
+/// What successive tokens have in common, for windows of up to this many tokens.
 fn print_windows(layers: &[LayerReport], windows: usize) {
     let names: Vec<String> = (1..=windows).map(|k| format!("k={k}")).collect();
     let by_window = |title: &str, share: fn(&WindowReuse) -> f64| {
@@ -235,7 +235,7 @@ fn print_partners(layers: &[LayerReport], window: usize) {
         "bytes",
     ];
     let title = format!(
-        "Closest friends as copies, with a window of {window} tokens (useful: wanted, not cached, not read already)"
+        "Closest partners as copies, with a window of {window} tokens (useful: wanted, not cached, not read already)"
     );
     layer_table(&title, &NAMES, layers, |l| {
         let f = &l.friends;

@@ -25,13 +25,13 @@ pub(crate) struct ConvertArgs {
     /// The bundle to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// Replace a bundle that is there
+    /// Replace an existing bundle
     #[arg(long)]
     force: bool,
     /// Alignment of groups in bytes: what direct reads of the disk need
     #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_ALIGNMENT)]
     alignment: usize,
-    /// As many records make a group as fit into this
+    /// A group holds as many records as fit into this
     #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_GROUP_BYTES)]
     group_bytes: usize,
     #[command(flatten)]

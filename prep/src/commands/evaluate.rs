@@ -24,19 +24,19 @@ pub(crate) struct EvaluateArgs {
     /// The bundle
     #[arg(value_name = "BUNDLE")]
     bundle: PathBuf,
-    /// The checkpoint that it was made from: a directory, or org/name[@revision] on the hub
+    /// The checkpoint that it was made from: a directory, or org/name[@revision] on the Hub
     #[arg(long, value_name = "CHECKPOINT")]
     against: PathBuf,
     /// Text to score: files (.txt with documents between lines <|endoftext|>, .jsonl) or directories of them
     #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
     text: Vec<PathBuf>,
-    /// Tokens to score at most
+    /// Score at most this many tokens
     #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = numbers::sequence)]
     tokens: usize,
     /// Ids that go through the model together
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = numbers::sequence)]
     window: usize,
-    /// Cut windows out of all documents joined to one stream, as perplexities are often published; without it no window reaches
+    /// Cut windows out of all documents joined into one stream, as perplexities are often published; otherwise no window reaches
     /// from one document into the next, as in what `record` and `prepare` report
     #[arg(long)]
     join_documents: bool,
@@ -58,7 +58,7 @@ pub(crate) struct EvaluateArgs {
 enum PredictorArg {
     /// What its predictors choose
     Bundle,
-    /// All of them: as good as without predictors
+    /// All of them: the quality without predictors
     All,
     /// Those above their layer's threshold, as if predictors never erred
     Active,

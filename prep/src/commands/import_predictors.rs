@@ -37,10 +37,10 @@ pub(crate) struct ImportArgs {
     /// Share of the active neurons that must be found on the recording
     #[arg(long, value_name = "SHARE", default_value_t = 0.96, value_parser = numbers::share)]
     recall: f64,
-    /// Predict more than that while a neuron read brings this share of an active one's mean energy
+    /// Predict more than that as long as each neuron read brings this share of an active one's mean energy
     #[arg(long, value_name = "SHARE", default_value_t = 0.05, value_parser = numbers::part)]
     worth: f64,
-    /// What stands between the two matrices [default: what the names of the tensors say]
+    /// What is between the two matrices [default: what the names of the tensors imply]
     #[arg(long, value_enum)]
     between: Option<Between>,
 }
@@ -75,8 +75,8 @@ pub(crate) fn run(args: &ImportArgs) -> Result<ExitCode> {
     let alarms = report.layers.iter().filter(|l| l.held_out.predicted_fraction > 0.9).count();
     if alarms > 0 {
         eprintln!(
-            "note: {alarms} of {layers} layers predict more than 90 % of the neurons: these predictors see something else than the FFN's \
-             input, or are of another model; `flashlm-prep train` makes better ones"
+            "note: {alarms} of {layers} layers predict more than 90 % of the neurons: these predictors expect an input other than the FFN's \
+             own, or belong to another model; `flashlm-prep train` makes better ones"
         );
     }
     eprintln!("wrote {} and predictors.json to {}", super::counted(layers, "predictor"), args.output.display());

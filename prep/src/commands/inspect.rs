@@ -22,7 +22,7 @@ use super::{print_json, source};
     after_help = "Examples:\n  flashlm-prep inspect /models/opt-6.7b\n  flashlm-prep inspect facebook/opt-125m\n  flashlm-prep inspect model.flashlm --json"
 )]
 pub(crate) struct InspectArgs {
-    /// A checkpoint's directory, a model of the hub (org/name[@revision], which is fetched), or a bundle
+    /// A checkpoint's directory, a model on the Hub (org/name[@revision], which is downloaded), or a bundle
     #[arg(value_name = "PATH")]
     path: PathBuf,
     /// Print a JSON object

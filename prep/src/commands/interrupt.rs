@@ -18,10 +18,8 @@ pub(crate) fn watch(goes_on: bool) -> Result<()> {
         loop {
             if let Some(code) = signals::asked() {
                 publish::abandon();
-                let next = if goes_on { "; the same command goes on from here" } else { "" };
-                eprintln!(
-                    "flashlm-prep: interrupted; files that were not whole are removed, what was fetched is kept{next}"
-                );
+                let next = if goes_on { "; the same command resumes from here" } else { "" };
+                eprintln!("flashlm-prep: interrupted; incomplete files are removed, downloads are kept{next}");
                 std::process::exit(code.into());
             }
             std::thread::sleep(STEP);

@@ -9,7 +9,7 @@ pub(crate) const TOKENS_MAX: u64 = 100_000_000;
 fn whole(text: &str, bounds: RangeInclusive<u64>) -> Result<usize, String> {
     match text.parse::<u64>() {
         Ok(number) if bounds.contains(&number) => Ok(number as usize),
-        _ => Err(format!("expected a whole number from {} to {}", bounds.start(), bounds.end())),
+        _ => Err(format!("expected an integer from {} to {}", bounds.start(), bounds.end())),
     }
 }
 

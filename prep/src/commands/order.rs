@@ -25,23 +25,23 @@ pub(crate) struct OrderArgs {
     /// Directory for the orders and `orders.json`.
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// How to order: auto tries all and takes the best; identity, frequency, path; or a step on the way to path:
+    /// How to order: auto tries all and picks the best; identity, frequency, path; or a step on the way to path:
     /// path-active, path-missed, path-improved.
     #[arg(long, default_value = "auto")]
     strategy: String,
-    /// Order what these predictors choose, as `train` wrote them, instead of the active neurons.
+    /// Order what these predictors (a directory that `train` wrote) choose, instead of the active neurons.
     #[arg(long, value_name = "DIR")]
     predictors: Option<PathBuf>,
-    /// Layers to order: one (3), or a range (2..5); all that are recorded by default.
+    /// Layers to order: one (3), or a range (2..5); by default all that are recorded.
     #[arg(long, value_name = "A..B")]
     layers: Option<String>,
     /// Score on all of another recording of the same model, instead of the documents that this one holds out.
     #[arg(long, value_name = "DIR")]
     score_on: Option<PathBuf>,
-    /// Use no more than so many tokens for making an order.
+    /// Use at most this many tokens for making an order.
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = numbers::tokens)]
     tokens: usize,
-    /// Neuron cache policy that stands before the disk: window:K, lru, lfu:HALFLIFE, s3-fifo, w-tinylfu; by default the runtime's.
+    /// Neuron cache policy in front of the disk: window:K, lru, lfu:HALFLIFE, s3-fifo, w-tinylfu; by default the runtime's.
     #[arg(long, default_value_t = PolicyKind::DEFAULT)]
     policy: PolicyKind,
     /// Neuron cache, as a share of the layer [default: about what half of the model's size leaves for it, --memory 50%].
@@ -60,7 +60,7 @@ pub(crate) struct OrderArgs {
     /// Largest read.
     #[arg(long, value_name = "BYTES", default_value_t = 1 << 20, value_parser = numbers::bytes)]
     request_max: u64,
-    /// Disk profile, as `flashlm disk` keeps it; without one a disk of 14 us a read and 2 GB/s is taken.
+    /// Disk profile, as `flashlm disk` keeps it; without one a disk of 14 us a read and 2 GB/s is assumed.
     #[arg(long, value_name = "FILE")]
     disk: Option<PathBuf>,
     /// Print what orders.json holds instead of a table.

@@ -34,7 +34,7 @@ pub(crate) struct PackArgs {
     /// Directory that `order` wrote; the checkpoint's order without it
     #[arg(long, value_name = "DIR")]
     orders: Option<PathBuf>,
-    /// The recording, to note in the bundle how often neurons come again: the runtime divides its memory by that
+    /// The recording, to note in the bundle how often neurons are reused: the runtime divides its memory by that
     #[arg(long, value_name = "DIR")]
     recording: Option<PathBuf>,
     /// What `thresholds` wrote, for models whose neurons are never exactly zero
@@ -45,7 +45,7 @@ pub(crate) struct PackArgs {
     output: PathBuf,
     #[command(flatten)]
     formats: FormatArgs,
-    /// Replace a bundle that is there
+    /// Replace an existing bundle
     #[arg(long)]
     force: bool,
 }

@@ -20,9 +20,9 @@ use super::{Stage, numbers, thresholds};
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     flashlm-prep prepare /models/opt-1.3b --text calibration.txt -o opt-1.3b.flashlm\n  \
-    flashlm-prep prepare /models/opt-1.3b -o opt-1.3b.flashlm          (the model writes its own calibration text)\n  \
-    flashlm-prep prepare facebook/opt-1.3b@main -o opt-1.3b.flashlm    (fetched from the Hugging Face hub)\n\n\
-    Interrupted, the same command goes on from there. HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_ENDPOINT and HF_HUB_OFFLINE are honoured.\n\
+    flashlm-prep prepare /models/opt-1.3b -o opt-1.3b.flashlm          (the model generates its own calibration text)\n  \
+    flashlm-prep prepare facebook/opt-1.3b@main -o opt-1.3b.flashlm    (downloaded from the Hugging Face Hub)\n\n\
+    After an interruption the same command resumes. HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_ENDPOINT and HF_HUB_OFFLINE are honoured.\n\
      Text of the kind that the model will be used for makes the best predictors.")]
 pub(crate) struct PrepareArgs {
     #[arg(value_name = "CHECKPOINT", help = CHECKPOINT_HELP)]
@@ -30,17 +30,17 @@ pub(crate) struct PrepareArgs {
     /// The bundle to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// Calibration text: files or directories of .txt (documents between lines <|endoftext|>) or .jsonl (field "text") [default: the
-    /// model writes its own]
+    /// Calibration text: files or directories of .txt (documents between lines <|endoftext|>) or .jsonl (field "text") [default: text
+    /// that the model generates itself]
     #[arg(long, value_name = "FILE", num_args = 1..)]
     text: Vec<PathBuf>,
-    /// Tokens to calibrate on [default: 40000, for hidden sizes from 2048 on 20000]
+    /// Tokens to calibrate on [default: 40000; for hidden sizes of 2048 and above 20000]
     #[arg(long, value_name = "N", value_parser = numbers::tokens)]
     tokens: Option<usize>,
     /// Longest sequence
     #[arg(long, value_name = "N", default_value_t = PrepareOptions::SEQUENCE_TOKENS, value_parser = numbers::sequence)]
     sequence_tokens: usize,
-    /// Largest size of all predictors, as a share of the FFN's bytes [default: 9%, for hidden sizes from 2048 on 3%]
+    /// Largest size of all predictors, as a share of the FFN's bytes [default: 9%; for hidden sizes of 2048 and above 3%]
     #[arg(long, value_name = "PERCENT", value_parser = numbers::percent)]
     size_budget: Option<f64>,
     /// Share of the active neurons that predictors must find
@@ -50,18 +50,18 @@ pub(crate) struct PrepareArgs {
     /// where most are]
     #[arg(long, value_name = "PERCENT", value_parser = numbers::percent)]
     quality_loss: Option<f64>,
-    /// Go on where nothing is gained: where most neurons are needed, or the predictors tried admit more than 80 % of them
+    /// Continue even if there is nothing to gain: most neurons are needed, or the predictors tried admit more than 80 % of them
     #[arg(long)]
     anyway: bool,
     /// Also train predictors of the next layer's neurons, of this rank
     #[arg(long, value_name = "N", value_parser = numbers::count)]
     look_ahead: Option<usize>,
-    /// Minutes that the model may write for, when it writes its own text
+    /// Minutes that the model may take to generate its own calibration text
     #[arg(long, value_name = "N", default_value_t = PrepareOptions::MINUTES, value_parser = numbers::minutes)]
     minutes: u64,
     #[command(flatten)]
     formats: FormatArgs,
-    /// Replace a bundle that is there and was not packed from this work directory
+    /// Replace an existing bundle even if it was not packed from this work directory
     #[arg(long)]
     force: bool,
     /// Directory for intermediate files [default: the output's name with .work]
@@ -70,7 +70,7 @@ pub(crate) struct PrepareArgs {
     /// Keep the recorded activations, in the work directory's `recording`, which analyze and report read
     #[arg(long)]
     keep_recordings: bool,
-    /// Decides the sampling of documents, the training order, and the model's own text
+    /// Decides the sampling of documents, the training order, and self-generated calibration text
     #[arg(long, default_value_t = PrepareOptions::SEED)]
     seed: u64,
     /// Threads that compute [default: all processors]

@@ -20,9 +20,9 @@ use super::{Stage, inputs, numbers, say_notes};
 /// Arguments of `flashlm-prep record`.
 #[derive(Args)]
 #[command(after_help = "Example:\n  flashlm-prep record /models/opt-1.3b --text calibration.txt -o recording\n\n\
-    Documents in a text file are separated by a line <|endoftext|>; a .jsonl file has one to a line, in the field \"text\". A tenth of \
-    the tokens is held out: what is made from the recording is judged on that, and made from the rest.\n\
-    Interrupted, the same command goes on after the last layer.")]
+    Documents in a text file are separated by a line <|endoftext|>; a .jsonl file has one per line, in the field \"text\". A tenth of \
+    the tokens is held out: whatever is made from the recording is made from the rest and judged on that tenth.\n\
+    After an interruption the same command resumes after the last layer.")]
 pub(crate) struct RecordArgs {
     #[arg(value_name = "CHECKPOINT", help = CHECKPOINT_HELP)]
     checkpoint: PathBuf,
@@ -38,7 +38,7 @@ pub(crate) struct RecordArgs {
     /// What `thresholds` wrote, for models whose neurons are never exactly zero
     #[arg(long, value_name = "FILE")]
     thresholds: Option<PathBuf>,
-    /// Tokens to record at most
+    /// Record at most this many tokens
     #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = numbers::tokens)]
     tokens: usize,
     /// Longest sequence
@@ -71,7 +71,7 @@ pub(crate) fn run(args: &RecordArgs) -> Result<ExitCode> {
     let _taken = Directory::take(&args.output, DirectoryKind::Recording, &inputs)?;
     let mut recorder = Recorder::open(&checkpoint, &calibration, &args.output, super::threads(args.threads)?)?;
     for path in recorder.drop_damaged()? {
-        eprintln!("note: {} is not as it was written: it is made anew", path.display());
+        eprintln!("note: {} is not as it was written: it is made again", path.display());
     }
     let layers = checkpoint.spec().layers.len();
     let tokens = calibration.tokens.len();

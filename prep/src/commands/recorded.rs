@@ -14,7 +14,7 @@ pub(crate) fn open(dir: &Path) -> Result<Recording> {
     if !recording.says_what_is_held_out() {
         let held_out = Split::tokens(&recording.split().held_out);
         eprintln!(
-            "note: {} does not say what is held out (it is of an earlier version, or of another recorder): {held_out} of {} tokens \
+            "note: {} does not say what is held out (it was made by an earlier version, or by another recorder): {held_out} of {} tokens \
              are, by the rule of docs/recording-format.md",
             dir.display(),
             recording.tokens().len()

@@ -19,7 +19,7 @@ use super::{Stage, inputs, numbers, recorded};
     after_help = "Example:\n  flashlm-prep report recording --predictors predictors --orders orders -o report.html"
 )]
 pub(crate) struct ReportArgs {
-    /// Directory of the recording, of `record` or `prepare --keep-recordings`
+    /// Directory of the recording, made by `record` or `prepare --keep-recordings`
     #[arg(value_name = "RECORDING")]
     recording: PathBuf,
     /// The page
@@ -34,7 +34,7 @@ pub(crate) struct ReportArgs {
     /// Disk profile made by `flashlm disk`
     #[arg(long, alias = "profile", value_name = "FILE")]
     disk: Option<PathBuf>,
-    /// Tokens that are looked at where a sample is enough
+    /// Tokens to use where a sample is enough
     #[arg(long, value_name = "N", default_value_t = 8192, value_parser = numbers::tokens)]
     tokens: usize,
 }

@@ -13,7 +13,7 @@ use super::Stage;
 
 /// For the help of every command that takes a checkpoint.
 pub(crate) const CHECKPOINT_HELP: &str =
-    "Directory with a Hugging Face checkpoint, or a model of the hub: org/name[@revision]";
+    "Directory with a Hugging Face checkpoint, or a model on the Hub: org/name[@revision]";
 
 /// Opens the checkpoint that an argument names. A directory wins over a model of the same name.
 pub(crate) fn open(source: &Path) -> Result<Checkpoint> {
@@ -29,7 +29,7 @@ pub(crate) fn open(source: &Path) -> Result<Checkpoint> {
         Some(name) if !source.join("config.json").exists() => Checkpoint::open(source).with_context(|| {
             let explicit = format!("{}@{}", name.repo, name.revision);
             format!(
-                "{} is taken for the directory of that name; for the model on the hub write {explicit}",
+                "{} is taken to be the directory of that name; for the model on the hub write {explicit}",
                 source.display()
             )
         }),
@@ -44,7 +44,7 @@ fn of_file(path: &Path) -> Option<String> {
         Err(BundleError::Io { .. } | BundleError::Directory { .. }) => return None,
         _ => {
             return Some(
-                "a bundle, made of a checkpoint already: `flashlm run` runs it, `flashlm-prep inspect` and `flashlm-prep verify` look \
+                "a bundle, already made from a checkpoint: `flashlm run` runs it, `flashlm-prep inspect` and `flashlm-prep verify` look \
                  at it; this command takes a checkpoint's directory"
                     .into(),
             );
@@ -53,7 +53,7 @@ fn of_file(path: &Path) -> Option<String> {
     if begin.starts_with(b"GGUF") {
         return Some(
             "a GGUF file, whose weights were converted for other programs: give the directory of the Hugging Face checkpoint that it \
-             was made of, or its name on the hub (org/name)"
+             was made from, or its name on the hub (org/name)"
                 .into(),
         );
     }

@@ -15,22 +15,22 @@ use super::Stage;
 /// Arguments of `flashlm-prep synthesize`.
 #[derive(Args)]
 #[command(after_help = "Example:\n  flashlm-prep synthesize --geometry opt-1.3b -o opt-1.3b-random\n\n\
-    The text of such a model means nothing; how many neurons fire, and so its speed, is as published for OPT-6.7B.\n    \
+    The text of such a model is meaningless, but as many neurons fire as was published for OPT-6.7B, so its speed is realistic.\n    \
     The same seed gives the same bytes; `record --random-ids` needs no text.")]
 pub(crate) struct SynthesizeArgs {
     /// The published model whose shape to take
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(GEOMETRIES.iter().map(|g| g.name)))]
     geometry: String,
-    /// Fewer layers than published
+    /// Make fewer layers than published
     #[arg(long, value_name = "N")]
     layers: Option<usize>,
-    /// What the weights follow from
+    /// Seed that determines the weights
     #[arg(long, value_name = "S", default_value_t = 1)]
     seed: u64,
     /// Directory for the checkpoint
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// Threads that make weights [default: all processors]
+    /// Threads that generate weights [default: all processors]
     #[arg(long, value_name = "N", value_parser = flashlm::command_line::thread_count)]
     threads: Option<NonZeroUsize>,
 }

@@ -38,7 +38,7 @@ pub(crate) struct ThresholdsArgs {
     /// The file to write; without it the table is only shown
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Tokens to measure on at most [default: 4096, for hidden sizes from 2048 on 2048]
+    /// Measure on at most this many tokens [default: 4096; for hidden sizes of 2048 and above 2048]
     #[arg(long, value_name = "N", value_parser = numbers::tokens)]
     tokens: Option<usize>,
     /// Longest sequence
@@ -68,7 +68,7 @@ pub(crate) fn run(args: &ThresholdsArgs) -> Result<ExitCode> {
     eprintln!(
         "{}",
         gain::dense_by_nature(spec).unwrap_or_else(|| {
-            "most neurons of this model can be exactly zero by themselves (`record` counts them): thresholds leave out weak ones besides"
+            "most neurons of this model can be exactly zero by themselves (`record` counts them): thresholds leave out weak ones as well"
                 .into()
         })
     );
@@ -128,7 +128,7 @@ pub(crate) fn table(measured: &Measured, checkpoint: &Checkpoint) -> Vec<String>
     ));
     if let Some(verified) = &measured.verified {
         lines.push(format!(
-            "On documents that are held out it costs {:+.2} % of perplexity, with a standard error of {:.2} % ({} positions, {:.3} to {:.3}).",
+            "On held-out documents it costs {:+.2} % of perplexity, with a standard error of {:.2} % ({} positions, {:.3} to {:.3}).",
             100.0 * verified.loss,
             100.0 * verified.error,
             verified.positions,

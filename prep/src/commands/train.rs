@@ -20,7 +20,7 @@ use super::{Stage, inputs, numbers, recorded};
 /// Arguments of `flashlm-prep train`.
 #[derive(Args)]
 #[command(after_help = "Example:\n  flashlm-prep train recording -o predictors --size-budget 9%\n\n\
-    Layers can be trained apart, with the same results: --layers 0..16 here, --layers 16..32 there, each with the same --rank.")]
+    Layers can be trained separately, with the same results: --layers 0..16 here, --layers 16..32 there, each with the same --rank.")]
 pub(crate) struct TrainArgs {
     /// Directory that `record` (or examples/record_with_transformers.py) wrote
     #[arg(value_name = "RECORDING")]
@@ -38,37 +38,37 @@ pub(crate) struct TrainArgs {
     /// `auto`, one rank for all layers, or a list with one for each layer of the model
     #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = parse_rank)]
     rank: RankChoice,
-    /// How the matrices are stored; bytes allow twice the rank in the same size
+    /// How the matrices are stored; int8 allows twice the rank in the same size
     #[arg(long, value_enum, default_value = "int8")]
     dtype: DTypeArg,
     /// Share of the active neurons that must be found, on held-out documents
     #[arg(long, value_name = "SHARE", default_value_t = 0.96, value_parser = numbers::share)]
     recall: f64,
-    /// Predict more than that while a neuron read brings this share of an active one's mean energy
+    /// Predict more than that as long as each neuron read brings this share of an active one's mean energy
     #[arg(long, value_name = "SHARE", default_value_t = 0.05, value_parser = numbers::part)]
     worth: f64,
-    /// Predict at least so many times as many neurons as are active, however good the predictor: for measuring
+    /// Predict at least this many times as many neurons as are active, however good the predictor: for measuring
     #[arg(long, value_name = "TIMES", default_value_t = 0.0, value_parser = numbers::times)]
     over_fetch: f64,
     /// Largest size of all predictors, as a share of the FFN's bytes (automatic ranks)
     #[arg(long, value_name = "PERCENT", default_value = "9%", value_parser = numbers::percent)]
     size_budget: f64,
-    /// Passes over the training tokens, at most
+    /// Maximum number of passes over the training tokens
     #[arg(long, value_name = "N", default_value_t = 6, value_parser = numbers::count)]
     epochs: usize,
-    /// Train on at most so many tokens
+    /// Train on at most this many tokens
     #[arg(long, value_name = "N", value_parser = numbers::tokens)]
     tokens: Option<usize>,
     /// Also train predictors of the next layer's neurons, of this rank
     #[arg(long, value_name = "N", value_parser = numbers::count)]
     look_ahead: Option<usize>,
-    /// Also measure on this recording, of text that training does not see
+    /// Also measure on this recording, of text not used in training
     #[arg(long, value_name = "RECORDING")]
     validation: Option<PathBuf>,
-    /// Store no predictors: measure all these ranks on --validation, with both dtypes at many thresholds
+    /// Store no predictors; measure all these ranks on --validation instead, with both dtypes at many thresholds
     #[arg(long, value_name = "N,N,..", value_delimiter = ',', requires = "validation")]
     sweep: Vec<NonZeroUsize>,
-    /// Decides in which order tokens come
+    /// Decides the order of the training tokens
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }

@@ -14,7 +14,7 @@ use super::{Stage, counted};
 /// Arguments of `flashlm-prep verify`.
 #[derive(Args)]
 #[command(after_help = "Example:\n  flashlm-prep verify model.flashlm\n\n\
-    Exits with 1 if anything is damaged, or the file goes on behind the bundle's end.")]
+    Exits with 1 if anything is damaged, or the file continues after the bundle's end.")]
 pub(crate) struct VerifyArgs {
     /// The bundle
     #[arg(value_name = "BUNDLE")]
@@ -44,7 +44,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
         if report.trailing_bytes > 0 {
             let end = report.checked_bytes + report.unused_bytes;
             let (trailing, path) = (counted(report.trailing_bytes as usize, "byte"), args.bundle.display());
-            println!("behind the end: the bundle ends at byte {end}, and {trailing} that belong to nothing follow");
+            println!("after the end: the bundle ends at byte {end}, followed by {trailing} that belong to nothing");
             eprintln!(
                 "something was appended to the bundle, or a replacement of its predictors was interrupted: `truncate -s {end} {path}` \
                  cuts it off"

@@ -65,7 +65,7 @@ pub enum EvaluateError {
     )]
     NoPredictors,
     /// Too little text.
-    #[error("the text gives {found} tokens to score; at least {needed} are needed")]
+    #[error("the text has {found} tokens to score; at least {needed} are needed")]
     TooShort {
         /// Scored tokens.
         found: usize,

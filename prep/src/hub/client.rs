@@ -213,7 +213,7 @@ impl Client {
 
 /// For the user, who sees nothing move.
 pub(super) fn waiting(wait: Duration, status: u16) -> String {
-    format!("the server asks for {:.0} s of patience (status {status})", wait.as_secs_f64())
+    format!("the server asks to wait {:.0} s (status {status})", wait.as_secs_f64())
 }
 
 fn unreachable(url: &Url, error: &dyn std::error::Error) -> HubError {

@@ -75,7 +75,7 @@ pub enum HubError {
         with_token: bool,
     },
     /// An answer that no hub gives.
-    #[error("{url} answers unlike a hub: {what}. Check HF_ENDPOINT, or repeat the command")]
+    #[error("{url} does not answer like a hub: {what}. Check HF_ENDPOINT, or repeat the command")]
     Answer {
         /// What was asked for.
         url: String,
@@ -100,7 +100,7 @@ pub enum HubError {
     },
     /// The connection breaks again and again.
     #[error(
-        "{file}: the connection broke {attempts} times in a row and brought next to nothing new, the last time at byte {have} of {bytes} \
+        "{file}: the connection broke {attempts} times in a row with next to no progress, the last time at byte {have} of {bytes} \
          ({reason}). \
          What was fetched is kept; repeat the command to go on from there"
     )]
@@ -237,7 +237,7 @@ fn refusal(model: &str, with_token: bool) -> String {
     if with_token {
         format!("the token that was sent gives no access to {model}")
     } else {
-        format!("{model} is only for those who say who they are")
+        format!("{model} is only for authenticated users")
     }
 }
 
@@ -255,10 +255,10 @@ fn refusal_hint(url: &str, with_token: bool) -> String {
 fn busy(status: u16, asked: Option<u64>, with_token: bool) -> String {
     let mut text = String::new();
     if let Some(seconds) = asked {
-        text += &format!(" and asks for {seconds} s of patience");
+        text += &format!(" and asks to wait {seconds} s");
     }
     if status == 429 && !with_token {
-        text += " (those who set HF_TOKEN may ask more often)";
+        text += " (with HF_TOKEN set, more requests are allowed)";
     }
     text
 }

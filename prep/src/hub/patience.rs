@@ -86,7 +86,7 @@ impl<R: Read> Read for Paced<R> {
         if n > 0 && self.waited >= self.pace.time {
             let Pace { bytes, time } = self.pace;
             if self.bytes < bytes {
-                let what = format!("only {} bytes came in {} s", self.bytes, time.as_secs_f64());
+                let what = format!("only {} bytes arrived in {} s", self.bytes, time.as_secs_f64());
                 return Err(io::Error::new(io::ErrorKind::TimedOut, what));
             }
             (self.waited, self.bytes) = (Duration::ZERO, 0);
@@ -161,7 +161,7 @@ mod tests {
         let pace = Pace { bytes: 1 << 20, time: Duration::from_millis(20) };
         let error = Paced::new(Dripping(Duration::from_millis(1)), pace).read_to_end(&mut all).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert!(error.to_string().contains("bytes came in 0.02 s"), "{error}");
+        assert!(error.to_string().contains("bytes arrived in 0.02 s"), "{error}");
         // Slow and steady is enough.
         let pace = Pace { bytes: 1, time: Duration::from_millis(20) };
         let some = Paced::new(Dripping(Duration::from_millis(1)).take(100), pace).read_to_end(&mut all);

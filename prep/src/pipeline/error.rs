@@ -52,7 +52,7 @@ pub enum PrepareError {
     Destination(#[from] DestinationError),
     /// A bundle of somebody else stands at the output.
     #[error(
-        "{} is there, and is not as it was packed from {}, so it is left alone: give another output, or allow it to be replaced \
+        "{} exists, and is not as it was packed from {}, so it is left alone: give another output, or allow it to be replaced \
          (--force)",
         output.display(),
         work.display()
@@ -77,7 +77,7 @@ pub enum PrepareError {
     },
     /// There is less memory than is needed.
     #[error(
-        "preparing this model needs at least {} of memory and {} can be taken here (flashlm doctor says what bounds it): fewer --tokens \
+        "preparing this model needs at least {} of memory, and {} can be used here (flashlm doctor says what limits it): fewer --tokens \
          or a shorter --sequence-tokens need less",
         human_bytes(*needed),
         human_bytes(*available)
@@ -90,8 +90,8 @@ pub enum PrepareError {
     },
     /// Most neurons are needed.
     #[error(
-        "preparing this model gains next to nothing, so nothing was done: take a ReLU (relufied) version of it, say what may be lost \
-         (--quality-loss 5%), run it without predictors (flashlm-prep convert {} -o {}), or go on all the same (--anyway)",
+        "preparing this model gains next to nothing, so nothing was done: use a ReLU (relufied) version of it, allow a loss \
+         (--quality-loss 5%), run it without predictors (flashlm-prep convert {} -o {}), or continue all the same (--anyway)",
         checkpoint.display(),
         output.display()
     )]
@@ -104,7 +104,7 @@ pub enum PrepareError {
         active: f64,
     },
     /// Predictors find nothing to leave out.
-    #[error("{}; nothing more was done (--anyway goes on)", gain::pointless(*admitted, checkpoint, output))]
+    #[error("{}; nothing more was done (--anyway continues)", gain::pointless(*admitted, checkpoint, output))]
     Pointless {
         /// The checkpoint.
         checkpoint: PathBuf,

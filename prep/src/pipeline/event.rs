@@ -122,7 +122,7 @@ impl Display for Event<'_> {
             Self::Progress { done, total } => write!(f, "{done} of {total}"),
             Self::Ended => f.write_str("done"),
             Self::Note(note) => f.write_str(note),
-            Self::MadeAnew { stage, why } => write!(f, "{stage}: made anew, as {why}"),
+            Self::MadeAnew { stage, why } => write!(f, "{stage}: made again, because {why}"),
             Self::Announced(estimate) => estimate.fmt(f),
             Self::TextWritten { tokens, seconds, stopped_after, path } => {
                 write!(f, "the model wrote {tokens} tokens in {seconds:.0} s")?;

@@ -245,13 +245,13 @@ impl Layers<'_> {
         if dir.join("recording.json").exists()
             && let Err(error) = Recording::open(&dir)
         {
-            note(format!("{error}: recording begins anew"));
+            note(format!("{error}: recording starts again"));
             self.work.clear(kind.directory())?;
             dir = self.work.stage(kind, &made_from)?;
         }
         let recorder = Recorder::open(self.checkpoint, calibration, &dir, threads::start(self.options.threads)?)?;
         for path in recorder.drop_damaged()? {
-            note(format!("{} is not as it was written: it is made anew", path.display()));
+            note(format!("{} is not as it was written: it is made again", path.display()));
         }
         Ok(recorder)
     }

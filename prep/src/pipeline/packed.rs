@@ -117,13 +117,13 @@ pub(super) fn is_whole(output: &Path, observer: &Observer<'_>) -> bool {
                 Some(Ok(bytes)) => {
                     let output = output.display();
                     let note = format!(
-                        "{output}: {bytes} bytes behind the end of the bundle belonged to nothing and are cut off"
+                        "{output}: {bytes} bytes after the end of the bundle belonged to nothing and are removed"
                     );
                     observer(Event::Note(&note));
                     return true;
                 }
                 Some(Err(error)) => error.to_string(),
-                None => format!("{} bytes behind its end belong to nothing", report.trailing_bytes),
+                None => format!("{} bytes after its end belong to nothing", report.trailing_bytes),
             },
             Some(first) => format!("damaged in {} place(s), the first is {first}", report.damages.len()),
         },

@@ -233,7 +233,7 @@ fn read_sealed<T: DeserializeOwned>(path: &Path, observer: &Observer<'_>) -> Opt
     match sealed {
         Ok(value) => Some(value),
         Err(error) => {
-            observer(Event::Note(&format!("{}: {error}: it is made anew", path.display())));
+            observer(Event::Note(&format!("{}: {error}: it is made again", path.display())));
             _ = fs::remove_file(path);
             None
         }

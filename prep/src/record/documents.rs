@@ -34,7 +34,7 @@ pub enum DocumentsError {
         source: io::Error,
     },
     /// A file is not text.
-    #[error("{} is not UTF-8 text (byte {valid_up_to} is where it ends to be)", path.display())]
+    #[error("{} is not UTF-8 text (it stops being UTF-8 at byte {valid_up_to})", path.display())]
     NotText {
         /// The file.
         path: PathBuf,
@@ -174,7 +174,7 @@ fn search(dir: &Path, files: &mut Vec<PathBuf>, notes: &mut Vec<String>) -> Resu
         let more = if others.len() > names.len() { ", .." } else { "" };
         let names = names.join(", ") + more;
         notes.push(format!(
-            "{} files under {} are no .txt or .jsonl and not read: {names}",
+            "{} files under {} are neither .txt nor .jsonl and are not read: {names}",
             others.len(),
             dir.display()
         ));
@@ -374,8 +374,8 @@ mod tests {
             ("a.html", b"<p>", "HTML or XML is not supported"),
             ("a.txt", b"\x1f\x8b\x08", "a compressed file (gzip) is not supported"),
             ("a.txt", b"\xff\xfea\x00", "UTF-16 text is not supported"),
-            ("a.txt", b"text\xff", "byte 4 is where it ends to be"),
-            ("a.txt", b"text\x00text", "byte 4 is where it ends to be"),
+            ("a.txt", b"text\xff", "stops being UTF-8 at byte 4"),
+            ("a.txt", b"text\x00text", "stops being UTF-8 at byte 4"),
             ("a.jsonl", b"{\"text\": \"a\"}\n{\"body\": \"b\"}", "line 2: no field \"text\""),
             ("a.jsonl", b"{\"text\": 5}", "line 1: invalid type"),
             ("a.jsonl", b"[\"words\"]", "line 1: it is no object"),

@@ -30,7 +30,7 @@ const PIECE_BYTES_MAX: usize = 64 << 10;
 pub enum TextError {
     /// There is hardly any text.
     #[error(
-        "the text has only {tokens} tokens (documents: {documents}); at least {NEEDED} are needed, and 20000 or more serve \
+        "the text has only {tokens} tokens (documents: {documents}); at least {NEEDED} are needed, and 20000 or more work \
          well (documents are separated by lines {SEPARATOR}, or are files of their own)"
     )]
     TooShort {
@@ -40,7 +40,7 @@ pub enum TextError {
         documents: usize,
     },
     /// Hardly any text is asked for.
-    #[error("{asked} tokens are asked for; at least {NEEDED} are needed, and 20000 or more serve well")]
+    #[error("{asked} tokens were requested; at least {NEEDED} are needed, and 20000 or more work well")]
     TooFewAsked {
         /// Tokens asked for.
         asked: usize,
@@ -159,7 +159,7 @@ impl Calibration {
         calibration.text_fingerprint = fingerprint.digest();
 
         if count < sampling.tokens {
-            calibration.notes.push(format!("the text has {count} tokens, and {} were asked for", sampling.tokens));
+            calibration.notes.push(format!("the text has {count} tokens, and {} were requested", sampling.tokens));
         }
         if cut > 0 {
             calibration.notes.push(format!(
@@ -386,12 +386,12 @@ mod tests {
     #[test]
     fn what_is_asked_and_what_there_is_are_told_apart() {
         let said = |texts, tokens| sampled(texts, tokens).unwrap_err().to_string();
-        assert!(said(vec![words(9000, 0)], 255).contains("255 tokens are asked for; at least 256"));
+        assert!(said(vec![words(9000, 0)], 255).contains("255 tokens were requested; at least 256"));
         let short = said(vec![words(100, 0), words(60, 1)], 2000);
         assert!(short.contains("the text has only 16") && short.contains("(documents: 2); at least 256"), "{short}");
         assert!(short.contains(SEPARATOR));
         let enough = sampled(vec![words(300, 0), words(60, 1)], 2000).unwrap();
-        assert!(enough.notes[0].contains("tokens, and 2000 were asked for"), "{:?}", enough.notes);
+        assert!(enough.notes[0].contains("tokens, and 2000 were requested"), "{:?}", enough.notes);
         check(&enough, "a short text");
     }
 

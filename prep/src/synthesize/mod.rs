@@ -42,7 +42,7 @@ pub enum SynthesizeError {
         published: usize,
     },
     /// The directory holds a model already.
-    #[error("{} is there already; give another directory, or remove it", path.display())]
+    #[error("{} already exists; give another directory, or remove it", path.display())]
     Exists {
         /// The file that is in the way.
         path: PathBuf,

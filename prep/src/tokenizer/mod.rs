@@ -49,7 +49,7 @@ pub enum TokenizerError {
     },
     /// An added token would get another id than its file states.
     #[error(
-        "the added token {content:?} states id {stated}, but the library would give it {}: ids of added tokens must follow on the vocabulary's, without a hole; \
+        "the added token {content:?} states id {stated}, but the library would give it {}: ids of added tokens must continue the vocabulary's, without a gap; \
          loading the tokenizer in transformers and save_pretrained writes it so", used.map_or("none".to_owned(), |id| id.to_string())
     )]
     AddedToken {
@@ -77,16 +77,14 @@ pub enum TokenizerError {
 #[non_exhaustive]
 pub enum TokenizerNote {
     /// A class that brings parts of its own in transformers.
-    #[error(
-        "{class} is not known here: tokenizer.json is followed as it stands, where transformers replaces parts of it"
-    )]
+    #[error("{class} is not known here: tokenizer.json is followed as it is, where transformers replaces parts of it")]
     Class {
         /// The class.
         class: String,
     },
     /// A vocabulary of another kind than the class is for.
     #[error(
-        "tokenizer.json holds a {kind} and the tokenizer's class, {class}, is for BPE: tokenizer.json is followed as it stands"
+        "tokenizer.json holds a {kind} and the tokenizer's class, {class}, is for BPE: tokenizer.json is followed as it is"
     )]
     Kind {
         /// The class.

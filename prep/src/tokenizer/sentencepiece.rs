@@ -93,19 +93,19 @@ pub(super) struct SentencePiece {
 impl SentencePiece {
     pub(super) fn read(bytes: &[u8]) -> Result<Self, TokenizerError> {
         let invalid = |reason: String| TokenizerError::Invalid { file: "tokenizer.model", reason };
-        let model = ModelProto::decode(bytes).map_err(|e| invalid(format!("it is no sentencepiece model: {e}")))?;
+        let model = ModelProto::decode(bytes).map_err(|e| invalid(format!("it is not a SentencePiece model: {e}")))?;
         if model.pieces.is_empty() {
-            return Err(invalid("it is no sentencepiece model: it has no pieces".into()));
+            return Err(invalid("it is not a SentencePiece model: it has no pieces".into()));
         }
         if let Some(long) = model.pieces.iter().find(|piece| piece.piece().chars().count() > PIECE_CHARS_MAX) {
             let length = long.piece().chars().count();
-            return Err(invalid(format!("a piece of {length} characters; {PIECE_CHARS_MAX} are the most")));
+            return Err(invalid(format!("a piece of {length} characters; at most {PIECE_CHARS_MAX} are allowed")));
         }
         let is_added = |piece: &&Piece| matches!(piece.kind(), CONTROL | USER_DEFINED);
         let added: usize = model.pieces.iter().filter(is_added).map(|piece| piece.piece().len()).sum();
         if added > ADDED_BYTES_MAX {
             return Err(invalid(format!(
-                "its control and user-defined pieces have {added} bytes; {ADDED_BYTES_MAX} are the most"
+                "its control and user-defined pieces have {added} bytes; at most {ADDED_BYTES_MAX} are allowed"
             )));
         }
         let (trainer, normalizer) = (model.trainer_spec.unwrap_or_default(), model.normalizer_spec.unwrap_or_default());
@@ -263,8 +263,7 @@ impl SentencePiece {
 fn bounded<T>(merges: impl Iterator<Item = T>) -> Result<Vec<T>, TokenizerError> {
     let merges: Vec<T> = merges.take(MERGES_MAX + 1).collect();
     if merges.len() > MERGES_MAX {
-        let reason =
-            format!("its pieces can be put together in more than {MERGES_MAX} ways, the most that are followed");
+        let reason = format!("its pieces can be merged in more than {MERGES_MAX} ways, the most that are supported");
         return Err(TokenizerError::Invalid { file: "tokenizer.model", reason });
     }
     Ok(merges)

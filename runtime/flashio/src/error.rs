@@ -170,7 +170,7 @@ pub enum IoError {
         source: io::Error,
     },
     /// No thread is to be had.
-    #[error("cannot start a thread that reads: {source}; allow more (`ulimit -u`, a container's pids limit)")]
+    #[error("cannot start a reader thread: {source}; allow more (`ulimit -u`, a container's pids limit)")]
     Thread {
         /// What the system said.
         source: io::Error,

@@ -264,7 +264,7 @@ fn open_direct(path: &Path, _length: u64) -> Attempt {
 
 #[cfg(not(any(target_vendor = "apple", target_os = "linux", target_os = "android", target_os = "freebsd")))]
 fn open_direct(_path: &Path, _length: u64) -> Attempt {
-    Attempt::Refused("this platform has no direct I/O that flashlm knows".into())
+    Attempt::Refused("flashlm knows no direct I/O on this platform".into())
 }
 
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
@@ -277,7 +277,7 @@ fn open_direct(path: &Path, length: u64) -> Attempt {
     };
     let alignment = match stated_alignment(&file) {
         Some(alignment) if alignment.offset == 0 || alignment.memory == 0 => {
-            return Attempt::Refused("the filesystem states that it has no direct I/O for this file".into());
+            return Attempt::Refused("the file system reports no direct I/O for this file".into());
         }
         stated => stated,
     };

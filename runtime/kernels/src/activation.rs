@@ -165,7 +165,7 @@ fn logistic<S: Simd>(s: S, x: S::V) -> S::V {
 /// Cody and Waite's reduction to `n ln 2 + r`, and the polynomial of Cephes' `expf` for `exp(r)`.
 #[inline(always)]
 fn exp<S: Simd>(s: S, x: S::V) -> S::V {
-    /// Adding and subtracting this rounds to a whole number.
+    /// Adding and subtracting this rounds to an integer.
     const ROUNDER: f32 = 12_582_912.0;
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;

@@ -52,25 +52,25 @@ pub(crate) struct BenchArgs {
     /// Memory for each step's process: 50% (of the model), 4GiB, 6.7GB [default: 50%]
     #[arg(long, value_name = "AMOUNT")]
     memory: Option<Budget>,
-    /// Text whose first tokens are fed [default: a seeded sequence of ids]
+    /// Text whose first tokens are used as input [default: a seeded sequence of random ids]
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// Tokens of the prompt
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..))]
     prompt_tokens: u64,
-    /// Tokens decoded in a repeat of a step
+    /// Tokens decoded in each repeat of a step
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u64).range(2..))]
     tokens: u64,
-    /// Repeats of every step
+    /// Number of repeats of every step
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
     repeats: u64,
     /// Threads that compute [default: all processors]
     #[arg(long, value_name = "N", value_parser = flashlm::command_line::thread_count)]
     threads: Option<NonZeroUsize>,
-    /// Steps to run, like naive,overlap [default: all]
+    /// Steps to run, such as naive,overlap [default: all]
     #[arg(long, value_name = "STEPS", value_delimiter = ',')]
     steps: Option<Vec<String>>,
-    /// One JSON object instead of the table
+    /// Print one JSON object instead of the table
     #[arg(long)]
     json: bool,
 }
@@ -129,7 +129,7 @@ fn fits(args: &BenchArgs, step: &Step, bundle: &Bundle, budget: u64, tokens: usi
 fn ladder(args: &BenchArgs, bundle: &Bundle, budget: u64, names: &[&str], ids: &[u32]) -> Result<()> {
     let bar = ProgressBar::new(args.repeats * names.len() as u64 + 1);
     bar.set_style(
-        ProgressStyle::with_template("{msg:16} [{bar:30}] {pos}/{len}, {elapsed} gone, {eta} left")?
+        ProgressStyle::with_template("{msg:16} [{bar:30}] {pos}/{len}, {elapsed} elapsed, {eta} left")?
             .progress_chars("=> "),
     );
     bar.set_message("machine");

@@ -19,10 +19,10 @@ use serde_json::{Value, json};
 #[derive(Args)]
 #[command(after_help = "Examples:\n  flashlm doctor\n  flashlm doctor model.flashlm --json")]
 pub(crate) struct DoctorArgs {
-    /// A bundle: its disk is looked at, too
+    /// A bundle, whose disk is examined too
     #[arg(value_name = "BUNDLE")]
     bundle: Option<PathBuf>,
-    /// One JSON object
+    /// Print a JSON object
     #[arg(long)]
     json: bool,
 }
@@ -118,9 +118,9 @@ fn model(bundle: &Bundle, report: &mut Value, advice: &mut Vec<String>) {
     }
     if let Some(available) = memory::available() {
         if available > bundle.manifest().model_bytes {
-            advice.push("the whole model fits the memory that is available".into());
+            advice.push("the whole model fits in the available memory".into());
         } else if available < resident {
-            advice.push("the memory that is available does not even hold the resident weights".into());
+            advice.push("the available memory does not even hold the resident weights".into());
         }
     }
 }

@@ -21,7 +21,7 @@ use super::{ModelArgs, parse_ids, say_chosen, with_progress};
 pub(crate) struct LogitsArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Token ids of the sequence, like 2,713,16; taken as they are
+    /// Token ids of the sequence, such as 2,713,16; nothing is added to them
     #[arg(long, value_name = "IDS", value_parser = parse_ids)]
     ids: std::vec::Vec<u32>,
     /// Where to write the safetensors file

@@ -27,23 +27,23 @@ pub(crate) struct ModelArgs {
     /// Memory for the whole process: 50% (of the model), 4GiB, 6.7GB [default: what the machine and its memory cgroups leave, less a reserve]
     #[arg(long, value_name = "AMOUNT", allow_hyphen_values = true)]
     pub(crate) memory: Option<Budget>,
-    /// Where the feed-forward weights come from; the text is the same, but for the two baselines [default: resident if it fits, else flash if the bundle has
+    /// Where the feed-forward weights come from; the text is the same, except for the two baselines [default: resident if it fits, else flash if the bundle has
     /// predictors, else streamed]
     #[arg(long, value_enum, value_name = "WHERE")]
     ffn: Option<FfnArg>,
-    /// Compute every neuron, not only those that the bundle's predictors choose: the text of the model without predictors
+    /// Compute every neuron, not only those that the bundle's predictors choose; gives the text of the model without predictors
     #[arg(long)]
     exact: bool,
     /// The option that --exact replaced.
     #[arg(long, hide = true, value_parser = no_predictor)]
     predictor: Option<String>,
-    /// Do not read ahead what a layer will probably want
+    /// Do not prefetch what a layer will probably need
     #[arg(long)]
     no_look_ahead: bool,
     /// Which neurons stay in memory: window:TOKENS, lru, lfu:TOKENS, s3-fifo or w-tinylfu
     #[arg(long, value_name = "POLICY", default_value_t = PolicyKind::DEFAULT)]
     policy: PolicyKind,
-    /// Precision of the KV cache [default: f16; f32 where the bundle says that its model's keys or values may be too large for it]
+    /// Precision of the KV cache [default: f16; f32 if the bundle says that its model's keys or values may be too large for f16]
     #[arg(long, value_enum)]
     kv: Option<KvArg>,
     /// Threads that compute [default: all processors]
@@ -55,7 +55,7 @@ pub(crate) struct ModelArgs {
     /// How reads are issued
     #[arg(long, value_name = "ENGINE", default_value = "auto", value_parser = values::engine())]
     engine: EngineChoice,
-    /// Trust what is read while decoding, without holding it against the bundle's checksums
+    /// Trust what is read while decoding, without verifying it against the bundle's checksums
     #[arg(long)]
     no_verify: bool,
 }
@@ -66,11 +66,11 @@ enum FfnArg {
     Resident,
     /// Read completely for every token
     Streamed,
-    /// Predicted neurons, read where they are not cached
+    /// Predicted neurons, read from flash if they are not cached
     Flash,
     /// Baseline: every neuron computed, and attention read for every token as well
     Naive,
-    /// Baseline: every neuron computed, as many layers pinned as fit, the others read for every token
+    /// Baseline: every neuron computed, as many layers pinned in memory as fit, the others read for every token
     Hybrid,
 }
 

@@ -33,10 +33,10 @@ const USUAL_CONTEXT: usize = 256;
 pub(crate) struct PlanArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Tokens the KV cache holds: the prompt and what follows [default: 256, or what the model allows]
+    /// Size of the KV cache in tokens, for the prompt and what follows [default: 256, or what the model allows]
     #[arg(long, value_name = "N")]
     context: Option<usize>,
-    /// One JSON object
+    /// Print a JSON object
     #[arg(long)]
     json: bool,
 }
@@ -128,9 +128,9 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
         );
         match expected.is_reading() {
             true => println!(
-                "that rests on this budget, on text like that of preparation, and on a disk as supposed: {known}"
+                "this assumes the given budget, text like that used for preparation, and a typical disk: {known}"
             ),
-            false => println!("that rests on this budget, and on text like that of preparation"),
+            false => println!("this assumes the given budget, and text like that used for preparation"),
         }
     }
     println!(

@@ -38,19 +38,19 @@ pub(crate) struct RunArgs {
     /// Text to continue
     #[arg(long, value_name = "TEXT", group = "input", allow_hyphen_values = true)]
     prompt: Option<String>,
-    /// File with the text to continue, without its last line end and a byte order mark; - for standard input
+    /// File with the text to continue (a final newline and a byte order mark are removed); - for standard input
     #[arg(long, value_name = "FILE", group = "input")]
     prompt_file: Option<PathBuf>,
-    /// Token ids to continue, like 2,713,16; taken as they are
+    /// Token ids to continue, such as 2,713,16; nothing is added to them
     #[arg(long, value_name = "IDS", group = "input", value_parser = parse_ids)]
     ids: Option<std::vec::Vec<u32>>,
-    /// Tokens to generate at most
+    /// Generate at most this many tokens
     #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
     tokens: usize,
-    /// Tokens the KV cache holds [default: prompt + n; in a conversation what the model allows, at most 2048]
+    /// Size of the KV cache in tokens [default: prompt + n; in a conversation what the model allows, at most 2048]
     #[arg(long, value_name = "N")]
     context: Option<usize>,
-    /// Randomness of the choice; 0 takes the likeliest token
+    /// Randomness of the choice; 0 always picks the likeliest token
     #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = non_negative)]
     temperature: f32,
     /// Choose among the K likeliest tokens only; 0 for all
@@ -62,16 +62,16 @@ pub(crate) struct RunArgs {
     /// Make tokens already seen less likely; 1 changes nothing
     #[arg(long, value_name = "R", default_value_t = 1.0, value_parser = positive)]
     repetition_penalty: f32,
-    /// Seed of the random choice [default: another one every time, which is shown]
+    /// Seed of the random choice [default: a new one every time, which is shown]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// End before this text appears, or at this special token; may be given several times
+    /// Stop before this text appears, or at this special token; may be given several times
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = clap::builder::NonEmptyStringValueParser::new())]
     stop: Vec<String>,
-    /// Go on when the model ends its text
+    /// Continue after the model ends its text (on EOS)
     #[arg(long)]
     ignore_eos: bool,
-    /// One JSON object per token and a last one with the figures
+    /// Print one JSON object per token, and a last one with the figures
     #[arg(long)]
     json: bool,
     /// Show the memory plan and what was chosen

@@ -5,7 +5,7 @@ use flashlm_io::{DirectIo, EngineChoice};
 
 /// A number from 0 on.
 pub(crate) fn non_negative(text: &str) -> Result<f32, String> {
-    number(text, |v| v >= 0.0, "give a number from 0 on, such as 0.7")
+    number(text, |v| v >= 0.0, "give a number of at least 0, such as 0.7")
 }
 
 /// A number above 0.

@@ -111,7 +111,7 @@ pub(crate) fn plan_reading(file: Option<&DirectFile>, bundle: &Bundle, options: 
 /// What is said of the budget that avoids a slow way.
 fn avoided_with(needed: u64) -> String {
     if memory::available().is_some_and(|available| needed > available) {
-        format!("avoiding that takes {needed} bytes, more than may be taken here")
+        format!("avoiding that takes {needed} bytes, more than may be used here")
     } else {
         format!("--memory {needed} is enough to avoid that")
     }

@@ -27,7 +27,7 @@ impl Config {
     pub(crate) fn parse(json: &[u8]) -> Result<Self, String> {
         match python_json::parse(json)? {
             Value::Object(map) => Ok(Self(map)),
-            other => Err(format!("expected an object, found {}. Take the original again", short(&other))),
+            other => Err(format!("expected an object, found {}. Get the original again", short(&other))),
         }
     }
 
@@ -61,8 +61,8 @@ impl Config {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_u64().and_then(|count| usize::try_from(count).ok()) {
             Some(count) if range.contains(&count) => Ok(Some(count)),
-            None if !value.is_number() => Err(wrong_type(key, "a whole number", value)),
-            _ => Err(out_of_range(key, format!("a whole number in {range:?}"), value)),
+            None if !value.is_number() => Err(wrong_type(key, "an integer", value)),
+            _ => Err(out_of_range(key, format!("an integer in {range:?}"), value)),
         }
     }
 
@@ -85,7 +85,7 @@ impl Config {
         found
             .map(|(_, count)| count)
             .or(default)
-            .ok_or_else(|| ConfigError::Missing { key: names[0].into(), expected: "a whole number" })
+            .ok_or_else(|| ConfigError::Missing { key: names[0].into(), expected: "an integer" })
     }
 
     /// A truth value. Null is false, as where Python reads it.

@@ -15,8 +15,8 @@ pub(super) const INFO: FamilyInfo = FamilyInfo {
     name: "falcon",
     model_types: &["falcon", "RefinedWebModel", "RefinedWeb"],
     checkpoints: "tiiuae/falcon-7b, -40b, -11b, -rw; relufied ones are the sparse ones",
-    covers: "multi-query, grouped, ALiBi, one or two norms, names from before transformers knew it",
-    verified: "transformers; a trained model besides",
+    covers: "multi-query, grouped, ALiBi, one or two norms, names from before transformers supported it",
+    verified: "transformers; also a trained model",
     references: 10,
 };
 

@@ -350,7 +350,7 @@ mod tests {
                         // Whoever computes stretched positions in no way need not compute them in two.
                         (Err(_), Err(_)) => None,
                         (_, Err(error)) => Some(format!("refused here: {error}")),
-                        (Err(error), _) => Some(format!("refused here before: {error}")),
+                        (Err(error), _) => Some(format!("refused earlier: {error}")),
                     },
                     "fails" => None,
                     other => Some(format!("unknown verdict {other}")),

@@ -18,7 +18,7 @@ pub(super) const INFO: FamilyInfo = FamilyInfo {
     checkpoints: "SparseLLM/ReluLLaMA-*, prosparse-llama-2-*, PowerInfer/Bamboo-*, TurboSparse-Mistral-*; Llama, Mistral, Qwen2",
     covers: "gated FFN; relu, relu2, FATReLU, ReLU on gate and up, silu; grouped queries, head_dim, biases, llama3 and linear \
              rope scaling; a sliding window limits the context",
-    verified: "transformers, for ProSparse and Bamboo its Llama and Mistral with the published FFN put in",
+    verified: "transformers; for ProSparse and Bamboo its Llama and Mistral with the published FFN substituted",
     references: 9,
 };
 

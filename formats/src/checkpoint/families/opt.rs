@@ -17,7 +17,7 @@ pub(super) const INFO: FamilyInfo = FamilyInfo {
     model_types: &["opt"],
     checkpoints: "facebook/opt-125m .. 66b, Galactica",
     covers: "pre- and post-norm, projected embeddings, without biases, untied head",
-    verified: "transformers; a trained model besides",
+    verified: "transformers; also a trained model",
     references: 5,
 };
 

@@ -17,8 +17,8 @@ pub(super) const INFO: FamilyInfo = FamilyInfo {
     name: "phi",
     model_types: &["phi", "phi-msft"],
     checkpoints: "microsoft/phi-1, phi-1_5, phi-2 and relufied ones",
-    covers: "parallel block with one norm, partial rotation, head bias, names from before transformers knew it",
-    verified: "transformers; phi-msft by the same weights under the old names",
+    covers: "parallel block with one norm, partial rotation, head bias, names from before transformers supported it",
+    verified: "transformers; phi-msft with the same weights under the old names",
     references: 2,
 };
 

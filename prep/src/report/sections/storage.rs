@@ -65,7 +65,7 @@ fn no_orders(all: &Facts) -> Markup {
 fn seen_before(all: &Facts) -> &'static str {
     let own = all.input.orders.is_some_and(|o| o.summary.recording == all.input.recording.info().id);
     if own {
-        "Counted on documents that are held out: the chosen order was made from the others of this recording. "
+        "Counted on held-out documents: the chosen order was made from the others of this recording. "
     } else {
         ""
     }
@@ -271,7 +271,7 @@ pub(super) fn budget(all: &Facts) -> Result<Markup, ReportError> {
     let cost = &all.storage.cost;
     let figure = Figure {
         title,
-        text: "Time for reading alone, over all recorded layers; computing is not in it. The cache is divided equally among the layers.".into(),
+        text: "Time for reading alone, over all recorded layers; computing is not included. The cache is divided equally among the layers.".into(),
         charts: vec![(String::new(), lines(&x, &y, &series, &alt)?)],
         key: Markup::default(),
         table,

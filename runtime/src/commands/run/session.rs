@@ -51,7 +51,7 @@ pub(super) fn turn(session: &mut Session<'_>, ids: &[u32], args: &RunArgs) -> Re
         written.context("cannot write the text to standard output")?;
     }
     if report.tokens == 0 && report.finish == Finish::Eos {
-        eprintln!("the model ended its text at once, so there is nothing to show; --ignore-eos goes on");
+        eprintln!("the model ended its text at once, so there is nothing to show; --ignore-eos continues");
     }
     Ok((report, rest))
 }
