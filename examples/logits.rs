@@ -1,4 +1,4 @@
-//! What a model expects behind each token of a text: its likeliest next token, and how likely the actual one was.
+//! What a model expects after each token of a text: its likeliest next token, and how likely the actual one was.
 //!
 //! `cargo run --release --example logits -- model.flashlm "Once upon a time there was"`
 

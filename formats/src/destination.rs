@@ -1,4 +1,4 @@
-//! Whose file is it: what a command may put its output in the place of.
+//! File ownership: what a command's output may replace.
 //!
 //! A command that writes takes its destination before it works. It replaces nothing but what it writes itself, known by its contents and
 //! not by its name; and never a file that it reads, known by device and inode and not by its spelling.
@@ -113,7 +113,7 @@ impl DestinationError {
     }
 }
 
-/// What stands at a destination that may be written to.
+/// What is at a destination that may be written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum There {
     /// Nothing that could be lost: no file, or an empty one.
@@ -195,7 +195,7 @@ pub struct Destination {
 }
 
 impl Destination {
-    /// Takes `path`, in the place of a file of this kind if one is there, for a command that reads `inputs`.
+    /// Takes `path`, in place of a file of this kind if one is there, for a command that reads `inputs`.
     ///
     /// # Errors
     /// As [`check_file`], and `Busy`.

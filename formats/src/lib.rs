@@ -1,7 +1,7 @@
 //! Bytes to meaning and back: checkpoints, recordings, what is made of them, and bundles.
 //!
 //! This crate knows files and what is in them. It starts no threads, opens nothing with direct I/O and computes nothing
-//! about language; `unsafe` stands only in the one module that opens memory maps.
+//! about language; `unsafe` is only in the one module that opens memory maps.
 
 pub mod bundle;
 #[cfg(feature = "preparation")]

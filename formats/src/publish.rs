@@ -1,4 +1,4 @@
-//! How a file comes into being: whole under its name or not at all, whatever kills the program or the power.
+//! Atomic publication: a file appears whole under its name or not at all, whatever kills the program or the power.
 //!
 //! Everything is written under a temporary name, `NAME.partial`, by one process at a time; it is made durable, given its
 //! name, and the name is made durable. Nothing else in the project gives files their names, but for the downloads of the hub, whose
@@ -27,7 +27,7 @@ fn under_way() -> MutexGuard<'static, Vec<(PathBuf, Metadata)>> {
     UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes every file of this process that is not whole; those who would begin or publish one from now on wait for ever. For a
+/// Removes every file of this process that is not whole; those who would begin or publish one from now on wait forever. For a
 /// process that ends in the middle of its work.
 pub fn abandon() {
     let names = under_way();
@@ -148,7 +148,7 @@ pub(crate) fn is_same(a: &Metadata, b: &Metadata) -> bool {
     (a.dev(), a.ino()) == (b.dev(), b.ino())
 }
 
-/// Refuses to put a file in the place of a pipe or a device: renaming over /dev/null would take it from everybody.
+/// Refuses to put a file in place of a pipe or a device: renaming over /dev/null would take it from everybody.
 fn check_replaceable(path: &Path) -> io::Result<()> {
     match path.symlink_metadata() {
         Ok(there) if !there.is_file() && !there.is_symlink() && !there.is_dir() => Err(io::Error::new(

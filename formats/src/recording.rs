@@ -113,7 +113,7 @@ impl Recording {
     /// Writes `recording.json` and `tokens.safetensors` into `dir` (made when missing); layers follow with
     /// [`Recording::layer_writer`].
     ///
-    /// `sequences` are the start offsets of the sequences with the number of tokens behind them; `documents` gives for
+    /// `sequences` are the start offsets of the sequences with the number of tokens after them; `documents` gives for
     /// every token the number of its document, never decreasing. `held_out` are the numbers of the documents that nothing may be
     /// trained on, ascending; without any the split is left to the rule for recordings that do not say. The counts of `info` are
     /// filled in from them.
@@ -290,7 +290,7 @@ impl Recording {
         &self.tokens
     }
 
-    /// Start offsets of the sequences in [`Recording::tokens`], with the number of tokens behind them.
+    /// Start offsets of the sequences in [`Recording::tokens`], with the number of tokens after them.
     pub fn sequence_offsets(&self) -> &[u32] {
         &self.sequences
     }

@@ -4,7 +4,7 @@
 //! XXH3-64s of all tensors, in the order in which they lie, 8 bytes each, and then of everything before the tensors with the
 //! seal's digits as zeros. So a file can be written in one pass, its header last. Other readers see one more string.
 //!
-//! A file without a seal is one from elsewhere: it is not held against anything.
+//! A file without a seal is one from elsewhere: it is not verified against anything.
 //!
 //! Text of our own, such as JSON, has its seal in a first line of its own: the XXH3-64 of all that follows, as 16 hexadecimal digits. What
 //! has no such line is damaged.
@@ -16,9 +16,9 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 /// The key, and its value in a header that is not sealed yet.
 pub const SEAL: (&str, &str) = ("seal", "0000000000000000");
-/// What stands before the digits.
+/// What comes before the digits.
 const BEFORE: &[u8] = b"\"seal\":\"";
-/// Bytes of the length that stands before the header's JSON.
+/// Bytes of the length that precedes the header's JSON.
 const LENGTH_BYTES: usize = 8;
 
 /// A file is not as it was written.

@@ -50,9 +50,9 @@ pub enum WeightFormat {
 }
 
 impl WeightFormat {
-    /// Bytes in groups of so many where nothing else is asked for.
+    /// Bytes in groups of this many where nothing else is asked for.
     pub const INT8: Self = Self::Int8(GroupSize(128));
-    /// Half bytes in groups of so many where nothing else is asked for.
+    /// Half bytes in groups of this many where nothing else is asked for.
     pub const INT4: Self = Self::Int4(GroupSize(64));
 
     /// Bytes of a row of `cols` elements, without its scales.
@@ -85,7 +85,7 @@ impl WeightFormat {
         self.group().is_some()
     }
 
-    /// The largest whole number that an element may be.
+    /// The largest integer that an element may be.
     pub const fn largest(self) -> i8 {
         match self {
             Self::Int4(_) => 7,

@@ -113,7 +113,7 @@ fn opens(name: &str, small: &Small, wide_kv: bool) {
     assert!(verify(bundle.path(), &mut |_, _| ()).unwrap().damages.is_empty());
 }
 
-/// Format version 3 has to open forever. `FLASHLM_BLESS=1` writes the file anew: only when the version was never published.
+/// Format version 3 has to open forever. `FLASHLM_BLESS=1` writes the file again: only when the version was never published.
 #[test]
 fn version_3_opens() {
     let (name, small, blob) = ("bundle-v3.flashlm", Small::layered(), ramp(8, 5000));

@@ -61,7 +61,7 @@ impl Image {
         self.seal_header();
     }
 
-    /// Puts another manifest in the place of the one at the end of the file.
+    /// Puts another manifest in place of the one at the end of the file.
     fn set_manifest(&mut self, json: &[u8]) {
         let (at, _) = self.extent(Section::Manifest);
         self.0.truncate(at);

@@ -91,7 +91,7 @@ fn names_behind_a_wrapper_lose_it() {
             is_like(name, &dir, &[Note::Prefix { prefix: prefix.into() }], prefix);
         }
     }
-    // Bare names behind a wrapper, and a stranger in front of it.
+    // Bare names behind a wrapper, and a foreign tensor in front of it.
     let dir = changed("opt-350m", |tensors| {
         for tensor in tensors.iter_mut() {
             tensor.0 = tensor.0.replace("model.decoder.", "module.");
@@ -115,7 +115,7 @@ fn two_models_in_one_file_are_not_chosen_between() {
     let error = Checkpoint::open(dir.path()).unwrap_err();
     assert!(matches!(&error, CheckpointError::TwoModels { .. }), "{error}");
     assert!(error.to_string().contains("student.") && error.to_string().contains("teacher."), "{error}");
-    // A copy beside a model under its own names is a stranger.
+    // A copy beside a model under its own names is foreign.
     let dir = changed("llama-relu-gqa", |tensors| {
         let copies: Tensors = tensors.iter().map(|t| (format!("ema.{}", t.0), t.1, t.2.clone(), t.3.clone())).collect();
         tensors.extend(copies);
@@ -177,7 +177,7 @@ fn buffers_beside_the_weights_are_passed_over() {
             tensors.push((format!("{here}.mask"), Dtype::BOOL, vec![4], vec![1; 4]));
         });
         is_like(name, &dir, &[], "buffers");
-        // What is added to a projection, or stands behind the last layer, is no buffer.
+        // What is added to a projection, or comes after the last layer, is no buffer.
         for weight in [format!("{here}.o_proj.more.bias"), format!("{body}{layer}.7.{attention}.o_proj.weight")] {
             let dir = changed(name, |tensors| tensors.push((weight.clone(), Dtype::F32, vec![4], vec![0; 16])));
             let error = Checkpoint::open(dir.path()).unwrap_err();

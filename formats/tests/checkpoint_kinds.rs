@@ -317,7 +317,7 @@ fn rename(config: &mut serde_json::Map<String, Value>, names: &[(&str, &str)]) {
     }
 }
 
-/// Falcon as it was called before transformers knew it.
+/// Falcon as it was called before transformers supported it.
 #[test]
 fn old_falcon_configurations_are_understood() {
     let old = [("num_hidden_layers", "n_layer"), ("num_attention_heads", "n_head"), ("num_kv_heads", "n_head_kv")];
@@ -375,7 +375,7 @@ fn first_phi_names(tensors: &mut Tensors) {
     tensors.extend(joined);
 }
 
-/// Phi as it was called before transformers knew it: other names, and one projection for queries, keys and values.
+/// Phi as it was called before transformers supported it: other names, and one projection for queries, keys and values.
 #[test]
 fn the_first_phi_files_are_understood() {
     let new = Checkpoint::open(fixtures().join("quirks/phi-2-relu")).unwrap();

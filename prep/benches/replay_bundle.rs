@@ -17,7 +17,7 @@ use flashlm::planner::PlanLimits;
 use flashlm::replay::{ReplayCounts, ReplayOptions, WantedSets, replay, replay_optimal};
 use flashlm_formats::bundle::Bundle;
 use flashlm_formats::recording::Recording;
-use flashlm_prep::wanted::wanted_sets;
+use flashlm_prep::demand::wanted_sets;
 use rayon::prelude::*;
 
 const PROMPT: usize = 128;

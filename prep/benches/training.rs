@@ -17,7 +17,7 @@ const HIDDEN: usize = 4096;
 const FFN: usize = 16_384;
 const BATCH: usize = 256;
 const TOKENS: usize = 2304;
-/// Every so-manieth neuron is active at a token: 5 %.
+/// Every i-th neuron is active at a token: 5 %.
 const ACTIVE_STEP: usize = 20;
 
 fn random(state: &mut u64) -> f32 {

@@ -1,4 +1,4 @@
-//! Two-matrix predictors as Deja Vu and PowerInfer keep them: one file of tensors for each layer.
+//! Two-matrix predictors in the formats of Deja Vu and PowerInfer: one file of tensors for each layer.
 //!
 //! | | files | tensors | between the matrices |
 //! |---|---|---|---|
@@ -6,7 +6,7 @@
 //! | PowerInfer | `model_12.pt` | `fc1.weight`, `fc2.weight` | ReLU |
 //!
 //! `0.weight` with `2.weight`, as `Sequential(Linear, ReLU, Linear)` is saved, is taken for the second form. Either may have biases; the first
-//! matrix's bias only where nothing stands between. The first matrix is `[rank, hidden]`, the second `[neurons, rank]`; the files are those of
+//! matrix's bias only where nothing is between. The first matrix is `[rank, hidden]`, the second `[neurons, rank]`; the files are those of
 //! `torch.save` (a state dict), or safetensors. Knows nothing of thresholds.
 
 use std::collections::BTreeMap;
@@ -97,7 +97,7 @@ pub fn find_files(dir: &Path, layers: usize) -> Result<Vec<PathBuf>, ForeignErro
     Ok(found.into_values().collect())
 }
 
-/// The number behind `layer`, or else the one at the end.
+/// The number after `layer`, or else the one at the end.
 fn layer_of(stem: &str) -> Option<usize> {
     let digits = |text: &str| text.chars().take_while(char::is_ascii_digit).collect::<String>();
     let behind = stem.split("layer").skip(1).map(|rest| digits(rest.trim_start_matches(['_', '-'])));
@@ -107,11 +107,11 @@ fn layer_of(stem: &str) -> Option<usize> {
         stem[begin..].to_owned()
     };
     let number = named.unwrap_or_else(last);
-    // One that no number holds is of no layer of any model, and not passed over.
+    // One that no number holds is of no layer of any model, and not ignored.
     (!number.is_empty()).then(|| number.parse().unwrap_or(usize::MAX))
 }
 
-/// Reads one predictor. `relu` overrides what the tensors' names say of what stands between the matrices.
+/// Reads one predictor. `relu` overrides what the tensors' names say of what is between the matrices.
 pub fn read(path: &Path, relu: Option<bool>) -> Result<LowRankPredictor, ForeignError> {
     let tensors = read_tensors(path).map_err(|source| ForeignError::File { source: Box::new(source) })?;
     let wrong = |what: String| ForeignError::Form { path: path.to_owned(), what };
@@ -196,7 +196,7 @@ mod tests {
         {
             save(&path, &[(first, &[2, 3], a), (second, &[4, 2], b)]);
             let read = read(&path, None).unwrap();
-            assert_eq!((read.relu, read.rank(), read.neurons()), (relu, 2, 4), "{first}");
+            assert_eq!((read.relu, read.rank(), read.bias.len()), (relu, 2, 4), "{first}");
             assert_eq!(read.decoder[[1, 0]], 2.0);
         }
         let biased: [(&str, &[usize], &[f32]); 3] =

@@ -1,4 +1,4 @@
-//! Whether there is anything to gain from reading only some neurons, in words: said before the work, and again behind it.
+//! Whether there is anything to gain from reading only some neurons, in words: printed before the work, and again after it.
 
 use std::path::Path;
 

@@ -2,7 +2,7 @@
 //!
 //! The client crate hf-hub gives names, cache layout and token file. Its downloader is not used: it sends the token along to
 //! whatever host a file is redirected to, appends a whole file to a part when a server ignores `Range`, compares neither length
-//! nor hash, waits for ever, and knows neither `HF_TOKEN`, `HF_HUB_CACHE` nor offline mode. (Its next major version, 1.0,
+//! nor hash, waits forever, and knows neither `HF_TOKEN`, `HF_HUB_CACHE` nor offline mode. (Its next major version, 1.0,
 //! brings an asynchronous runtime and a storage protocol of its own; that is too much for a few files.) So files are fetched
 //! here, with ureq: blocking, TLS by rustls with the Mozilla roots, proxies as the environment names them. What lies in the cache
 //! afterwards is what Python's huggingface_hub would have put there, and is found by it.
@@ -52,9 +52,9 @@ const SENTENCE_PIECE: &str = "tokenizer.model";
 
 /// Told as files arrive; the binary draws a bar with it.
 pub trait Watch {
-    /// So many bytes are wanted in all; so many of them lie here already.
+    /// This many bytes are needed in all; this many of them are here already.
     fn begin(&mut self, total: u64, here: u64);
-    /// So many of them are here now.
+    /// This many of them are here now.
     fn at(&mut self, bytes: u64);
     /// Something that the user should know.
     fn say(&mut self, line: &str);
@@ -63,7 +63,7 @@ pub trait Watch {
 /// The directory with the model's files, fetched as far as they are not there yet.
 ///
 /// # Errors
-/// Whatever stands in the way; what arrived until then is kept, and the next call goes on from it.
+/// Whatever stands in the way; what arrived until then is kept, and the next call resumes from it.
 pub fn fetch(name: &ModelName, settings: &Settings, watch: &mut dyn Watch) -> Result<PathBuf, HubError> {
     let snapshots = Snapshots::new(settings, name);
     if settings.offline {

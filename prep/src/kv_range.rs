@@ -17,7 +17,7 @@ pub(crate) struct KvRange<'a> {
     spec: &'a ModelSpec,
     /// The norm in front of the current layer's attention.
     before: Norm,
-    /// The norm behind the layer before, if that is a post-norm one.
+    /// The norm after the layer before, if that is a post-norm one.
     behind: Option<Norm>,
     /// Of the current layer's keys and values: the longest that the row can make the product, and what is always added.
     rows: Vec<(f64, f64)>,
@@ -55,7 +55,7 @@ impl<'a> KvRange<'a> {
             }
             "attention.k_norm.weight" => self.key_norm.weight = floats(dtype, bytes),
             "attention.k_norm.bias" => self.key_norm.bias = floats(dtype, bytes),
-            // Behind all that matters of its layer.
+            // After all that matters of its layer.
             "attention.out.weight" => self.close_layer(layer),
             _ => {}
         }

@@ -1,6 +1,6 @@
 //! The offline toolchain: from a checkpoint to a bundle that runs fast from flash.
 //!
-//! [`prepare`] does all of it, or goes on with what an earlier run left:
+//! [`prepare`] does all of it, or continues with what an earlier run left:
 //!
 //! ```no_run
 //! # fn main() -> Result<(), flashlm_prep::PrepareError> {
@@ -21,6 +21,7 @@
 //! knows the command line, and none prints.
 
 pub mod coactivation;
+pub mod demand;
 pub mod disk_cost;
 pub mod evaluate;
 pub mod foreign_predictors;
@@ -46,6 +47,5 @@ pub mod threads;
 pub mod thresholds;
 pub mod tokenizer;
 pub mod train;
-pub mod wanted;
 
 pub use pipeline::{Event, Outcome, PrepareError, PrepareOptions, Prepared, prepare};

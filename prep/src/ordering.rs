@@ -1,4 +1,4 @@
-//! In which order a layer's neurons should stand on flash, so that what a token is missing lies close together.
+//! In which order a layer's neurons should be stored on flash, so that what a token is missing lies close together.
 //!
 //! A [`Strategy`] makes an order from training sequences; [`score`] replays held-out sequences through the cache and planner
 //! of the runtime and says what the order costs in reads, bytes and time; the best by that score is used. The method and
@@ -16,7 +16,7 @@ mod path;
 mod score;
 mod strategy;
 
-pub use cache_share::usual_cache_share;
+pub use cache_share::typical_cache_share;
 pub use layers::{OrderError, OrderOptions, Ordering};
 pub use score::{OrderScore, ScoreOptions, score};
 pub use strategy::{

@@ -1,4 +1,4 @@
-//! Calibration text that the model writes itself, when its user has none.
+//! Self-generated calibration text, for when the user has none.
 //!
 //! A temporary bundle in the checkpoint's order is made, sampled from, and removed. Sequences begin with what begins a text and
 //! are drawn at temperature 1, so that they are spread as the model's own distribution is.

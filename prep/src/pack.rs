@@ -71,7 +71,7 @@ pub enum PackError {
         /// Which tensor.
         what: String,
     },
-    /// No thread is to be had.
+    /// No thread can be started.
     #[error("cannot start a thread that reads while writing: {0}; allow more (`ulimit -u`, a container's pids limit)")]
     Thread(std::io::Error),
     /// The caller wanted to stop.

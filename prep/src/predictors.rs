@@ -1,7 +1,7 @@
 //! Trained predictors, put into storage order and into one blob, as a bundle holds them.
 //!
 //! `train` writes one safetensors file for each layer, neurons in the checkpoint's order. In a bundle the rows of a decoder, its
-//! scales and its bias stand in storage order, under `layers.N.`; a layer's look-ahead predictor, which sees the layer's input and
+//! scales and its bias are in storage order, under `layers.N.`; a layer's look-ahead predictor, which sees the layer's input and
 //! speaks of the next layer's neurons, stands under `layers.N.lookahead.`, in the next layer's order.
 
 use std::path::Path;

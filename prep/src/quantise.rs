@@ -1,4 +1,4 @@
-//! Rows of numbers made into rows of integers with scales.
+//! Quantising rows of numbers to rows of integers with scales.
 //!
 //! Every group of a row is treated for itself. Bytes: the scale is the smallest at which no weight is cut off. Half bytes: of a
 //! few scales, some of which cut off the largest weights, the one with the smallest squared error is taken, and fitted once more to
@@ -154,7 +154,7 @@ fn int4(v: f32) -> f32 {
     clamp(round(v), -8.0, 7.0)
 }
 
-/// The nearest whole number, ties to even, for magnitudes below 2^22: in plain additions, which compile to vectors.
+/// The nearest integer, ties to even, for magnitudes below 2^22: in plain additions, which compile to vectors.
 fn round(v: f32) -> f32 {
     const SHIFT: f32 = 1.5 * (1u32 << 23) as f32;
     (clamp(v, -1e6, 1e6) + SHIFT) - SHIFT
@@ -258,7 +258,7 @@ mod tests {
     fn extremes_survive() {
         for format in ["int8/32", "int4/32"] {
             assert_eq!(there_and_back(format, 32, &[0.0; 64]), [0.0; 64]);
-            // Whole numbers of one scale come back as they were.
+            // Integers of one scale come back as they were.
             let exact: Vec<f32> = (0..32).map(|i| (i % 16) as f32 - 8.0).collect();
             assert!(format != "int4/32" || there_and_back(format, 32, &exact) == exact);
             for size in [1e-30f32, 1e30, f32::MAX] {

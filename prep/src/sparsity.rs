@@ -5,8 +5,8 @@ use std::path::Path;
 use flashlm_formats::bundle::{FlashLayout, LayerSparsity};
 use flashlm_formats::recording::Recording;
 
+use crate::demand::{WantedError, measure_reuse};
 use crate::ordering::positions;
-use crate::wanted::{WantedError, measure_reuse};
 
 /// Measures `layer`, whose predictor is in `predictors` and whose neurons stand in `order`, or the checkpoint's.
 ///

@@ -38,7 +38,7 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> StatesError + '_ {
     move |source| StatesError::Io { path: path.to_path_buf(), source }
 }
 
-/// Bytes of the checksum behind the states.
+/// Bytes of the checksum after the states.
 const SUM_BYTES: u64 = 8;
 /// Bytes read at once to check it.
 const PIECE_BYTES: usize = 1 << 20;
@@ -130,7 +130,7 @@ impl HiddenStates {
     pub fn write(&mut self, token: usize, states: &[f32]) -> Result<(), StatesError> {
         let (offset, bytes) = ((token * self.hidden * 4) as u64, bytemuck::cast_slice(states));
         if let Kept::New(_, hash, end) = &mut self.file {
-            // Mostly they come one behind the other; else all is read again in the end.
+            // Mostly they come one after another; else all is read again in the end.
             if *end == offset {
                 hash.update(bytes);
                 *end += bytes.len() as u64;

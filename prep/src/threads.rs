@@ -28,7 +28,7 @@ pub enum ThreadsError {
 /// As many threads as asked for, or one for each processor; rayon's too.
 ///
 /// # Errors
-/// If the system has not so many to give.
+/// If the system has fewer to give.
 pub fn start(asked: Option<NonZeroUsize>) -> Result<Threads, ThreadsError> {
     let count = asked.unwrap_or_else(threads::default_count);
     start_pool(Some(count))?;
@@ -39,7 +39,7 @@ pub fn start(asked: Option<NonZeroUsize>) -> Result<Threads, ThreadsError> {
 /// at first use, and panics where the system has none to give.
 ///
 /// # Errors
-/// If the system has not so many to give.
+/// If the system has fewer to give.
 pub fn start_pool(asked: Option<NonZeroUsize>) -> Result<(), ThreadsError> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(asked.map_or(0, NonZeroUsize::get));
     match pool.build_global() {

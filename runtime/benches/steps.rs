@@ -82,7 +82,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The median of a step's milliseconds, and the mean of the bytes it reads: `each` rows of every one of so many sequences.
+/// The median of a step's milliseconds, and the mean of the bytes it reads: `each` rows of every one of this many sequences.
 fn measure(
     executor: &mut Executor,
     ids: &[u32],

@@ -20,7 +20,7 @@ impl Buffers {
         if self.count::<T>(len) { Vec::new() } else { vec![T::default(); len] }
     }
 
-    /// Room for so many.
+    /// Room for this many.
     pub fn room<T>(&mut self, capacity: usize) -> Vec<T> {
         if self.count::<T>(capacity) { Vec::new() } else { Vec::with_capacity(capacity) }
     }

@@ -1,4 +1,4 @@
-//! What both programs print: lines in which nothing is left that a terminal obeys, and JSON likewise. The libraries print nothing;
+//! What both programs print: lines without terminal control characters, and JSON likewise. The libraries print nothing;
 //! this is for the programs' `println!` and `eprintln!`.
 
 use std::fmt::Arguments;

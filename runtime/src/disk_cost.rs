@@ -1,4 +1,4 @@
-//! What reading costs: a linear model, fitted to a disk's measured profile, and the disk that is supposed where none was measured.
+//! What reading costs: a linear model, fitted to a disk's measured profile, and the disk that is assumed where none was measured.
 
 use std::path::Path;
 

@@ -49,7 +49,7 @@ pub enum RuntimeError {
         /// The bundle.
         path: PathBuf,
     },
-    /// What was given as a memory budget is none.
+    /// What was given as a memory budget is not one.
     #[error("{0}")]
     Budget(BudgetError),
     /// The budget cannot hold what is needed.
@@ -117,19 +117,19 @@ pub enum RuntimeError {
         /// Longest context of the model: its positions, or the window within which it attends to everything.
         model_max: usize,
     },
-    /// A key or value that half precision does not hold. Stored all the same it would be infinite, and any text from it untrue.
+    /// A key or value outside the range of half precision. Stored regardless it would be infinite, and any text from it wrong.
     #[error(
         "layer {layer} makes a key or value of {value:.0} for token {position}, and an f16 KV cache holds at most 65504; give --kv f32"
     )]
     KvRange {
         /// The layer.
         layer: usize,
-        /// Tokens before the one it is of.
+        /// Position of the token that it belongs to.
         position: usize,
         /// Its magnitude.
         value: f32,
     },
-    /// A key or value that is no finite number.
+    /// A key or value that is not finite.
     #[error(
         "what layer {layer} computed for token {position} is not a finite number (a key or value is {value}); {}",
         NOT_FINITE
@@ -137,7 +137,7 @@ pub enum RuntimeError {
     KvNoNumber {
         /// The layer.
         layer: usize,
-        /// Tokens before the one it is of.
+        /// Position of the token that it belongs to.
         position: usize,
         /// What it is.
         value: f32,
@@ -156,18 +156,18 @@ pub enum RuntimeError {
         /// Tokens there is room for.
         free: usize,
     },
-    /// A row of a sequence that was never opened, or is closed.
+    /// A row of a sequence that was never opened, or is closed already.
     #[error("a row is of a sequence that is closed; open it before its rows are computed")]
     ClosedSequence,
-    /// The forward pass ended in infinities or in what is no number.
+    /// The forward pass ended in infinities or NaN.
     #[error(
         "what the model computed for token {position} is not a finite number (the logit of id {id} is {value}); {}",
         NOT_FINITE
     )]
     NoNumber {
-        /// Tokens before the one that was to be chosen.
+        /// Position of the token that was to be chosen.
         position: usize,
-        /// The first id whose logit is none.
+        /// The first id whose logit is not finite.
         id: u32,
         /// That logit.
         value: f32,
@@ -203,7 +203,7 @@ pub enum RuntimeError {
     },
 }
 
-/// What helps where something that was computed is no finite number.
+/// What helps when a computed value is not finite.
 const NOT_FINITE: &str = "if `flashlm-prep verify` finds the bundle whole, the checkpoint that it was made from has weights that \
     are no finite numbers, or become too large, as in a float16 copy of a bfloat16 model: get another copy and convert that";
 
@@ -215,12 +215,12 @@ pub fn longest(model_max: usize) -> String {
     )
 }
 
-/// A larger context as a way out, where the model allows one.
+/// A larger context as a remedy, where the model allows one.
 pub fn larger_context(context: usize, model_max: usize) -> Option<String> {
     (context < model_max).then(|| format!("a larger --context (the model allows {model_max})"))
 }
 
-/// Ways out of a context that is too short, as a list: what is always one, and a larger context where the model allows that.
+/// Remedies for a context that is too short, as a list: the one that always works, and a larger context where the model allows it.
 pub fn hints(always: [&str; 2], context: usize, model_max: usize) -> String {
     let [one, other] = always;
     match larger_context(context, model_max) {
@@ -232,7 +232,7 @@ pub fn hints(always: [&str; 2], context: usize, model_max: usize) -> String {
 /// Result with a [`RuntimeError`].
 pub type Result<T, E = RuntimeError> = std::result::Result<T, E>;
 
-/// What helps where the system's own words do not say it.
+/// What helps, where the system's own message does not say it.
 fn next_step(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     match error.downcast_ref::<std::io::Error>()?.kind() {
         std::io::ErrorKind::FileTooLarge => {
@@ -242,7 +242,7 @@ fn next_step(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> 
     }
 }
 
-/// An error with its causes as one sentence, for the command line; a cause that the text has already is not said twice.
+/// An error with its causes as one sentence, for the command line; a cause that the text already contains is not repeated.
 pub fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next_step = next_step(error);

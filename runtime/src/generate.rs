@@ -18,19 +18,19 @@ pub enum Finish {
     Length,
     /// The model ended its text.
     Eos,
-    /// The caller asked to stop, or a token came that it named.
+    /// The caller asked to stop, or one of its stop tokens came.
     Stopped,
 }
 
 /// What to generate.
 pub struct Request<'a> {
-    /// Token ids to start from; already cached ones come before them.
+    /// Token ids to start from; those already cached come before them.
     pub prompt: &'a [u32],
-    /// At most so many new tokens.
+    /// At most this many new tokens.
     pub tokens: usize,
-    /// Ids by which the model ends its text; they are not handed on.
+    /// Ids with which the model ends its text (EOS); they are not passed on.
     pub eos: &'a [u32],
-    /// Ids that the caller wants to stop at, not handed on either.
+    /// Ids that the caller wants to stop at, not passed on either.
     pub stop_ids: &'a [u32],
 }
 
@@ -41,7 +41,7 @@ pub struct Generation {
     pub finish: Finish,
     /// Tokens fed before the first new one.
     pub prompt_tokens: usize,
-    /// New tokens handed on.
+    /// New tokens passed on.
     pub tokens: usize,
     /// From the first prompt id in to the first sampled id out.
     pub prefill: Duration,
@@ -51,7 +51,7 @@ pub struct Generation {
     pub decode_reads: ReadCounters,
 }
 
-/// A new token, and what it took to get it from the one before, or from the prompt.
+/// A new token, and what it cost to get from the previous one, or from the prompt.
 #[derive(Clone, Copy, Debug)]
 pub struct NewToken {
     /// Its id.
@@ -62,7 +62,7 @@ pub struct NewToken {
     pub reads: ReadCounters,
 }
 
-/// A generation under way: gives one token after the other.
+/// A generation in progress: yields one token after another.
 ///
 /// The id that a caller stops at, or the last of the asked-for ones, is not fed: the sequence then holds everything before it.
 pub struct Generator {
@@ -115,7 +115,7 @@ impl Generator {
         }
     }
 
-    /// The next token; `None` once there is no further one. After an error there is none.
+    /// The next token; `None` once it has ended, or after an error.
     pub fn next(&mut self, executor: &mut Executor, sampler: &mut Sampler) -> Result<Option<NewToken>> {
         let begin = Instant::now();
         let nothing = &mut |_: usize, _: &mut [f32]| Ok(());
@@ -158,7 +158,7 @@ impl Generator {
         Ok(Some(NewToken { id, time: elapsed, reads }))
     }
 
-    /// Ends it where it is, unless the model has ended it.
+    /// Ends it here, unless the model has ended it.
     pub fn stop(&mut self) {
         self.next = Next::Ended;
         if self.report.finish == Finish::Length {
@@ -166,7 +166,7 @@ impl Generator {
         }
     }
 
-    /// The last token that was given and not fed.
+    /// The last token that was yielded and not fed.
     pub fn unfed(&self) -> Option<u32> {
         self.unfed
     }

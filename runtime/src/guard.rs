@@ -1,4 +1,4 @@
-//! Turns a panic inside a library that reads what strangers wrote into an error.
+//! Turns a panic inside a library that reads what others wrote into an error.
 //!
 //! The `tokenizers` library panics on files that are wrong in ways it did not expect. Nothing of it is used again after that by those
 //! who get the error, so a state left half changed harms nobody. A program may ask for silence about these panics; a library does
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_becomes_what_it_said() {
+    fn a_panic_becomes_its_message() {
         assert_eq!(guarded(|| 5), Ok(5));
         let number = 7;
         assert_eq!(guarded(|| panic!("no {number}")), Err::<(), _>("no 7".into()));

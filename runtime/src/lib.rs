@@ -14,7 +14,7 @@
 //! # }
 //! ```
 //!
-//! The modules are what `flashlm` and `flashlm-prep` are built of, floor by floor: `cache`, `planner` and `replay` decide what stays in
+//! The modules are what `flashlm` and `flashlm-prep` are built from, floor by floor: `cache`, `planner` and `replay` decide what stays in
 //! memory and what is read together; `neurons` are the places where neurons come from; `forward` is the forward pass; `engine` runs
 //! steps of rows of many sequences; `plan` and `load` turn a bundle and a budget into an engine; `session` is the front door. The
 //! runtime knows nothing of training, and never maps a bundle.

@@ -1,4 +1,4 @@
-//! What a run may choose: where neurons come from, how memory and the disk are used.
+//! The options of a run: where neurons come from, how memory and the disk are used.
 
 use std::num::NonZeroUsize;
 
@@ -28,7 +28,7 @@ pub enum FfnChoice {
 }
 
 impl FfnChoice {
-    /// Whether predictors have a say in what is computed: not in the baselines, which are what others do without.
+    /// Whether predictors take part in deciding what is computed: not in the baselines, which reproduce what others do without them.
     pub fn obeys_predictors(self) -> bool {
         !matches!(self, FfnChoice::Naive | FfnChoice::Hybrid)
     }
@@ -50,25 +50,25 @@ impl FfnChoice {
 pub struct LoadOptions {
     /// Tokens that a sequence may have.
     pub context: usize,
-    /// Sequences of so many tokens that there is memory for.
+    /// Sequences of this many tokens that there is memory for.
     pub sequences: usize,
-    /// Rows that are decoded together, at most [`BATCH_MAX`](crate::engine::BATCH_MAX): the text is the same, the memory is not.
+    /// Rows decoded together, at most [`BATCH_MAX`](crate::engine::BATCH_MAX): affects memory, not the text.
     pub batch: usize,
     /// Bytes for the whole process; `None` takes what the machine and the memory cgroups leave, less a reserve.
     pub budget: Option<u64>,
     /// Where the FFN comes from; `None` takes `Resident` where it fits, else `Flash` where predictors choose, else `Streamed`.
     /// The text is the same.
     pub ffn: Option<FfnChoice>,
-    /// Compute what the bundle's predictors choose, where it has any, or, with `false`, every neuron: another text. The baselines
+    /// Compute what the bundle's predictors choose, if it has any; with `false` every neuron, which gives another text. The baselines
     /// compute every neuron.
     pub predict: bool,
-    /// Read ahead what a layer will probably want. For `Flash` only.
+    /// Prefetch what a layer will probably need. For `Flash` only.
     pub look_ahead: bool,
     /// Which groups of neurons stay in memory. For `Flash` only.
     pub policy: PolicyKind,
     /// How reads are planned; `None` takes the cost that the profile kept for the disk tells, or that of a usual one. For `Flash` only.
     pub reads: Option<ReadPlan>,
-    /// Precision of the KV cache; `None` takes what the bundle says that its model needs: mostly f16.
+    /// Precision of the KV cache; `None` takes what the bundle says its model needs, usually f16.
     pub kv: Option<KvDtype>,
     /// Threads that compute.
     pub threads: NonZeroUsize,
@@ -76,12 +76,12 @@ pub struct LoadOptions {
     pub direct: DirectIo,
     /// How reads are issued.
     pub engines: Engines,
-    /// Hold what is read while decoding against its checksums. What is read while loading always is.
+    /// Verify what is read while decoding against its checksums. What is read while loading always is.
     pub verify: bool,
 }
 
 impl LoadOptions {
-    /// Room for `context` tokens; everything else as the `flashlm` command has it when it is not told.
+    /// Room for `context` tokens; everything else as the `flashlm` command has it by default.
     pub fn new(context: usize) -> Self {
         Self {
             context,
@@ -107,7 +107,7 @@ impl LoadOptions {
         self.kv.unwrap_or(if wide { KvDtype::F32 } else { KvDtype::F16 })
     }
 
-    /// What sequences may take, with scratch for so many tokens of a prompt.
+    /// What sequences may take, with scratch for this many tokens of a prompt.
     pub(crate) fn room(&self, bundle: &Bundle, scratch_tokens: usize) -> Room {
         let (context, sequences, batch) = (self.context, self.sequences, self.batch);
         Room { context, sequences, kv: self.kv(bundle), scratch_tokens, batch }

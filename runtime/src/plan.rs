@@ -59,7 +59,7 @@ const PROCESS_BYTES: u64 = 6 << 20;
 /// A thread: what it uses of its stack, and the kernel's for it.
 const THREAD_BYTES: u64 = 48 << 10;
 
-/// Of so many bytes of memory one goes to page tables, and to what allocations are rounded up by.
+/// One in this many bytes of memory goes to page tables, and to what allocations are rounded up by.
 const BYTES_PER_TABLE_BYTE: u64 = 400;
 
 /// Memory that a tokenizer takes while it is read, per byte of its tokenizer.json. Measured on vocabularies of 4 096 to 65 024.

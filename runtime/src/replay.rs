@@ -22,7 +22,7 @@ pub struct WantedSets {
 }
 
 impl WantedSets {
-    /// No tokens yet, of a layer with so many groups.
+    /// No tokens yet, of a layer with this many groups.
     pub fn new(groups: u32) -> Self {
         WantedSets { groups, ends: Vec::new(), wanted: Vec::new() }
     }
@@ -50,7 +50,7 @@ impl WantedSets {
         self.ends.len()
     }
 
-    /// Number of wishes, over all tokens.
+    /// Number of needed groups, over all tokens.
     pub fn requests(&self) -> usize {
         self.wanted.len()
     }
@@ -206,7 +206,7 @@ pub fn replay_with(sets: &WantedSets, options: &ReplayOptions, mut each: impl Fn
     counts
 }
 
-/// Replays one layer with Belady's optimum in the place of the policy: of what is cached and what was just read, those
+/// Replays one layer with Belady's optimum in place of the policy: of what is cached and what was just read, those
 /// stay that are wanted again soonest. No policy misses less; the reads are those of the planner.
 pub fn replay_optimal(sets: &WantedSets, options: &ReplayOptions) -> ReplayCounts {
     let mut planner = Planner::new(options.limits, sets.groups());

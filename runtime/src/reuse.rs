@@ -1,4 +1,4 @@
-//! What a bundle says of how often neurons come again, and what slots of a cache save by it.
+//! What a bundle says about how often neurons are reused, and how much the slots of a cache save.
 
 use flashlm_formats::bundle::Bundle;
 

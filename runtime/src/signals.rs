@@ -1,4 +1,4 @@
-//! Being asked to end: Ctrl-C, a polite request from the system, a terminal that went away.
+//! Termination signals: Ctrl-C, a polite request from the system, a terminal that went away.
 //!
 //! A signal is noted, for the work to look at between two steps; a second one ends the process at once, and so does the first where
 //! nothing would be lost by it. No thread waits for signals: what happens in the handler is what may happen there.

@@ -2,7 +2,7 @@
 //!
 //! A token needs one row of the embedding, which is read when it comes, and every row of the head: those that are not in memory are
 //! read through a small ring for every token, after the layers' reads were asked for and while layers are computed. What a row gives
-//! does not depend on where it lay. Rows are held against checksums that were taken when the whole section was held against its own.
+//! does not depend on where it lay. Rows are verified against checksums that were taken when the whole section was verified against its own.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -59,7 +59,7 @@ impl TablePlan {
         self.head < spec.vocab_size
     }
 
-    /// The same with so many rows of the head in memory.
+    /// The same with this many rows of the head in memory.
     pub(crate) fn with_head(self, spec: &ModelSpec, head: usize) -> Self {
         Self { embedding: if spec.tied_head { head } else { self.embedding }, head }
     }
@@ -99,7 +99,7 @@ impl TablePlan {
     }
 
     /// What is said of it, where `budget` does not hold the rest and `needed` would.
-    pub(crate) fn said(&self, spec: &ModelSpec, budget: u64, avoid: &str) -> String {
+    pub(crate) fn describe(&self, spec: &ModelSpec, budget: u64, avoid: &str) -> String {
         let budget = human_bytes(budget);
         if self.is_cut(spec) {
             let share = 100.0 * (1.0 - self.head as f64 / spec.vocab_size as f64);
@@ -123,7 +123,7 @@ fn rows_per_chunk(row_bytes: usize) -> usize {
     (CHUNK_BYTES / row_bytes).max(1)
 }
 
-/// Bytes of a buffer for so many rows.
+/// Bytes of a buffer for this many rows.
 fn buffer_bytes(rows: usize, row_bytes: usize) -> usize {
     rows * row_bytes + STEPS_BYTES
 }
@@ -259,7 +259,7 @@ pub(crate) struct TablesOnFlash {
     /// The head's rows and the ring they come through, with what is read in turn.
     head: Option<(Rows, SequentialReader, Vec<Extent>)>,
     rows_per_chunk: usize,
-    /// Whether the ring must begin anew.
+    /// Whether the ring must start again.
     broken: bool,
     /// The embedding's rows and a reader of one.
     embedding: Option<(Rows, SequentialReader)>,

@@ -1,4 +1,4 @@
-//! What a terminal gets to see: the one place that decides it.
+//! What is shown on a terminal: the one place that decides it.
 //!
 //! Names in files, vocabularies and what a model writes may hold anything; a terminal obeys some of it. To a terminal such characters
 //! go written out, to files and pipes as they are. Messages have them written out wherever they go, for a log is shown, too.

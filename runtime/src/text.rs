@@ -1,6 +1,6 @@
 //! Text to token ids and back.
 //!
-//! Which special tokens stand around a text is the tokenizer's to say, by its post-processor, as in transformers; `flashlm-prep` has put
+//! Which special tokens surround a text is the tokenizer's to say, by its post-processor, as in transformers; `flashlm-prep` has put
 //! into the bundle's `tokenizer.json` whatever else the checkpoint says about them. Bundles from before that have the model's
 //! `bos` in front of a text. [`Tokenizer::of`] knows which it is; nobody else asks. Decoding is a stream that never splits a
 //! character.
@@ -29,7 +29,7 @@ pub struct Tokenizer {
     inner: HfTokenizer,
     /// Ids in front of a text.
     first: Vec<u32>,
-    /// Ids behind it.
+    /// Ids after it.
     last: Vec<u32>,
     /// Whether the post-processor puts them there.
     by_template: bool,
@@ -80,7 +80,7 @@ impl Tokenizer {
         tokenizer_limits::check(json).map_err(RuntimeError::Tokenizer)
     }
 
-    /// Reads a `tokenizer.json` that says itself what stands around a text.
+    /// Reads a `tokenizer.json` that says itself what surrounds a text.
     ///
     /// # Errors
     /// `Tokenizer`, with what is wrong with it.
@@ -159,7 +159,7 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The ids that stand in front of every text; none in many tokenizers.
+    /// The ids that precede every text; none in many tokenizers.
     pub fn first_ids(&self) -> &[u32] {
         &self.first
     }

@@ -1,4 +1,4 @@
-//! Starting the threads that compute, in one place, so that a system that has none to give is always answered with the same words.
+//! Starting the threads that compute, in one place, so that the message is always the same where the system allows none.
 
 use std::num::NonZeroUsize;
 

@@ -2,8 +2,8 @@
 //!
 //! A few hundred bytes of rules, each doubling what the one before left, make more text than any memory holds; a template that repeats the
 //! text five thousand times makes fifteen million tokens of a page; a word limit of a million characters makes a word cubic. The
-//! library follows all of them. So each part is held against a limit here before it is used, when a bundle is made and when it is
-//! opened; what a text then costs is at most so much for each of its bytes. Published tokenizers stay far below every limit: the
+//! library follows all of them. So each part is checked against a limit here before it is used, when a bundle is made and when it is
+//! opened; what a text then costs is bounded per byte. Published tokenizers stay far below every limit: the
 //! numbers beside them are the largest known.
 
 use std::fmt;

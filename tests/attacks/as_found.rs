@@ -8,7 +8,7 @@ use flashlm_tests::{Said, fixtures, program, scratch};
 use safetensors::SafeTensors;
 use serde_json::{Map, json};
 
-/// The miniature cut into 300 shards, most of them of nothing but a stranger.
+/// The miniature cut into 300 shards, most of them of nothing but a foreign tensor.
 fn many_shards(dir: &Path) {
     let quirk = fixtures().join("quirks/llama-relu2-tied-mha");
     fs::copy(quirk.join("config.json"), dir.join("config.json")).unwrap();

@@ -127,7 +127,7 @@ fn a42_lengths_at_their_limits() {
     flashlm(&["--ids", &ids(20), "-n", "5", "--context", "10"]).failed(1, &["--context 10"]);
     // Nothing asked for is nothing written.
     assert_eq!(flashlm(&["--ids", "5", "-n", "0"]).succeeded().trim(), "");
-    // An empty prompt goes on from the token that begins a text, where the model has one.
+    // An empty prompt resumes from the token that begins a text, where the model has one.
     assert!(!flashlm(&["--prompt", "", "-n", "3", "--ignore-eos"]).succeeded().trim().is_empty());
     flashlm(&["--ids", "", "-n", "3"]).failed(2, &["--help"]);
 }

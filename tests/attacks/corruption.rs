@@ -94,7 +94,7 @@ fn a01_flipped_bytes_of_a_bundle() {
     assert!(outcomes.of("reported by verify, and by reading it") > 0, "no damage was read");
 }
 
-/// Whether a byte lies outside all sections and behind the padding after them.
+/// Whether a byte lies outside all sections and after the padding after them.
 fn bundle_is_unused_at(path: &Path, at: u64) -> bool {
     use flashlm_formats::bundle::Section;
     let bundle = Bundle::open(path).unwrap();

@@ -49,7 +49,7 @@ pub(crate) fn result(stage: Stage, output: &Path) -> Vec<(std::path::PathBuf, Ve
     if stage.is_file() { vec![(Default::default(), fs::read(output).unwrap())] } else { contents(output) }
 }
 
-/// Rounds after which a command is timed anew: on a machine with other work the last time says little of the next one.
+/// Rounds after which a command is timed again: on a machine with other work the last time says little of the next one.
 const TIMED_EVERY: usize = 20;
 
 /// When to kill: spread over the time that the command takes.

@@ -133,7 +133,7 @@ fn a60_write_seeds() {
     put("predictors", "seed-f16", &[&(blob.len() as u64).to_le_bytes()[..], blob.as_bytes(), &[0; 88]].concat());
 }
 
-/// Pipes and devices in the place of files: none is waited for, none is read without end.
+/// Pipes and devices in place of files: none is waited for, none is read without end.
 #[test]
 fn a61_pipes_and_devices_as_files() {
     let dir = scratch();
@@ -250,7 +250,7 @@ pub(crate) fn ends(mut command: Command, what: &str) -> Said {
     Said::from(child.wait_with_output().unwrap())
 }
 
-/// Outputs that are pipes: a file put in the place of /dev/null would be felt by everybody.
+/// Outputs that are pipes: a file put in place of /dev/null would be felt by everybody.
 #[test]
 fn a64_no_file_takes_the_place_of_a_pipe() {
     let dir = scratch();

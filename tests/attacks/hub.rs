@@ -1,4 +1,4 @@
-//! Hostile hubs, and caches that somebody prepared: no download lasts for ever, and nothing outside the cache is touched.
+//! Hostile hubs, and caches that somebody prepared: no download lasts forever, and nothing outside the cache is touched.
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -286,7 +286,7 @@ fn a_file_size_limit_is_said_and_leaves_nothing() {
     }
 }
 
-/// A container's pids limit, as `ulimit -u` does for users: no thread to be had.
+/// A container's pids limit, as `ulimit -u` does for users: no thread can be started.
 #[test]
 fn where_no_thread_is_to_be_had_the_limit_is_named() {
     let mini = Mini::get();

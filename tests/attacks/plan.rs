@@ -198,7 +198,7 @@ fn a34_the_room_for_a_prompt_changes_no_bit() {
     }
 }
 
-/// Budgets that do not hold the vocabulary: rows of it are read, and held against checksums; embedding and head of their own, and
+/// Budgets that do not hold the vocabulary: rows of it are read, and verified against checksums; embedding and head of their own, and
 /// one matrix for both.
 #[test]
 fn a35_a_vocabulary_on_flash_gives_the_same_text_and_is_checked() {

@@ -216,7 +216,7 @@ fn below(root: &Path, changes: Vec<Change>) -> Vec<Change> {
 #[derive(PartialEq)]
 enum Made {
     ForGood,
-    /// A cache may be made anew.
+    /// A cache may be made again.
     Cache,
 }
 
@@ -296,7 +296,7 @@ fn a13_power_fails_at_any_moment_and_run_again() {
                 write(found, dir.path());
                 let output = dir.path().join(stage.output());
                 nothing_is_wrong(stage, &output, &expected);
-                // The last moments and some others are gone on from.
+                // The last moments and some others are resumed from.
                 if seen * runs / moments > again || seen == 0 {
                     again += 1;
                     let said = Said::from(stage.run(mini, &output));

@@ -42,7 +42,7 @@ fn pipe(path: &Path) {
     mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
 }
 
-/// A pipe or directory in the place of any file of the work directory is refused by its name, before anything is done or removed.
+/// A pipe or directory in place of any file of the work directory is refused by its name, before anything is done or removed.
 #[test]
 fn what_is_no_file_in_a_work_directory_is_named() {
     let (_dir, output, run) = prepared(&["--keep-recordings"]);
@@ -100,7 +100,7 @@ fn what_is_no_file_in_an_output_directory_is_named() {
     }
 }
 
-/// Bytes behind a bundle's end: the bundle is what it was, and the file is not.
+/// Bytes after a bundle's end: the bundle is what it was, and the file is not.
 #[test]
 fn bytes_behind_a_bundle_are_said_and_cut_off() {
     let (_dir, output, run) = prepared(&[]);
@@ -131,7 +131,7 @@ fn bytes_behind_a_bundle_are_said_and_cut_off() {
     prep(&["verify", text(&output)]).succeeded();
 }
 
-/// What is made anew is said with its reason.
+/// What is made again is said with its reason.
 #[test]
 fn the_option_that_changed_is_named() {
     let (_dir, output, run) = prepared(&[]);
@@ -163,7 +163,7 @@ fn a_refused_preparation_leaves_no_directory() {
     }
 }
 
-/// What stands before a document is no part of it: the order of documents changes no figure, unless one stream is asked for.
+/// What comes before a document is no part of it: the order of documents changes no figure, unless one stream is asked for.
 #[test]
 fn evaluations_do_not_reach_from_one_document_into_the_next() {
     let (dir, mini) = (scratch(), Mini::get());
@@ -278,7 +278,7 @@ fn sentencepiece_models_that_cost_too_much_are_refused() {
     }
 }
 
-/// A file of no layer that a model can have is not passed over.
+/// A file of no layer that a model can have is not ignored.
 #[test]
 fn a_predictor_of_an_impossible_layer_is_named() {
     let (dir, mini) = (scratch(), Mini::get());

@@ -272,7 +272,7 @@ fn a_conversation_survives_a_stray_byte_and_an_empty_turn() {
 #[test]
 #[cfg(target_os = "linux")]
 fn a_full_context_is_said_with_what_helps() {
-    // x for ever.
+    // x forever.
     let script = Script::new(LLAMA, &["▁a", "▁x", "▁x"]);
     let told = |context: &str, tokens: &str| {
         let (text, code) =

@@ -135,7 +135,7 @@ fn everything_goes_by_one_split() {
     assert!(said.code == Some(0) && said.stderr.contains("does not say what is held out"), "{said:?}");
 }
 
-/// A preparation that gains nothing stops behind the pilot, says what is better, and goes on when it is told to.
+/// A preparation that gains nothing stops after the pilot, says what is better, and goes on when it is told to.
 #[test]
 fn no_gain_is_said_before_the_long_work() {
     let (dir, mini) = (scratch(), Mini::get());

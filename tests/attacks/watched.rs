@@ -64,7 +64,7 @@ const O_APPEND: u64 = 0o2000;
 const F_DUPFD: [u64; 2] = [0, 1030];
 const MAP_SHARED: u64 = 1;
 const PROT_WRITE: u64 = 2;
-/// What stands in the register of the result while a call is being entered.
+/// What is in the register of the result while a call is being entered.
 const NO_RESULT: i64 = -38;
 
 /// An open file or directory.
@@ -162,7 +162,7 @@ impl Watched<'_> {
     /// A path in the program's memory, below a directory that it has open.
     fn path(&self, directory: u64, at: u64) -> PathBuf {
         let mut bytes = Vec::new();
-        // Up to the end of a page at a time: behind it there may be nothing.
+        // Up to the end of a page at a time: after it there may be nothing.
         while !bytes.contains(&0) {
             let from = at + bytes.len() as u64;
             bytes.extend(self.read(from, (4096 - from % 4096) as usize));

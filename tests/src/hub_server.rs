@@ -44,7 +44,7 @@ pub struct Request {
 pub struct Behaviour {
     /// Only for those who send this token.
     pub token: Option<&'static str>,
-    /// The next so many large answers end behind so many bytes; where it is true, the connection stays open, silent.
+    /// The next so many large answers end after this many bytes; where it is true, the connection stays open, silent.
     pub cuts: Vec<(usize, bool)>,
     /// Large answers have a wrong byte.
     pub damaged: bool,
@@ -58,7 +58,7 @@ pub struct Behaviour {
     pub busy: Vec<(bool, &'static str, Option<u64>)>,
     /// Requests with a `Range` are answered with status 416.
     pub unsatisfiable: bool,
-    /// Answers to requests whose path holds this are sent byte by byte, with a pause behind each.
+    /// Answers to requests whose path holds this are sent byte by byte, with a pause after each.
     pub drip: Option<(&'static str, Duration)>,
     /// Everything lies under this path, as with some mirrors; begins with a slash.
     pub prefix: &'static str,

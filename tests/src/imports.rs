@@ -214,7 +214,7 @@ fn tree(text: &str) -> Vec<(Vec<String>, Option<String>)> {
             let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_' && c != '*').unwrap_or(rest.len());
             let (part, after) = rest.split_at(end);
             if part.is_empty() {
-                // Not a tree that Rust knows: what is left of it is passed over, a letter at a time.
+                // Not a tree that Rust knows: what is left of it is ignored, a letter at a time.
                 *rest = rest.get(1..).unwrap_or_default();
                 break;
             }

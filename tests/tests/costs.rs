@@ -52,7 +52,7 @@ fn allocated<T>(act: impl FnOnce() -> T) -> u64 {
     bytes
 }
 
-/// A checkpoint of so many small layers.
+/// A checkpoint of this many small layers.
 fn write_checkpoint(dir: &Path, layers: usize) {
     let config = format!(
         r#"{{"model_type":"opt","hidden_size":4,"num_attention_heads":2,"num_hidden_layers":{layers},"ffn_dim":6,
@@ -73,7 +73,7 @@ fn write_checkpoint(dir: &Path, layers: usize) {
     fs::write(dir.join("config.json"), config).unwrap();
 }
 
-/// What is read, by name, with what that allocates in a model of so many layers.
+/// What is read, by name, with what that allocates in a model of this many layers.
 fn costs(layers: usize) -> Vec<(&'static str, u64)> {
     let dir = scratch();
     write_checkpoint(dir.path(), layers);

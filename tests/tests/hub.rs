@@ -197,7 +197,7 @@ fn prepare_killed_while_fetching_and_while_training_ends_in_the_same_bundle() {
     child.kill().unwrap();
     child.wait().unwrap();
     hub.behave(Behaviour { detour: true, ..Behaviour::default() });
-    // .. and behind the first layer that was trained.
+    // .. and after the first layer that was trained.
     let mut child = user.command(&from_hub).stderr(Stdio::null()).spawn().unwrap();
     let first = Path::new(&work).join("predictors/report-000.json");
     wait_for(&mut child, || first.exists());

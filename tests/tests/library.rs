@@ -95,7 +95,7 @@ fn a_turn_ends_where_it_is_told_to_and_the_next_goes_on() {
     );
     drop(whole);
 
-    // A stop string is not shown, nor is anything behind it.
+    // A stop string is not shown, nor is anything after it.
     let stop = all.split_whitespace().nth(4).unwrap();
     let mut stopped = model.session().unwrap().max_tokens(40).stop(stop);
     let mut generation = stopped.generate(PROMPTS[0]).unwrap();

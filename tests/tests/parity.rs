@@ -147,7 +147,7 @@ fn falcon_under_its_old_names() {
     check("falcon", 10, refined_web);
 }
 
-/// Packs a trained model and holds it against its reference; `begins_windows` as in make_goldens.py.
+/// Packs a trained model and compares it with its reference; `begins_windows` as in make_goldens.py.
 fn check_trained(checkpoint: &Path, begins_windows: bool) {
     let name = checkpoint.file_name().unwrap().to_str().unwrap();
     let golden = Golden::read(&fixtures().join(format!("golden/{name}.safetensors")));

@@ -17,7 +17,7 @@ fn executor(bundle: &Bundle, options: &LoadOptions) -> Executor {
     loaded.forward.into_executor()
 }
 
-/// A prompt of sequence `which`, and the tokens that are decoded behind it; every sequence has others.
+/// A prompt of sequence `which`, and the tokens that are decoded after it; every sequence has others.
 fn tokens(which: usize, vocab: usize) -> (Vec<u32>, Vec<u32>) {
     let id = |i: usize| (5 + (i * 97 + which * 31) % (vocab - 8)) as u32;
     // As many tokens as no other one's, so that rows of a batch stand at different positions.

@@ -44,7 +44,7 @@ fn crates_import_downwards_only() {
     assert!(dependencies("flashlm-prep", false).contains("linfa"), "the tree was walked");
 }
 
-/// Circles among modules that stand side by side.
+/// Circles among modules that are side by side.
 #[test]
 fn modules_import_each_other_in_no_circle() {
     let mut circles = Vec::new();

@@ -1,4 +1,4 @@
-//! Holds `docs/bundle-format.md` and the code together: every table of offsets there is read and compared with the constants.
+//! Compares `docs/bundle-format.md` with the code: every table of offsets there is read and compared with the constants.
 
 use super::header::{self, FORMAT_VERSION, HEADER_BYTES, MAGIC};
 use super::section::{SECTION_ALIGNMENT, Section};

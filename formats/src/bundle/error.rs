@@ -62,7 +62,7 @@ impl fmt::Display for Fault {
 #[non_exhaustive]
 pub enum BundleError {
     /// The file does not begin like a bundle.
-    #[error("{path} is not a flashlm bundle ({}){}", begins_with(found), way_out(found))]
+    #[error("{path} is not a flashlm bundle ({}){}", begins_with(found), hint(found))]
     NotABundle {
         /// The file.
         path: PathBuf,
@@ -158,7 +158,7 @@ fn begins_with(found: &[u8]) -> String {
 }
 
 /// What a file is by its first bytes, where that tells what to do.
-fn way_out(found: &[u8]) -> &'static str {
+fn hint(found: &[u8]) -> &'static str {
     match found {
         [b'G', b'G', b'U', b'F', ..] => {
             ": it is a GGUF file, for other programs; `flashlm-prep prepare` makes a bundle from the Hugging Face checkpoint that it was made from"

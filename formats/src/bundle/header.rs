@@ -93,7 +93,7 @@ impl Header {
         u64_at(&self.encode(), HEADER_CHECKSUM_OFFSET)
     }
 
-    /// Reads the first sector. Says nothing yet about the file behind it: see [`Header::check`].
+    /// Reads the first sector. Says nothing yet about the file after it: see [`Header::check`].
     ///
     /// The checksum is looked at before the version: its place is the same in every version, so that a damaged version
     /// number is not taken for a newer format.
@@ -128,7 +128,7 @@ impl Header {
         Ok(Self { file_bytes: u64_at(bytes, FILE_BYTES_OFFSET), sections })
     }
 
-    /// Checks the table of sections in one pass through the file: each begins behind the last one's end, none reaches
+    /// Checks the table of sections in one pass through the file: each begins after the last one's end, none reaches
     /// beyond the end that the header states, and the last one ends there.
     pub(super) fn check(&self) -> Result<(), Fault> {
         for section in Section::ALL {

@@ -1,4 +1,4 @@
-//! The index section: of each layer its place in the flash section, the storage order, and a checksum for every group.
+//! The index section: each layer's place in the flash section, its storage order, and a checksum for every group.
 
 use super::error::Fault;
 use super::layout::FlashLayout;
@@ -23,7 +23,7 @@ pub(super) struct LayerTable {
     pub(super) checksums: Vec<u64>,
 }
 
-/// Where a layer's checksums begin in its table: behind the order, at a multiple of 8.
+/// Where a layer's checksums begin in its table: after the order, at a multiple of 8.
 fn checksums_offset(neurons: usize) -> usize {
     (ORDER_OFFSET + 4 * neurons).next_multiple_of(8)
 }

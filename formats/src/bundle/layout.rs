@@ -2,7 +2,7 @@
 //!
 //! A *record* is `[gate row,] up row, down column` of one neuron. A *group* is the unit of reading: one or more records next
 //! to each other, then zeros up to a multiple of the alignment. All groups of a bundle have the same length; the last one of a
-//! layer may hold fewer records. Every layer begins at a multiple of 4 KiB, with zeros behind the groups of the one before it.
+//! layer may hold fewer records. Every layer begins at a multiple of 4 KiB, with zeros after the groups of the one before it.
 //! Positions count in storage order.
 
 use std::ops::Range;
@@ -232,7 +232,7 @@ impl FlashLayout {
         self.record_offset(position) + vector * self.row_bytes
     }
 
-    /// The part of `group`, counted from its begin, that is padding.
+    /// The part of `group`, counted from its start, that is padding.
     pub fn group_padding(&self, group: usize) -> Range<usize> {
         self.positions_of(group).len() * self.record_bytes..self.group_bytes
     }

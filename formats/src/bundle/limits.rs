@@ -1,4 +1,4 @@
-//! What a manifest may claim at most, so that whoever reads it can calculate without fear of overflow.
+//! The limits of what a manifest may claim, so that its numbers can be used without fear of overflow.
 //!
 //! The limits are far beyond any model and low enough that products of any two or three of the numbers fit 64 bits.
 

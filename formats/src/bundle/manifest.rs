@@ -32,14 +32,14 @@ pub struct Manifest {
     /// Measured sparsity, one entry for each layer, if it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sparsity: Option<Vec<LayerSparsity>>,
-    /// Who says which special tokens stand around a text.
+    /// Who says which special tokens surround a text.
     #[serde(default, skip_serializing_if = "SpecialTokens::is_architecture")]
     pub special_tokens: SpecialTokens,
     /// Where the bundle came from.
     pub provenance: Provenance,
 }
 
-/// Who says which special tokens stand around a text.
+/// Who says which special tokens surround a text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SpecialTokens {

@@ -3,7 +3,7 @@
 //! The byte layout is written down in `docs/bundle-format.md`; a test holds that page and this code together. In short: a
 //! header of one sector (with a table of sections), then sections that begin at multiples of 4 KiB: the tokenizer, the
 //! resident tensors, the index of the flash section, the flash section itself (neuron records in groups), predictors, and the
-//! manifest. Everything that has one entry per neuron stands in *storage order*, the order of the records.
+//! manifest. Everything that has one entry per neuron is in *storage order*, the order of the records.
 //!
 //! - [`Bundle`] opens a bundle and checks it: no number is used before it has been compared with the file's length.
 //! - [`BundleWriter`] writes one in a single pass, whole or not at all; [`replace_predictors`] changes one in place.

@@ -101,7 +101,7 @@ impl Bundle {
         self.file_bytes
     }
 
-    /// Bytes of the file behind the end that the header states: an interrupted
+    /// Bytes of the file after the end that the header states: an interrupted
     /// [`replace_predictors`](super::replace_predictors()) leaves some, and whatever appends. They belong to nothing.
     pub fn trailing_bytes(&self) -> u64 {
         self.file_bytes - self.header.file_bytes

@@ -17,7 +17,7 @@ use super::storage::{self, Storage};
 use super::writer::Tail;
 use crate::regular::open_regular_for_change;
 
-/// A file that is changed where it stands.
+/// A file that is changed in place.
 struct InPlace(File);
 
 impl Storage for InPlace {
@@ -79,12 +79,12 @@ impl<'a> Replacement<'a> {
         let path = self.bundle.path();
         let written = self.tail.write(&mut self.storage, self.bundle.header().sections);
         written.map_err(BundleError::io("write", path))?;
-        // What lies behind the new end belongs to nobody any more.
+        // What lies after the new end belongs to nobody any more.
         self.storage.0.set_len(self.tail.end()).map_err(BundleError::io("truncate", path))
     }
 }
 
-/// Cuts off what lies behind the end of the bundle at `path`, see [`Bundle::trailing_bytes`], and says how many bytes that was.
+/// Cuts off what lies after the end of the bundle at `path`, see [`Bundle::trailing_bytes`], and says how many bytes that was.
 ///
 /// # Errors
 /// Whatever opening the bundle reports, `Busy`, `Io`.
@@ -121,7 +121,7 @@ fn tail_for<'a>(bundle: &Bundle, predictors: Option<&'a [u8]>, manifest: &Manife
     place(bundle.header(), predictors, manifest)
 }
 
-/// Right behind the sections that stay, if the new ones end before the old ones begin; else behind everything. Replacing again
+/// Right after the sections that stay, if the new ones end before the old ones begin; else after everything. Replacing again
 /// and again so needs the room of two, not of all.
 fn place<'a>(header: &Header, predictors: Option<&'a [u8]>, manifest: &Manifest) -> Result<Tail<'a>, BundleError> {
     let replaced = |section: Section| matches!(section, Section::Predictors | Section::Manifest);

@@ -1,7 +1,7 @@
 //! The resident section: a plain safetensors blob with exactly the tensors of [`ModelSpec::resident_tensors`], in that order.
 //!
 //! The data begins at a multiple of 64 bytes of the section, tensor follows tensor without a gap, dtypes are the checkpoint's.
-//! Quantised, a matrix is `I8` (or `U8` of two half bytes each) and followed by its scales; behind all tensors stand the scales of
+//! Quantised, a matrix is `I8` (or `U8` of two half bytes each) and followed by its scales; after all tensors come the scales of
 //! quantised neuron records.
 
 use std::collections::HashMap;
@@ -14,7 +14,7 @@ use super::section::{Extent, Section};
 use crate::model::{DType, ModelSpec, NotAWeight, ResidentTensor};
 use crate::weight_format::WeightFormat;
 
-/// The data begins at a multiple of it, counted from the section's begin.
+/// The data begins at a multiple of it, counted from the section's start.
 pub(super) const DATA_ALIGNMENT: usize = 64;
 /// Length of the number in front of the JSON.
 pub(super) const LENGTH_BYTES: usize = 8;
@@ -84,7 +84,7 @@ fn stored_ffn_scales(model: &ModelSpec, ffn: WeightFormat) -> Vec<Stored> {
     (0..layers).map(of_layer).collect()
 }
 
-/// The head of the section (length, JSON, spaces) and the length of the data behind it.
+/// The head of the section (length, JSON, spaces) and the length of the data after it.
 pub(super) fn encode_head(
     model: &ModelSpec,
     dtypes: &[DType],
@@ -167,7 +167,7 @@ fn fault(what: impl Into<String>, expected: impl std::fmt::Display, found: impl 
 /// What the JSON says, and how far it has been followed.
 struct Table {
     found: HashMap<String, TensorInfo>,
-    /// Begin of the data, and end of the last tensor taken.
+    /// Start of the data, and end of the last tensor taken.
     data: u64,
     end: u64,
     section: Extent,

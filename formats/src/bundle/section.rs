@@ -48,7 +48,7 @@ pub struct Extent {
 }
 
 impl Extent {
-    /// The byte behind the last. Never wraps in an extent that a reader gives out.
+    /// The byte after the last. Never wraps in an extent that a reader gives out.
     pub const fn end(&self) -> u64 {
         self.offset + self.bytes
     }

@@ -1,4 +1,4 @@
-//! Where a bundle is written to: the seam at which tests put a disk that loses power.
+//! Where a bundle is written to: the boundary at which tests substitute a disk that loses power.
 //!
 //! [`FileStorage`] keeps little in the page cache:
 //! what was written is handed to the disk at once and forgotten soon, so that writing a large bundle neither pushes other

@@ -20,7 +20,7 @@ pub struct VerifyReport {
     pub checked_bytes: u64,
     /// Bytes between sections that belong to none: what replaced predictors left. Their contents mean nothing.
     pub unused_bytes: u64,
-    /// Bytes behind the end that the header states: see [`Bundle::trailing_bytes`].
+    /// Bytes after the end that the header states: see [`Bundle::trailing_bytes`].
     pub trailing_bytes: u64,
 }
 
@@ -187,7 +187,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// The zeros behind a layer's groups.
+    /// The zeros after a layer's groups.
     fn layer_end(&mut self, layer: usize) -> Result<(), BundleError> {
         let (groups, layout) = (self.bundle.layer(layer), self.bundle.layout());
         self.read(Extent { offset: groups.end(), bytes: (layout.layer_stride() - layout.layer_bytes()) as u64 })?;

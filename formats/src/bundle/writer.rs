@@ -182,8 +182,8 @@ impl<S: Storage> BundleWriter<S> {
         self.flash.end()
     }
 
-    /// Takes the next bytes of the resident tensors: [`ModelSpec::resident_tensors`] in that order, one behind the other, in
-    /// pieces of any length. Behind a quantised matrix stand its scales; behind all tensors, where records are quantised, the
+    /// Takes the next bytes of the resident tensors: [`ModelSpec::resident_tensors`] in that order, one after another, in
+    /// pieces of any length. After a quantised matrix come its scales; after all tensors, where records are quantised, the
     /// scales of theirs, layer after layer. Those may come whenever they are known, before [`finish`](Self::finish). What has one
     /// entry for each neuron has to be in storage order.
     ///
@@ -219,7 +219,7 @@ impl<S: Storage> BundleWriter<S> {
     }
 
     /// Takes the next groups of the layer, as they are to stand in the file: any number of them, each
-    /// [`FlashLayout::group_bytes`] long, records in storage order and zeros behind them.
+    /// [`FlashLayout::group_bytes`] long, records in storage order and zeros after them.
     ///
     /// # Errors
     /// `WrongInput` for half a group, too many groups, or padding that is not zero; `Io`.
@@ -350,7 +350,7 @@ pub(super) struct Tail<'a> {
 }
 
 impl<'a> Tail<'a> {
-    /// Places them behind `begin`.
+    /// Places them after `begin`.
     pub(super) fn new(manifest: &Manifest, predictors: Option<&'a [u8]>, begin: u64) -> Result<Self, BundleError> {
         limits::check_facts(manifest).map_err(refused)?;
         if manifest.predictors.is_some() != predictors.is_some_and(|bytes| !bytes.is_empty()) {

@@ -142,7 +142,7 @@ impl Weights {
     }
 
     /// Name the tensors behind `prefix` without it; others keep theirs, unless one of these has it now.
-    pub(crate) fn take_off(&mut self, prefix: &str) {
+    pub(crate) fn remove_prefix(&mut self, prefix: &str) {
         let inner = |name: &str| name.strip_prefix(prefix).map(str::to_owned);
         let (inside, outside): (Vec<_>, Vec<_>) = self.by_name.drain().partition(|(name, _)| name.starts_with(prefix));
         self.by_name.extend(outside);

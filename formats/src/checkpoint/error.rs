@@ -9,7 +9,7 @@ use super::foreign::Foreign;
 use super::index_error::IndexError;
 use super::listing::list;
 use super::safetensors_error::SafetensorsError;
-use super::tensor_problem::{TensorProblem, left_over, lines, way_out};
+use super::tensor_problem::{TensorProblem, hint, left_over, lines};
 use super::torch_error::TorchError;
 
 /// Why a checkpoint cannot be opened or read.
@@ -69,7 +69,7 @@ pub enum CheckpointError {
         limit: u64,
     },
     /// A file holds something else than its name says.
-    #[error("{} is {}, expected {expected}: {}", path.display(), found.name(), found.way_out())]
+    #[error("{} is {}, expected {expected}: {}", path.display(), found.name(), found.hint())]
     Foreign {
         /// The file.
         path: PathBuf,
@@ -79,7 +79,7 @@ pub enum CheckpointError {
         found: Foreign,
     },
     /// Only weights of a kind that is not read.
-    #[error("{} holds no safetensors or PyTorch weights, only {file} ({}): {}", dir.display(), found.name(), found.way_out())]
+    #[error("{} holds no safetensors or PyTorch weights, only {file} ({}): {}", dir.display(), found.name(), found.hint())]
     OtherFormat {
         /// The checkpoint directory.
         dir: PathBuf,
@@ -116,7 +116,7 @@ pub enum CheckpointError {
         source: Box<ConfigError>,
     },
     /// A safetensors file lies about itself.
-    #[error("{} is not a valid safetensors file: {source}. {}", path.display(), source.way_out())]
+    #[error("{} is not a valid safetensors file: {source}. {}", path.display(), source.hint())]
     Safetensors {
         /// The file.
         path: PathBuf,
@@ -142,7 +142,7 @@ pub enum CheckpointError {
     /// The stored tensors are not those that `config.json` describes; all differences at once.
     #[error(
         "{}: the weights do not fit config.json, {} tensor(s) differ:{}{}{}",
-        dir.display(), problems.len(), lines(problems), left_over(unplaced), way_out(problems, unplaced)
+        dir.display(), problems.len(), lines(problems), left_over(unplaced), hint(problems, unplaced)
     )]
     Tensors {
         /// The checkpoint directory.
@@ -157,7 +157,7 @@ pub enum CheckpointError {
     TwoModels {
         /// The checkpoint directory.
         dir: PathBuf,
-        /// What stands before the names of one.
+        /// What comes before the names of one.
         first: String,
         /// And of the other.
         second: String,

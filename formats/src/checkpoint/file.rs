@@ -92,7 +92,7 @@ impl SourceFile {
         Ok(head)
     }
 
-    /// An error if length or time of modification are no longer what they were.
+    /// An error if length or modification time are no longer what they were.
     pub(crate) fn check_unchanged(&self) -> Result<(), CheckpointError> {
         let metadata = self.file.metadata().map_err(|source| CheckpointError::Io {
             action: "look at",

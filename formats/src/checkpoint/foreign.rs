@@ -1,4 +1,4 @@
-//! What else a file can be than its name says.
+//! What a file can be, other than what its name says.
 
 /// A file that is not what its name promises, or a format that is not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +59,7 @@ impl Foreign {
     }
 
     /// What to do about it.
-    pub const fn way_out(self) -> &'static str {
+    pub const fn hint(self) -> &'static str {
         match self {
             Self::Empty | Self::Unknown => "download it again",
             Self::GitLfsPointer => "the weights were not fetched; run `git lfs pull` in the directory",

@@ -20,7 +20,7 @@ use crate::model::ModelSpec;
 /// A model's tensors, found in the files.
 #[derive(Debug)]
 pub(crate) struct Chosen {
-    /// What stands before the names of the body's tensors.
+    /// What comes before the names of the body's tensors.
     prefix: &'static str,
     /// Name of the head, as stored.
     head: &'static str,
@@ -80,7 +80,7 @@ pub(crate) fn choose(
         return Err(ChoiceError::TwoModels(wrapper, rival));
     }
     if !wrapper.is_empty() {
-        weights.take_off(&wrapper);
+        weights.remove_prefix(&wrapper);
         notes.push(Note::Prefix { prefix: wrapper });
     }
     let embedding_name = format!("{prefix}{}", family.embedding);
@@ -112,7 +112,7 @@ pub(crate) fn choose(
     Ok(Chosen { prefix, head, plan })
 }
 
-/// What may stand before all names of the model: nothing, and what stands before an embedding or a head.
+/// What may come before all names of the model: nothing, and what comes before an embedding or a head.
 fn wrappers(family: &Family, weights: &Weights) -> Vec<String> {
     /// Whoever has more than that has no model but a collection.
     const MAX: usize = 6;
@@ -176,7 +176,7 @@ fn have_equal_bytes(a: &StoredTensor, b: &StoredTensor, files: &[SourceFile]) ->
     Ok(true)
 }
 
-/// Whether a stored tensor that the model has no place for is one that a program keeps beside its weights and makes anew from
+/// Whether a stored tensor that the model has no place for is one that a program keeps beside its weights and makes again from
 /// the configuration: tables of rotary positions, masks, counters and position numbers. transformers ignores them all.
 fn is_buffer(tensor: &StoredTensor) -> bool {
     /// Modules whose own `bias` is a mask; what is added to projections stands one level deeper.
@@ -192,7 +192,7 @@ fn is_buffer(tensor: &StoredTensor) -> bool {
     is_known || is_mask || is_counted || module.contains("rotary_emb")
 }
 
-/// Stored tensors that the plan leaves out: those outside the model's body are listed, buffers are passed over, and
+/// Stored tensors that the plan leaves out: those outside the model's body are listed, buffers are ignored, and
 /// anything else in the body means that the configuration describes another model.
 pub(crate) fn unused(
     family: &Family,
@@ -211,7 +211,7 @@ pub(crate) fn unused(
         }
         match name.strip_prefix(prefix) {
             Some(inner) if (family.is_ignorable)(spec, inner) => {}
-            // Without a prefix every stranger seems to be in the body.
+            // Without a prefix every foreign tensor seems to be in the body.
             Some(_) if !prefix.is_empty() => problems.push(TensorProblem::Unexpected { tensor: name.clone() }),
             _ if name.starts_with("lm_head.") => problems.push(TensorProblem::Unexpected { tensor: name.clone() }),
             _ => unused.push(name.clone()),

@@ -50,7 +50,7 @@ pub enum Note {
     /// All names stand behind one that a trainer or a wrapper put there.
     #[error("the tensors' names begin with {prefix}, which was removed")]
     Prefix {
-        /// What was taken off.
+        /// What was removed.
         prefix: String,
     },
     /// Tensors outside the model's body, such as a classifier's head.

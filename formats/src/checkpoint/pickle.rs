@@ -473,7 +473,7 @@ impl<'a> Machine<'a> {
         if let (Global::RebuildParameter, [data, _requires_grad, _hooks]) = (callee, arguments) {
             (callee, arguments) = call(*data).ok_or("the parameter holds no tensor")?;
         }
-        // Behind the strides: requires_grad, hooks and, in newer files, metadata.
+        // After the strides: requires_grad, hooks and, in newer files, metadata.
         let (
             Global::RebuildTensor,
             &[storage, offset, shape, strides, _, _] | &[storage, offset, shape, strides, _, _, _],

@@ -19,7 +19,7 @@ pub(crate) struct Part {
     pub(crate) rows: Blocks,
 }
 
-/// Blocks of `len` rows, the first from `first` on, each begins `step` behind the one before.
+/// Blocks of `len` rows, the first from `first` on, each begins `step` after the one before.
 ///
 /// They are never written out: a configuration is short, and may ask for thousands of heads in thousands of layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

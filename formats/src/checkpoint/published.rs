@@ -1,4 +1,4 @@
-//! What a checkpoint of a given configuration holds, for those who make one: the reader's plan, turned round.
+//! What a checkpoint of a given configuration holds, for those who make one: the reader's plan, inverted.
 
 use std::collections::BTreeMap;
 use std::path::Path;

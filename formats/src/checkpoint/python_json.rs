@@ -69,7 +69,7 @@ fn standard(json: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(out)
 }
 
-/// The position behind the quote that ends the string whose text begins at `at`.
+/// The position after the quote that ends the string whose text begins at `at`.
 fn end_of_string(json: &[u8], mut at: usize) -> usize {
     while at < json.len() {
         match json[at] {

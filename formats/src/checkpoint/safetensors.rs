@@ -1,4 +1,4 @@
-//! The header of a safetensors file, in one pass of validation: every lie has a name.
+//! The header of a safetensors file, in one validating pass: every inconsistency has a name.
 //!
 //! Only the header is read; the tensors stay where they are.
 
@@ -83,7 +83,7 @@ fn parse(json: &[u8], data_bytes: u64) -> Result<Vec<(String, TensorInfo)>, Lie>
     Ok(entries)
 }
 
-/// The header as it stands, with the first name that occurs twice: JSON maps would silently keep the last.
+/// The header as it is, with the first name that occurs twice: JSON maps would silently keep the last.
 struct Header {
     entries: Vec<(String, TensorInfo)>,
     duplicate: Option<String>,

@@ -17,7 +17,7 @@ pub enum SafetensorsError {
     HeaderLength {
         /// Length claimed.
         claimed: u64,
-        /// Bytes behind the length field.
+        /// Bytes after the length field.
         room: u64,
         /// Longest header that is read.
         limit: u64,
@@ -76,7 +76,7 @@ pub enum SafetensorsError {
 
 impl SafetensorsError {
     /// Only a file that is too short can be one that was not fetched whole.
-    pub(super) const fn way_out(&self) -> &'static str {
+    pub(super) const fn hint(&self) -> &'static str {
         match self {
             Self::TooShort { .. } | Self::HeaderLength { .. } | Self::Length { .. } => "Download it again",
             _ => "Download it again if it came from elsewhere; if it was made here, save it again",

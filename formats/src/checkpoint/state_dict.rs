@@ -1,4 +1,4 @@
-//! A lone file of tensors, safetensors or `torch.save`'s, as single-precision numbers: for small things that are no checkpoint.
+//! A lone file of tensors, safetensors or `torch.save`'s, as single-precision numbers: for small files that are not checkpoints.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ pub struct NamedTensor {
     pub values: Vec<f32>,
 }
 
-/// The vectors and matrices of floating-point numbers in a file, by name; what else is there is passed over.
+/// The vectors and matrices of floating-point numbers in a file, by name; what else is there is ignored.
 ///
 /// # Errors
 /// What is wrong with the file.

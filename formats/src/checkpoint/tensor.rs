@@ -1,6 +1,6 @@
 //! A tensor as a checkpoint stores it: where, of what type, in which shape and strides; and reading its rows.
 //!
-//! Knows nothing of names' meanings. What stands here has been checked against the length of the file.
+//! Knows nothing of names' meanings. What is here has been checked against the length of the file.
 
 use std::ops::Range;
 

@@ -76,7 +76,7 @@ pub(super) fn left_over(unplaced: &[String]) -> String {
 }
 
 /// What to do about weights that are stored as something else.
-pub(super) fn way_out(problems: &[TensorProblem], unplaced: &[String]) -> &'static str {
+pub(super) fn hint(problems: &[TensorProblem], unplaced: &[String]) -> &'static str {
     if problems.iter().any(|problem| matches!(problem, TensorProblem::Dtype { .. })) {
         "\n  For a quantised model use the original 16-bit checkpoint (`prepare --dtype int8` makes smaller bundles from it); \
          any other load with transformers and save as float16: model.half().save_pretrained(..)"

@@ -27,7 +27,7 @@ pub(crate) fn read_archive(file: &SourceFile, file_index: usize) -> Result<Vec<S
     match sniff(&head) {
         Some(Foreign::Zip) => {}
         found => {
-            // Behind its length a safetensors header begins with a brace.
+            // After its length a safetensors header begins with a brace.
             let other = if head.get(8) == Some(&b'{') { Foreign::Safetensors } else { Foreign::Unknown };
             let found = found.unwrap_or(other);
             return Err(CheckpointError::Foreign { path: file.path.clone(), expected: "a PyTorch zip archive", found });

@@ -23,7 +23,7 @@ pub enum DirectoryKind {
 
 /// A file that says that a work directory is one.
 const WORK_MARK: &str = ".flashlm-work";
-/// What stands in it, for people.
+/// What is in it, for people.
 const WORK_MARK_TEXT: &[u8] = b"Intermediate files of `flashlm-prep prepare`, which removes what it does not need.\n";
 
 /// Whose an entry of a directory is.

@@ -140,7 +140,7 @@ pub enum Block {
 }
 
 impl Block {
-    /// Whether there is a norm of its own in front of (or behind) the FFN.
+    /// Whether there is a norm of its own in front of (or after) the FFN.
     pub const fn has_ffn_norm(self) -> bool {
         !matches!(self, Block::ParallelOneNorm)
     }

@@ -1,4 +1,4 @@
-//! A whole model: its layers, and what stands before the first and behind the last.
+//! A whole model: its layers, and what comes before the first and after the last.
 
 use serde::{Deserialize, Serialize};
 

@@ -16,7 +16,7 @@ impl ModelSpec {
     /// Every resident tensor of the model, in the order in which a bundle holds them.
     ///
     /// FFN projections are not among them: they are the flash section's neuron records. The FFN's `gate_bias` and `up_bias`
-    /// are, and stand in storage order like everything in a bundle that has one entry per neuron.
+    /// are, and are in storage order like everything in a bundle that has one entry per neuron.
     pub fn resident_tensors(&self) -> Vec<ResidentTensor> {
         let (hidden, mut list) = (self.hidden_size, List(Vec::new()));
         list.add("embed.tokens", &[self.vocab_size, self.embed_size]);

@@ -90,7 +90,7 @@ pub enum OrderFileError {
         what: &'static str,
         /// What would be right.
         expected: String,
-        /// What stands there.
+        /// What is there.
         found: String,
     },
     /// Written by a later version of flashlm.
@@ -103,14 +103,14 @@ pub enum OrderFileError {
         /// The newest known one.
         newest: u32,
     },
-    /// A neuron is out of range or stands twice.
+    /// A neuron is out of range or occurs twice.
     #[error("{}: order[{at}] is {neuron}: not a neuron of {neurons}, or there already", path.display())]
     NoPermutation {
         /// File.
         path: PathBuf,
         /// Position.
         at: usize,
-        /// What stands there.
+        /// What is there.
         neuron: u32,
         /// Neurons of the layer.
         neurons: usize,

@@ -15,7 +15,7 @@ pub const ORDERS_JSON: &str = "orders.json";
 /// Longest file that is read; those of models with many layers have a few megabytes.
 const BYTES_MAX: u64 = 256 << 20;
 
-/// The whole of `orders.json`. Later versions may say more, which is passed over.
+/// The whole of `orders.json`. Later versions may say more, which is ignored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OrderSummary {
     /// [`OrderSummary::FORMAT`].

@@ -15,7 +15,7 @@ use crate::seal::{self, SEAL};
 
 /// Tensors of a look-ahead have this before their names.
 pub const LOOK_AHEAD: &str = "lookahead.";
-/// A tensor that is there where a ReLU stands behind the encoder.
+/// A tensor that is there where a ReLU follows the encoder.
 pub const RELU: &str = "encoder_relu";
 
 /// A tensor that is there where only some neurons have rows: their numbers, ascending. The others are never predicted.
@@ -85,7 +85,7 @@ pub struct PredictorPart<'a> {
     pub encoder: Option<StoredMatrix>,
     /// `[rows, rank]`, or `[rows, hidden]` without an encoder.
     pub decoder: StoredMatrix,
-    /// Whether a ReLU stands between.
+    /// Whether a ReLU is between.
     pub relu: bool,
     /// One number for each row of the decoder.
     pub bias: &'a [f32],
@@ -98,7 +98,7 @@ pub fn predictor_path(dir: &Path, layer: usize) -> PathBuf {
     dir.join(format!("predictor-{layer:03}.safetensors"))
 }
 
-/// The predictor file of `layer` in `dir`, held against its seal.
+/// The predictor file of `layer` in `dir`, verified against its seal.
 ///
 /// # Errors
 /// `Read`, and `Invalid` for a file that is not as it was written.

@@ -16,7 +16,7 @@ pub const PREDICTORS_JSON: &str = "predictors.json";
 /// Longest file that is read; those of models with many layers have a few megabytes.
 const BYTES_MAX: u64 = 256 << 20;
 
-/// The whole of `predictors.json`. Later versions may say more, which is passed over.
+/// The whole of `predictors.json`. Later versions may say more, which is ignored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainReport {
     /// [`TrainReport::FORMAT`].
@@ -116,7 +116,7 @@ pub struct LookAheadReport {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum PredictorForm {
-    /// Two thin matrices with so many numbers between.
+    /// Two thin matrices with this many numbers between.
     LowRank(usize),
     /// The quantised projection itself.
     Projection(Projection),

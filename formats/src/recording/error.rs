@@ -66,7 +66,7 @@ pub enum RecordingError {
     Version {
         /// File.
         path: PathBuf,
-        /// What stands there.
+        /// What is there.
         found: Option<u64>,
     },
     /// The file is not as it was written.
@@ -120,7 +120,7 @@ pub enum RecordingError {
         at: usize,
         /// What would be right.
         expected: String,
-        /// What stands there.
+        /// What is there.
         found: u64,
     },
     /// The model has no such layer.
@@ -140,7 +140,7 @@ pub enum RecordingError {
         what: &'static str,
         /// What would be right.
         expected: u64,
-        /// What stands there.
+        /// What is there.
         found: u64,
     },
     /// A tensor is missing.
@@ -174,7 +174,7 @@ pub enum RecordingError {
         at: usize,
         /// What would agree.
         expected: u64,
-        /// What stands there.
+        /// What is there.
         found: u64,
     },
     /// A number that must be finite and, but for inputs, not negative.

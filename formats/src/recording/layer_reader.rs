@@ -30,7 +30,7 @@ pub struct LayerRecording {
     inputs_offset: u64,
     activity: Vec<u8>,
     magnitudes: Vec<f16>,
-    /// Where each token's magnitudes begin, with their number behind.
+    /// Where each token's magnitudes begin, with their number after.
     starts: Vec<u64>,
     summary: NeuronSummary,
 }

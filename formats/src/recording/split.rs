@@ -57,7 +57,7 @@ impl Split {
         parts.iter().map(ExactSizeIterator::len).sum()
     }
 
-    /// For each of so many tokens whether it is held out.
+    /// For each of this many tokens whether it is held out.
     pub fn flags(&self, tokens: usize) -> Vec<bool> {
         let mut flags = vec![false; tokens];
         self.held_out.iter().for_each(|part| flags[part.clone()].fill(true));

@@ -14,7 +14,7 @@ use super::RecordingError;
 use crate::regular::open_regular;
 use crate::seal::{self, SEAL};
 
-/// Bytes of the length that stands before a safetensors header.
+/// Bytes of the length that precedes a safetensors header.
 const LENGTH_BYTES: u64 = 8;
 /// Where the data begins in the files that we write: the header is padded with spaces up to here, so that its length
 /// does not depend on numbers that are known only at the end.
@@ -46,7 +46,7 @@ impl Region {
     }
 }
 
-/// The first [`DATA_OFFSET`] bytes of a file that holds `regions` one behind the other, not sealed yet.
+/// The first [`DATA_OFFSET`] bytes of a file that holds `regions` one after another, not sealed yet.
 pub(super) fn header_bytes(regions: &[Region], metadata: &[(&str, &str)]) -> Vec<u8> {
     let mut header = serde_json::Map::new();
     let metadata: serde_json::Map<_, _> =
@@ -95,7 +95,7 @@ impl TensorFile {
         }
         let mut header = vec![0; header_length as usize];
         file.read_exact(&mut header).map_err(io)?;
-        // Checks that the tensors lie one behind the other without holes and that their sizes fit their shapes.
+        // Checks that the tensors lie one after another without holes and that their sizes fit their shapes.
         let metadata: Metadata = serde_json::from_slice(&header)
             .map_err(|source| RecordingError::Json { path: path.to_path_buf(), source })?;
         let data_offset = LENGTH_BYTES + header_length;

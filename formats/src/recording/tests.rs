@@ -186,7 +186,7 @@ fn edit_header(path: &Path, from: &str, to: &str) {
     std::fs::write(path, unsealed(bytes)).unwrap();
 }
 
-/// Without the checksums that would notice any change: what is behind them has to hold as well.
+/// Without the checksums that would notice any change: what is after them has to hold as well.
 fn unsealed(mut bytes: Vec<u8>) -> Vec<u8> {
     for key in ["\"seal\"", "\"info\""] {
         if let Some(at) = bytes.windows(6).position(|word| word == key.as_bytes()) {

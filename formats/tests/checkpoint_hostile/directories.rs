@@ -8,7 +8,7 @@ use flashlm_formats::checkpoint::{Checkpoint, CheckpointError, Foreign};
 use super::{check_message, directory, fixture, open, open_with};
 
 #[test]
-fn other_formats_are_named_with_a_way_out() {
+fn other_formats_are_named_with_a_hint() {
     for (name, expected) in [
         ("model-q4.gguf", Foreign::Gguf),
         ("flax_model.msgpack", Foreign::Flax),

@@ -27,7 +27,7 @@ pub struct LayerActivity {
 pub struct WindowReuse {
     /// Tokens of the window.
     pub tokens: usize,
-    /// Share of a token's active neurons that were active in none of the `tokens` before it, over tokens that have so many.
+    /// Share of a token's active neurons that were active in none of the `tokens` before it, over tokens that have this many.
     pub new_fraction: f64,
     /// Share of the layer active in any of `tokens` successive tokens.
     pub union_fraction: f64,

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 pub struct PairOptions {
     /// Partners kept for each neuron, the strongest.
     pub partners_max: usize,
-    /// Most pairs looked at, over all tokens, for each neuron of the layer. Where there are more, only every so-manieth
+    /// Most pairs looked at, over all tokens, for each neuron of the layer. Where there are more, only every i-th
     /// token is counted: so the time that a layer takes grows with its size and not with the recording's.
     pub pairs_per_neuron_max: u64,
 }
@@ -87,7 +87,7 @@ impl PairGraph {
         self.uses.len()
     }
 
-    /// Every so-manieth token was counted.
+    /// Every i-th token was counted.
     pub fn token_step(&self) -> usize {
         self.token_step
     }

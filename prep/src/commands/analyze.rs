@@ -7,8 +7,8 @@ use clap::Args;
 use flashlm::cache::PolicyKind;
 use flashlm::planner::PlanLimits;
 use flashlm::replay::{ReplayOptions, WantedSets, replay, replay_optimal};
-use flashlm_prep::coactivation::{FriendReport, LayerActivity, PairGraph, PairOptions, WindowReuse};
-use flashlm_prep::wanted::wanted_sets;
+use flashlm_prep::coactivation::{LayerActivity, PairGraph, PairOptions, PartnerReport, WindowReuse};
+use flashlm_prep::demand::wanted_sets;
 use serde::Serialize;
 
 use super::numbers;
@@ -54,7 +54,7 @@ struct LayerReport {
     layer: usize,
     activity: LayerActivity,
     pairs: PairReport,
-    friends: FriendReport,
+    partners: PartnerReport,
     /// Neurons missed per token, by size and policy.
     caches: Vec<CacheReport>,
 }
@@ -152,7 +152,7 @@ fn look_at(layer: usize, sets: &WantedSets, sequences: &[u32], args: &AnalyzeArg
             strongest_partner: mean(|s| s.0),
             strongest_partner_rate: mean(|s| s.1),
         },
-        friends: FriendReport::of(sets, &graph, args.window),
+        partners: PartnerReport::of(sets, &graph, args.window),
         caches,
     }
 }
@@ -238,11 +238,11 @@ fn print_partners(layers: &[LayerReport], window: usize) {
         "Closest partners as copies, with a window of {window} tokens (useful: wanted, not cached, not read already)"
     );
     layer_table(&title, &NAMES, layers, |l| {
-        let f = &l.friends;
+        let f = &l.partners;
         vec![
             percent(l.pairs.strongest_partner),
             percent(l.pairs.strongest_partner_rate),
-            format!("{} of {}", f.most_popular_of, f.with_friend),
+            format!("{} of {}", f.most_popular_of, f.with_partner),
             percent(f.hottest_share),
             percent(f.copies_wanted),
             percent(f.copies_useful),

@@ -42,7 +42,7 @@ struct Facts<'a> {
     more: More<'a>,
 }
 
-/// What a checkpoint and a bundle do not have in common, for the JSON object. Written as it stands: as a tree of JSON values a
+/// What a checkpoint and a bundle do not have in common, for the JSON object. Written as it is: as a tree of JSON values a
 /// manifest would take many times its length.
 #[derive(Serialize)]
 #[serde(untagged)]

@@ -1,4 +1,4 @@
-//! Ctrl-C and termination, at every stage: the process ends at once, and takes the files with it that are not whole.
+//! Ctrl-C and termination, at every stage: the process ends at once and removes its incomplete files.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use flashlm_formats::publish;
 /// How soon a signal is followed.
 const STEP: Duration = Duration::from_millis(20);
 
-/// From now on a signal ends the process with its exit code; `goes_on`: the command, given again, goes on with what it left. To
+/// From now on a signal ends the process with its exit code; `goes_on`: the command, given again, continues with what it left. To
 /// be called once, before there is anything to lose.
 pub(crate) fn watch(goes_on: bool) -> Result<()> {
     signals::watch().context("cannot watch for Ctrl-C")?;

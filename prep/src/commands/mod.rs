@@ -96,7 +96,7 @@ pub(crate) fn reserve_bundle(path: &Path, inputs: &[PathBuf], force: bool) -> Re
     Destination::take(path, FileKind::Bundle, inputs)
 }
 
-/// So many of something that has a regular plural.
+/// This many of something that has a regular plural.
 pub(crate) fn counted(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }

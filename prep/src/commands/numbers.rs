@@ -1,11 +1,11 @@
-//! Numbers on the command line: one place that says which are possible.
+//! Numbers on the command line: the one place that says which are allowed.
 
 use std::ops::RangeInclusive;
 
 /// Tokens that any command takes: a hundred million, hundreds of gigabytes of recorded inputs even of a small model.
 pub(crate) const TOKENS_MAX: u64 = 100_000_000;
 
-/// A whole number within bounds.
+/// An integer within bounds.
 fn whole(text: &str, bounds: RangeInclusive<u64>) -> Result<usize, String> {
     match text.parse::<u64>() {
         Ok(number) if bounds.contains(&number) => Ok(number as usize),

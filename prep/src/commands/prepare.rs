@@ -175,7 +175,7 @@ fn bar(task: Task) -> Stage {
 /// What is said of an event.
 fn lines(event: Event<'_>) -> Vec<String> {
     match event {
-        Event::Note(_) | Event::MadeAnew { .. } => vec![format!("note: {event}")],
+        Event::Note(_) | Event::MadeAgain { .. } => vec![format!("note: {event}")],
         Event::Thresholds { measured, checkpoint } => {
             let mut lines = thresholds::table(measured, checkpoint);
             lines.push(verdict(measured.mean_active()));

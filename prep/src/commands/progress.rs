@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 const FIRST_LINE: Duration = Duration::from_secs(10);
 const LINES_APART: Duration = Duration::from_secs(60);
 
-/// A stage of so many steps. What is left of it is reckoned from the steps that are done.
+/// A stage of this many steps. What is left of it is reckoned from the steps that are done.
 pub(crate) struct Stage {
     name: String,
     bar: ProgressBar,
@@ -51,7 +51,7 @@ impl Stage {
             let left = |state: &ProgressState, out: &mut dyn Write| _ = out.write_str(&left(state.eta()));
             bar.set_style(style.with_key("rate", rate).with_key("left", left).progress_chars("=> "));
         }
-        // The bar's clock is a thread, and indicatif panics where there is none to be had.
+        // The bar's clock is a thread, and indicatif panics where none can be had.
         let is_to_be_had = || std::thread::Builder::new().spawn(|| ()).is_ok_and(|thread| thread.join().is_ok());
         if !bar.is_hidden() && is_to_be_had() {
             bar.enable_steady_tick(Duration::from_millis(500));
@@ -59,14 +59,14 @@ impl Stage {
         Stage { name, bar, lines: Mutex::new(Lines { begin: Instant::now(), before: 0, due: FIRST_LINE }) }
     }
 
-    /// So many steps are done, of so many.
+    /// The steps done, and how many there are.
     pub(crate) fn set(&self, done: u64, total: u64) {
         self.bar.set_length(total);
         self.bar.set_position(done);
         self.log();
     }
 
-    /// So many steps were done before; they say nothing of the rate.
+    /// This many steps were done before; they say nothing of the rate.
     pub(crate) fn begin_at(&self, done: u64, total: u64) {
         if let Ok(mut lines) = self.lines.lock() {
             *lines = Lines { begin: Instant::now(), before: done, due: FIRST_LINE };
@@ -75,7 +75,7 @@ impl Stage {
         self.bar.reset_eta();
     }
 
-    /// So many more steps are done.
+    /// This many more steps are done.
     pub(crate) fn advance(&self, steps: u64) {
         self.bar.inc(steps);
         self.log();

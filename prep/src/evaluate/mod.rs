@@ -95,10 +95,10 @@ pub enum PredictorChoice {
 
 /// The text, cut into windows.
 ///
-/// No window has ids of two documents: as a prompt is one text, so is what is recorded and trained on, and what stands before a
+/// No window has ids of two documents: as a prompt is one text, so is what is recorded and trained on, and what comes before a
 /// token in use is never the end of another text.
 pub struct Windows {
-    /// Ids of all windows, one behind the other.
+    /// Ids of all windows, one after another.
     pub ids: Vec<u32>,
     /// Where windows begin, and the number of ids.
     pub offsets: Vec<usize>,

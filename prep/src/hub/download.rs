@@ -1,4 +1,4 @@
-//! One file from the hub into the cache: gone on with where it stopped, checked, and published whole.
+//! One file from the hub into the cache: resumed where it stopped, checked, and published whole.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -88,7 +88,7 @@ impl Part {
         let mut file = open_own(OpenOptions::new().read(true).append(true), &path)?;
         let mut hash = Context::new(&SHA256);
         let mut have = file.metadata().map_err(failed)?.len();
-        // Files whose contents the hub states no hash of are small: begun anew, as a loss of power may have left anything there.
+        // Files whose contents the hub states no hash of are small: started again, as a loss of power may have left anything there.
         if have > remote.bytes || remote.sha256.is_none() {
             file.set_len(0).map_err(failed)?;
             have = 0;

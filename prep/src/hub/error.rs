@@ -1,4 +1,4 @@
-//! Why a model cannot be had from the hub, and what to do about it.
+//! Why a model cannot be fetched from the hub, and what to do about it.
 
 use std::io;
 use std::path::{Path, PathBuf};

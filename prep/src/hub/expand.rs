@@ -13,7 +13,7 @@ pub(super) fn expand(path: &OsStr, get: &dyn Fn(&str) -> Option<OsString>) -> Pa
     OsString::from_vec(expand_variables(&with_home, get)).into()
 }
 
-/// `~` and `~user` at the begin; a user whom nobody knows stays as written.
+/// `~` and `~user` at the start; a user whom nobody knows stays as written.
 fn expand_user(path: &[u8], get: &dyn Fn(&str) -> Option<OsString>) -> Vec<u8> {
     let Some(rest) = path.strip_prefix(b"~") else { return path.to_vec() };
     let (name, rest) = rest.split_at(rest.iter().position(|&b| b == b'/').unwrap_or(rest.len()));

@@ -12,7 +12,7 @@ const WAIT: Duration = Duration::from_millis(250);
 /// The longest wait that a server may ask for; beyond it the user decides.
 const ASKED_MAX: Duration = Duration::from_secs(120);
 
-/// An attempt that brings less is none, or a server could keep its client busy for ever, byte by byte.
+/// An attempt that brings less is none, or a server could keep its client busy forever, byte by byte.
 const GAIN_BYTES_MIN: u64 = 1 << 16;
 
 /// The slowest that bytes may come: what brings fewer than `bytes` in each `time` is given up.
@@ -100,7 +100,7 @@ pub(super) fn is_passing(status: u16) -> bool {
     matches!(status, 408 | 429 | 500..)
 }
 
-/// The wait before the next attempt, after so many in a row that brought nothing; none where no further one is made.
+/// The wait before the next attempt, after this many in a row that brought nothing; none where no further one is made.
 pub(super) fn wait(failed: u32, asked: Option<Duration>) -> Option<Duration> {
     let asked = asked.unwrap_or_default();
     let own = WAIT * 2u32.pow(failed.clamp(1, ATTEMPTS_MAX) - 1);

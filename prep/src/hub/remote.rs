@@ -1,4 +1,4 @@
-//! What the hub says of a file.
+//! What the hub says about a file.
 
 use url::Url;
 

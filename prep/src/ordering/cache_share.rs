@@ -1,4 +1,4 @@
-//! How much of a layer a neuron cache is likely to hold, before anything is known of the machine.
+//! How much of a layer a neuron cache is likely to hold, before anything is known about the machine.
 
 use flashlm_formats::model::ModelSpec;
 use flashlm_formats::weight_format::WeightFormat;
@@ -11,7 +11,7 @@ const MOST: f64 = 0.5;
 
 /// The share of its neurons that a layer has in memory where the budget is half of the model's 16-bit size (`--memory 50%`): what
 /// embeddings, attention, a KV cache and predictors of `predictor_share` of the FFN leave. Between 10 and 50 %.
-pub fn usual_cache_share(spec: &ModelSpec, ffn: WeightFormat, resident: WeightFormat, predictor_share: f64) -> f64 {
+pub fn typical_cache_share(spec: &ModelSpec, ffn: WeightFormat, resident: WeightFormat, predictor_share: f64) -> f64 {
     let tensors = spec.resident_tensors();
     let weights = |shape: &[usize]| shape.iter().product::<usize>() as f64;
     let row = |shape: &[usize]| shape.last().copied().unwrap_or(1);
@@ -74,7 +74,7 @@ mod tests {
             eos: vec![2],
             thresholds: vec![],
         };
-        let share = |ffn, resident| usual_cache_share(&opt_6_7b, ffn, resident, 0.03);
+        let share = |ffn, resident| typical_cache_share(&opt_6_7b, ffn, resident, 0.03);
         let sixteen = WeightFormat::Plain(DType::F16);
         assert!((0.14..0.18).contains(&share(sixteen, sixteen)), "{}", share(sixteen, sixteen));
         assert!(share(WeightFormat::INT8, sixteen) > 0.25, "of smaller neurons more");
@@ -83,6 +83,6 @@ mod tests {
         small.vocab_size = 10;
         let attention = Attention { heads: 1, kv_heads: 1, head_dim: 1, ..*small.attention() };
         small.layers.iter_mut().for_each(|layer| layer.attention = attention);
-        assert_eq!(usual_cache_share(&small, WeightFormat::INT8, sixteen, 0.0), MOST);
+        assert_eq!(typical_cache_share(&small, WeightFormat::INT8, sixteen, 0.0), MOST);
     }
 }

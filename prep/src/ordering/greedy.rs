@@ -3,7 +3,7 @@
 use crate::coactivation::PairGraph;
 
 /// Joins pairs, strongest first, as long as no neuron gets a third neighbour and no ring closes; the pieces that are left
-/// are set one behind the other, the hottest first, so that what rarely fires lies at the end.
+/// are set one after another, the hottest first, so that what rarely fires lies at the end.
 pub(super) fn greedy_path(graph: &PairGraph) -> Vec<u32> {
     let neurons = graph.neurons() as u32;
     let mut edges: Vec<(u32, u32, u32)> = Vec::new();

@@ -17,12 +17,12 @@ use flashlm_formats::publish::create_directory;
 use flashlm_formats::recording::{Recording, RecordingError, Split};
 use flashlm_formats::weight_format::WeightFormat;
 
-use super::cache_share::usual_cache_share;
+use super::cache_share::typical_cache_share;
 use super::positions;
 use super::score::{OrderScore, ScoreOptions, score};
 use super::strategy::{LayerTraining, OrderingOptions, StrategyKind};
 use crate::coactivation::PairOptions;
-use crate::wanted::{WantedError, behind_a_warm_up, wanted_sets};
+use crate::demand::{WantedError, behind_a_warm_up, wanted_sets};
 
 /// Tokens that fill the cache before a score counts: of the text that orders are made from, or the first of another recording.
 const WARM_UP: usize = 512;
@@ -159,7 +159,7 @@ impl Ordering {
         let model = &recording.info().model;
         let layout = asked.layout(model)?;
         let (records, groups) = (layout.records_per_group() as u32, layout.groups() as u32);
-        let usual = || usual_cache_share(model, asked.dtype, WeightFormat::Plain(DType::F16), PREDICTOR_SHARE);
+        let usual = || typical_cache_share(model, asked.dtype, WeightFormat::Plain(DType::F16), PREDICTOR_SHARE);
         let slots = (f64::from(groups) * asked.cache.unwrap_or_else(usual)) as u32;
         let whole =
             |recording: &Recording| -> Vec<Range<usize>> { std::iter::once(0..recording.tokens().len()).collect() };

@@ -1,4 +1,4 @@
-//! Improves a path by 2-opt and Or-opt moves: turn a stretch round, or put one elsewhere.
+//! Improves a path by 2-opt and Or-opt moves: reverse a stretch, or move one elsewhere.
 //!
 //! Moves are tried from every neuron towards its strongest partners only, and only around neurons near which something
 //! changed, so a pass takes time in the number of neurons. What a cut between two neighbours is worth is an
@@ -137,7 +137,7 @@ impl<'a, O: Objective> LocalSearch<'a, O> {
         }
     }
 
-    /// What is saved across the joints of these stretches, laid one behind the other.
+    /// What is saved across the joints of these stretches, laid one after another.
     ///
     /// For a stretch shorter than the reach, savings over its whole length are counted at its right joint only.
     fn joined(&mut self, stretches: &[Option<Stretch>]) -> i64 {

@@ -17,7 +17,7 @@ use crate::coactivation::{PairGraph, PairOptions};
 pub struct OrderingOptions {
     /// Neuron records in a group.
     pub records: u32,
-    /// The cache that stands between wanting and reading.
+    /// The cache that is between wanting and reading.
     pub policy: PolicyKind,
     /// Slots of that cache, in groups.
     pub slots: u32,
@@ -164,7 +164,7 @@ const GAP_CANDIDATES: usize = 6;
 /// Bounds of the local searches, in steps for each neuron or group: time grows with the size of the layer.
 const STEPS_PER_NEURON: u64 = 20_000;
 const GAP_STEPS_PER_GROUP: u64 = 400_000;
-/// So many steps in all in any case: a few seconds, in which the search of a small layer nearly comes to its end.
+/// This many steps in all in any case: a few seconds, in which the search of a small layer nearly comes to its end.
 const GAP_STEPS_MIN: u64 = 600_000_000;
 /// Tokens of the sample that gaps are judged on.
 const GAP_TOKENS_MAX: usize = 16_384;
@@ -189,7 +189,7 @@ impl Strategy for Path {
     }
 }
 
-/// Groups as they stand in `order`, moved as wholes.
+/// Groups as they are in `order`, moved as wholes.
 fn improve_with_gaps(order: &[u32], training: &LayerTraining) -> Vec<u32> {
     let OrderingOptions { records, slots, limits, pairs, .. } = training.options;
     let groups = training.wanted.regrouped(&super::positions(order), records);

@@ -103,7 +103,7 @@ pub(super) fn groups_at_once(layout: &FlashLayout) -> usize {
     ((4 << 20) / layout.group_bytes()).max(1) * layout.group_bytes()
 }
 
-/// The layer whose gate or up bias a canonical name is: they stand in storage order, like the records.
+/// The layer whose gate or up bias a canonical name is: they are in storage order, like the records.
 pub(super) fn neuron_bias_layer(name: &str) -> Option<usize> {
     let (layer, which) = name.strip_prefix("layers.")?.split_once(".ffn.")?;
     matches!(which, "gate_bias" | "up_bias").then(|| layer.parse().ok())?

@@ -1,4 +1,4 @@
-//! What a preparation will take, as it is told before the long work.
+//! What a preparation will take, as announced before the long work.
 
 use std::fmt::{self, Display, Formatter};
 

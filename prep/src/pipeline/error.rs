@@ -13,6 +13,7 @@ use flashlm_formats::predictors::PredictorFileError;
 use flashlm_formats::recording::RecordingError;
 use flashlm_formats::thresholds::ThresholdFileError;
 
+use crate::demand::WantedError;
 use crate::gain;
 use crate::ordering::OrderError;
 use crate::own_text::OwnTextError;
@@ -23,7 +24,6 @@ use crate::threads::ThreadsError;
 use crate::thresholds::ThresholdError;
 use crate::tokenizer::TokenizerError;
 use crate::train::TrainError;
-use crate::wanted::WantedError;
 
 /// Why a model could not be prepared.
 #[derive(Debug, thiserror::Error)]

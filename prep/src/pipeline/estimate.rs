@@ -1,4 +1,4 @@
-//! What a preparation will take, said before it begins.
+//! What a preparation will take, estimated before it begins.
 
 use std::time::Instant;
 
@@ -44,7 +44,7 @@ impl Left {
     }
 }
 
-/// What is about to be done takes this, and at least so many bytes of `memory`. An error when the disk is too small for what is not there
+/// What is about to be done takes this, and at least this many bytes of `memory`. An error when the disk is too small for what is not there
 /// yet.
 pub(super) fn estimate(
     options: &PrepareOptions,
@@ -60,7 +60,7 @@ pub(super) fn estimate(
     // A layer's inputs, packed activity, magnitudes of a tenth of the neurons.
     let recorded = |tokens: u64| tokens * (2 * hidden + ffn / 8 + ffn / 5);
     let at_once = if options.keep_recordings { layers } else { 1 + u64::from(options.look_ahead.is_some()) };
-    // Hidden states stand on disk before and behind a layer.
+    // Hidden states stand on disk before and after a layer.
     let states = |tokens: u64| 2 * tokens * hidden * 4;
     let whole = checkpoint.model_bytes() + checkpoint.model_bytes() / 20;
     let ffn_bytes = layers * ffn * hidden * (spec.ffn().vectors() * checkpoint.ffn_dtype().bytes()) as u64;
@@ -76,7 +76,7 @@ pub(super) fn estimate(
         if left.layers > 0 { at_once.min(layers) * recorded(tokens) + states(tokens) } else { 0 },
     ];
     let scratch = scratch.into_iter().max().unwrap_or(0);
-    // What is left to do writes these anew or goes on with them.
+    // What is left to do writes these again or continues with them.
     let here = [StageKind::Recording.directory(), StageKind::Pilot.directory(), THRESHOLDS_SCRATCH];
     let here: u64 = here.iter().map(|name| work.bytes(name)).sum();
     let needed = scratch.saturating_sub(here);
@@ -89,7 +89,7 @@ pub(super) fn estimate(
     // Half of the tokens go through in several copies, the others in a few; each to the end, where words are scored.
     let tried = tried as f64 * ((1 + CUTS.len()) as f64 * (1.0 - VERIFIED) + 3.0 * VERIFIED);
     let scored = tried * (spec.vocab_size * spec.embed_size) as f64;
-    // Layers that are done are gone through as long as one behind them is not.
+    // Layers that are done are gone through as long as one after them is not.
     let share = |yes: bool| if yes { 1.0 } else { 0.0 };
     let gone_through = tokens as f64 * share(left.layers > 0) + pilot as f64 * share(left.ranks);
     let recording = 2.0 * ((gone_through + tried) * weights as f64 + scored);

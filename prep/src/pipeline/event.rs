@@ -64,7 +64,7 @@ pub enum Event<'a> {
     /// Something that users should know.
     Note(&'a str),
     /// A stage was there, but made from something else.
-    MadeAnew {
+    MadeAgain {
         /// The stage's directory.
         stage: &'a str,
         /// What changed.
@@ -122,7 +122,7 @@ impl Display for Event<'_> {
             Self::Progress { done, total } => write!(f, "{done} of {total}"),
             Self::Ended => f.write_str("done"),
             Self::Note(note) => f.write_str(note),
-            Self::MadeAnew { stage, why } => write!(f, "{stage}: made again, because {why}"),
+            Self::MadeAgain { stage, why } => write!(f, "{stage}: made again, because {why}"),
             Self::Announced(estimate) => estimate.fmt(f),
             Self::TextWritten { tokens, seconds, stopped_after, path } => {
                 write!(f, "the model wrote {tokens} tokens in {seconds:.0} s")?;

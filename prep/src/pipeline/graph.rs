@@ -1,7 +1,7 @@
 //! The stages of a preparation as data: what each is made from, and what it leaves.
 //!
 //! A stage's directory in the work directory has a stamp, which is a short name for all that the stage is made from. A stage with the
-//! stamp of today's inputs is kept, or gone on with where it is not whole; any other is removed and made anew, and what of
+//! stamp of today's inputs is kept, or resumed where it is not whole; any other is removed and made again, and what of
 //! [`Stage::inputs`] changed is the reason that is given.
 
 /// A stage of a preparation.
@@ -38,7 +38,7 @@ pub enum Input {
     Tokens,
     /// The longest sequence.
     SequenceTokens,
-    /// What decides the sampling of documents, the training order and the model's own text.
+    /// What decides the sampling of documents, the training order and self-generated text.
     Seed,
     /// Minutes that the model may write for.
     Minutes,
@@ -98,7 +98,7 @@ use Input::*;
 
 const RECORDED: &[Input] = &[Checkpoint, Tokenizer, Text, Tokens, SequenceTokens, Seed, QualityLoss];
 
-/// All stages; each stands behind those that it reads.
+/// All stages; each comes after those that it reads.
 pub const STAGES: [Stage; 8] = [
     Stage {
         kind: StageKind::OwnText,

@@ -1,6 +1,6 @@
 //! Layer by layer: record, train and order, and delete the recording.
 //!
-//! Ranks come first, as all layers share one budget: from a pilot, a recording of the text's begin, and short trials on it.
+//! Ranks come first, as all layers share one budget: from a pilot, a recording of the text's start, and short trials on it.
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -55,7 +55,7 @@ fn numbered(dir: &Path, name: &str, layer: usize) -> PathBuf {
 }
 
 impl Stages {
-    // These files are written behind all others of their layer, and speak for them.
+    // These files are written after all others of their layer, and speak for them.
     fn measured(&self, layer: usize) -> PathBuf {
         numbered(&self.sparsity, "sparsity", layer)
     }
@@ -166,7 +166,7 @@ impl Layers<'_> {
         self.summarise(stages, &ordering, &recorder.finish()?, cached, &task)
     }
 
-    /// A recorder that goes on with what is there, and the layer that it goes on from, where these layers are needed.
+    /// A recorder that continues with what is there, and the layer that it resumes from, where these layers are needed.
     fn resumed(&self, needed: &[bool]) -> Result<(Recorder<'_>, usize)> {
         let recorder = self.recorder(self.calibration, StageKind::Recording)?;
         let first = recorder.resume_layer();
@@ -312,7 +312,7 @@ impl EachLayer<'_> {
     }
 }
 
-/// Progress of the trials, behind that of recording the pilot.
+/// Progress of the trials, after that of recording the pilot.
 struct Trials<'a> {
     task: Running<'a>,
     tokens: u64,

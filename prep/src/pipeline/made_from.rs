@@ -224,7 +224,7 @@ mod tests {
         PrepareOptions { tokens: Some(2000), sequence_tokens: 64, minutes: 3, ..PrepareOptions::new("", "") }
     }
 
-    /// Names since an architecture is named by its JSON. Where one changes, everybody's work directories are made anew from that
+    /// Names since an architecture is named by its JSON. Where one changes, everybody's work directories are made again from that
     /// stage on: that may be, but not by accident. A new version of the program changes them all.
     #[test]
     fn work_directories_stay_valid() {

@@ -1,4 +1,4 @@
-//! The memory that a preparation takes, said before it begins.
+//! The memory that a preparation takes, computed before it begins.
 
 use flashlm::memory;
 use flashlm_formats::checkpoint::Checkpoint;

@@ -1,7 +1,7 @@
 //! Everything from a checkpoint to a bundle, as a graph of stages.
 //!
 //! Each stage leaves its files in a directory of its own in the work directory, with a stamp that says what they were made from.
-//! What is there and as it was written is not done again; what is not is made anew. Nothing depends on when or how often it was
+//! What is there and as it was written is not done again; what is not is made again. Nothing depends on when or how often it was
 //! interrupted. [`STAGES`] says what each stage is made from.
 //!
 //! ```no_run
@@ -46,7 +46,7 @@ pub use run::{Outcome, Preparation, Prepared};
 
 use flashlm_formats::checkpoint::Checkpoint;
 
-/// Prepares the checkpoint that `options` name, or goes on with it; `observer` is told what happens.
+/// Prepares the checkpoint that `options` name, or continues with it; `observer` is told what happens.
 ///
 /// # Errors
 /// Options that cannot be followed, files that cannot be read or written, and models that nothing is gained for.

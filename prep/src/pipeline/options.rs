@@ -7,7 +7,7 @@ use flashlm_formats::model::{DType, ModelSpec};
 use flashlm_formats::weight_format::WeightFormat;
 
 use super::error::PrepareError;
-use crate::ordering::usual_cache_share;
+use crate::ordering::typical_cache_share;
 use crate::thresholds::DEFAULT_LOSS;
 use crate::train::TRIAL_TOKENS;
 
@@ -38,7 +38,7 @@ pub struct PrepareOptions {
     pub anyway: bool,
     /// Also train predictors of the next layer's neurons, of this rank.
     pub look_ahead: Option<usize>,
-    /// Minutes that the model may write for, when it writes its own text.
+    /// Minutes that the model may write for, when it generates its own calibration text.
     pub minutes: u64,
     /// How neurons are stored; without a format as the checkpoint has them.
     pub ffn: Option<WeightFormat>,
@@ -50,7 +50,7 @@ pub struct PrepareOptions {
     pub work: Option<PathBuf>,
     /// Keep the recorded activations in the work directory.
     pub keep_recordings: bool,
-    /// Decides the sampling of documents, the training order, and the model's own text.
+    /// Decides the sampling of documents, the training order, and self-generated text.
     pub seed: u64,
     /// Threads that compute; without a number as many as there are processors.
     pub threads: Option<NonZeroUsize>,
@@ -66,7 +66,7 @@ impl PrepareOptions {
     /// Seed, likewise.
     pub const SEED: u64 = 1;
 
-    /// The defaults: a bundle at `output` of the checkpoint in the directory `checkpoint`, which writes its own text.
+    /// The defaults: a bundle at `output` of the checkpoint in the directory `checkpoint`, which generates its own calibration text.
     pub fn new(checkpoint: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Self {
         Self {
             checkpoint: checkpoint.into(),
@@ -146,7 +146,7 @@ impl PrepareOptions {
     /// The share of its neurons that a layer is likely to have in memory: orders are made for what is not.
     pub(super) fn cache_share(&self, spec: &ModelSpec, ffn: WeightFormat) -> f64 {
         let resident = self.resident.unwrap_or(WeightFormat::Plain(DType::F16));
-        usual_cache_share(spec, ffn, resident, self.size_budget(spec))
+        typical_cache_share(spec, ffn, resident, self.size_budget(spec))
     }
 
     /// Largest size of the predictors. In a large model 9 % would be hundreds of megabytes, which do more as cached neurons.
@@ -155,7 +155,7 @@ impl PrepareOptions {
     }
 }
 
-/// Tokens of the pilot that ranks are chosen on, of so many in all.
+/// Tokens of the pilot that ranks are chosen on, of this many in all.
 pub(super) fn pilot_tokens(tokens: usize) -> usize {
     // A tenth is held out, the others may all be trained on.
     (tokens / 4).clamp(TRIAL_TOKENS / 2, TRIAL_TOKENS + TRIAL_TOKENS / 8)

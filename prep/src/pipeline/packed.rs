@@ -1,4 +1,4 @@
-//! Which bundles were packed from a work directory. What stands at the output is held against that, never taken on trust.
+//! Which bundles were packed from a work directory. What is at the output is compared with that, never taken on trust.
 //!
 //! A record is an empty file, whose name says all: the bundle's identity, which covers all of its contents, and what it was made from. It is
 //! made before the bundle gets its name, so that no interruption leaves a bundle that nobody knows.
@@ -23,7 +23,7 @@ pub(super) struct Made {
     pub(super) flash: String,
 }
 
-/// What stands at the output.
+/// What is at the output.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum There {
     Nothing,
@@ -104,7 +104,7 @@ impl Work<'_> {
     }
 }
 
-/// Reads all of the bundle at `output`. Whether everything in it is as it was written; what is not is said. What only stands behind
+/// Reads all of the bundle at `output`. Whether everything in it is as it was written; what is not is said. What only comes after
 /// its end is cut off.
 pub(super) fn is_whole(output: &Path, observer: &Observer<'_>) -> bool {
     let task = Running::begin(observer, Task::Verifying);
@@ -133,7 +133,7 @@ pub(super) fn is_whole(output: &Path, observer: &Observer<'_>) -> bool {
     false
 }
 
-/// Whether a file may be changed where it stands: no other name leads to it.
+/// Whether a file may be changed in place: no other name leads to it.
 pub(super) fn is_alone(output: &Path) -> bool {
     output.symlink_metadata().is_ok_and(|there| there.is_file() && there.nlink() == 1)
 }

@@ -109,7 +109,7 @@ impl<'a> Preparation<'a> {
     /// Does what is left to do, and writes the bundle.
     ///
     /// # Errors
-    /// Whatever any stage meets. What is done by then stays, and the same preparation goes on from there.
+    /// Whatever any stage meets. What is done by then stays, and the same preparation resumes from there.
     pub fn run(self, mut checkpoint: Checkpoint) -> Result<Prepared> {
         let Self { options, reserved, given, work } = self;
         for note in checkpoint.notes() {
@@ -124,7 +124,7 @@ impl<'a> Preparation<'a> {
         let layout = FlashLayout::new(checkpoint.spec(), format, LayoutOptions::default())?;
         let from = MadeFrom::new(options, &job.source, &calibration, &checkpoint, &layout);
         let there = packed::look_and_refuse(&work.dir, &options.output, options.force)?;
-        // What cannot be gone on with is packed again, and so need not be whole.
+        // What cannot be resumed is packed again, and so need not be whole.
         let whole = matches!(&there, There::Ours(made) if made.flash == from.bundle.flash)
             && packed::is_whole(&options.output, work.observer);
         if whole && there == There::Ours(from.bundle.clone()) {

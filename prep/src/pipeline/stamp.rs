@@ -51,7 +51,7 @@ impl Stamp {
     }
 }
 
-/// As it stands in a file.
+/// As it is in a file.
 impl Display for Stamp {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         f.write_str(&self.name)?;

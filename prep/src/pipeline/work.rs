@@ -25,7 +25,7 @@ const MADE_FROM: &str = "made-from";
 const WHOLE: &str = "whole";
 /// Directories inside stages: the hidden states of an interrupted recording.
 const STATES: &str = "states";
-/// Stages that are never gone on with: whatever is in them is removed unread.
+/// Stages that are never resumed: whatever is in them is removed unread.
 pub(super) const THRESHOLDS_SCRATCH: &str = "thresholds.scratch";
 /// What is here beside stages, each by its beginning: files.
 const BESIDE_STAGES: [&str; 3] = ["source", "bundle.", "own-text.flashlm"];
@@ -54,7 +54,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// A directory, pipe or device in the place of a file. None of these was made here, so it is neither read nor removed, and the
+    /// A directory, pipe or device in place of a file. None of these was made here, so it is neither read nor removed, and the
     /// first file of that name would end the work in its middle.
     fn no_file(&self) -> Option<PathBuf> {
         let inside = |dir: &Path| dir.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
@@ -133,7 +133,7 @@ impl<'a> Work<'a> {
         }
         if dir.exists() {
             let why = made_from.changed(found.as_deref().unwrap_or_default());
-            (self.observer)(Event::MadeAnew { stage: name, why: &why });
+            (self.observer)(Event::MadeAgain { stage: name, why: &why });
         }
         // What a link leads to is somebody else's; the link itself is not.
         if dir.is_symlink() {
@@ -356,7 +356,7 @@ mod tests {
         fs::write(others.join("made-from"), "mine").unwrap();
         std::os::unix::fs::symlink(&others, work.path("orders")).unwrap();
         assert!(refused(others.join("made-from")));
-        // And what such a link leads to is left alone where the stage is made anew.
+        // And what such a link leads to is left alone where the stage is made again.
         work.stage(StageKind::Orders, &made_from("new")).unwrap();
         assert_eq!(fs::read(others.join("made-from")).unwrap(), b"mine");
         assert!(work.path("orders").symlink_metadata().unwrap().is_dir());

@@ -1,4 +1,4 @@
-//! Rounding for inputs that are known: what a row's product loses with one weight, the weights behind it make up for.
+//! Rounding for inputs that are known: what a row's product loses with one weight, the weights after it make up for.
 //!
 //! That is GPTQ (Frantar et al. 2022): columns are rounded from first to last, and each one's error is taken from the
 //! columns that are left, as the inputs' second moments say they stand in for it. Scales are chosen by the same search as without.
@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::{NotFinite, group_scale, integer, inverse, pad, put};
 use crate::linear::{cholesky, inverse_lower};
 
-/// Columns whose errors reach the columns behind them in one product.
+/// Columns whose errors reach the columns after them in one product.
 const COLUMNS: usize = 128;
 /// Rows of a piece of work.
 const ROWS: usize = 64;

@@ -2,7 +2,7 @@
 //!
 //! The runtime's forward pass with an observer. One layer's weights are in memory at a time: all sequences go through it, then
 //! the next layer is loaded. The hidden states between layers are kept in a file, so memory does not grow with the text, and an
-//! interrupted recording goes on after the last finished layer.
+//! interrupted recording continues after the last finished layer.
 
 pub mod documents;
 mod layer_source;
@@ -69,7 +69,7 @@ pub struct Recorder<'a> {
 }
 
 impl<'a> Recorder<'a> {
-    /// Begins a recording of `calibration` in `dir`, or goes on with the one of the same inputs that is there.
+    /// Begins a recording of `calibration` in `dir`, or continues with the one of the same inputs that is there.
     pub fn open(
         checkpoint: &'a Checkpoint,
         calibration: &Calibration,
@@ -188,7 +188,7 @@ impl<'a> Recorder<'a> {
         Ok(dropped)
     }
 
-    /// Whether `layer` is done: its file is there (or was), and the states behind it.
+    /// Whether `layer` is done: its file is there (or was), and the states after it.
     pub fn is_done(&self, layer: usize) -> bool {
         HiddenStates::exists(&self.recording.dir().join("states"), layer + 1) && self.recording.has_layer(layer)
     }
@@ -199,7 +199,7 @@ impl<'a> Recorder<'a> {
         (1..=self.checkpoint.spec().layers.len()).rev().find(|l| HiddenStates::exists(&dir, *l)).unwrap_or(0)
     }
 
-    /// The layer that recording goes on from so that all layers are there: without the states that enter it a layer cannot be recorded
+    /// The layer that recording resumes from so that all layers are there: without the states that enter it a layer cannot be recorded
     /// alone.
     pub fn resume_all(&self) -> usize {
         match self.resume_layer() {

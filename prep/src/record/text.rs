@@ -16,7 +16,7 @@ use super::documents::{Documents, SEPARATOR, pieces};
 
 /// Tokens that anything can be learned from.
 const NEEDED: usize = 256;
-/// What is held out or trained on as a whole has at most one part in so many of the tokens.
+/// What is held out or trained on as a whole has at most one part in this many of the tokens.
 const UNITS: usize = 10;
 /// Bytes of text to a token, about: for how finely long documents are cut before they are tokenized.
 const TOKEN_BYTES: usize = 4;
@@ -92,7 +92,7 @@ struct Taken {
     ids: Vec<u32>,
 }
 
-/// What stands between two texts, and in front of one that is made of nothing: what the tokenizer puts in front of every text;
+/// What is between two texts, and in front of one that is made of nothing: what the tokenizer puts in front of every text;
 /// where it puts nothing there, the id that the model's configuration begins one with, or ends one with.
 pub fn between_texts(tokenizer: &Tokenizer, spec: &ModelSpec) -> Vec<u32> {
     match tokenizer.first_ids() {
@@ -173,7 +173,7 @@ impl Calibration {
 
     /// Takes in `tokens` tokens of `taken`, and gives the number of documents that were too long to stay whole.
     ///
-    /// Sequences begin as a prompt does, or, each second document, as a text does that stands behind another. Only where a tokenizer
+    /// Sequences begin as a prompt does, or, each second document, as a text does that comes after another. Only where a tokenizer
     /// puts nothing in front of a prompt is that not the same, and then predictors have to know both.
     fn fill(&mut self, mut taken: Vec<Taken>, [first, between]: [&[u32]; 2], tokens: usize) -> usize {
         // Documents in the order in which they were met, each from its beginning on.

@@ -21,7 +21,7 @@ const BOTTOM: u32 = 46;
 const MARGIN: u32 = 10;
 /// plotters writes 1 / 1.24 of this as font size: 13 units.
 const FONT: f64 = 16.0;
-/// Distance of labels behind the lines, from base line to base line.
+/// Distance of labels after the lines, from base line to base line.
 const LABEL_PITCH: i32 = 15;
 
 const TEXT: RGBColor = RGBColor(0x1C, 0x1F, 0x24);

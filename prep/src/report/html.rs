@@ -45,9 +45,9 @@ pub(super) struct Figure {
     pub(super) title: String,
     /// How to read it.
     pub(super) text: String,
-    /// One chart, or several beside each other with their names.
+    /// One chart, or several side by side with their names.
     pub(super) charts: Vec<(String, Markup)>,
-    /// Behind the charts.
+    /// After the charts.
     pub(super) key: Markup,
     /// The numbers.
     pub(super) table: Table,

@@ -251,7 +251,7 @@ fn runs_are_what_the_bits_say() {
         }
         let mean = format!("{:.3}", active as f64 / runs as f64);
         assert_eq!(rows[3 * at][1..3], ["identity".to_string(), mean.clone()]);
-        // The chosen order is identity from behind: the runs are the same.
+        // The chosen order is identity reversed: the runs are the same.
         assert_eq!(rows[3 * at + 2][1..3], ["chosen (path)".to_string(), mean]);
         assert_eq!(rows[3 * at][3], "100.0 %");
     }

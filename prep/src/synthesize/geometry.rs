@@ -60,7 +60,7 @@ impl Geometry {
         found.ok_or_else(|| SynthesizeError::UnknownGeometry { name: name.to_owned() })
     }
 
-    /// `config.json` with the published values, of so many layers.
+    /// `config.json` with the published values, of this many layers.
     pub(crate) fn config(&self, layers: usize) -> Value {
         match self.family {
             Family::Opt { embed_size, pre_norm } => json!({

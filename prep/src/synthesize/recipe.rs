@@ -15,7 +15,7 @@ use super::shape::{CONSTANT, GROUP_SHARE, LayerShape, NOISE, Shape, stream_devia
 
 /// Deviation of freshly initialised biases.
 const SMALL: f64 = 0.02;
-/// Deviation of the embeddings; behind a norm in post-norm models, whose logits are not normed again.
+/// Deviation of the embeddings; after a norm in post-norm models, whose logits are not normed again.
 const EMBEDDING: [f64; 2] = [0.25, 0.05];
 /// What attention to a single token adds to the residual stream, in deviations of it. Random attention spreads over the
 /// context and adds less the longer that is; were it more, tokens would resemble their neighbours.

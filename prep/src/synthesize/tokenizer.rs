@@ -1,4 +1,4 @@
-//! A tokenizer that any text goes through: one token for each byte, behind the family's special tokens.
+//! A tokenizer that any text goes through: one token for each byte, after the family's special tokens.
 //!
 //! The rest of the published vocabulary is not there: a model with random weights has nothing to say.
 

@@ -3,11 +3,11 @@
 //! One number is chosen for the whole model: the share of each layer's squared output energy that is cut off. From it follow a
 //! threshold for every layer and, measured on calibration text with the neurons below really left out, the perplexity. Several
 //! shares go through the model side by side with the model as it is, layer by layer, so that one layer is in memory at a time.
-//! What is chosen on the documents to train on is then held against those that are held out, and lowered until it keeps there
+//! What is chosen on the documents to train on is then checked on those that are held out, and lowered until it keeps there
 //! what was allowed.
 //!
 //! A threshold decides which neurons predictors learn to find. It does not know them, and nothing that is computed is ever
-//! thrown away for it.
+//! discarded for it.
 
 mod passes;
 mod spread;

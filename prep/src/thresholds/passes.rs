@@ -122,7 +122,7 @@ impl Passes<'_> {
         HiddenStates::temporary(self.scratch, self.tokens.len(), self.checkpoint.spec().hidden_size)
     }
 
-    /// Also gives the states behind the last layer, of every copy.
+    /// Also gives the states after the last layer, of every copy.
     fn layers(
         &mut self,
         ranges: &[Range<usize>],

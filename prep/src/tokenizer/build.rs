@@ -1,6 +1,6 @@
 //! From the files of a tokenizer to one `tokenizer.json`, step by step as transformers 5 builds it.
 //!
-//! First the parts: as they stand in `tokenizer.json`, or what the class makes of a vocabulary and merges. Then the added tokens are laid
+//! First the parts: as they are in `tokenizer.json`, or what the class makes of a vocabulary and merges. Then the added tokens are laid
 //! over it, and last comes the post-processor.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -64,7 +64,7 @@ pub(super) fn build(files: &TokenizerFiles) -> Result<Built, TokenizerError> {
         }
         TokenizerSource::SentencePiece(model) => {
             let model = SentencePiece::read(model)?;
-            // A list in tokenizer_config.json, an empty one too, stands in the place of the model's own.
+            // A list in tokenizer_config.json, an empty one too, stands in place of the model's own.
             if !["extra_special_tokens", "additional_special_tokens"].iter().any(|key| side.config.contains_key(*key)) {
                 extra = model.added_tokens(class != Class::Backend);
             }
@@ -172,7 +172,7 @@ impl Builder {
         Ok(())
     }
 
-    /// As the library's `add_tokens`: what the vocabulary has keeps its id, the others follow on behind.
+    /// As the library's `add_tokens`: what the vocabulary has keeps its id, the others follow.
     fn add(&mut self, tokens: &[AddedToken]) {
         let highest = self.added.keys().max().copied();
         let mut next = match highest {
@@ -188,7 +188,7 @@ impl Builder {
         }
     }
 
-    /// Says which settings transformers passes over where there is a tokenizer.json.
+    /// Says which settings transformers ignores where there is a tokenizer.json.
     fn note_ignored(
         &self,
         side: &SideFiles,
@@ -255,7 +255,7 @@ impl Builder {
     }
 }
 
-/// A template with what stands in front of a text and behind it.
+/// A template with what precedes and follows a text.
 fn template(first: Option<(String, u64)>, last: Option<(String, u64)>) -> Value {
     let piece = |token: &(String, u64)| json!({"SpecialToken": {"id": token.0, "type_id": 0}});
     let sequence = |id: &str| json!({"Sequence": {"id": id, "type_id": 0}});
@@ -270,7 +270,7 @@ fn template(first: Option<(String, u64)>, last: Option<(String, u64)>) -> Value 
     json!({"type": "TemplateProcessing", "single": around(sequence("A")), "pair": pair, "special_tokens": special})
 }
 
-/// Whether a post-processor puts `token` in front of a text, or behind it.
+/// Whether a post-processor puts `token` in front of a text, or after it.
 fn mentions(post_processor: &Value, token: &str, in_front: bool) -> bool {
     let is_token = |pair: &Value| pair[0].as_str() == Some(token);
     match post_processor["type"].as_str() {

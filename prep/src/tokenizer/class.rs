@@ -8,7 +8,7 @@ use super::side_files::SideFiles;
 /// A tokenizer class, by what it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
-    /// `TokenizersBackend`, once `PreTrainedTokenizerFast`: `tokenizer.json` as it stands.
+    /// `TokenizersBackend`, once `PreTrainedTokenizerFast`: `tokenizer.json` as it is.
     Backend,
     Llama,
     Gpt2,

@@ -3,7 +3,7 @@
 //! A checkpoint says in many places what ids a text has: `tokenizer.json`, or the older pairs and models without it; the class that
 //! `tokenizer_config.json` or the model's family names; tokens added and special tokens named beside it; `add_bos_token`. What
 //! transformers 5 makes of all that (`AutoTokenizer`) is put into one `tokenizer.json` here, so that the runtime has one
-//! truth and no family. Where transformers passes over a setting, a note says so. `config.json`'s `bos_token_id` counts for
+//! truth and no family. Where transformers ignores a setting, a note says so. `config.json`'s `bos_token_id` counts for
 //! nothing, there and here.
 
 mod build;
@@ -92,7 +92,7 @@ pub enum TokenizerNote {
         /// The kind.
         kind: String,
     },
-    /// A setting that transformers passes over.
+    /// A setting that transformers ignores.
     #[error(
         "tokenizer_config.json says {setting}, and tokenizer.json says otherwise: tokenizer.json is followed, as by transformers 5"
     )]
@@ -102,7 +102,7 @@ pub enum TokenizerNote {
     },
     /// Tokens beyond the model's embedding.
     #[error("{} added token(s) have no embedding in the model and are ordinary text, the first is {}", .0.len(), .0.first().map_or("", String::as_str))]
-    Strangers(Vec<String>),
+    OutOfVocabulary(Vec<String>),
 }
 
 /// The tokenizer that a bundle gets.
@@ -147,11 +147,11 @@ fn from_files(files: &TokenizerFiles, vocab_size: usize) -> Result<(PackedTokeni
         Tokenizer::check_limits(json).map_err(invalid)?;
     }
     let build::Built { json: mut tokenizer, mut notes, of_class } = build::build(files)?;
-    let mut strangers = take_strangers(&mut tokenizer, vocab_size);
+    let mut out_of_vocabulary = take_out_of_vocabulary(&mut tokenizer, vocab_size);
     let of_class: HashSet<String> = of_class.into_iter().collect();
-    strangers.retain(|token| !of_class.contains(token));
-    if !strangers.is_empty() {
-        notes.push(TokenizerNote::Strangers(strangers));
+    out_of_vocabulary.retain(|token| !of_class.contains(token));
+    if !out_of_vocabulary.is_empty() {
+        notes.push(TokenizerNote::OutOfVocabulary(out_of_vocabulary));
     }
     let added = tokenizer.get("added_tokens").cloned();
     let json = Value::Object(tokenizer).to_string().into_bytes();
@@ -162,16 +162,16 @@ fn from_files(files: &TokenizerFiles, vocab_size: usize) -> Result<(PackedTokeni
 
 /// Takes out added tokens that the model has no embedding for. Copies of Llama 2 have such a one, `<pad>`, added for training in batches;
 /// in a text it is ordinary text then. Gives their names.
-fn take_strangers(tokenizer: &mut Map<String, Value>, vocab_size: usize) -> Vec<String> {
+fn take_out_of_vocabulary(tokenizer: &mut Map<String, Value>, vocab_size: usize) -> Vec<String> {
     let Some(added) = tokenizer.get_mut("added_tokens").and_then(Value::as_array_mut) else { return Vec::new() };
     let is_stranger = |token: &Value| token["id"].as_u64().is_some_and(|id| id >= vocab_size as u64);
-    let strangers: Vec<String> =
+    let out_of_vocabulary: Vec<String> =
         added.iter().filter(|t| is_stranger(t)).filter_map(|t| t["content"].as_str().map(str::to_owned)).collect();
     added.retain(|token| !is_stranger(token));
     if let Some(vocab) = tokenizer.get_mut("model").and_then(|model| model.get_mut("vocab")?.as_object_mut()) {
-        strangers.iter().for_each(|name| _ = vocab.remove(name));
+        out_of_vocabulary.iter().for_each(|name| _ = vocab.remove(name));
     }
-    strangers
+    out_of_vocabulary
 }
 
 /// The library renumbers added tokens whose ids leave a hole behind the vocabulary, and says nothing.

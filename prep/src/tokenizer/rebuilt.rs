@@ -105,7 +105,7 @@ fn model(class: Class) -> BPE {
     builder.build().expect("no merge that is not in the vocabulary")
 }
 
-/// transformers' `clean_up_tokenization`, behind what gives the text.
+/// transformers' `clean_up_tokenization`, after what gives the text.
 pub(super) fn clean_up() -> impl Iterator<Item = DecoderWrapper> {
     let replaced = [
         (" .", "."),

@@ -22,7 +22,7 @@ const LARGEST: f32 = 16.0;
 
 /// Chooses a threshold for `layer`'s predictor on the recording, as the options ask, and writes it into `out`.
 ///
-/// Only the sign behind the threshold counts, so scores are scaled to a common range first.
+/// Only the sign after the threshold counts, so scores are scaled to a common range first.
 ///
 /// # Errors
 /// `Shape` if it is a predictor of another model.

@@ -288,7 +288,7 @@ fn sigmoid(z: f32) -> f32 {
     let shifted = t + ROUND;
     let f = t - (shifted - ROUND);
     let power = 1.0 + f * (std::f32::consts::LN_2 + f * (0.240_226_5 + f * (0.055_504_1 + f * 0.009_618_1)));
-    // The whole number stands in the lowest bits: all others leave with the shift, and no conversion is needed.
+    // The integer stands in the lowest bits: all others leave with the shift, and no conversion is needed.
     let scale = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
     1.0 / (1.0 + power * scale)
 }

@@ -121,7 +121,7 @@ impl Shape {
         Self { hidden, ffn, ffn_bytes: (model.ffn().vectors() * hidden * ffn * options.weight_bytes) as u64 }
     }
 
-    /// With rows for so many neurons.
+    /// With rows for this many neurons.
     pub(super) fn rows(&self, rows: usize) -> RowsOf {
         RowsOf { hidden: self.hidden, neurons: self.ffn, rows }
     }

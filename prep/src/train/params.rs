@@ -99,7 +99,7 @@ pub enum TrainError {
     Layers {
         /// First layer.
         first: usize,
-        /// Behind the last layer.
+        /// After the last layer.
         end: usize,
         /// Layers of the model.
         layers: usize,

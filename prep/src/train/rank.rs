@@ -127,7 +127,6 @@ mod tests {
         // Not enough for both: the first layer gains more.
         assert_eq!(allocate(48 + 48).unwrap(), [64, 16, 16].map(PredictorForm::LowRank));
         assert_eq!(allocate(48 + 16).unwrap(), [32, 16, 16].map(PredictorForm::LowRank));
-        let mut curves = curves.clone();
         assert!(matches!(allocate(47), Err(TrainError::Budget { budget: 47, smallest: 48 })));
         // A small step first would leave too little for the one that gains more.
         let mut curves = curves.clone();

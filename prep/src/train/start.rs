@@ -3,7 +3,7 @@
 //! With the [`Projection`] that the activity comes from: its best low-rank approximation in the metric of the inputs, that is the
 //! leading singular vectors of `D W L`, with `L` the Cholesky factor of the inputs' covariance and `D` nothing, or a weight
 //! for each neuron from its firing rate and spread. Without: principal components of the inputs, with the decoder in closed
-//! form behind them.
+//! form after them.
 //!
 //! Everything comes from symmetric matrices `[hidden, hidden]`, whose eigenvectors serve every rank; linfa-reduction's `Pca`
 //! works on a centred f64 copy of the inputs (1.3 GB for a layer of OPT-6.7B) and knows no metric.
@@ -240,7 +240,7 @@ impl Directions<'_> {
         self.predictor(decoder, bias)
     }
 
-    /// The best linear separation of active from quiet tokens behind features of unit variance: a neuron's slope is the
+    /// The best linear separation of active from quiet tokens after features of unit variance: a neuron's slope is the
     /// difference of its active tokens' mean feature to the whole mean.
     fn separate(self, set: &TrainingSet, tokens: &[u32]) -> LowRankPredictor {
         let (d, rank) = self.encoder_t.dim();

@@ -64,7 +64,7 @@ pub struct Counters {
 /// Which engine to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum EngineChoice {
-    /// io_uring, or threads where it is not to be had.
+    /// io_uring, or threads where it is not available.
     #[default]
     Auto,
     /// io_uring (Linux 5.11 and later).

@@ -12,7 +12,7 @@ use crate::{DirectFile, EngineChoice, FaultPlan, IoError, ReadEngine, Slots};
 /// Most reader threads of an engine.
 const THREADS_MAX: usize = 32;
 
-/// Reader threads of an engine with so many requests at the device.
+/// Reader threads of an engine with this many requests at the device.
 fn threads_for(depth: usize) -> usize {
     depth.clamp(1, THREADS_MAX)
 }
@@ -58,7 +58,7 @@ impl Engines {
         Self { faults: Some(faults), ..self }
     }
 
-    /// Opens an engine over a file, with so many requests at the device at once.
+    /// Opens an engine over a file, with this many requests at the device at once.
     pub fn open(&self, file: Arc<DirectFile>, slots: Slots, depth: usize) -> Result<Box<dyn ReadEngine>, IoError> {
         let (mut transport, note) = self.open_transport(&file, depth)?;
         if let Some(plan) = self.faults {
@@ -69,7 +69,7 @@ impl Engines {
         Ok(Box::new(QueuedEngine::new(transport, note, file, slots, depth, deadline, pieces)?))
     }
 
-    /// Threads of its own that an engine with so many requests at the device reads with on this machine; none with io_uring.
+    /// Threads of its own that an engine with this many requests at the device reads with on this machine; none with io_uring.
     pub fn threads(&self, depth: usize) -> usize {
         let reads_with_threads = match self.choice {
             EngineChoice::Threads => true,

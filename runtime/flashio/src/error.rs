@@ -169,7 +169,7 @@ pub enum IoError {
         /// What the system said.
         source: io::Error,
     },
-    /// No thread is to be had.
+    /// No thread can be started.
     #[error("cannot start a reader thread: {source}; allow more (`ulimit -u`, a container's pids limit)")]
     Thread {
         /// What the system said.

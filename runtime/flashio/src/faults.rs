@@ -1,4 +1,4 @@
-//! Disks that misbehave on purpose: a wrapper around any transport that delays, shortens, fails or swallows reads.
+//! Disks that misbehave deliberately: a wrapper around any transport that delays, shortens, fails or swallows reads.
 //!
 //! For tests, here and in whatever reads through an engine. It sits below the engine, so that continuing,
 //! repeating and giving up are the engine's own code at work.
@@ -19,13 +19,13 @@ pub struct FaultPlan {
     pub after: u64,
     /// Every report of finished reads comes this much later.
     pub delay: Duration,
-    /// Every so many-th read returns less than asked; 0 for never.
+    /// Every i-th read returns less than asked; 0 for never.
     pub short_every: u64,
-    /// So many of the first reads fail.
+    /// This many of the first reads fail.
     pub fail_first: u64,
     /// The error number they fail with; 0 stands for EIO.
     pub errno: i32,
-    /// So many of the first reads never come back.
+    /// This many of the first reads never come back.
     pub stall_first: u64,
 }
 

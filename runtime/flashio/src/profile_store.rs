@@ -49,7 +49,7 @@ impl DiskProfile {
         folder.join(format!("disk-{device}.json"))
     }
 
-    /// What stands in that file.
+    /// What is in that file.
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec_pretty(self).expect("numbers and texts have a JSON form")
     }

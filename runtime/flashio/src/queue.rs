@@ -174,7 +174,7 @@ impl QueuedEngine {
         let mut first = NONE;
         for (index, &piece) in pieces.iter().enumerate().rev() {
             if let Piece::Slot { slot, .. } = piece {
-                self.slots.take_off(slot);
+                self.slots.begin_read(slot);
             }
             length += u64::from(piece.bytes());
             aligned &= index + 1 == pieces.len() || u64::from(piece.bytes()) % unit == 0;
@@ -261,7 +261,7 @@ impl QueuedEngine {
         let operation = self.next_read(flight, request_id, started)?;
         // SAFETY: as in `start`, and the read is over when this returns.
         let result = unsafe { read_now(&self.file, operation) };
-        self.land(Finished { id: flight, result }, done)
+        self.end_read(Finished { id: flight, result }, done)
     }
 
     /// The next read of a request, on record as this flight's.
@@ -337,10 +337,10 @@ impl QueuedEngine {
     }
 
     /// Handles the end of a read: continues, repeats or completes its request.
-    fn land(&mut self, finished: Finished, done: &mut Vec<Completion>) -> Result<(), IoError> {
+    fn end_read(&mut self, finished: Finished, done: &mut Vec<Completion>) -> Result<(), IoError> {
         let Some(flight) = self.flights.get_mut(finished.id as usize).and_then(Option::take) else { return Ok(()) };
         if finished.result < 0 {
-            return self.land_error(finished.id, &flight, -finished.result, done);
+            return self.end_failed_read(finished.id, &flight, -finished.result, done);
         }
         let read = u64::from(finished.result as u32).min(u64::from(flight.length));
         self.counters.bytes += read;
@@ -379,7 +379,7 @@ impl QueuedEngine {
         }
     }
 
-    fn land_error(
+    fn end_failed_read(
         &mut self,
         flight_id: u32,
         flight: &Flight,
@@ -452,7 +452,7 @@ impl QueuedEngine {
         while node != NONE {
             let next = self.pieces[node as usize].next;
             if let Piece::Slot { slot, bytes } = self.pieces[node as usize].piece {
-                self.slots.land(slot, result.is_ok().then_some(bytes));
+                self.slots.complete_read(slot, result.is_ok().then_some(bytes));
             }
             self.pieces[node as usize].next = self.pieces_free;
             self.pieces_free = node;
@@ -488,14 +488,14 @@ impl QueuedEngine {
         let mut finished = std::mem::take(&mut self.finished);
         finished.clear();
         let outcome = self.transport.reap(at_least, patience, &mut finished);
-        let mut landed = Ok(());
+        let mut ended = Ok(());
         for &one in &finished {
-            landed = landed.and(self.land(one, done));
+            ended = ended.and(self.end_read(one, done));
         }
         let nothing = finished.is_empty();
         self.finished = finished;
         outcome.map_err(self.broken("wait"))?;
-        landed?;
+        ended?;
         if nothing
             && at_least > 0
             && let Some((age, request)) = self.oldest()

@@ -48,7 +48,7 @@ impl ReadBatch {
         Self::default()
     }
 
-    /// An empty batch with room for so many requests and pieces: filling it up to that allocates nothing.
+    /// An empty batch with room for this many requests and pieces: filling it up to that allocates nothing.
     pub fn with_capacity(requests: usize, pieces: usize) -> Self {
         Self { heads: Vec::with_capacity(requests), pieces: Vec::with_capacity(pieces) }
     }

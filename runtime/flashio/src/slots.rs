@@ -112,7 +112,7 @@ impl Slots {
         let Some(bytes) = self.slot(from).map(<[u8]>::len).filter(|_| free && from != to) else { return false };
         // SAFETY: both slots exist and are not in flight; they are different, so their `bytes <= stride` bytes do not overlap.
         unsafe { std::ptr::copy_nonoverlapping(self.slot_ptr(from), self.slot_ptr(to), bytes) };
-        self.land(to, Some(bytes as u32));
+        self.complete_read(to, Some(bytes as u32));
         true
     }
 
@@ -155,13 +155,13 @@ impl Slots {
     }
 
     /// Turns a claim into a read in flight.
-    pub(crate) fn take_off(&mut self, slot: u32) {
+    pub(crate) fn begin_read(&mut self, slot: u32) {
         self.claimed[slot as usize] = false;
         self.states[slot as usize] = SlotState::InFlight;
     }
 
     /// Ends the read of a slot: ready with `Some(bytes)`, empty with `None`.
-    pub(crate) fn land(&mut self, slot: u32, bytes: Option<u32>) {
+    pub(crate) fn complete_read(&mut self, slot: u32, bytes: Option<u32>) {
         let index = slot as usize;
         self.filled[index] = bytes.unwrap_or(0);
         self.states[index] = if bytes.is_some() { SlotState::Ready } else { SlotState::Empty };
@@ -180,15 +180,15 @@ mod tests {
         assert_eq!(slots.stride(), 1024);
         assert_eq!(slots.slot(1), None);
         slots.claim(1, 1000).unwrap();
-        slots.take_off(1);
+        slots.begin_read(1);
         assert_eq!(slots.state(1), Some(SlotState::InFlight));
         assert_eq!(slots.slot(1), None);
         assert!(matches!(slots.claim(1, 1000), Err(IoError::SlotInFlight { slot: 1 })));
-        slots.land(1, Some(700));
+        slots.complete_read(1, Some(700));
         assert_eq!(slots.slot(1).unwrap().len(), 700);
         slots.claim(1, 5).unwrap();
-        slots.take_off(1);
-        slots.land(1, None);
+        slots.begin_read(1);
+        slots.complete_read(1, None);
         assert_eq!(slots.slot(1), None);
         assert_eq!(slots.slot(3), None);
     }
@@ -198,13 +198,13 @@ mod tests {
         let mut slots = Slots::new(4, 512, ALIGNMENT).unwrap();
         for slot in [0, 1] {
             slots.claim(slot, 512).unwrap();
-            slots.take_off(slot);
+            slots.begin_read(slot);
         }
         assert!(!slots.copy(0, 2), "in flight");
-        slots.land(0, Some(512));
+        slots.complete_read(0, Some(512));
         assert_eq!(slots.contiguous(0, 2), None);
         assert!(!slots.copy(0, 1), "the target is in flight");
-        slots.land(1, Some(512));
+        slots.complete_read(1, Some(512));
         assert_eq!(slots.contiguous(0, 2).unwrap().len(), 1024);
         assert!(slots.copy(1, 3) && !slots.copy(1, 1) && !slots.copy(1, 4) && !slots.copy(2, 1));
         assert_eq!(slots.slot(3).unwrap(), slots.slot(1).unwrap());

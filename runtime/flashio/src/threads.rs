@@ -152,7 +152,7 @@ impl Drop for ThreadTransport {
     fn drop(&mut self) {
         lock(&self.shared.inbox).closed = true;
         self.shared.work.notify_all();
-        // With reads still open (a disk that hangs) waiting could take for ever: the threads then end by themselves,
+        // With reads still open (a disk that hangs) waiting could take forever: the threads then end by themselves,
         // and whoever started those reads keeps their memory mapped.
         if self.open == 0 {
             for worker in self.workers.drain(..) {

@@ -1,4 +1,4 @@
-//! The seam between planning reads and carrying them out: one operation is one device read at one offset.
+//! The boundary between planning reads and carrying them out: one operation is one device read at one offset.
 //!
 //! A transport knows nothing of slots, retries or requests. It may return fewer bytes than asked.
 

@@ -16,7 +16,7 @@ pub enum Element {
     I8,
     /// A signed byte times the scale of its group; see [`crate::Row`].
     Q8,
-    /// A whole number from -8 to 7 times the scale of its group, in blocks of 32; see [`crate::Row`].
+    /// An integer from -8 to 7 times the scale of its group, in blocks of 32; see [`crate::Row`].
     Q4,
 }
 

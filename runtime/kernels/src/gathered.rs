@@ -1,6 +1,6 @@
 //! Rows that lie anywhere, each with the token it is for: a few tokens' products with the rows that each of them chose.
 //!
-//! Bit for bit what one token at a time gives. Where a list is ordered so that a row's tokens stand close together, the row is read
+//! Bit for bit what one token at a time gives. Where a list is ordered so that a row's tokens lie close together, the row is read
 //! from memory once and meets the others from the cache.
 #![expect(unsafe_code, reason = "tasks write disjoint columns of one output through pointers")]
 
@@ -72,7 +72,7 @@ pub fn gathered_add_each(
     });
 }
 
-/// The token of the entry `first + at`, and the end of the entries behind it, below `len`, that are for the same one.
+/// The token of the entry `first + at`, and the end of the entries after it, below `len`, that are for the same one.
 fn run(token_of: &TokenAt<'_>, first: usize, at: usize, len: usize) -> (usize, usize) {
     let token = token_of(first + at);
     let same = (at + 1..len).take_while(|next| token_of(first + next) == token).count();

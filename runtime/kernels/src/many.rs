@@ -35,7 +35,7 @@ fn strips_width(block: usize) -> usize {
     block.next_multiple_of(2 * LANES_MAX)
 }
 
-/// Floats of a thread's own in `matmul_many`, and in `matmul_rows_add_many` with so many columns at once.
+/// Floats of a thread's own in `matmul_many`, and in `matmul_rows_add_many` with this many columns at once.
 fn own_rows_floats(width: usize) -> usize {
     TASK_ROWS * A_STRIDE + TASK_ROWS * (width + PAD)
 }

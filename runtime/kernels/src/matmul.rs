@@ -26,7 +26,7 @@ impl MatmulScratch {
         self.floats.capacity() * 4
     }
 
-    /// Bytes that products of up to `tokens` tokens make it hold, on so many threads, where no input has more than `cols` elements.
+    /// Bytes that products of up to `tokens` tokens make it hold, on this many threads, where no input has more than `cols` elements.
     pub fn bytes_needed(threads: usize, tokens: usize, cols: usize) -> usize {
         if tokens < ROWS_ADD_TOKENS_MIN { 0 } else { crate::many::floats_needed(threads, tokens, cols) * 4 }
     }

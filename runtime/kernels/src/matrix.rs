@@ -1,4 +1,4 @@
-//! A view of a matrix of weights in bytes that belong to someone else, its rows at regular places.
+//! A view of a matrix of weights in borrowed bytes, its rows at regular intervals.
 //!
 //! It knows nothing of who owns the bytes, nor of what they mean beyond their number format.
 

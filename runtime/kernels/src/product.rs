@@ -1,4 +1,4 @@
-//! Plain f32 matrix products on one thread, for preparation: a safe face of the `gemm` crate.
+//! Plain f32 matrix products on one thread, for preparation: a safe interface to the `gemm` crate.
 //!
 //! Cut the work into pieces of fixed size and give the pieces to threads: each piece is computed by one thread, so the
 //! result does not depend on how many there are.

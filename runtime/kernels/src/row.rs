@@ -1,6 +1,6 @@
 //! One row of weights: its values, and the scales that go with them where they are integers.
 //!
-//! A quantised row is cut into groups of equally many elements. An element is its whole number times the scale of its group, which
+//! A quantised row is cut into groups of equally many elements. An element is its integer times the scale of its group, which
 //! is exact in f32: a scale has 8 significant bits. Four-bit numbers share bytes within blocks of [`Q4_BLOCK`]
 //! elements, such that a vector of them is a plain load: byte `i` of a block holds element `i` in its low half and element
 //! `i + 16` in its high half, as two's complement.

@@ -3,7 +3,7 @@
 //! Widening every weight to f32 costs more than reading it from memory. So where rows are integers, the vector is
 //! rounded to integers as well, once for all rows: blocks of [`INPUT_BLOCK`] elements, each with a scale, so that the
 //! largest of a block becomes 32767. An element is off by at most 2^-16 of its block's largest, less than f16 would take from
-//! most. Products and sums within a group of weights are exact. Elements behind the last whole block stay f32.
+//! most. Products and sums within a group of weights are exact. Elements after the last whole block stay f32.
 #![expect(unsafe_code, reason = "vector loads through pointers")]
 
 use std::cell::RefCell;

@@ -29,7 +29,7 @@ impl BenefitCurve {
         BenefitCurve { hull }
     }
 
-    /// The benefit of so many slots.
+    /// The benefit of this many slots.
     pub fn at(&self, slots: u32) -> f64 {
         match self.hull.iter().position(|p| p.0 >= slots) {
             Some(0) => 0.0,

@@ -1,4 +1,4 @@
-//! How often each group was used, where old uses fade.
+//! How often each group was used, with older uses decaying.
 //!
 //! A layer has few groups, so every group has a counter of its own, cached or not: there is no need for a sketch.
 
@@ -16,7 +16,7 @@ pub(super) struct Frequency {
     count: Box<[f32]>,
     /// Token of the last use.
     last: Box<[u32]>,
-    /// What is left of a count after so many tokens.
+    /// What is left of a count after this many tokens.
     fading: Box<[f32]>,
     half_life: u32,
 }

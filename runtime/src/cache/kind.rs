@@ -17,7 +17,7 @@ pub enum PolicyKind {
     Window(u32),
     /// The least recently used goes first.
     Lru,
-    /// The least often used goes first, where a use counts half after so many tokens; a group that was used less than all
+    /// The least often used goes first, where a use counts half after this many tokens; a group that was used less than all
     /// those cached is not kept.
     Lfu {
         /// Tokens after which a use counts half.

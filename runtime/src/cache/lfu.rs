@@ -1,4 +1,4 @@
-//! Least frequently used, with fading counts (the LRFU of Lee et al., 2001) and without a heap.
+//! Least frequently used, with decaying counts (the LRFU of Lee et al., 2001) and without a heap.
 //!
 //! A score that fades by itself never changes while a group is idle, so slots can wait in buckets of equal score.
 //! The buckets are a ring: as time passes the lowest ones are poured into the next and their place serves new scores.
@@ -14,7 +14,7 @@ const DEPTH: u64 = 64;
 #[derive(Debug)]
 pub(super) struct Lfu {
     frequency: Frequency,
-    /// One list per bucket, and behind them the list of slots that the token holds.
+    /// One list per bucket, and after them the list of slots that the token holds.
     lists: Lists,
     group_in: Box<[u32]>,
     /// A bit for each bucket that may have members.

@@ -67,7 +67,7 @@ impl Lists {
         Some(slot)
     }
 
-    /// Moves all members of `from` behind those of `to`, keeping their order.
+    /// Moves all members of `from` after those of `to`, keeping their order.
     pub(super) fn append(&mut self, from: u32, to: u32) {
         if self.is_empty(from) {
             return;

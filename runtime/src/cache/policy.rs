@@ -1,4 +1,4 @@
-//! What a cache leaves to others to decide.
+//! What a cache delegates to its policy.
 
 use std::fmt;
 

@@ -27,7 +27,7 @@ struct Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    // Skewed: a third of the wishes fall on six groups.
+    // Skewed: a third of the requests fall on six groups.
     let group = || prop_oneof![1 => 0u32..6, 2 => 0u32..GROUPS];
     let set = move |n| proptest::collection::btree_set(group(), 0..n);
     let step = (set(6), set(20), proptest::option::weighted(0.1, 0..GROUPS));

@@ -1,4 +1,4 @@
-//! `flashlm bench`: what each idea is worth, in one run on one machine, beside the machine's limits.
+//! `flashlm bench`: what each optimisation gains, in one run on one machine, compared with the machine's limits.
 //!
 //! Every step is a process of its own, in a memory cgroup of its own where that is permitted; all are fed the same ids. The steps
 //! are repeated in turn, so that a machine that grows slower does so for all of them.
@@ -75,15 +75,15 @@ pub(crate) struct BenchArgs {
     json: bool,
 }
 
-/// Memory where nothing is said: half of the model is what a machine that it does not fit may well have.
-const USUAL_BUDGET: Budget = Budget::PercentOfModel(50.0);
+/// The default memory: half of the model is what a machine too small for the model may well have.
+const DEFAULT_BUDGET: Budget = Budget::PercentOfModel(50.0);
 
 /// Tokens of the steps that read the model again and again, at most.
 const NAIVE_TOKENS: u64 = 9;
 const HYBRID_TOKENS: u64 = 33;
 
-/// How often a waiting bench looks whether it was asked to end.
-const LOOK_OUT: Duration = Duration::from_millis(50);
+/// How often a waiting bench checks whether it was asked to end.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     // The step's process ends by itself; this one goes on to take its cgroup away.
@@ -91,12 +91,12 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     // Before there are steps nothing would be lost, and a text may be a pipe that nobody writes to.
     signals::end_at_once(true);
     let bundle = super::open_bundle(&args.bundle)?;
-    let budget = args.memory.unwrap_or(USUAL_BUDGET).bytes(bundle.manifest().model_bytes);
-    let said = |refused: flashlm::error::Result<()>| match args.memory {
+    let budget = args.memory.unwrap_or(DEFAULT_BUDGET).bytes(bundle.manifest().model_bytes);
+    let explain = |refused: flashlm::error::Result<()>| match args.memory {
         Some(_) => refused.map_err(Into::into),
         None => refused.context("without --memory every step has half of the model"),
     };
-    said(memory::check_budget(budget))?;
+    explain(memory::check_budget(budget))?;
     let names: Vec<&str> = match &args.steps {
         Some(steps) => steps.iter().map(String::as_str).collect(),
         None => STEPS.iter().map(|step| step.name).collect(),
@@ -107,7 +107,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     let ids = ids(args, &bundle)?;
     let steps = || STEPS.iter().filter(|step| names.contains(&step.name));
     if !steps().any(|step| fits(args, step, &bundle, budget, ids.len()).is_ok()) {
-        said(steps().try_for_each(|step| fits(args, step, &bundle, budget, ids.len())))?;
+        explain(steps().try_for_each(|step| fits(args, step, &bundle, budget, ids.len())))?;
     }
     signals::end_at_once(false);
     let result = ladder(args, &bundle, budget, &names, &ids);
@@ -169,7 +169,7 @@ fn ladder(args: &BenchArgs, bundle: &Bundle, budget: u64, names: &[&str], ids: &
     } else {
         let (bundle, repeats) = (args.bundle.display(), counted(args.repeats as usize, "repeat"));
         let of = format!("{bundle}, prompt of {}, {repeats} in turn", counted(args.prompt_tokens as usize, "token"));
-        write_table(&mut out, &report, &of, &limits.said())?;
+        write_table(&mut out, &report, &of, &limits.describe())?;
     }
     Ok(())
 }
@@ -254,18 +254,18 @@ fn child(args: &BenchArgs, budget: u64, name: &str, ids: &[u32]) -> Result<Value
             step.wait()?;
             bail!("interrupted");
         }
-        std::thread::sleep(LOOK_OUT);
+        std::thread::sleep(POLL_INTERVAL);
     };
-    let said = |file: &mut File| -> Result<Vec<u8>> {
+    let contents = |file: &mut File| -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         file.rewind()?;
         file.read_to_end(&mut bytes)?;
         Ok(bytes)
     };
     if !status.success() {
-        bail!("step {name} ended with {status}: {}", String::from_utf8_lossy(&said(&mut error)?).trim());
+        bail!("step {name} ended with {status}: {}", String::from_utf8_lossy(&contents(&mut error)?).trim());
     }
-    serde_json::from_slice(&said(&mut out)?).with_context(|| format!("step {name} said something unexpected"))
+    serde_json::from_slice(&contents(&mut out)?).with_context(|| format!("step {name} said something unexpected"))
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -295,11 +295,11 @@ fn summary(name: &str, rounds: &[Value], limits: &Limits<'_>) -> Value {
         "prefill_ms": of("prefill_ms"),
         "load_ms": of("load_ms"),
         "io_wait_ms": of("io_wait_ms"),
-        "memory_management_ms": of("memory_management_ms"),
+        "planning_ms": of("planning_ms"),
         "compute_ms": of("compute_ms"),
         "bytes_read_per_token": of("bytes_read_per_token"),
         "reads_per_token": of("reads_per_token"),
-        "wasted_bytes_per_token": of("wasted_bytes_per_token"),
+        "unused_prefetch_bytes_per_token": of("unused_prefetch_bytes_per_token"),
         "hit_rate": of("hit_rate"),
         "io_limit_ms": io_limit_ms,
         "dram_limit_ms": dram_limit_ms,

@@ -1,4 +1,4 @@
-//! `flashlm disk`: how fast a disk gives random and sequential reads, measured once and kept.
+//! `flashlm disk`: how fast a disk serves random and sequential reads, measured once and kept.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

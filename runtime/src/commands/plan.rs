@@ -23,8 +23,8 @@ use super::ModelArgs;
 /// do hold, so no more than that is read.
 const MEASURED_BYTES: u64 = 512 << 20;
 
-/// Tokens that are planned for where nothing is said.
-const USUAL_CONTEXT: usize = 256;
+/// The default context to plan for.
+const DEFAULT_CONTEXT: usize = 256;
 
 /// Arguments of `flashlm plan`.
 #[derive(Args)]
@@ -43,7 +43,7 @@ pub(crate) struct PlanArgs {
 
 pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
     let bundle = super::open_bundle(&args.model.bundle)?;
-    let context = args.context.unwrap_or(USUAL_CONTEXT.min(bundle.spec().max_positions));
+    let context = args.context.unwrap_or(DEFAULT_CONTEXT.min(bundle.spec().max_positions));
     let options = args.model.options(&bundle, context);
     // As a run would.
     options.budget.map_or(Ok(()), memory::check_budget)?;

@@ -1,4 +1,4 @@
-//! Values of options: what may be given is said when something else is.
+//! Values of options: a wrong one is answered with what is allowed.
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use flashlm_io::{DirectIo, EngineChoice};

@@ -29,7 +29,7 @@ impl Blocks {
         self.free.len() * KV_BLOCK
     }
 
-    /// The first free blocks for `tokens` tokens; `None` if there are not so many.
+    /// The first free blocks for `tokens` tokens; `None` if there are fewer.
     pub(super) fn take(&mut self, tokens: usize) -> Option<Vec<usize>> {
         let needed = Self::needed(tokens);
         (needed <= self.free.len()).then(|| self.free.drain(..needed).collect())

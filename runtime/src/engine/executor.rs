@@ -53,7 +53,7 @@ pub struct Row {
 }
 
 impl Row {
-    /// A token that is decoded, and asked what comes behind it.
+    /// A token that is decoded, and asked what comes after it.
     pub fn decode(sequence: SequenceId, token: u32) -> Self {
         Self { sequence, token, work: Work::Decode, wants_logits: true }
     }

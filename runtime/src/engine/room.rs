@@ -31,7 +31,7 @@ pub const BATCH_MAX: usize = 32;
 pub struct Room {
     /// Tokens that a sequence may have.
     pub context: usize,
-    /// Sequences of so many tokens that there is memory for.
+    /// Sequences of this many tokens that there is memory for.
     pub sequences: usize,
     /// How keys and values are stored.
     pub kv: KvDtype,
@@ -68,7 +68,7 @@ impl Room {
         (spec.layers.len() * KvMemory::layer_bytes(spec, self.blocks() * KV_BLOCK, self.kv)) as u64
     }
 
-    /// Bytes of states, scratch and tables, with so many threads: everything but weights, neurons, keys and values.
+    /// Bytes of states, scratch and tables, with this many threads: everything but weights, neurons, keys and values.
     pub fn working_bytes(&self, spec: &ModelSpec, threads: usize) -> u64 {
         let (tokens, batch) = (self.tokens(), self.batch());
         let grown = FfnScratch::products_bytes(spec, tokens, batch, threads);
@@ -108,7 +108,7 @@ impl Working {
     }
 }
 
-/// The parts in which `ids` tokens go through the blocks, with scratch for so many.
+/// The parts in which `ids` tokens go through the blocks, with scratch for this many.
 pub(super) fn parts(ids: usize, scratch_tokens: usize) -> impl Iterator<Item = Range<usize>> {
     (0..ids).step_by(PIECE_TOKENS).flat_map(move |piece| {
         let tokens = PIECE_TOKENS.min(ids - piece);

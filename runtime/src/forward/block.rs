@@ -42,7 +42,7 @@ impl BlockScratch {
         }
     }
 
-    /// Bytes of that scratch, once products on so many threads have made it as large as it gets.
+    /// Bytes of that scratch, once products on this many threads have made it as large as it gets.
     pub fn bytes(spec: &ModelSpec, tokens: usize, context: usize, batch: usize, threads: usize) -> u64 {
         Buffers::bytes_of(|buffers| Self::new(buffers, spec, tokens, context, batch))
             + FfnScratch::products_bytes(spec, tokens, batch, threads)
@@ -114,7 +114,7 @@ impl Pass<'_, '_> {
         Ok(())
     }
 
-    /// Whether neurons are chosen token by token, so that it is worth while to say early what they will be chosen for.
+    /// Whether neurons are chosen token by token, so that it is worthwhile to say early what they will be chosen for.
     fn decodes(&self) -> bool {
         self.batch.arithmetic == Arithmetic::Each && self.hook.is_none()
     }

@@ -1,4 +1,4 @@
-//! From the states behind the last block to logits: final norm, projection, head.
+//! From the states after the last block to logits: final norm, projection, head.
 
 use flashlm_formats::model::ModelSpec;
 use flashlm_kernels::{MatmulScratch, Threads, matmul, matvec, matvec_each};
@@ -64,7 +64,7 @@ pub struct Head<'a> {
 }
 
 impl Head<'_> {
-    /// Logits of one state, into the scratch: what is said of the token behind `position` others. All rows are among the weights.
+    /// Logits of one state, into the scratch: what is said of the token after `position` others. All rows are among the weights.
     ///
     /// # Errors
     /// `NoNumber` if any of them is infinite or no number: nothing can be chosen among such, and any text would be a lie.
@@ -120,7 +120,7 @@ impl Head<'_> {
     }
 
     /// Logits of many states, `[states, vocab]`: those of [`Head::logits`] but for rounding, with the weights read once for all.
-    /// The first is behind `position` others.
+    /// The first is after `position` others.
     ///
     /// # Errors
     /// As [`Head::logits`].

@@ -34,7 +34,7 @@ impl KvDtype {
     }
 }
 
-/// Memory for the keys and values of so many tokens, of whatever sequences.
+/// Memory for the keys and values of this many tokens, of whatever sequences.
 pub struct KvMemory {
     memory: AlignedMemory,
     element: Element,

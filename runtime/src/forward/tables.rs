@@ -1,11 +1,11 @@
-//! The seam to rows of the vocabulary's matrices that do not stay in memory.
+//! The boundary to rows of the vocabulary's matrices that do not stay in memory.
 
 use flashlm_kernels::Threads;
 
 use crate::error::Result;
 use crate::neurons::counters::ReadCounters;
 
-/// Gives the rows behind those that [`OuterWeights`](super::weights::OuterWeights) holds.
+/// Gives the rows after those that [`OuterWeights`](super::weights::OuterWeights) holds.
 pub trait TableSource: Send {
     /// The embedding of a token, `[embed]`.
     fn embedding(&mut self, id: u32, out: &mut [f32]) -> Result<()>;

@@ -166,7 +166,7 @@ impl LayerWeights {
     }
 }
 
-/// What stands before the first and behind the last block.
+/// What comes before the first and after the last block.
 pub struct OuterWeights {
     /// Token embedding `[vocab, embed]`; the head too, when tied. Like the head, it may have its first rows alone: a
     /// [`TableSource`](super::tables::TableSource) has the others.

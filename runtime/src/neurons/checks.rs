@@ -1,4 +1,4 @@
-//! Holds what was read from flash against the checksums in the bundle's index.
+//! Verifies what was read from flash against the checksums in the bundle's index.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -14,13 +14,13 @@ pub struct ReadCounters {
     /// Nanoseconds spent waiting for them.
     pub wait_ns: u64,
     /// Nanoseconds spent on deciding what to read and where to.
-    pub manage_ns: u64,
+    pub planning_ns: u64,
     /// Groups of neurons that were wanted, and those of them that were in memory already.
     pub wanted: u64,
     /// See `wanted`.
     pub hits: u64,
-    /// Bytes read ahead that nobody wanted then.
-    pub wasted_bytes: u64,
+    /// Bytes prefetched and then not needed.
+    pub unused_prefetch_bytes: u64,
     /// Bytes of weights and predictors that computing touched.
     pub touched_bytes: u64,
 }
@@ -33,10 +33,10 @@ impl ReadCounters {
             reads: self.reads + other.reads,
             retries: self.retries + other.retries,
             wait_ns: self.wait_ns + other.wait_ns,
-            manage_ns: self.manage_ns + other.manage_ns,
+            planning_ns: self.planning_ns + other.planning_ns,
             wanted: self.wanted + other.wanted,
             hits: self.hits + other.hits,
-            wasted_bytes: self.wasted_bytes + other.wasted_bytes,
+            unused_prefetch_bytes: self.unused_prefetch_bytes + other.unused_prefetch_bytes,
             touched_bytes: self.touched_bytes + other.touched_bytes,
         }
     }
@@ -48,10 +48,10 @@ impl ReadCounters {
             reads: self.reads - before.reads,
             retries: self.retries - before.retries,
             wait_ns: self.wait_ns - before.wait_ns,
-            manage_ns: self.manage_ns - before.manage_ns,
+            planning_ns: self.planning_ns - before.planning_ns,
             wanted: self.wanted - before.wanted,
             hits: self.hits - before.hits,
-            wasted_bytes: self.wasted_bytes.saturating_sub(before.wasted_bytes),
+            unused_prefetch_bytes: self.unused_prefetch_bytes.saturating_sub(before.unused_prefetch_bytes),
             touched_bytes: self.touched_bytes - before.touched_bytes,
         }
     }
@@ -64,29 +64,29 @@ pub struct ReadFigures {
     pub bytes_read_per_token: f64,
     /// Device requests.
     pub reads_per_token: f64,
-    /// Bytes read ahead that nobody used.
-    pub wasted_bytes_per_token: f64,
+    /// Bytes prefetched and then not needed.
+    pub unused_prefetch_bytes_per_token: f64,
     /// Share of the wanted groups of neurons that were in memory already; 0 where none are looked up.
     pub hit_rate: f64,
     /// Waiting for reads.
     pub io_wait_ms: f64,
     /// Deciding what to read and where to.
-    pub memory_management_ms: f64,
+    pub planning_ms: f64,
     /// Reads that failed and were repeated, in all.
     pub read_retries: u64,
 }
 
 impl ReadCounters {
-    /// Means over so many tokens.
+    /// Means over this many tokens.
     pub fn per_token(self, tokens: usize) -> ReadFigures {
         let mean = |count: u64| count as f64 / tokens.max(1) as f64;
         ReadFigures {
             bytes_read_per_token: mean(self.bytes),
             reads_per_token: mean(self.reads),
-            wasted_bytes_per_token: mean(self.wasted_bytes),
+            unused_prefetch_bytes_per_token: mean(self.unused_prefetch_bytes),
             hit_rate: self.hits as f64 / self.wanted.max(1) as f64,
             io_wait_ms: mean(self.wait_ns) / 1e6,
-            memory_management_ms: mean(self.manage_ns) / 1e6,
+            planning_ms: mean(self.planning_ns) / 1e6,
             read_retries: self.retries,
         }
     }

@@ -1,4 +1,4 @@
-//! Who watches what goes through an FFN, and may change it: recording, measuring, leaving weak neurons out.
+//! Hooks that observe what goes through an FFN and may change it: recording, measuring, leaving out weak neurons.
 
 use super::selection::Selection;
 use crate::error::Result;

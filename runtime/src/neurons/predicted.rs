@@ -51,7 +51,7 @@ impl<S: FfnSource> PredictedFfn<S> {
     }
 }
 
-/// Bytes that a [`PredictedFfn`] keeps beside its source and the predictors, for pieces of so many tokens.
+/// Bytes that a [`PredictedFfn`] keeps beside its source and the predictors, for pieces of this many tokens.
 pub fn bytes(neurons: usize, tokens: usize, batch: usize) -> u64 {
     Buffers::bytes_of(|buffers| (Selection::new(buffers, tokens, neurons), scores(buffers, neurons, batch)))
 }

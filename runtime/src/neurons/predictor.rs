@@ -251,7 +251,7 @@ impl Predictor {
         let scores = &mut scores[..tokens * self.neurons];
         let Some(placed) = &mut self.placed else { return self.maps.scores(threads, inputs, tokens, scores) };
         let rows = placed.neurons.len();
-        // Grows with the first step of so many tokens.
+        // Grows with the first step of this many tokens.
         placed.scores.resize(placed.scores.len().max(tokens * rows), 0.0);
         let of_rows = &mut placed.scores[..tokens * rows];
         self.maps.scores(threads, inputs, tokens, of_rows);
@@ -280,7 +280,7 @@ impl Maps {
         match &self.encoder {
             None => self.decoder.apply(threads, inputs, tokens, scores),
             Some(encoder) => {
-                // Grows with the first step of so many tokens.
+                // Grows with the first step of this many tokens.
                 self.middle.resize(self.middle.len().max(tokens * encoder.rows), 0.0);
                 let middle = &mut self.middle[..tokens * encoder.rows];
                 encoder.apply(threads, inputs, tokens, middle);

@@ -22,7 +22,7 @@ pub struct FfnScratch {
 /// Activations held at a time, as a count of f32.
 const ACTIVATIONS: usize = 1 << 18;
 
-/// With at most one activation in so many not zero, rows are added one by one instead of in a matrix product. Measured:
+/// With at most one activation in this many not zero, rows are added one by one instead of in a matrix product. Measured:
 /// docs/performance.md.
 pub(super) const SPARSE: usize = 8;
 
@@ -41,7 +41,7 @@ impl FfnScratch {
         }
     }
 
-    /// Bytes that products on so many threads make it grow by.
+    /// Bytes that products on this many threads make it grow by.
     pub fn products_bytes(spec: &ModelSpec, tokens: usize, batch: usize, threads: usize) -> u64 {
         // The longest input of a matrix product.
         let cols = spec.hidden_size.max(spec.attention().heads * spec.attention().head_dim);

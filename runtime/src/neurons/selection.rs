@@ -12,7 +12,7 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// Nothing selected, with room for so many tokens and neurons.
+    /// Nothing selected, with room for this many tokens and neurons.
     pub fn new(buffers: &mut Buffers, tokens: usize, neurons: usize) -> Self {
         let words_per_token = words(neurons);
         Self { words: buffers.room(tokens * words_per_token), words_per_token }

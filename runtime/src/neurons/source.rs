@@ -1,4 +1,4 @@
-//! The seam between the forward pass and the place where neurons are.
+//! The boundary between the forward pass and the place where neurons are stored.
 
 use flashlm_kernels::{MATMUL_TOKENS_MIN, Threads};
 
@@ -19,7 +19,7 @@ pub enum Arithmetic {
 }
 
 impl Arithmetic {
-    /// That of a piece of a prompt with so many tokens.
+    /// That of a piece of a prompt with this many tokens.
     pub fn of_piece(tokens: usize) -> Self {
         if tokens < MATMUL_TOKENS_MIN { Arithmetic::Each } else { Arithmetic::Piece }
     }

@@ -55,7 +55,7 @@ pub struct StreamedFfn {
     ffn: Ffn,
     records: Records,
     layout: FlashLayout,
-    /// What is read, in order, and for each layer where its part begins and how many pieces of that are thrown away.
+    /// What is read, in order, and for each layer where its part begins and how many pieces of that are discarded.
     pieces: Vec<Extent>,
     layers: Vec<LayerPieces>,
     pinned: Option<Pinned>,
@@ -119,7 +119,7 @@ impl StreamedFfn {
         self
     }
 
-    /// Bytes of its buffers, with so many chunks.
+    /// Bytes of its buffers, with this many chunks.
     pub fn bytes(layout: &FlashLayout, chunks: usize) -> u64 {
         (chunks * buffer_bytes(layout)) as u64 + ENGINE_BYTES
     }
@@ -151,7 +151,7 @@ fn lcm(a: usize, b: usize) -> usize {
     a / x * b
 }
 
-/// What `next_layer` is after an error: wherever the reader stands, it begins anew.
+/// What `next_layer` is after an error: wherever the reader stands, it starts again.
 const NOWHERE: usize = usize::MAX;
 
 impl StreamedFfn {

@@ -1,4 +1,4 @@
-//! Which source of neurons a run takes, and how the budget is divided: what fits first, with what is left given to what saves most.
+//! Which source of neurons a run uses, and how the budget is divided: the first that fits, and what is left goes where it saves most.
 //!
 //! Nothing chosen here changes the text. A budget is met by smaller scratch for prompts, then by a smaller neuron cache, then by
 //! leaving rows of the vocabulary's matrices on flash, then by reading every neuron for every token.
@@ -47,7 +47,7 @@ pub struct Planned {
     pub predicted: bool,
     /// What reading costs on the bundle's disk, and where that is known from, in words.
     pub cost: (ReadCost, String),
-    /// Why it is a slow way, where the budget left no better one.
+    /// Why it is slow, where the budget allowed nothing better.
     pub fallback: Option<String>,
 }
 
@@ -97,7 +97,7 @@ pub(crate) fn plan_reading(file: Option<&DirectFile>, bundle: &Bundle, options: 
                     needed = needed.max(case.of(SCRATCH_TOKENS_MIN, whole, Parts::Least).plan.total());
                 }
             }
-            reasons.push(planned.tables.said(bundle.spec(), budget, &avoided_with(needed)));
+            reasons.push(planned.tables.describe(bundle.spec(), budget, &avoided_with(needed)));
         }
         planned.fallback = (!reasons.is_empty()).then(|| reasons.join("; "));
         return Ok(planned);
@@ -108,7 +108,7 @@ pub(crate) fn plan_reading(file: Option<&DirectFile>, bundle: &Bundle, options: 
     unreachable!("a plan within the budget was returned")
 }
 
-/// What is said of the budget that avoids a slow way.
+/// The words about the budget that avoids a slow source.
 fn avoided_with(needed: u64) -> String {
     if memory::available().is_some_and(|available| needed > available) {
         format!("avoiding that takes {needed} bytes, more than may be used here")
@@ -117,7 +117,7 @@ fn avoided_with(needed: u64) -> String {
     }
 }
 
-/// How much of what is not needed is taken.
+/// How much optional memory is taken.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Parts {
     /// As little as works.

@@ -1,4 +1,4 @@
-//! What decoding a token will take, from what the bundle says of how often neurons come again.
+//! What decoding a token will cost, from what the bundle says about how often neurons are reused.
 
 use flashlm_formats::bundle::{Bundle, LayerSparsity};
 
@@ -11,7 +11,7 @@ use crate::options::FfnChoice;
 /// alone, and threads called together a dozen times. Measured: docs/measurements/plan.md.
 const LAYER_MS: f64 = 0.15;
 
-/// What decoding a token will take, as far as the bundle tells.
+/// What decoding a token will cost, as far as the bundle tells.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Expectation {
     /// Bytes read from flash, those of gaps that are read through included.
@@ -104,7 +104,7 @@ impl Reads {
     }
 }
 
-/// The reads for so many missed groups of a layer, in so many runs, where gaps that are worth it are read through. Gaps are taken to
+/// The reads for this many missed groups of a layer, in this many runs, where gaps that are worth it are read through. Gaps are taken to
 /// be as long as those between runs scattered by chance; a good storage order has more short ones, and costs less.
 fn through_gaps(missed: f64, runs: f64, groups: f64, group_bytes: f64, cost: &ReadCost) -> Reads {
     let gap_max = (cost.gap_bytes_max() as f64 / group_bytes).floor();
@@ -120,7 +120,7 @@ fn through_gaps(missed: f64, runs: f64, groups: f64, group_bytes: f64, cost: &Re
     Reads { count: 1.0 + gaps * longer, bytes: (missed + gaps * length_of_short) * group_bytes }
 }
 
-/// Missed groups and runs of them with so many slots: straight between the measured points.
+/// Missed groups and runs of them with this many slots: straight between the measured points.
 fn missed_with(layer: &LayerSparsity, slots: u32) -> Option<(f64, f64)> {
     let above = layer.reuse.iter().position(|point| point.slots >= slots)?;
     let high = layer.reuse[above];

@@ -1,4 +1,4 @@
-//! Belady's optimum for tokens that want many groups at once.
+//! Belady's optimum for tokens that need many groups at once.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ const NEVER: u32 = u32::MAX;
 
 /// Calls `each(token, missed)` for every token, with a cache of `slots` slots that knows the future.
 pub(super) fn for_each_miss(sets: &WantedSets, slots: u32, mut each: impl FnMut(usize, &[u32])) {
-    // Next use of every wish, found from the back.
+    // Next use of every request, found from the back.
     let mut next_of = vec![NEVER; sets.groups() as usize];
     let mut next = Vec::with_capacity(sets.requests());
     for token in (0..sets.tokens()).rev() {

@@ -1,4 +1,4 @@
-//! A turn under way: an iterator of tokens with their text.
+//! A turn in progress: an iterator of tokens with their text.
 
 use std::time::Duration;
 
@@ -21,9 +21,9 @@ pub struct Token {
     pub reads: ReadCounters,
 }
 
-/// What a [`Session`] says in a turn. Dropped before its end, the turn ends where it is.
+/// What a [`Session`] says in a turn. If it is dropped early, the turn ends there.
 ///
-/// Until its first token nothing has been said: where that fails, or does not come to pass, the session is what it was.
+/// Until its first token nothing has been said: if that fails, or never comes, the session is unchanged.
 pub struct Generation<'s, 'm> {
     session: &'s mut Session<'m>,
     generator: Generator,
@@ -34,7 +34,7 @@ pub struct Generation<'s, 'm> {
 }
 
 impl<'m> Session<'m> {
-    /// Says `text` and lets the model go on, token by token. The first turn begins as the tokenizer says that texts begin; later ones
+    /// Says `text` and lets the model continue, token by token. The first turn begins as the tokenizer says that texts begin; later ones
     /// go on from what was said.
     ///
     /// # Errors

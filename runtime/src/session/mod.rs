@@ -1,6 +1,6 @@
 //! The front door: a model that is opened, loaded and talked to.
 //!
-//! [`Model`] is one loaded bundle; every [`Session`] is a text of its own on it. What stands around a text, what ends it and how tokens
+//! [`Model`] is one loaded bundle; every [`Session`] is a text of its own on it. What surrounds a text, what ends it and how tokens
 //! become text is decided here, so that a program, the `flashlm` command and a server cannot differ.
 
 mod generation;

@@ -10,7 +10,7 @@ use crate::load::{Loaded, Notice};
 use crate::plan::MemoryPlan;
 use crate::text::Tokenizer;
 
-/// A bundle in memory, as far as its budget allows, with its tokenizer.
+/// A bundle in memory, as far as the budget allows, with its tokenizer.
 ///
 /// ```no_run
 /// # fn main() -> flashlm::Result<()> {
@@ -43,7 +43,7 @@ impl Model {
         self.bundle.spec()
     }
 
-    /// The bundle that it is from.
+    /// The bundle that it was loaded from.
     pub fn bundle(&self) -> &Bundle {
         &self.bundle
     }
@@ -53,17 +53,17 @@ impl Model {
         &self.tokenizer
     }
 
-    /// The memory that it takes.
+    /// The memory that it uses.
     pub fn plan(&self) -> &MemoryPlan {
         &self.plan
     }
 
-    /// What was chosen while it was loaded, and what its user should know.
+    /// What was chosen while loading, and what the user should know.
     pub fn notices(&self) -> &[Notice] {
         &self.notices
     }
 
-    /// A step that panicked leaves the executor as an error leaves it: what it was doing is to be done again.
+    /// A step that panicked leaves the executor as an error does: what it was doing has to be repeated.
     pub(super) fn executor(&self) -> MutexGuard<'_, Executor> {
         self.executor.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -13,7 +13,7 @@ use crate::options::LoadOptions;
 use crate::plan::{Planned, plan};
 use crate::text::Tokenizer;
 
-/// Tokens that a session may have where nothing else is asked for, if the model allows as many.
+/// Default context of a session, in tokens, if the model allows as many.
 const CONTEXT: usize = 2048;
 
 /// A bundle that is opened and checked, but not loaded: says how much memory to take, and for what.
@@ -45,7 +45,7 @@ impl ModelOptions {
     /// The same for a bundle that is open.
     ///
     /// # Errors
-    /// `Tokenizer` where its tokenizer is not to be used.
+    /// `Tokenizer` if its tokenizer cannot be used.
     pub fn of(bundle: Bundle) -> Result<Self> {
         let tokenizer = Tokenizer::of(&bundle)?;
         let load = LoadOptions::new(bundle.spec().max_positions.min(CONTEXT));
@@ -63,19 +63,19 @@ impl ModelOptions {
         Ok(self)
     }
 
-    /// Tokens that a session may have, prompt and answer together; 2048, or what the model allows, without it.
+    /// Context of a session in tokens, prompt and answer together; by default 2048, or what the model allows.
     pub fn context(mut self, tokens: usize) -> Self {
         self.load.context = tokens;
         self
     }
 
-    /// Sessions that there is memory for at the same time; 1 without it.
+    /// Sessions that there is memory for at the same time; by default 1.
     pub fn sessions(mut self, count: usize) -> Self {
         self.load.sequences = count;
         self
     }
 
-    /// Threads that compute; all processors without it.
+    /// Threads that compute; by default all processors.
     pub fn threads(mut self, count: NonZeroUsize) -> Self {
         self.load.threads = count;
         self

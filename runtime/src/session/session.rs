@@ -6,24 +6,24 @@ use crate::error::Result;
 use crate::sampler::{Sampler, Sampling};
 use crate::text::TextStream;
 
-/// A text that grows turn by turn: what was said before stays in memory. Its memory is free for others when it is dropped.
+/// A text that grows turn by turn: what was said before stays in memory. Dropping it frees its memory for others.
 pub struct Session<'m> {
     pub(super) model: &'m Model,
     pub(super) sequence: SequenceId,
     pub(super) sampler: Sampler,
-    /// Knows all ids so far: what a token's text is depends on them.
+    /// Knows all ids so far: a token's text depends on them.
     pub(super) stream: TextStream<'m>,
-    /// Ids by which the model ends a turn, and those that the caller named.
+    /// Ids with which the model ends a turn, and those that the caller named.
     pub(super) eos: Vec<u32>,
     pub(super) stop_ids: Vec<u32>,
     pub(super) stops: Vec<String>,
     pub(super) tokens: Option<usize>,
-    /// The last token that was given out and not fed: the next turn begins with it.
+    /// The last token that was yielded and not fed: the next turn begins with it.
     pub(super) unfed: Option<u32>,
 }
 
 impl Model {
-    /// A new text, with the memory for all that it may become.
+    /// A new text, with memory for its whole context.
     ///
     /// # Errors
     /// `NoRoomForSequence` where there are as many sessions already as [`ModelOptions::sessions`](super::ModelOptions::sessions) said.
@@ -49,19 +49,19 @@ impl<'m> Session<'m> {
         })
     }
 
-    /// How tokens are chosen: the likeliest one without it.
+    /// How tokens are chosen; by default always the likeliest.
     pub fn sampling(mut self, sampling: Sampling) -> Self {
         self.sampler = Sampler::new(sampling, self.model.spec().vocab_size);
         self
     }
 
-    /// Tokens of a turn at most; without it as many as the context has room for.
+    /// At most this many tokens in a turn; by default as many as the context has room for.
     pub fn max_tokens(mut self, tokens: usize) -> Self {
         self.tokens = Some(tokens);
         self
     }
 
-    /// Ends a turn before `text` appears, or at the special token that is written so.
+    /// Ends a turn before `text` appears, or at the special token with that text.
     pub fn stop(mut self, text: &str) -> Self {
         match self.model.tokenizer().special_id(text) {
             Some(id) => self.stop_ids.push(id),
@@ -70,7 +70,7 @@ impl<'m> Session<'m> {
         self
     }
 
-    /// Goes on where the model ends its text.
+    /// Continues after the model ends its text (on EOS).
     pub fn ignore_eos(mut self) -> Self {
         self.eos.clear();
         self
@@ -91,12 +91,12 @@ impl<'m> Session<'m> {
         self.model
     }
 
-    /// Tokens that it may have in all.
+    /// Its context, in tokens.
     pub fn context(&self) -> usize {
         self.model.executor().context()
     }
 
-    /// Tokens that there is still room for.
+    /// How many more tokens there is room for.
     pub fn room(&self) -> usize {
         // The last token of a full context is given out, but cannot be fed.
         self.context().saturating_sub(self.len())
@@ -109,7 +109,7 @@ impl<'m> Session<'m> {
         self.unfed = None;
     }
 
-    /// Says `ids` and gives what the model expects behind each of them: its logits, `[vocab]`, with the id's place. The model is in use
+    /// Says `ids` and gives what the model expects after each of them: its logits, `[vocab]`, with the id's place. The model is in use
     /// meanwhile: `each` must not ask it or its sessions for anything.
     ///
     /// # Errors

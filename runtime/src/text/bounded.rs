@@ -1,4 +1,4 @@
-//! Reading a text that is to fit: no further than it takes to know that it does not.
+//! Reading a text that has to fit: no further than it takes to know that it does not.
 //!
 //! To make tokens takes a hundred times the memory of the text, so a text of any length must not be tokenized to learn that it is too
 //! long. It is read in pieces, whose tokens are counted as they come: cut so, a text has nearly as many as whole.

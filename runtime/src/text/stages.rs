@@ -36,7 +36,7 @@ impl Part {
         Self { text, first: true, last: true }
     }
 
-    /// What goes on with a piece.
+    /// What continues with a piece.
     fn more(text: String, last: bool) -> Self {
         Self { text, first: false, last }
     }
@@ -89,7 +89,7 @@ pub(super) struct Stage {
     rule: Rule,
     /// How many pieces have begun.
     pieces: u64,
-    /// The beginning of a piece, for rules that need it whole. Only behind a stage that makes all pieces one is that more than a
+    /// The beginning of a piece, for rules that need it whole. Only after a stage that makes all pieces one is that more than a
     /// token or a run of them.
     gathered: String,
 }
@@ -104,7 +104,7 @@ enum Rule {
     Metaspace { replacement: char, first_without: bool },
     /// A text becomes another.
     Replace { watched: Matcher, content: Arc<str> },
-    /// `leading` characters may still be taken off; `trailing` are held back, and go if the piece ends with them.
+    /// `leading` characters may still be removed; `trailing` are held back, and go if the piece ends with them.
     Strip { strip: Strip, leading: usize, trailing: usize },
     /// What a pattern finds becomes another text.
     Pattern(Arc<Replace>),
@@ -112,7 +112,7 @@ enum Rule {
     WordEnds { suffix: Arc<str>, held: Option<String> },
     /// Characters are bytes, as GPT-2 has it, and all pieces one.
     ByteLevel(Bytes),
-    /// Words are pieces; what begins with the prefix goes on with one.
+    /// Words are pieces; what begins with the prefix continues with one.
     WordPiece { prefix: Arc<str>, cleanup: bool },
     /// Repeated pieces are one, some are none.
     Ctc { ctc: Arc<CTC>, previous: Option<String> },
@@ -221,7 +221,7 @@ impl Rule {
     }
 }
 
-/// `text` with `content` in the place of what is watched for; its beginning is held back, but at the end of a piece.
+/// `text` with `content` in place of what is watched for; its beginning is held back, but at the end of a piece.
 fn replaced(watched: &mut Matcher, content: &str, text: &str, last: bool) -> String {
     let mut out = watched.pattern()[..watched.matched()].to_owned();
     for character in text.chars() {
@@ -241,7 +241,7 @@ fn replaced(watched: &mut Matcher, content: &str, text: &str, last: bool) -> Str
     out
 }
 
-/// `text` without characters that are taken off at a piece's begin, and those held back that may be taken off at its end.
+/// `text` without characters that are removed at a piece's start, and those held back that may be removed at its end.
 fn stripped(strip: &Strip, leading: &mut usize, trailing: &mut usize, text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {

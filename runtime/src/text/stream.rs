@@ -17,7 +17,7 @@ impl<'a> TextStream<'a> {
         Self { tokenizer, stages: stages(tokenizer.get_decoder()) }
     }
 
-    /// Takes ids whose text is known already: the first word of a continuation depends on what stands before it.
+    /// Takes ids whose text is known already: the first word of a continuation depends on what comes before it.
     pub fn prompt(&mut self, ids: &[u32]) {
         for id in ids {
             self.push(*id);
@@ -96,7 +96,7 @@ mod tests {
         r#"{"type":"Sequence","decoders":[{"type":"ByteFallback"},{"type":"Metaspace","replacement":"▁"}]}"#,
         r#"{"type":"Sequence","decoders":[{"type":"Fuse"},{"type":"Metaspace","replacement":"▁","prepend_scheme":"always"}]}"#,
     ];
-    /// Decoders behind which the rest of a token may be open, or the beginning of what a rule replaces or takes off.
+    /// Decoders after which the rest of a token may be open, or the beginning of what a rule replaces or takes off.
     const BY_TOKEN: [&str; 4] = [
         r#"{"type":"Sequence","decoders":[{"type":"ByteFallback"},{"type":"Fuse"},{"type":"Replace","pattern":{"String":"aba"},"content":"▁"},
             {"type":"Replace","pattern":{"String":"▁"},"content":" "},{"type":"Strip","content":" ","start":2,"stop":1}]}"#,

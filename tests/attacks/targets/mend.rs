@@ -1,4 +1,4 @@
-//! Makes right what stands between random bytes and the checks behind it: checksums and lengths.
+//! Makes right what is between random bytes and the checks behind it: checksums and lengths.
 
 use flashlm_formats::bundle::{Section, checksum};
 
@@ -91,7 +91,7 @@ pub fn safetensors_file(json: &[u8]) -> Vec<u8> {
     file
 }
 
-/// Renames the seal of a file: with another name it is held against nothing.
+/// Renames the seal of a file: with another name it is verified against nothing.
 pub fn unseal(bytes: &mut [u8]) {
     if let Some(at) = bytes.windows(6).position(|word| word == b"\"seal\"") {
         bytes[at + 1] = b'm';
@@ -106,7 +106,7 @@ pub fn tokens_of(info: &[u8], tokens: &[u8]) -> Vec<u8> {
     tokens
 }
 
-/// Writes `digits` behind the first `mark`, if there is room.
+/// Writes `digits` after the first `mark`, if there is room.
 fn write_digits(bytes: &mut [u8], mark: &[u8], digits: &str) {
     if let Some(at) = bytes.windows(mark.len()).position(|word| word == mark)
         && let Some(place) = bytes[at + mark.len()..].get_mut(..digits.len())

@@ -1,7 +1,7 @@
 //! What fuzzing hands bytes to, and the replay of its corpora: every reader of files that others wrote.
 //!
 //! Each takes any bytes; none may panic, hang, or take memory that the bytes do not bound. Readers take paths, so the bytes go
-//! through a file in memory. Checksums are mended where they would hide what lies behind them.
+//! through a file in memory. Checksums are repaired where they would hide what lies behind them.
 
 pub mod mend;
 mod run;
@@ -57,8 +57,8 @@ fn in_directory(files: &[(&str, &[u8])], act: impl FnOnce(&Path)) {
     });
 }
 
-/// A bundle, its checksums mended; or JSON, which takes the place of the manifest or of the table of resident tensors in a good one
-/// (behind a space, in a quantised one).
+/// A bundle, its checksums repaired; or JSON, which takes the place of the manifest or of the table of resident tensors in a good one
+/// (after a space, in a quantised one).
 pub fn bundle(bytes: &[u8]) {
     const GOOD: &[u8] = include_bytes!("../../fixtures/bundle-v2.flashlm");
     const QUANTISED: &[u8] = include_bytes!("../../fixtures/bundle-v2-quantised.flashlm");
@@ -101,7 +101,7 @@ fn read_checkpoint(dir: &Path) {
     }
 }
 
-/// The weights of a checkpoint, as safetensors. JSON alone is taken for a header, with zeros behind it; or for an index of two shards.
+/// The weights of a checkpoint, as safetensors. JSON alone is taken for a header, with zeros after it; or for an index of two shards.
 /// The same file as predictors of others.
 pub fn safetensors(bytes: &[u8]) {
     let header = bytes.starts_with(b"{").then(|| mend::safetensors_file(bytes));
@@ -131,7 +131,7 @@ pub fn torch(bytes: &[u8]) {
     });
 }
 
-/// A `config.json`, behind zero bytes `generation_config.json` and `tokenizer_config.json`; with just the tensors that it asks for, if these
+/// A `config.json`, after zero bytes `generation_config.json` and `tokenizer_config.json`; with just the tensors that it asks for, if these
 /// are small.
 pub fn config(bytes: &[u8]) {
     const BYTES_MAX: usize = 1 << 18;

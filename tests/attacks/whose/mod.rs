@@ -1,4 +1,4 @@
-//! Attacks 80 to 89: files that are somebody's. Sources, strangers' files and directories, by any spelling; work files that were changed.
+//! Attacks 80 to 89: files that are somebody's. Sources, foreign files and directories, by any spelling; work files that were changed.
 
 mod prepared;
 

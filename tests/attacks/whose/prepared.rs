@@ -75,7 +75,7 @@ fn flip(path: &Path, at: usize) {
     fs::write(path, bytes).unwrap();
 }
 
-/// A bundle that was not packed here is neither gone on with nor replaced; one that was is held against what was packed.
+/// A bundle that was not packed here is neither resumed nor replaced; one that was is compared with what was packed.
 #[test]
 fn a84_the_bundle_at_the_output() {
     let case = Case::new();
@@ -130,7 +130,7 @@ fn a84_the_bundle_at_the_output() {
     assert!(is_up_to_date(&case.prepare(&output, &[])));
 }
 
-/// Every input that can change the output is looked at; where none changed nothing is made anew.
+/// Every input that can change the output is looked at; where none changed nothing is made again.
 #[test]
 fn a85_every_changed_input_is_noticed() {
     let case = Case::new();
@@ -225,7 +225,7 @@ fn a85_the_models_own_text_is_one_of_the_inputs() {
     assert!(is_up_to_date(&prepare("21")));
 }
 
-/// Every file in the work directory is changed, cut and taken away: it is made anew, and the bundle is what it was.
+/// Every file in the work directory is changed, cut and taken away: it is made again, and the bundle is what it was.
 #[test]
 fn a86_damaged_work_files_are_made_anew() {
     let mut dice = Dice::of("damaged work files");
@@ -277,7 +277,7 @@ fn a86_damaged_states_are_recorded_anew() {
         let output = dir.path().join(round.to_string());
         let mut child = record(&output).stderr(std::process::Stdio::null()).spawn().unwrap();
         let states = output.join("states");
-        // The states behind the second layer: from here it would go on.
+        // The states after the second layer: from here it would go on.
         while !states.join("layer-002.f32").exists() && child.try_wait().unwrap().is_none() {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
@@ -332,7 +332,7 @@ fn a87_one_preparation_at_a_time() {
     }
 }
 
-/// What is there already needs no room: on a full disk an up-to-date bundle is up to date, and kept recordings are gone on with.
+/// What is there already needs no room: on a full disk an up-to-date bundle is up to date, and kept recordings are resumed.
 #[test]
 fn a88_what_is_there_needs_no_room() {
     let disk = match SmallDisk::new(6 << 20) {

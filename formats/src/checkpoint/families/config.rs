@@ -51,12 +51,12 @@ impl Config {
         self.0.contains_key(key)
     }
 
-    /// A whole number in `1..=max`, if it is there.
+    /// An integer in `1..=max`, if it is there.
     pub(crate) fn optional_count(&self, key: &str, max: usize) -> Result<Option<usize>, ConfigError> {
         self.whole(key, 1..=max)
     }
 
-    /// A whole number within bounds, if it is there.
+    /// An integer within bounds, if it is there.
     pub(crate) fn whole(&self, key: &str, range: RangeInclusive<usize>) -> Result<Option<usize>, ConfigError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_u64().and_then(|count| usize::try_from(count).ok()) {
@@ -66,7 +66,7 @@ impl Config {
         }
     }
 
-    /// A whole number in `1..=max`, under the first of `names` that is there; later names are those of old versions.
+    /// An integer in `1..=max`, under the first of `names` that is there; later names are those of old versions.
     pub(crate) fn count(&self, names: &[&str], default: Option<usize>, max: usize) -> Result<usize, ConfigError> {
         let mut found: Option<(&str, usize)> = None;
         for name in names {
@@ -161,7 +161,7 @@ impl Config {
         }
     }
 
-    /// Names of the model's classes; what is no text is passed over.
+    /// Names of the model's classes; what is no text is ignored.
     pub(crate) fn architectures(&self) -> Vec<String> {
         let list = self.get("architectures").and_then(Value::as_array);
         list.into_iter().flatten().filter_map(Value::as_str).map(shorten).collect()

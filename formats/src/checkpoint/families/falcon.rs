@@ -1,4 +1,4 @@
-//! Falcon in its three architectures, and under the names it had before transformers knew it (RefinedWeb).
+//! Falcon in its three architectures, and under the names it had before transformers supported it (RefinedWeb).
 //!
 //! Keys and defaults are those of transformers' `FalconConfig`. The fused attention projection is stored in another order in
 //! each architecture; here it becomes all queries, all keys, all values.

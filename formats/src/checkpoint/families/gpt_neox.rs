@@ -1,4 +1,4 @@
-//! GPT-NeoX (Pythia and its kin): attention and FFN side by side with a norm each, a quarter of each head rotated.
+//! GPT-NeoX (Pythia and its relatives): attention and FFN side by side with a norm each, a quarter of each head rotated.
 //!
 //! Keys and defaults are those of transformers' `GPTNeoXConfig`.
 

@@ -1,7 +1,7 @@
 //! What is done with each key of a `config.json`, as data: one table per kind of model, in its family's file.
 //!
 //! A family is handed the keys that its table calls followed and no others, so a key of one family cannot be honoured in
-//! another. What else stands in the file is refused by name where it would change the arithmetic, passed over where it is
+//! another. What else stands in the file is refused by name where it would change the arithmetic, ignored where it is
 //! known to be without effect, and named where nobody knows. The tests at the foot walk the tables and hold them against what
 //! transformers makes of the same keys (`tests/fixtures/config-keys.json`).
 
@@ -315,12 +315,12 @@ mod tests {
 
     #[test]
     fn every_key_that_transformers_asks_for_has_its_place() {
-        let mut strangers = Vec::new();
+        let mut unlisted = Vec::new();
         for (model_type, asked) in measured() {
             let unknown = asked.declared.iter().filter(|key| keys(&model_type).place(key) == Place::Unknown);
-            strangers.extend(unknown.map(|key| format!("{model_type}: {key}")));
+            unlisted.extend(unknown.map(|key| format!("{model_type}: {key}")));
         }
-        assert!(strangers.is_empty(), "{strangers:#?}");
+        assert!(unlisted.is_empty(), "{unlisted:#?}");
     }
 
     #[test]
@@ -329,7 +329,7 @@ mod tests {
         for (model_type, asked) in measured() {
             for probe in &asked.probes {
                 let (before, after) = (spec(&asked.base, &probe.before), spec(&asked.base, &probe.after));
-                // What stands in front of a text is the tokenizer's affair.
+                // What precedes a text is the tokenizer's affair.
                 if probe.key == "bos_token_id" {
                     continue;
                 }

@@ -1,4 +1,4 @@
-//! Llama and what is built like it: RMS norms, rotary positions, grouped key heads, a gated FFN.
+//! Llama and its relatives: RMS norms, rotary positions, grouped key heads, a gated FFN.
 //!
 //! Keys and defaults are those of transformers' `LlamaConfig`, `MistralConfig` and `Qwen2Config`. Two relufied relatives come with code
 //! of their own on the hub, known here by name: ProSparse (`sparsellama`: FATReLU with the threshold in `hidden_act_param`) and

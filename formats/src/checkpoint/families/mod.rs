@@ -37,11 +37,11 @@ pub(crate) struct Family {
     pub(crate) keys: &'static Keys,
     /// Names of the classes whose arithmetic this is known to be.
     pub(crate) architectures: &'static [&'static str],
-    /// What may stand before the names of the body's tensors, the usual one first.
+    /// What may come before the names of the body's tensors, the usual one first.
     pub(crate) prefixes: &'static [&'static str],
     /// Name of the token embedding behind the prefix.
     pub(crate) embedding: &'static str,
-    /// Name of the head; no prefix stands before it.
+    /// Name of the head; no prefix comes before it.
     pub(crate) head: &'static str,
     /// Read the configuration.
     pub(crate) spec: fn(&Config) -> Result<ModelSpec, ConfigError>,

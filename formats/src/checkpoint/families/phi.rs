@@ -1,4 +1,4 @@
-//! Phi-1, 1.5 and 2: attention and FFN side by side behind one norm, part of each head rotated, everything with biases, the head
+//! Phi-1, 1.5 and 2: attention and FFN side by side after one norm, part of each head rotated, everything with biases, the head
 //! too.
 //!
 //! Keys and defaults are those of transformers' `PhiConfig`. Files from before transformers knew the family (`phi-msft`) say the same

@@ -132,7 +132,7 @@ fn stretching(
             factor: required("factor")?,
             low_freq_factor: required("low_freq_factor")?,
             high_freq_factor: required("high_freq_factor")?,
-            // What stands beside the object goes before what stands in it.
+            // What stands beside the object goes before what is in it.
             original_positions: match config.says(ORIGINAL) {
                 true => config.count(&[ORIGINAL], None, POSITIONS_MAX)?,
                 false => rope.count(&[ORIGINAL], Some(max_positions), POSITIONS_MAX).map_err(inside)?,

@@ -161,7 +161,7 @@ fn power(exponent: f64) -> String {
     format!("{:.decimals$}", 10f64.powf(exponent))
 }
 
-/// Figures beside each other where the page is wide enough.
+/// Figures side by side where the page is wide enough.
 pub(super) fn in_grid(figures: &[Figure]) -> Markup {
     html! { div class="figures" { @for figure in figures { (figure.html()) } } }
 }

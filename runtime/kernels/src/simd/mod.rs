@@ -410,7 +410,7 @@ impl Weight for Q4 {
             numbers.map(|v| s.mul(v, scale))
         }
     }
-    /// Behind the last element stand zeros, or whatever a damaged file has there: it meets zeros or is not kept.
+    /// After the last element stand zeros, or whatever a damaged file has there: it meets zeros or is not kept.
     #[inline(always)]
     unsafe fn load_part<S: Simd>(s: S, row: Places, at: usize, _n: usize) -> S::V {
         // SAFETY: a row holds whole blocks.

@@ -67,7 +67,7 @@ impl<'a> Limits<'a> {
     }
 
     /// Where the limits are from, in words.
-    pub(super) fn said(&self) -> String {
+    pub(super) fn describe(&self) -> String {
         let faster = |what: &str, share: &Share| match &share.seen {
             Some(seen) => format!("; {what} {:.2} times as fast, as {seen} was in this run", 1.0 / share.share),
             None => String::new(),
@@ -151,7 +151,7 @@ mod tests {
         let quick = || step(5.0, 81_920.0, 20.0, json!([[4096, 200]]));
         let limits = |machine: &Machine, steps: &[(&str, Vec<Value>)]| {
             let limits = Limits::new(machine, steps.iter().map(|(name, rounds)| (*name, rounds.as_slice())));
-            (steps.iter().map(|(_, rounds)| limits.io_ms(rounds)).collect::<Vec<_>>(), limits.said())
+            (steps.iter().map(|(_, rounds)| limits.io_ms(rounds)).collect::<Vec<_>>(), limits.describe())
         };
         let near = |found: &[f64], expected: &[f64]| {
             assert!(found.iter().zip(expected).all(|(f, e)| (f - e).abs() < 1e-6 * e), "{found:?} {expected:?}");

@@ -141,7 +141,7 @@ pub(crate) fn run_step(args: &StepArgs) -> Result<ExitCode> {
         "decode_ms_per_token": Percentiles::of(&times),
         "prefill_ms": prefill_ms,
         "load_ms": load_ms,
-        "compute_ms": (mean_ms - figures.io_wait_ms - figures.memory_management_ms).max(0.0),
+        "compute_ms": (mean_ms - figures.io_wait_ms - figures.planning_ms).max(0.0),
         "touched_bytes_per_token": touched,
         "read_sizes": sizes,
         "peak_memory_bytes": peak_bytes,

@@ -1,4 +1,4 @@
-//! Turn by turn on a terminal; the KV cache is kept. What is wrong with one turn is said, and ends no other.
+//! Turn by turn on a terminal; the KV cache is kept. An error in one turn is reported, and does not end the conversation.
 
 use std::io::{BufRead, ErrorKind, stdin};
 

@@ -59,7 +59,7 @@ pub(super) fn read(
 }
 
 /// A text as its writer meant it: without the mark that some editors put before it, and the end of the line that `echo` and most
-/// editors put behind it.
+/// editors put after it.
 pub(super) fn as_typed(text: String) -> String {
     let begun = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let ended = begun.strip_suffix('\n').map_or(begun, |line| line.strip_suffix('\r').unwrap_or(line));

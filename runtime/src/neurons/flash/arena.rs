@@ -8,7 +8,7 @@ use crate::reuse::benefit_curves;
 
 /// Fewest transient places of an area: below it reads come in dribs and drabs.
 const TRANSIENT_MIN: u32 = 32;
-/// An area has one place for so many groups of a layer: about what one token misses.
+/// An area has one place for this many groups of a layer: about what one token misses.
 const GROUPS_PER_TRANSIENT: usize = 16;
 
 /// How the arena is divided.
@@ -38,7 +38,7 @@ impl ArenaPlan {
         Self::with_slots(&curves, groups, low)
     }
 
-    /// An arena of so many slots, and its transient places.
+    /// An arena of this many slots, and its transient places.
     fn with_slots(curves: &[BenefitCurve], groups: usize, slots: u64) -> Self {
         let transient = ((groups / GROUPS_PER_TRANSIENT) as u32).max(TRANSIENT_MIN).min(groups as u32).max(2);
         Self { slots: divide_slots(curves, slots), transient }

@@ -1,4 +1,4 @@
-//! A few tokens through one layer: each chooses its neurons, what all of them miss is read once.
+//! A few tokens through one layer: each chooses its neurons, and what any of them misses is read once for all.
 
 use std::ops::Range;
 use std::time::Instant;
@@ -20,10 +20,10 @@ use crate::neurons::selection::Selection;
 use crate::neurons::source::{FfnCall, Inputs};
 use crate::tensors::element;
 
-/// Reads waited for at a time, at most: enough to make computing them worth while, few enough to begin soon.
+/// Reads waited for at a time, at most: enough to make computing them worthwhile, few enough to begin soon.
 const BATCH_READS_MAX: usize = 32;
 
-/// Lists that are made anew for every step.
+/// Lists that are made again for every step.
 pub(super) struct DecodeScratch {
     /// `[tokens, neurons]`.
     pub(super) scores: Vec<f32>,
@@ -90,9 +90,9 @@ impl DecodeScratch {
     }
 }
 
-/// What says which groups a layer will probably want.
+/// Which predictor says what groups a layer will probably need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Foresight {
+pub(super) enum AheadPredictor {
     /// The layer's own predictor, on an input that is not quite its own.
     Own,
     /// A predictor of the layer's neurons that was trained on the input of the layer before it.
@@ -130,29 +130,35 @@ impl FlashFfn {
         }
         self.store.look_up(layer, &mut scratch.wanted)?;
         self.turn = Turn::Chosen { layer, next_begun: false };
-        self.manage_ns += begin.elapsed().as_nanos() as u64;
+        self.planning_ns += begin.elapsed().as_nanos() as u64;
         let by = match &self.predictors {
             Some(predictors) if ahead && layer + 1 < predictors.len() => match &predictors[layer].ahead {
-                Some(_) => Foresight::Trained,
-                None if self.parallel[layer + 1] => Foresight::Own,
+                Some(_) => AheadPredictor::Trained,
+                None if self.parallel[layer + 1] => AheadPredictor::Own,
                 // Predicted while attention runs.
                 None => return Ok(()),
             },
             _ => return Ok(()),
         };
-        if self.foresight(layer + 1, by, inputs, threads) {
+        if self.score_ahead(layer + 1, by, inputs, threads) {
             self.read_ahead(layer + 1)?;
             self.turn = Turn::Chosen { layer, next_begun: true };
         }
         Ok(())
     }
 
-    /// Scores what `layer` will probably want, going by inputs that are about its own. False where nothing can be said.
-    pub(super) fn foresight(&mut self, layer: usize, by: Foresight, inputs: Inputs<'_>, threads: &Threads) -> bool {
+    /// Scores ahead of time what `layer` will probably need, from inputs close to its own. False if nothing can be predicted.
+    pub(super) fn score_ahead(
+        &mut self,
+        layer: usize,
+        by: AheadPredictor,
+        inputs: Inputs<'_>,
+        threads: &Threads,
+    ) -> bool {
         let (Some(predictors), true) = (&mut self.predictors, self.look_ahead) else { return false };
         let predictor = match by {
-            Foresight::Own => predictors.get_mut(layer).map(|own| &mut own.own),
-            Foresight::Trained => predictors[layer - 1].ahead.as_mut(),
+            AheadPredictor::Own => predictors.get_mut(layer).map(|own| &mut own.own),
+            AheadPredictor::Trained => predictors[layer - 1].ahead.as_mut(),
         };
         let Some(predictor) = predictor else { return false };
         predictor.scores_of_each(threads, inputs.values, inputs.tokens, &mut self.scratch.scores);
@@ -169,7 +175,7 @@ impl FlashFfn {
         Ok(true)
     }
 
-    /// Starts reading what `layer` will want by the scores of its foresight.
+    /// Starts reading what `layer` will need by its predicted scores.
     fn read_ahead(&mut self, layer: usize) -> Result<()> {
         let begin = Instant::now();
         let DecodeScratch { scores, ahead, .. } = &mut self.scratch;
@@ -179,7 +185,7 @@ impl FlashFfn {
             self.store.begin(layer);
         }
         self.store.read_ahead(layer, ahead)?;
-        self.manage_ns += begin.elapsed().as_nanos() as u64;
+        self.planning_ns += begin.elapsed().as_nanos() as u64;
         Ok(())
     }
 

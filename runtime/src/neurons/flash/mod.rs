@@ -35,7 +35,7 @@ use crate::cache::PolicyKind;
 use crate::error::Result;
 use crate::planner::ReadPlan;
 pub use arena::ArenaPlan;
-use decode::{DecodeScratch, Foresight};
+use decode::{AheadPredictor, DecodeScratch};
 use store::Store;
 use turn::Turn;
 
@@ -80,7 +80,7 @@ pub struct FlashFfn {
     turn: Turn,
     /// See [`FlashOptions`].
     batch: usize,
-    manage_ns: u64,
+    planning_ns: u64,
     touched_bytes: u64,
 }
 
@@ -107,7 +107,7 @@ impl FlashFfn {
             parallel: bundle.spec().layers.iter().map(|layer| layer.block.is_parallel()).collect(),
             turn: Turn::Idle,
             batch: options.batch,
-            manage_ns: 0,
+            planning_ns: 0,
             touched_bytes: 0,
         })
     }
@@ -140,7 +140,7 @@ impl FlashFfn {
 }
 
 impl FlashFfn {
-    /// After an error the next token begins anew.
+    /// After an error the next token starts again.
     fn or_anew<T>(&mut self, result: Result<T>) -> Result<T> {
         if result.is_err() {
             self.turn = Turn::Idle;
@@ -177,7 +177,7 @@ impl FfnSource for FlashFfn {
     }
 
     fn predict_ahead(&mut self, layer: usize, inputs: Inputs<'_>, threads: &Threads) -> Result<()> {
-        if inputs.tokens <= self.batch && self.foresight(layer, Foresight::Own, inputs, threads) {
+        if inputs.tokens <= self.batch && self.score_ahead(layer, AheadPredictor::Own, inputs, threads) {
             self.turn = Turn::Predicted { layer, begun: self.turn.has_begun(layer) };
         }
         Ok(())
@@ -200,11 +200,11 @@ impl FfnSource for FlashFfn {
             reads: io.reads,
             retries: io.retries,
             wait_ns: io.wait_ns,
-            manage_ns: self.manage_ns,
+            planning_ns: self.planning_ns,
             touched_bytes: self.touched_bytes,
             wanted: cache.wanted,
             hits: cache.hits,
-            wasted_bytes: (cache.ahead - cache.ahead_hits.min(cache.ahead)) * self.layout.group_bytes() as u64,
+            unused_prefetch_bytes: (cache.ahead - cache.ahead_hits.min(cache.ahead)) * self.layout.group_bytes() as u64,
         }
     }
 }

@@ -1,6 +1,6 @@
-//! Which groups are in memory, and getting those there that are not.
+//! Which groups are in memory, and fetching those that are not.
 //!
-//! One arena holds the slots of every layer's neuron cache and, behind them, two areas of transient places: a layer uses the
+//! One arena holds the slots of every layer's neuron cache and, after them, two areas of transient places: a layer uses the
 //! area of its parity, so that what is read ahead for the next layer never meets what this layer computes with. The store
 //! decides nothing about neurons and computes nothing: it is asked for groups.
 
@@ -41,14 +41,14 @@ struct Layer {
 struct AheadRecord {
     /// Groups read ahead for the token to come.
     groups: u64,
-    /// Share of the groups read for the layer that nobody wanted, fading.
-    wasted: f32,
+    /// Share of the groups read for the layer that were prefetched and not needed, fading.
+    unused: f32,
     /// Scores above it are read ahead for.
     margin: f32,
 }
 
-/// The share of what is read for a layer that reading ahead may waste: above it the margin rises, below it falls.
-const WASTED_AIM: f32 = 0.12;
+/// The share of what is read for a layer that may be prefetched without use: above it the margin rises, below it falls.
+const UNUSED_AIM: f32 = 0.12;
 /// How far the margin moves with a token, in units of a predictor's logit.
 const MARGIN_STEP: f32 = 0.1;
 const MARGIN_MAX: f32 = 16.0;
@@ -86,7 +86,7 @@ pub(super) struct Store {
     areas: [Area; 2],
     /// For each slot the group whose bytes it holds or awaits.
     content: Vec<u32>,
-    /// Slots whose bytes have not been held against their checksum.
+    /// Slots whose bytes have not been verified against their checksum.
     unchecked: Vec<bool>,
     planner: Planner,
     group_bytes: u32,
@@ -99,7 +99,7 @@ pub(super) struct Store {
     ring_first: u32,
     /// Slots of the engine that make one of ours.
     parts: u32,
-    /// Requests of so many groups.
+    /// Requests of this many groups.
     sizes: Vec<u64>,
     places: LayerPlaces,
 }
@@ -273,10 +273,10 @@ impl Store {
             };
         }
         let (issued, counters) = (std::mem::take(&mut ahead.groups), cache.counters());
-        let wasted = issued - (counters.prefetch_hits - before.prefetch_hits).min(issued);
+        let unused = issued - (counters.prefetch_hits - before.prefetch_hits).min(issued);
         let read = issued + counters.misses - before.misses;
-        ahead.wasted += NEWEST * (wasted as f32 / read.max(1) as f32 - ahead.wasted);
-        let step = if ahead.wasted > WASTED_AIM { MARGIN_STEP } else { -MARGIN_STEP };
+        ahead.unused += NEWEST * (unused as f32 / read.max(1) as f32 - ahead.unused);
+        let step = if ahead.unused > UNUSED_AIM { MARGIN_STEP } else { -MARGIN_STEP };
         ahead.margin = (ahead.margin + step).clamp(-MARGIN_MAX, MARGIN_MAX);
         self.reads.clear();
         for entry in wanted.iter_mut() {
@@ -402,7 +402,7 @@ impl Store {
         Arrived { slots: self.engine.slots(), content: &self.content, parts: self.parts }
     }
 
-    /// Whether the bytes in a slot still have to be held against their checksum.
+    /// Whether the bytes in a slot still have to be verified against their checksum.
     pub(super) fn is_unchecked(&self, slot: u32) -> bool {
         self.unchecked[slot as usize]
     }

@@ -1,4 +1,4 @@
-//! Where the source stands between the calls of a step.
+//! Where the source is between the calls of a step.
 
 /// What has been decided, read ahead or begun, and for which layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,7 +9,7 @@ pub(super) enum Turn {
     Predicted { layer: usize, begun: bool },
     /// Reads ahead for `layer` have begun.
     ReadingAhead { layer: usize },
-    /// The neurons of `layer` are chosen and being read; `next_begun`: reads ahead for the layer behind it have begun, too.
+    /// The neurons of `layer` are chosen and being read; `next_begun`: reads ahead for the layer after it have begun, too.
     Chosen { layer: usize, next_begun: bool },
 }
 

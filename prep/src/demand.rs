@@ -1,4 +1,4 @@
-//! Which neurons recorded tokens want: those that fired, or those that a trained predictor chooses; and how often a neuron cache
+//! Which neurons recorded tokens need: those that fired, or those that a trained predictor chooses; and how often a neuron cache
 //! would have them.
 
 use std::num::NonZeroUsize;
@@ -109,8 +109,8 @@ pub fn measure_reuse(
     let (parts, warm_up) = behind_a_warm_up(split, WARM_UP);
     let wanted = wanted_sets(recorded, &parts, warm_up + COUNTED, Some(predictor))?;
     let counted = wanted.tokens().saturating_sub(warm_up).max(1);
-    let wishes: usize = wanted.iter().skip(warm_up).map(<[u32]>::len).sum();
-    let predicted = wishes as f64 / (counted as f64 * f64::from(wanted.groups()));
+    let needed: usize = wanted.iter().skip(warm_up).map(<[u32]>::len).sum();
+    let predicted = needed as f64 / (counted as f64 * f64::from(wanted.groups()));
     let groups = wanted.regrouped(position, records_per_group);
     drop(wanted);
     let sizes = SIZES.map(|size| (u64::from(groups.groups()) * u64::from(size) / 1000) as u32);
@@ -128,7 +128,7 @@ pub fn measure_reuse(
     Ok(LayerSparsity { active: recorded.active_fraction() as f32, predicted: Some(predicted as f32), reuse })
 }
 
-/// The tokens held out, behind the last of those to train on, at most so many, which fill a cache; and the number of these.
+/// The tokens held out, after the last of those to train on, at most this many, which fill a cache; and the number of these.
 pub fn behind_a_warm_up(split: &Split, tokens_max: usize) -> (Vec<Range<usize>>, usize) {
     let before = Split::tokens(&split.training);
     let last = skipped(&split.training, before.saturating_sub(tokens_max));
