@@ -27,7 +27,7 @@ use flashlm::plan::plan;
 use flashlm::sampler::{Sampler, Sampling};
 use flashlm_prep::pack::{PackOptions, pack};
 use flashlm_prep::tokenizer::tokenizer_json;
-use half::f16;
+use half::{bf16, f16};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
@@ -112,6 +112,11 @@ impl Random {
     }
 }
 
+/// Every second made-up predictor is of the other kind: a quantised projection.
+fn is_projection(layer: usize) -> bool {
+    layer % 2 == 1
+}
+
 /// A bundle whose predictors choose about a quarter of the neurons, by no good reason: reading must obey them all the same.
 pub fn bundle_with_predictors(checkpoint: &Path, path: &Path, layout: LayoutOptions, look_ahead: bool) -> Bundle {
     let checkpoint = Checkpoint::open(checkpoint).expect("the fixture is good");
@@ -123,6 +128,23 @@ pub fn bundle_with_predictors(checkpoint: &Path, path: &Path, layout: LayoutOpti
         let ahead = look_ahead && layer + 1 < spec.layers.len();
         for prefix in ["", "lookahead."].into_iter().take(1 + usize::from(ahead)) {
             let name = |tensor: &str| format!("layers.{layer}.{prefix}{tensor}");
+            if is_projection(layer) && prefix.is_empty() {
+                // Every fifth neuron has no row.
+                let rows: Vec<u32> = (0..neurons as u32).filter(|n| n % 5 != 4).collect();
+                let (row_bytes, groups) = (hidden.div_ceil(32) * 16, hidden.div_ceil(PredictorDType::INT4_GROUP));
+                let mut halves = random.halves(rows.len() * row_bytes / 2);
+                if !hidden.is_multiple_of(32) {
+                    halves.chunks_exact_mut(row_bytes).for_each(|row| row[row_bytes - 16..].fill(0));
+                }
+                let scales = bf16::from_f32(0.004).to_le_bytes().repeat(rows.len() * groups);
+                let bias = rows.iter().flat_map(|n| (-0.3f32 - (n % 7) as f32 * 0.1).to_le_bytes()).collect();
+                tensors.push((name("decoder"), Dtype::U8, vec![rows.len(), row_bytes], halves));
+                tensors.push((name("decoder_scale"), Dtype::BF16, vec![rows.len(), groups], scales));
+                tensors.push((name("bias"), Dtype::F32, vec![rows.len()], bias));
+                let numbers = rows.iter().flat_map(|n| n.to_le_bytes()).collect();
+                tensors.push((name("rows"), Dtype::U32, vec![rows.len()], numbers));
+                continue;
+            }
             tensors.push((name("encoder"), Dtype::F16, vec![RANK, hidden], random.halves(RANK * hidden)));
             tensors.push((name("decoder"), Dtype::F16, vec![neurons, RANK], random.halves(neurons * RANK)));
             let bias = (0..neurons).flat_map(|n| (-0.3f32 - (n % 7) as f32 * 0.1).to_le_bytes()).collect();
@@ -133,9 +155,9 @@ pub fn bundle_with_predictors(checkpoint: &Path, path: &Path, layout: LayoutOpti
         tensors.iter().map(|(n, d, s, b)| (n.clone(), TensorView::new(*d, s.clone(), b).expect("the fixture is good")));
     let blob = safetensors::serialize(views, None).expect("the fixture is good");
     let layers = (0..spec.layers.len()).map(|layer| LayerPredictor {
-        rank: RANK,
-        dtype: PredictorDType::F16,
-        rows: None,
+        rank: if is_projection(layer) { hidden } else { RANK },
+        dtype: if is_projection(layer) { PredictorDType::Int4 } else { PredictorDType::F16 },
+        rows: is_projection(layer).then(|| (0..neurons).filter(|n| n % 5 != 4).count()),
         look_ahead_rank: (look_ahead && layer + 1 < spec.layers.len()).then_some(RANK),
     });
     let info = PredictorInfo { kind: PredictorKind::LowRank, layers: layers.collect() };

@@ -42,7 +42,10 @@ pub struct LayerReport {
     pub rank: usize,
     /// How it is stored.
     pub dtype: PredictorDType,
-    /// Neurons that have a row in it, where not all have: the others never fired in the text and are never predicted.
+    /// Neurons of the layer; earlier builds did not say it.
+    #[serde(default)]
+    pub neurons: usize,
+    /// Neurons that have a row in it, where not all have: the others never fired in training and are never predicted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows: Option<usize>,
     /// Stored bytes, look-ahead excluded.
@@ -133,6 +136,14 @@ pub enum Projection {
 impl PredictorForm {
     /// The quantised projection.
     pub const PROJECTION: Self = Self::Projection(Projection::Projection);
+
+    /// In words, for a sentence.
+    pub fn in_words(&self) -> String {
+        match self {
+            Self::LowRank(rank) => format!("rank {rank}"),
+            Self::Projection(_) => "int4 projection".into(),
+        }
+    }
 }
 
 impl fmt::Display for PredictorForm {
@@ -307,6 +318,7 @@ mod tests {
             layer: 0,
             rank: 8,
             dtype: PredictorDType::Int8,
+            neurons: 9,
             rows: Some(3),
             bytes: 100,
             ffn_bytes: 1000,

@@ -35,7 +35,8 @@ pub(crate) struct TrainArgs {
     /// Train only layers A..B, B excluded
     #[arg(long, value_name = "A..B", value_parser = parse_layers)]
     layers: Option<Range<usize>>,
-    /// `auto`, one rank for all layers, or a list with one for each layer of the model
+    /// `auto`, one rank for all layers, or a list with one for each layer of the model; `projection` instead of a
+    /// rank is the model's own projection in four bits
     #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = parse_rank)]
     rank: RankChoice,
     /// How the matrices are stored; int8 allows twice the rank in the same size
@@ -116,6 +117,11 @@ pub(crate) fn run(args: &TrainArgs) -> Result<ExitCode> {
     let recording = recorded::open(&args.recording)?;
     let checkpoint = args.model.as_ref().map(|dir| recorded_checkpoint(dir, &recording)).transpose()?;
     let validation = args.validation.as_ref().map(|dir| Recording::open(dir)).transpose().context("--validation")?;
+    if checkpoint.is_none() {
+        eprintln!(
+            "note: training starts from the recorded inputs alone; with --model CHECKPOINT it starts from the weights"
+        );
+    }
     let inputs = inputs([&args.recording].into_iter().chain(&args.validation).chain(&args.model));
     let _taken = Directory::take(&args.output, DirectoryKind::Predictors, &inputs)?;
     let mut options = TrainOptions::new(recording.info().model.layers.len());
@@ -193,6 +199,14 @@ pub(crate) fn print_layers(report: &TrainReport, on: &str) {
         sums[3],
         100.0 * report.predictor_bytes as f64 / report.ffn_bytes as f64
     );
+    let neurons: usize = report.layers.iter().map(|layer| layer.neurons).sum();
+    let rows: usize = report.layers.iter().map(|layer| layer.rows.unwrap_or(layer.neurons)).sum();
+    if rows < neurons {
+        println!(
+            "{} of {neurons} neurons never fired in training: they have no row and are never predicted",
+            neurons - rows
+        );
+    }
 }
 
 /// Look-ahead of all layers: false alarms of the small predictor and of the next layer's, where the same share is missed.
@@ -287,9 +301,9 @@ impl Progress for Shown {
         self.step();
         let point = report.judged();
         self.stage.say(&format!(
-            "layer {:>3}: rank {}, misses {:.2} %, false alarms {:.2} %, {:.1} s",
+            "layer {:>3}: {}, misses {:.2} %, false alarms {:.2} %, {:.1} s",
             report.layer,
-            report.form(),
+            report.form().in_words(),
             100.0 * point.false_negative_rate,
             100.0 * point.false_positive_rate,
             report.seconds

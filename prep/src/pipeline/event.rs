@@ -142,10 +142,10 @@ impl Display for Event<'_> {
             }
             Self::Layer { active, report } => write!(
                 f,
-                "layer {:>3}: {:5.2} % active; rank {}, {:.2} % missed, {:.2} % false alarms",
+                "layer {:>3}: {:5.2} % active; {}, {:.2} % missed, {:.2} % false alarms",
                 report.layer,
                 100.0 * active,
-                report.rank,
+                report.form().in_words(),
                 100.0 * report.held_out.false_negative_rate,
                 100.0 * report.held_out.false_positive_rate,
             ),

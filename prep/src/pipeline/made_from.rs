@@ -138,7 +138,7 @@ impl MadeFrom {
         let recorded_by = recorded.name();
         let training =
             format!("{} {} {:?} {}", options.size_budget(spec), options.recall, options.look_ahead, options.seed);
-        let trained = told.stamp(StageKind::Predictors, &[recorded_by, "train", &training]);
+        let trained = told.stamp(StageKind::Predictors, &[recorded_by, "train from weights", &training]);
         let cache = options.cache_share(spec, options.ffn.unwrap_or(checkpoint.ffn_dtype().into()));
         let judged = format!("{} {cache}", PolicyKind::DEFAULT);
         let ordering = format!("{} {} {judged}", layout.records_per_group(), layout.group_bytes());

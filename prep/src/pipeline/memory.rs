@@ -13,6 +13,8 @@ const TOKENIZER: u64 = 4;
 /// Held-out tokens that predictors are measured on at most, and bytes for a score and its place.
 const MEASURED_TOKENS: u64 = 16_384;
 const SCORE_BYTES: u64 = 8;
+/// Matrices `[hidden, hidden]` that predictors' starts are found with.
+const STARTS: u64 = 14;
 
 /// Bytes that preparing takes at least: less than this and it would be ended in the middle of its work. It grows with a layer, and with
 /// the tokens; not with the number of layers.
@@ -27,7 +29,9 @@ pub(super) fn least(checkpoint: &Checkpoint, tokens: u64, sequence_tokens: usize
     let embedding = (spec.vocab_size * spec.embed_size) as u64 * dtype;
     // Inputs, activity (packed, and the active neurons of a sparse model), scores of the held-out tokens.
     let train = tokens * (2 * hidden + ffn / 8 + ffn / 4) + (tokens / 10).min(MEASURED_TOKENS) * ffn * SCORE_BYTES;
-    PROGRAM_BYTES + TOKENIZER * tokenizer_bytes + record.max(embedding).max(train)
+    // Before that, one projection, and matrices of the inputs' width.
+    let start = tokens * (2 * hidden + ffn / 8 + ffn / 4) + ffn * hidden * dtype + STARTS * hidden * hidden * 4;
+    PROGRAM_BYTES + TOKENIZER * tokenizer_bytes + record.max(embedding).max(train).max(start)
 }
 
 /// An error if there is less memory to take.

@@ -77,6 +77,7 @@ pub fn adopt_layer(
         layer,
         rank,
         dtype: options.dtype,
+        neurons: shape.ffn,
         rows: None,
         bytes: bytes(options.dtype),
         ffn_bytes: shape.ffn_bytes,

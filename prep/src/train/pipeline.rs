@@ -228,6 +228,7 @@ pub fn train_layer(
         layer,
         rank,
         dtype,
+        neurons: shape.ffn,
         rows,
         bytes,
         ffn_bytes: shape.ffn_bytes,

@@ -1,6 +1,6 @@
 //! The section on predictors.
 
-use flashlm_formats::predictors::{LayerReport, OperatingPoint};
+use flashlm_formats::predictors::{LayerReport, OperatingPoint, PredictorForm};
 use maud::{Markup, html};
 
 use super::super::chart::{Axis, Series, lines};
@@ -123,6 +123,7 @@ fn table(layers: &[LayerReport]) -> Table {
         "stored as",
         "size",
         "of the FFN",
+        "neurons without a row",
         "missed",
         "false alarms",
         "predicted",
@@ -134,10 +135,14 @@ fn table(layers: &[LayerReport]) -> Table {
         let p = layer.judged();
         table.row([
             layer.layer.to_string(),
-            layer.rank.to_string(),
+            match layer.form() {
+                PredictorForm::LowRank(rank) => rank.to_string(),
+                PredictorForm::Projection(_) => "projection".into(),
+            },
             layer.dtype.name().into(),
             bytes(layer.bytes as f64),
             percent(layer.bytes as f64 / layer.ffn_bytes.max(1) as f64),
+            layer.rows.map_or(0, |rows| layer.neurons.saturating_sub(rows)).to_string(),
             percent(p.false_negative_rate),
             percent(p.false_positive_rate),
             percent(p.predicted_fraction),
