@@ -28,6 +28,12 @@ const COUNTED: usize = 2048;
 /// Cache sizes of a reuse curve, in thousandths of the layer.
 const SIZES: [u32; 18] = [0, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200, 250, 300, 400, 500, 650, 800, 1000];
 
+/// Half-lives that are tried for a layer's cache, and the cache sizes that they are judged by, in thousandths of the layer.
+const HALF_LIVES: [u32; 7] = [4, 8, 16, 32, 128, 256, 1024];
+const JUDGED_SIZES: [u32; 3] = [100, 250, 500];
+/// The share of the default policy's misses that another half-life must save to be noted.
+const GAIN_LEAST: f64 = 0.01;
+
 /// Why it cannot be said what tokens want.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -113,19 +119,39 @@ pub fn measure_reuse(
     let predicted = needed as f64 / (counted as f64 * f64::from(wanted.groups()));
     let groups = wanted.regrouped(position, records_per_group);
     drop(wanted);
+    let half_life = best_half_life(&groups, warm_up);
+    let policy = half_life.map_or(PolicyKind::DEFAULT, |half_life| PolicyKind::Lfu { half_life });
     let sizes = SIZES.map(|size| (u64::from(groups.groups()) * u64::from(size) / 1000) as u32);
     let mut reuse: Vec<ReusePoint> = sizes
         .into_par_iter()
         .map(|slots| {
             let limits = PlanLimits::adjacent_only(1);
-            let counts = replay(&groups, &ReplayOptions { policy: PolicyKind::DEFAULT, slots, limits, warm_up });
+            let counts = replay(&groups, &ReplayOptions { policy, slots, limits, warm_up });
             let mean = |count: u64| count as f32 / counts.tokens.max(1) as f32;
             ReusePoint { slots, missed: mean(counts.missed), runs: mean(counts.runs) }
         })
         .collect();
     // A layer of few groups has fewer sizes.
     reuse.dedup_by_key(|point| point.slots);
-    Ok(LayerSparsity { active: recorded.active_fraction() as f32, predicted: Some(predicted as f32), reuse })
+    let (active, predicted) = (recorded.active_fraction() as f32, Some(predicted as f32));
+    Ok(LayerSparsity { active, predicted, half_life, reuse })
+}
+
+/// The half-life that misses least over caches of several sizes; none where the usual one is hardly worse.
+fn best_half_life(groups: &WantedSets, warm_up: usize) -> Option<u32> {
+    let missed = |policy: PolicyKind| -> f64 {
+        let share = |size: u32| {
+            let slots = (u64::from(groups.groups()) * u64::from(size) / 1000) as u32;
+            let limits = PlanLimits::adjacent_only(1);
+            let counts = replay(groups, &ReplayOptions { policy, slots, limits, warm_up });
+            counts.missed as f64 / counts.wanted.max(1) as f64
+        };
+        JUDGED_SIZES.map(share).iter().sum()
+    };
+    let with = |half_life| (missed(PolicyKind::Lfu { half_life }), half_life);
+    let tried: Vec<(f64, u32)> = HALF_LIVES.into_par_iter().map(with).collect();
+    let (least, best) = tried.into_iter().min_by(|a, b| a.0.total_cmp(&b.0))?;
+    (least < (1.0 - GAIN_LEAST) * missed(PolicyKind::DEFAULT)).then_some(best)
 }
 
 /// The tokens held out, after the last of those to train on, at most this many, which fill a cache; and the number of these.

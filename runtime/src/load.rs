@@ -125,7 +125,7 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
             notices.push(Notice { important: false, text: known });
             let flash = FlashOptions {
                 arena: arena.expect("planned with this choice"),
-                policy: options.policy,
+                policies: options.policies(bundle),
                 reads: options.reads.unwrap_or(ReadPlan::Cost(cost)),
                 engines,
                 verify: options.verify,

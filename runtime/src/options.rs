@@ -64,8 +64,8 @@ pub struct LoadOptions {
     pub predict: bool,
     /// Prefetch what a layer will probably need. For `Flash` only.
     pub look_ahead: bool,
-    /// Which groups of neurons stay in memory. For `Flash` only.
-    pub policy: PolicyKind,
+    /// Which groups of neurons stay in memory; `None` takes what the bundle says for each layer. For `Flash` only.
+    pub policy: Option<PolicyKind>,
     /// How reads are planned; `None` takes the cost that the profile kept for the disk tells, or that of a usual one. For `Flash` only.
     pub reads: Option<ReadPlan>,
     /// Precision of the KV cache; `None` takes what the bundle says its model needs, usually f16.
@@ -91,7 +91,7 @@ impl LoadOptions {
             ffn: None,
             predict: true,
             look_ahead: true,
-            policy: PolicyKind::DEFAULT,
+            policy: None,
             reads: None,
             kv: None,
             threads: threads::default_count(),
@@ -99,6 +99,14 @@ impl LoadOptions {
             engines: Engines::default(),
             verify: true,
         }
+    }
+
+    /// The cache policy of each layer of `bundle`.
+    pub fn policies(&self, bundle: &Bundle) -> Vec<PolicyKind> {
+        let layers = bundle.manifest().sparsity.as_deref().unwrap_or_default();
+        let of_layer = |layer: usize| layers.get(layer).and_then(|layer| layer.half_life);
+        let noted = |layer| of_layer(layer).map_or(PolicyKind::DEFAULT, |half_life| PolicyKind::Lfu { half_life });
+        (0..bundle.spec().layers.len()).map(|layer| self.policy.unwrap_or_else(|| noted(layer))).collect()
     }
 
     /// Precision of the KV cache of `bundle`.

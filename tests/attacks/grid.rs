@@ -45,7 +45,7 @@ fn a30_the_grid_of_engines_threads_budgets_and_policies() {
                                 engines: engine.into(),
                                 threads,
                                 budget,
-                                policy,
+                                policy: Some(policy),
                                 direct,
                                 look_ahead,
                                 reads,

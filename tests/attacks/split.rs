@@ -143,7 +143,7 @@ fn no_gain_is_said_before_the_long_work() {
     let output = dir.path().join("dense.flashlm");
     let args = ["prepare", text(&checkpoint), "--text", text(&calibration), "--tokens", "1400", "-o", text(&output)];
     // To miss hardly any of them, nearly all have to be let in.
-    let all = [&args[..], &["--sequence-tokens", "40", "--size-budget", "15%", "--recall", "0.9999"]].concat();
+    let all = [&args[..], &["--sequence-tokens", "40", "--size-budget", "15%", "--recall", "0.99999"]].concat();
     let better = format!("flashlm-prep convert {} -o {}", checkpoint.display(), output.display());
     let refused = prep(&all);
     assert!(refused.code == Some(1) && !output.exists(), "{refused:?}");

@@ -41,7 +41,7 @@ fn text_does_not_depend_on_what_is_cached_or_read_ahead() {
         let mut ways = vec![base.clone()];
         for budget in [smallest, between, largest] {
             let base = LoadOptions { budget: Some(budget), ..base.clone() };
-            ways.push(LoadOptions { look_ahead: false, policy: PolicyKind::S3Fifo, ..base.clone() });
+            ways.push(LoadOptions { look_ahead: false, policy: Some(PolicyKind::S3Fifo), ..base.clone() });
             ways.push(LoadOptions {
                 verify: false,
                 reads: Some(ReadPlan::Cost(ReadCost::new(0.0, 1.0).unwrap())),
@@ -49,7 +49,7 @@ fn text_does_not_depend_on_what_is_cached_or_read_ahead() {
             });
         }
         let base = LoadOptions { budget: Some(between), ..base };
-        ways.extend(PolicyKind::ALL.map(|policy| LoadOptions { policy, ..base.clone() }));
+        ways.extend(PolicyKind::ALL.map(|policy| LoadOptions { policy: Some(policy), ..base.clone() }));
         ways.push(LoadOptions { engines: EngineChoice::Threads.into(), direct: DirectIo::Disabled, ..base });
         let mut first = None;
         for way in ways {

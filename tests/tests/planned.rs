@@ -66,10 +66,11 @@ fn check_flash(bundle: &Bundle) {
         let file = Arc::new(DirectFile::open(bundle.path(), DirectIo::Optional).unwrap());
         let (groups, layers) = (bundle.layout().groups() as u32, bundle.spec().layers.len());
         let arena = ArenaPlan { slots: vec![groups; layers], transient: groups };
-        let planned = FlashFfn::working_bytes(bundle.layout(), &arena, policy, 4, false);
+        let policies = vec![policy; layers];
+        let planned = FlashFfn::working_bytes(bundle.layout(), &arena, &policies, 4, false);
         let reads = ReadPlan::Cost(ReadCost::USUAL);
         let engines = Engines::default();
-        let options = FlashOptions { arena, policy, reads, engines, verify: false, look_ahead: true, batch: 4 };
+        let options = FlashOptions { arena, policies, reads, engines, verify: false, look_ahead: true, batch: 4 };
         let taken = held(|| FlashFfn::new(bundle, file, None, &options).unwrap());
         assert!(taken <= planned, "{policy}: {taken} bytes, {planned} planned");
     }

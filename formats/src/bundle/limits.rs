@@ -172,11 +172,17 @@ pub(super) fn check_facts(manifest: &Manifest) -> Result<(), Fault> {
             if let Some(predicted) = layer.predicted {
                 holds("predicted share of a layer", (0.0..=1.0).contains(&predicted), "0 to 1", predicted)?;
             }
+            if let Some(half_life) = layer.half_life {
+                within("half-life of a layer's cache", half_life as usize, 1, HALF_LIFE_MAX)?;
+            }
             check_reuse(&layer.reuse)?;
         }
     }
     Ok(())
 }
+
+/// A use that counts half after so many tokens never fades.
+const HALF_LIFE_MAX: usize = 1 << 16;
 
 /// Checks one layer's reuse curve.
 fn check_reuse(reuse: &[ReusePoint]) -> Result<(), Fault> {

@@ -184,6 +184,9 @@ pub struct LayerSparsity {
     /// Share of neurons that the predictor chooses, likewise, if that was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predicted: Option<f32>,
+    /// Tokens after which a use counts half in the neuron cache that suits the layer, if that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub half_life: Option<u32>,
     /// What a token misses with neuron caches of several sizes, the smallest first; empty if that was not measured.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reuse: Vec<ReusePoint>,

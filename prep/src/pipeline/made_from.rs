@@ -143,7 +143,7 @@ impl MadeFrom {
         let judged = format!("{} {cache}", PolicyKind::DEFAULT);
         let ordering = format!("{} {} {judged}", layout.records_per_group(), layout.group_bytes());
         let ordered = told.stamp(StageKind::Orders, &[recorded_by, "order", &ordering]);
-        let measured = told.stamp(StageKind::Sparsity, &[trained.name(), ordered.name(), "sparsity"]);
+        let measured = told.stamp(StageKind::Sparsity, &[trained.name(), ordered.name(), "sparsity, half-lives"]);
         let formats = format!("{} {layout:?}", formats(options));
         let flash = fingerprint(&[&source.parts()[..], &["flash", recorded_by, ordered.name(), &formats]].concat());
         let packed = fingerprint(&[&flash, measured.name()]);
@@ -237,10 +237,10 @@ mod tests {
                 "3014d40ff73712c9",
                 "094bc214bec5ab23",
                 "feb1e25dee0b1cf7",
-                "d3712dca89dc7083",
+                "81c974e9dfc41f73",
                 "746f839e8ba6fc4a",
-                "52bf638afe77a489",
-                "4d16e589ae942073",
+                "99988e45e3bc46ca",
+                "81235f58377d60b2",
             ]
         );
     }

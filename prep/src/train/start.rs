@@ -71,7 +71,7 @@ impl Fit<Inputs, Activity, TrainError> for StartParams {
         let moments = moments(set, &self.tokens);
         let mut bases = vec![principal(&moments.covariance, moments.mean.len())?];
         if let Some(projection) = &self.projection {
-            bases.extend(in_the_inputs_metric(projection, moments.covariance.clone(), &rates(set, &self.tokens))?);
+            bases.extend(in_the_inputs_metric(projection, &moments.covariance, &rates(set, &self.tokens))?);
         }
         Ok(Starts { params: self.clone(), moments, bases })
     }
@@ -142,16 +142,17 @@ fn principal(covariance: &[f32], d: usize) -> Result<Basis, TrainError> {
 }
 
 /// Singular vectors of the projection in the metric of the inputs: plain, and with weights for the neurons.
-fn in_the_inputs_metric(
-    projection: &Projection,
-    mut covariance: Vec<f32>,
-    rates: &[f32],
-) -> Result<[Basis; 2], TrainError> {
+fn in_the_inputs_metric(projection: &Projection, covariance: &[f32], rates: &[f32]) -> Result<[Basis; 2], TrainError> {
     let d = projection.hidden();
     let degenerate = || TrainError::Degenerate { directions: d };
-    let ridge = RIDGE * (0..d).map(|i| covariance[i * d + i]).sum::<f32>() / d as f32;
-    (0..d).for_each(|i| covariance[i * d + i] += ridge);
-    let factor = cholesky(covariance, d).ok_or_else(degenerate)?;
+    let mean = (0..d).map(|i| covariance[i * d + i]).sum::<f32>() / d as f32;
+    // More where that is less than single precision rounds off: of few tokens, or where a few inputs are far larger than others.
+    let factor = [1.0, 10.0, 100.0, 1000.0, 10_000.0].iter().find_map(|times| {
+        let mut ridged = covariance.to_vec();
+        (0..d).for_each(|i| ridged[i * d + i] += times * RIDGE * mean);
+        cholesky(ridged, d)
+    });
+    let factor = factor.ok_or_else(degenerate)?;
 
     // The singular vectors of `D W L` are the eigenvectors of `L^T W^T D^2 W L`, which is summed over blocks of rows.
     let mut grams = [vec![0.0; d * d], vec![0.0; d * d]];

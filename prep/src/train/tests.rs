@@ -167,6 +167,28 @@ fn the_weights_tell_the_directions() {
     ));
 }
 
+/// Fewer tokens than directions: what the inputs do not say must not stop the start from the weights.
+#[test]
+fn few_tokens_are_enough_for_a_start() {
+    let mut random = Random::new(11);
+    let rows: Vec<f32> = (0..FFN * HIDDEN).map(|_| random.signed()).collect();
+    let tokens = 44;
+    // One input far larger than all others, and copies of each other.
+    let mut values = Vec::new();
+    for _ in 0..tokens {
+        let one = random.signed();
+        values.extend((0..HIDDEN).map(|i| f16::from_f32(if i == 3 { 3000.0 * one } else { one * (i % 2) as f32 })));
+    }
+    let mut activity = Activity::empty(FFN);
+    (0..tokens).for_each(|t| activity.push([(t as u32 % 7, 1.0)].into_iter(), t % 5 == 0));
+    let set = DatasetBase::new(Inputs::new(values, HIDDEN), activity);
+    let projection = Arc::new(Projection::new(&rows, vec![0.0; FFN]));
+    let params = LowRankPredictor::params(4).projection(projection).check().unwrap();
+    assert!(params.fit(&set).unwrap().is_finite());
+    let starts = params.starts(&set).unwrap();
+    assert!(starts.quantised(&set).unwrap().is_some());
+}
+
 /// Four bits of a projection say far more of a layer of full rank than as many bytes of thin matrices.
 #[test]
 fn a_quantised_projection_is_a_predictor() {
@@ -303,10 +325,13 @@ fn layers_train_alone_as_together() {
     names.sort_unstable();
     let own = ["bias", "decoder", "decoder_scale", "encoder", "encoder_scale"];
     assert_eq!(names[..5], own);
-    assert_eq!(names[5..], own.map(|name| format!("lookahead.{name}")));
-    assert_eq!(tensors.tensor("decoder").unwrap().shape(), [FFN, all.layers[1].rank]);
+    assert_eq!(names[5..10], own.map(|name| format!("lookahead.{name}")));
+    // Some neurons of a made-up layer never fire.
+    let rows = all.layers[1].rows.unwrap();
+    assert_eq!((&names[10..], rows < FFN), (&["rows"][..], true));
+    assert_eq!(tensors.tensor("decoder").unwrap().shape(), [rows, all.layers[1].rank]);
     assert_eq!(tensors.tensor("encoder").unwrap().shape(), [all.layers[1].rank, HIDDEN]);
-    let stored: usize = own.iter().map(|name| tensors.tensor(name).unwrap().data().len()).sum();
+    let stored: usize = own.iter().chain(&["rows"]).map(|name| tensors.tensor(name).unwrap().data().len()).sum();
     assert_eq!(stored as u64, all.layers[1].bytes);
 
     options.layers = 2..4;

@@ -40,9 +40,10 @@ pub(crate) struct ModelArgs {
     /// Do not prefetch what a layer will probably need
     #[arg(long)]
     no_look_ahead: bool,
-    /// Which neurons stay in memory: window:TOKENS, lru, lfu:TOKENS, s3-fifo or w-tinylfu
-    #[arg(long, value_name = "POLICY", default_value_t = PolicyKind::DEFAULT)]
-    policy: PolicyKind,
+    /// Which neurons stay in memory: window:TOKENS, lru, lfu:TOKENS, s3-fifo or w-tinylfu [default: for each layer what
+    /// suited it when the bundle was prepared, else lfu:64]
+    #[arg(long, value_name = "POLICY")]
+    policy: Option<PolicyKind>,
     /// Precision of the KV cache [default: f16; f32 if the bundle says that its model's keys or values may be too large for f16]
     #[arg(long, value_enum)]
     kv: Option<KvArg>,

@@ -258,15 +258,11 @@ impl<'a> Case<'a> {
                 planned(whole(&items(pinned)), None, pinned as usize, CHUNKS)
             }
             FfnChoice::Flash => {
+                let policies = self.options.policies(self.bundle);
                 let items = |arena: &ArenaPlan| {
                     let kept: u64 = arena.slots.iter().map(|s| u64::from(*s)).sum();
-                    let tables = FlashFfn::working_bytes(
-                        layout,
-                        arena,
-                        self.options.policy,
-                        self.options.batch,
-                        self.disk.bounces,
-                    );
+                    let tables =
+                        FlashFfn::working_bytes(layout, arena, &policies, self.options.batch, self.disk.bounces);
                     [
                         item("neuron cache", kept * self.disk.slot),
                         item("transient neurons", 2 * u64::from(arena.transient) * self.disk.slot),

@@ -27,23 +27,24 @@ use super::super::{parse_ids, with_figures};
 pub(crate) struct Step {
     pub(crate) name: &'static str,
     pub(crate) ffn: FfnChoice,
-    policy: PolicyKind,
+    policy: Option<PolicyKind>,
     reads: Option<ReadPlan>,
     look_ahead: bool,
 }
 
-const fn flash(name: &'static str, policy: PolicyKind, reads: Option<ReadPlan>, look_ahead: bool) -> Step {
+const fn flash(name: &'static str, policy: Option<PolicyKind>, reads: Option<ReadPlan>, look_ahead: bool) -> Step {
     Step { name, ffn: FfnChoice::Flash, policy, reads, look_ahead }
 }
 
-const WINDOW: PolicyKind = PolicyKind::Window(4);
-const BEST: PolicyKind = PolicyKind::DEFAULT;
+const WINDOW: Option<PolicyKind> = Some(PolicyKind::Window(4));
+/// The bundle's.
+const BEST: Option<PolicyKind> = None;
 
 /// The ladder.
 pub(crate) const STEPS: [Step; 8] = [
     Step { ffn: FfnChoice::Naive, ..flash("naive", WINDOW, None, false) },
     Step { ffn: FfnChoice::Hybrid, ..flash("hybrid", WINDOW, None, false) },
-    flash("predictor", PolicyKind::Window(0), Some(ReadPlan::Halves), false),
+    flash("predictor", Some(PolicyKind::Window(0)), Some(ReadPlan::Halves), false),
     flash("windowing", WINDOW, Some(ReadPlan::Halves), false),
     flash("bundling", WINDOW, Some(ReadPlan::Groups), false),
     flash("storage_order", WINDOW, None, false),

@@ -48,7 +48,7 @@ pub struct FlashOptions {
     /// How the arena is divided.
     pub arena: ArenaPlan,
     /// What decides which groups stay.
-    pub policy: PolicyKind,
+    pub policies: Vec<PolicyKind>,
     /// How reads are planned.
     pub reads: ReadPlan,
     /// How reads are issued.
@@ -123,11 +123,11 @@ impl FlashFfn {
     pub fn working_bytes(
         layout: &FlashLayout,
         arena: &ArenaPlan,
-        policy: PolicyKind,
+        policies: &[PolicyKind],
         batch: usize,
         bounces: bool,
     ) -> u64 {
-        let tables = Store::bytes(layout, arena, policy);
+        let tables = Store::bytes(layout, arena, policies);
         let lists = Buffers::bytes_of(|buffers| DecodeScratch::new(buffers, layout, batch));
         // Requests in flight with the pieces of each, and what is read through.
         tables + lists + ENGINE_BYTES + if bounces { BOUNCE_BYTES } else { 0 }

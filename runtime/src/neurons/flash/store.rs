@@ -142,8 +142,8 @@ impl Store {
             let first = first_slot;
             first_slot += slots;
             // Half of the places stay for what is known to be wanted, so that there is always room to go on.
-            let cache =
-                LayerCache::new(groups as u32, slots, options.policy).with_prefetch_transients(plan.transient / 2);
+            let cache = LayerCache::new(groups as u32, slots, options.policies[layer]);
+            let cache = cache.with_prefetch_transients(plan.transient / 2);
             Layer { offset: bundle.layer(layer).offset, cache, first_slot: first, ahead: AheadRecord::default() }
         });
         let layers: Vec<Layer> = layers.collect();
@@ -178,9 +178,10 @@ impl Store {
     }
 
     /// Bytes of its tables and lists, beside those of the engine.
-    pub(super) fn bytes(layout: &FlashLayout, arena: &ArenaPlan, policy: PolicyKind) -> u64 {
+    pub(super) fn bytes(layout: &FlashLayout, arena: &ArenaPlan, policies: &[PolicyKind]) -> u64 {
         let groups = layout.groups();
-        let caches: u64 = arena.slots.iter().map(|slots| LayerCache::bytes(groups as u32, *slots, policy)).sum();
+        let layers = arena.slots.iter().zip(policies);
+        let caches: u64 = layers.map(|(slots, policy)| LayerCache::bytes(groups as u32, *slots, *policy)).sum();
         caches + arena.total() as u64 * BYTES_OF_SLOT + groups as u64 * BYTES_OF_GROUP
     }
 
