@@ -107,7 +107,8 @@ fn a10_killed_at_any_moment_and_run_again() {
         let mut moments = Moments::new(&format!("kill -9 of {stage:?}"));
         let (mut killed, mut left_something, mut done) = (0, 0, 0);
         let rounds = rounds(3, 200);
-        while done < rounds {
+        // A busy machine may end the work before every kill.
+        while done < rounds || (killed == 0 && done < 10 * rounds) {
             moments.time(done, dir.path(), |here| {
                 assert!(stage.run(mini, &here.join(stage.output())).status.success());
             });
