@@ -132,7 +132,7 @@ fn budgets(groups: &WantedSets, storage: &Storage) -> (Vec<f64>, Vec<f64>) {
         .iter()
         .map(|&percent| {
             let slots = (groups.groups() as u64 * percent as u64 / 100) as u32;
-            let options = ReplayOptions { policy: PolicyKind::Lru, slots, limits, warm_up: groups.tokens() / 2 };
+            let options = ReplayOptions { policy: PolicyKind::DEFAULT, slots, limits, warm_up: groups.tokens() / 2 };
             let counts = replay(groups, &options);
             (counts.ms_per_token(&storage.cost), counts.bytes_per_token())
         })

@@ -1,5 +1,6 @@
 //! Sections on the storage order: co-activation, runs, time against memory.
 
+use flashlm::cache::PolicyKind;
 use maud::{Markup, html};
 
 use super::super::chart::{Axis, HEAT_LEVELS, Series, heat_map, lines};
@@ -277,9 +278,10 @@ pub(super) fn budget(all: &Facts) -> Result<Markup, ReportError> {
         table,
     };
     let note = format!(
-        "This is a prediction. The recorded active neurons are replayed through an LRU cache and the runtime's read planner, as if \
+        "This is a prediction. The recorded active neurons are replayed through the runtime's cache ({}) and read planner, as if \
          predictors made no mistakes; the first half of the tokens fills the cache and is not counted. Groups of {} neurons take {} bytes. A \
          read costs {:.1} \u{b5}s and {:.2} GB/s, from {}. {}",
+        PolicyKind::DEFAULT,
         all.storage.records_per_group,
         all.storage.group_bytes,
         cost.request_ns() / 1e3,
