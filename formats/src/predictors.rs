@@ -7,8 +7,8 @@ mod file;
 mod report;
 
 pub use file::{
-    LOOK_AHEAD, PredictorFileError, PredictorPart, RELU, ROWS, StoredElements, StoredMatrix, predictor_path,
-    read_predictor, write_predictor,
+    LOOK_AHEAD, PredictorFileError, PredictorPart, RELU, StoredElements, StoredMatrix, predictor_path, read_predictor,
+    write_predictor,
 };
 pub use report::{
     DTypeCurve, LayerReport, LookAheadReport, OperatingPoint, PREDICTORS_JSON, PredictorForm, RankCurve, TrainReport,

@@ -6,9 +6,9 @@
 
 use std::path::Path;
 
-use flashlm_formats::bundle::{LayerPredictor, PredictorDType, PredictorInfo, PredictorKind};
+use flashlm_formats::bundle::{LayerPredictor, PREDICTOR_ROWS, PredictorDType, PredictorInfo, PredictorKind};
 use flashlm_formats::model::ModelSpec;
-use flashlm_formats::predictors::{LOOK_AHEAD, PredictorFileError, RELU, ROWS, predictor_path, read_predictor};
+use flashlm_formats::predictors::{LOOK_AHEAD, PredictorFileError, RELU, predictor_path, read_predictor};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
@@ -42,7 +42,7 @@ pub fn assemble(
             } else {
                 let order = orders.get(neurons_of).ok_or_else(|| invalid(format!("{name}: there is no next layer")))?;
                 let rows = RowOrder::new(&parsed, &name[..name.len() - base.len()], order).map_err(&invalid)?;
-                if base == ROWS {
+                if base == PREDICTOR_ROWS {
                     rows.places.iter().flat_map(|place| place.to_le_bytes()).collect()
                 } else if view.shape().first() == Some(&rows.order.len()) {
                     permuted(view.data(), &rows.order)
@@ -57,7 +57,7 @@ pub fn assemble(
         let own = describe(&parsed, "", spec).map_err(&invalid)?;
         let own = own.ok_or_else(|| invalid("it has no tensor `encoder`".into()))?;
         let ahead = describe(&parsed, LOOK_AHEAD, spec).map_err(&invalid)?;
-        let rows = parsed.tensor(ROWS).ok().map(|view| view.data().len() / 4);
+        let rows = parsed.tensor(PREDICTOR_ROWS).ok().map(|view| view.data().len() / 4);
         layers.push(LayerPredictor { rank: own.0, dtype: own.1, rows, look_ahead_rank: ahead.map(|a| a.0) });
     }
     let views = tensors.iter().map(|t| {
@@ -81,17 +81,18 @@ struct RowOrder {
 impl RowOrder {
     fn new(parsed: &SafeTensors<'_>, prefix: &str, order: &[u32]) -> Result<Self, String> {
         let places = || 0..order.len() as u32;
-        let Ok(rows) = parsed.tensor(&format!("{prefix}{ROWS}")) else {
+        let Ok(rows) = parsed.tensor(&format!("{prefix}{PREDICTOR_ROWS}")) else {
             return Ok(Self { order: order.to_vec(), places: places().collect() });
         };
         if rows.dtype() != Dtype::U32 {
-            return Err(format!("{prefix}{ROWS} is {:?}, expected U32", rows.dtype()));
+            return Err(format!("{prefix}{PREDICTOR_ROWS} is {:?}, expected U32", rows.dtype()));
         }
         let mut row_of = vec![None; order.len()];
         for (row, bytes) in (0u32..).zip(rows.data().as_chunks::<4>().0) {
             let neuron = u32::from_le_bytes(*bytes) as usize;
             let free = row_of.get_mut(neuron).filter(|row| row.is_none());
-            *free.ok_or_else(|| format!("{prefix}{ROWS}: neuron {neuron} of {}, or twice", order.len()))? = Some(row);
+            *free.ok_or_else(|| format!("{prefix}{PREDICTOR_ROWS}: neuron {neuron} of {}, or twice", order.len()))? =
+                Some(row);
         }
         let with_rows = places().filter_map(|place| Some((row_of[order[place as usize] as usize]?, place)));
         let (order, places) = with_rows.unzip();

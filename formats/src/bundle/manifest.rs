@@ -111,6 +111,9 @@ pub enum PredictorKind {
     LowRankRelu,
 }
 
+/// A tensor of a predictor in which only some neurons have rows: their numbers, ascending. The others are never predicted.
+pub const PREDICTOR_ROWS: &str = "rows";
+
 /// The predictor of one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

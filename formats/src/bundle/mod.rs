@@ -34,10 +34,11 @@ pub use error::{BundleError, Fault};
 pub use header::FORMAT_VERSION;
 pub(crate) use header::MAGIC;
 pub use layout::{DEFAULT_ALIGNMENT, DEFAULT_GROUP_BYTES, FlashLayout, LayoutError, LayoutOptions};
+#[cfg(feature = "preparation")]
 pub(crate) use limits::check_model;
 pub use manifest::{
-    FfnStorage, LayerPredictor, LayerSparsity, Manifest, NotAPredictor, PredictorDType, PredictorInfo, PredictorKind,
-    Provenance, ReusePoint, SourceFile, SpecialTokens,
+    FfnStorage, LayerPredictor, LayerSparsity, Manifest, NotAPredictor, PREDICTOR_ROWS, PredictorDType, PredictorInfo,
+    PredictorKind, Provenance, ReusePoint, SourceFile, SpecialTokens,
 };
 pub use reader::Bundle;
 pub use replace::{Replacement, remove_trailing_bytes, replace_predictors, replace_predictors_on};

@@ -9,6 +9,7 @@ use half::f16;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
+use crate::bundle::PREDICTOR_ROWS;
 use crate::publish::publish_bytes;
 use crate::regular::open_regular;
 use crate::seal::{self, SEAL};
@@ -17,9 +18,6 @@ use crate::seal::{self, SEAL};
 pub const LOOK_AHEAD: &str = "lookahead.";
 /// A tensor that is there where a ReLU follows the encoder.
 pub const RELU: &str = "encoder_relu";
-
-/// A tensor that is there where only some neurons have rows: their numbers, ascending. The others are never predicted.
-pub const ROWS: &str = "rows";
 
 /// Predictor files cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -149,7 +147,7 @@ pub fn write_predictor(path: &Path, parts: &[PredictorPart<'_>]) -> io::Result<(
         }
         if let Some(rows) = part.rows {
             let bytes = rows.iter().flat_map(|row| row.to_le_bytes()).collect();
-            tensors.push((name(ROWS), Dtype::U32, vec![rows.len()], bytes));
+            tensors.push((name(PREDICTOR_ROWS), Dtype::U32, vec![rows.len()], bytes));
         }
         tensors.push((name("bias"), Dtype::F32, vec![part.bias.len()], floats(part.bias)));
     }

@@ -7,9 +7,8 @@
 
 use std::ops::Range;
 
-use flashlm_formats::bundle::{LayerPredictor, PredictorDType, PredictorInfo};
+use flashlm_formats::bundle::{LayerPredictor, PREDICTOR_ROWS, PredictorDType, PredictorInfo};
 use flashlm_formats::model::ModelSpec;
-use flashlm_formats::predictors::ROWS;
 use flashlm_kernels::{Element, Matrix, ScaleGroup, Threads, matvec, matvec_each};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -146,7 +145,7 @@ impl LayerPredictors {
             let found = own.rows();
             if found != stored.rows {
                 let what = format!("its rows are {found:?}, the manifest says {:?}", stored.rows);
-                return Err(RuntimeError::Predictor { tensor: format!("layers.{layer}.{ROWS}"), what });
+                return Err(RuntimeError::Predictor { tensor: format!("layers.{layer}.{PREDICTOR_ROWS}"), what });
             }
             Ok(Self { own, ahead: stored.look_ahead_rank.map(|_| load("lookahead.")).transpose()? })
         };
@@ -191,7 +190,7 @@ impl<'a> PredictorTensors<'a> {
         let decoder = load("decoder")?;
         // Four-bit integers are the projection itself.
         let encoder = if decoder.element == Element::Q4 { None } else { Some(load("encoder")?) };
-        let rows = rows(parsed, &format!("{prefix}{ROWS}"), neurons)?;
+        let rows = rows(parsed, &format!("{prefix}{PREDICTOR_ROWS}"), neurons)?;
         let with_rows = rows.as_ref().map_or(neurons, Vec::len);
         let (inputs, middle) = encoder.as_ref().map_or((decoder.cols, decoder.cols), |e| (e.cols, e.rows));
         if (inputs, decoder.rows) != (hidden, with_rows) || middle != decoder.cols {
