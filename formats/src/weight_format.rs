@@ -4,13 +4,17 @@
 //! number times its group's scale, a bf16. The scales of a row stand apart from it. It knows neither how scales are chosen nor how
 //! products are computed.
 
+mod resident;
+
 use std::fmt;
 use std::str::FromStr;
 
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{DType, ResidentTensor};
+pub use resident::ResidentFormats;
+
+use crate::model::DType;
 
 /// Elements of a block of four-bit numbers, which a row of them has whole: byte `i` of its 16 bytes holds element `i` in the low
 /// half and element `i + 16` in the high half.
@@ -51,9 +55,9 @@ pub enum WeightFormat {
 
 impl WeightFormat {
     /// Bytes in groups of this many where nothing else is asked for.
-    pub const INT8: Self = Self::Int8(GroupSize(128));
+    pub const INT8: Self = Self::Int8(GroupSize(32));
     /// Half bytes in groups of this many where nothing else is asked for.
-    pub const INT4: Self = Self::Int4(GroupSize(64));
+    pub const INT4: Self = Self::Int4(GroupSize(32));
 
     /// Bytes of a row of `cols` elements, without its scales.
     pub const fn row_bytes(self, cols: usize) -> usize {
@@ -165,19 +169,6 @@ impl TryFrom<String> for WeightFormat {
 
     fn try_from(text: String) -> Result<Self, UnknownWeightFormat> {
         text.parse()
-    }
-}
-
-impl ResidentTensor {
-    /// Whether a quantised resident section stores this tensor quantised: every matrix but that of learned positions, which is small
-    /// and is added to, not multiplied with.
-    pub fn is_quantisable(&self) -> bool {
-        self.shape.len() == 2 && self.name != "embed.positions"
-    }
-
-    /// How it is stored: as `dtype`, or as `quantised` where that is asked for and applies.
-    pub fn format(&self, dtype: DType, quantised: Option<WeightFormat>) -> WeightFormat {
-        quantised.filter(|_| self.is_quantisable()).unwrap_or(dtype.into())
     }
 }
 

@@ -10,6 +10,7 @@ use flashlm_formats::bundle::{
     Bundle, BundleError, BundlePlan, BundleWriter, Extras, FORMAT_VERSION, LayoutOptions, Section, verify,
 };
 use flashlm_formats::model::{DType, LAYERS_MAX};
+use flashlm_formats::weight_format::ResidentFormats;
 use proptest::prelude::*;
 
 #[test]
@@ -249,7 +250,7 @@ proptest! {
 
     #[test]
     fn any_shape_is_read_back(
-        layers in 1usize..4, neurons in 1usize..50, hidden in 1usize..70, gated: bool, formats in 0usize..4,
+        layers in 1usize..4, neurons in 1usize..50, hidden in 1usize..70, gated: bool, formats in 0usize..8,
         shift in 9u32..14, group_bytes in 0usize..3000, predictors in prop::option::of(1usize..9000),
     ) {
         let mut small = if gated { Small::gated() } else { Small::opt() };
@@ -261,9 +262,13 @@ proptest! {
         small.plan.resident_dtypes = vec![DType::F16; small.plan.model.resident_tensors().len()];
         let quantised = ["int8/32", "int4/64"].map(|format| format.parse().unwrap());
         if formats & 1 != 0 {
-            small.plan.ffn_dtype = quantised[formats / 2];
+            small.plan.ffn_dtype = quantised[formats / 2 % 2];
         }
-        small.plan.resident = (formats & 2 != 0).then_some(quantised[formats % 2]);
+        // The embedding as the matrices, otherwise, or not at all.
+        small.plan.resident = ResidentFormats {
+            matrices: (formats & 2 != 0).then_some(quantised[formats % 2]),
+            embedding: (formats & 4 != 0).then_some(quantised[0]),
+        };
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m.flashlm");
         let blob = predictors.map(|bytes| ramp(1, bytes));

@@ -465,6 +465,26 @@ fn lies_about_quantised_weights() {
             assert!(refused || same, "{pointer} = {lie}: {found:?}");
         }
     }
+    let opens = |resident: serde_json::Value| {
+        let mut manifest = whole.manifest();
+        manifest["resident"] = resident;
+        let mut image = whole.clone();
+        image.set_manifest(&serde_json::to_vec(&manifest).unwrap());
+        probe.open(&image)
+    };
+    opens(json!({ "matrices": "int8/64", "embedding": "int8/64" })).unwrap();
+    for lie in [
+        json!({ "matrices": "int8/64" }),
+        json!({ "embedding": "int8/64" }),
+        json!({ "matrices": "int8/64", "embedding": "int4/32" }),
+        json!({ "matrices": "int8/64", "embedding": "f16" }),
+        json!({ "matrices": "int8/64", "embedding": "int8/64", "head": "int8/64" }),
+        json!({}),
+        json!(["int8/64"]),
+    ] {
+        let found = opens(lie.clone());
+        assert!(matches!(found, Err(BundleError::Corrupt { .. })), "resident = {lie}: {found:?}");
+    }
     let (at, _) = whole.extent(Section::Resident);
     let json_len = whole.u64(at) as usize;
     let text = String::from_utf8(whole.0[at + 8..at + 8 + json_len].to_vec()).unwrap();

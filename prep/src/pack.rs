@@ -15,7 +15,7 @@ use flashlm_formats::bundle::{
 };
 use flashlm_formats::checkpoint::{Checkpoint, CheckpointError};
 use flashlm_formats::model::ModelSpec;
-use flashlm_formats::weight_format::WeightFormat;
+use flashlm_formats::weight_format::{ResidentFormats, WeightFormat};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::kv_range::KvRange;
@@ -65,7 +65,7 @@ pub enum PackError {
     },
     /// Weights that have no scale.
     #[error(
-        "{what} holds weights that are not finite numbers: they cannot be quantised; pack without --dtype and --resident-dtype"
+        "{what} holds weights that are not finite numbers: they cannot be quantised; pack without --dtype, --resident-dtype and --embedding-dtype"
     )]
     NotFinite {
         /// Which tensor.
@@ -98,8 +98,8 @@ pub struct PackOptions {
     pub sparsity: Option<Vec<LayerSparsity>>,
     /// How neuron records are stored, where they are to be quantised.
     pub ffn: Option<WeightFormat>,
-    /// How resident matrices are stored, where they are to be quantised.
-    pub resident: Option<WeightFormat>,
+    /// How resident matrices are stored.
+    pub resident: ResidentFormats,
     /// Replace a file that is there.
     pub overwrite: bool,
     /// Set by another thread, it makes [`pack`] end with `Interrupted`.

@@ -1,8 +1,9 @@
 //! Quantising rows of numbers to rows of integers with scales.
 //!
-//! Every group of a row is treated for itself. Bytes: the scale is the smallest at which no weight is cut off. Half bytes: of a
-//! few scales, some of which cut off the largest weights, the one with the smallest squared error is taken, and fitted once more to
-//! the integers it gives. A scale is rounded to bf16 before the integers are chosen, so that its rounding costs nothing.
+//! Every group of a row is treated for itself: of a few scales, some of which cut off the largest weights, the one with the smallest
+//! squared error is taken. For half bytes it is fitted once more to the integers it gives; for bytes the scales tried are all those
+//! near the smallest that cuts nothing off. A scale is rounded to bf16 before the integers are chosen, so that its rounding costs
+//! nothing.
 //! It knows neither models nor files.
 
 mod compensated;
@@ -13,8 +14,10 @@ use half::bf16;
 
 /// Elements of a block of half bytes.
 const INT4_BLOCK: usize = 32;
-/// What the largest weight of a group becomes, for each scale that is tried: beyond the range it is cut off.
+/// What the largest weight of a group of half bytes becomes, for each scale that is tried: beyond the range it is cut off.
 const INT4_TRIALS: [f32; 14] = [-8.0, 7.0, -8.4, -7.6, 7.4, -8.8, 7.8, -9.3, 8.3, -9.9, 8.9, -10.6, 9.6, -7.0];
+/// How many bf16 above and below the smallest scale of bytes that cuts nothing off are tried.
+const INT8_TRIALS: u16 = 4;
 
 /// A weight that is no finite number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +41,7 @@ pub(crate) fn quantise_rows(
     let (row_bytes, scale_bytes) = (format.row_bytes(cols), format.scales(cols) * SCALE_BYTES);
     assert_eq!(values.len(), rows.len() / cols * row_bytes, "bytes of the values");
     assert_eq!(scales.len(), rows.len() / cols * scale_bytes, "bytes of the scales");
-    let mut shares = Vec::with_capacity(group.min(cols));
+    let (mut shares, range) = (Vec::with_capacity(group.min(cols)), range(format));
     let places = values.chunks_exact_mut(row_bytes).zip(scales.chunks_exact_mut(scale_bytes));
     for (row, (values, scales)) in rows.chunks_exact(cols).zip(places) {
         for ((number, weights), to) in row.chunks(group).enumerate().zip(scales.chunks_exact_mut(SCALE_BYTES)) {
@@ -46,7 +49,7 @@ pub(crate) fn quantise_rows(
             to.copy_from_slice(&scale.to_le_bytes());
             let by = inverse(scale.to_f32());
             for (i, w) in weights.iter().enumerate() {
-                put(format, values, number * group + i, integer(format, w * by));
+                put(format, values, number * group + i, integer(w * by, range));
             }
         }
         pad(format, values, cols);
@@ -61,18 +64,48 @@ fn group_scale(format: WeightFormat, weights: &[f32], shares: &mut Vec<f32>) -> 
     if !largest.is_finite() || weights.iter().any(|w| w.is_nan()) {
         return Err(NotFinite);
     }
+    let size = largest.abs();
+    if size == 0.0 {
+        return Ok(bf16::ZERO);
+    }
+    // As shares of the largest: squares of what is very large or small would be lost.
+    shares.clear();
+    shares.extend(weights.iter().map(|w| w / size));
+    let range = range(format);
+    let better = |best: (f32, bf16), scale: bf16| {
+        let error = squared_error(shares, scale.to_f32() / size, range);
+        if error < best.0 { (error, scale) } else { best }
+    };
+    let best = |tried: &[bf16]| tried.iter().fold((f32::INFINITY, bf16::ZERO), |best, scale| better(best, *scale));
     Ok(match format {
-        WeightFormat::Int4(_) => int4_scale(weights, largest, shares),
-        _ => bf16_at_least(largest.abs() / 127.0),
+        WeightFormat::Int4(_) => {
+            let best = best(&INT4_TRIALS.map(|becomes| bf16::from_f32(largest / becomes)));
+            better(best, least_squares(shares, best.1.to_f32() / size, size, range)).1
+        }
+        _ => {
+            let middle = bf16_at_least(size / 127.0).to_bits();
+            // The middle one first: of equals the first is taken.
+            let mut tried = [bf16::from_bits(middle); 1 + 2 * INT8_TRIALS as usize];
+            for (pair, off) in tried[1..].chunks_exact_mut(2).zip(1..) {
+                let near = [middle.saturating_sub(off), middle + off];
+                pair.copy_from_slice(&near.map(bf16::from_bits));
+            }
+            best(&tried).1
+        }
     })
 }
 
-/// The integer nearest to a weight over its scale.
-fn integer(format: WeightFormat, v: f32) -> f32 {
+/// The least and the largest integer.
+fn range(format: WeightFormat) -> (f32, f32) {
     match format {
-        WeightFormat::Int4(_) => int4(v),
-        _ => clamp(round(v), -127.0, 127.0),
+        WeightFormat::Int4(_) => (-8.0, 7.0),
+        _ => (-127.0, 127.0),
     }
+}
+
+/// The integer nearest to a weight over its scale.
+fn integer(v: f32, (least, most): (f32, f32)) -> f32 {
+    clamp(round(v), least, most)
 }
 
 /// Writes element `i` of a row, whose elements are written from first to last.
@@ -98,46 +131,31 @@ fn pad(format: WeightFormat, values: &mut [u8], cols: usize) {
     }
 }
 
-/// The scale of a group whose weight of the largest magnitude is `largest`.
-fn int4_scale(weights: &[f32], largest: f32, shares: &mut Vec<f32>) -> bf16 {
-    let size = largest.abs();
-    if size == 0.0 {
-        return bf16::ZERO;
-    }
-    // As shares of the largest: squares of what is very large or small would be lost.
-    shares.clear();
-    shares.extend(weights.iter().map(|w| w / size));
-    let error = |scale: bf16| int4_error(shares, scale.to_f32() / size);
-    let tried = INT4_TRIALS.map(|becomes| bf16::from_f32(largest / becomes));
-    let better = |best: (f32, bf16), scale: bf16| {
-        let error = error(scale);
-        if error < best.0 { (error, scale) } else { best }
-    };
-    let best = tried.into_iter().fold((f32::INFINITY, bf16::ZERO), better);
-    // The least squares for the numbers that the best one gives.
-    let by = inverse(best.1.to_f32() / size);
+/// The scale with the least squared error for the integers that `scale` gives; the weights are `shares` of `size`.
+fn least_squares(shares: &[f32], scale: f32, size: f32, range: (f32, f32)) -> bf16 {
+    let by = inverse(scale);
     let (mut products, mut squares) = (0.0, 0.0);
-    for share in &*shares {
-        let number = int4(share * by);
+    for share in shares {
+        let number = integer(share * by, range);
         products += f64::from(*share) * f64::from(number);
         squares += f64::from(number) * f64::from(number);
     }
-    if squares > 0.0 { better(best, bf16::from_f32((products / squares) as f32 * size)).1 } else { best.1 }
+    if squares > 0.0 { bf16::from_f32((products / squares) as f32 * size) } else { bf16::ZERO }
 }
 
 /// The squared error of a group's integers at this scale.
-fn int4_error(weights: &[f32], scale: f32) -> f32 {
+fn squared_error(weights: &[f32], scale: f32, range: (f32, f32)) -> f32 {
     // Eight sums side by side: a compiler may not reorder one.
     let (by, mut sums) = (inverse(scale), [0f32; 8]);
     let (chunks, rest) = weights.as_chunks::<8>();
     for chunk in chunks {
         for (sum, w) in sums.iter_mut().zip(chunk) {
-            let error = w - int4(w * by) * scale;
+            let error = w - integer(w * by, range) * scale;
             *sum += error * error;
         }
     }
     for (sum, w) in sums.iter_mut().zip(rest) {
-        let error = w - int4(w * by) * scale;
+        let error = w - integer(w * by, range) * scale;
         *sum += error * error;
     }
     let error: f32 = sums.iter().sum();
@@ -148,10 +166,6 @@ fn int4_error(weights: &[f32], scale: f32) -> f32 {
 fn inverse(scale: f32) -> f32 {
     let by = 1.0 / scale;
     if by.is_finite() { by } else { 0.0 }
-}
-
-fn int4(v: f32) -> f32 {
-    clamp(round(v), -8.0, 7.0)
 }
 
 /// The nearest integer, ties to even, for magnitudes below 2^22: in plain additions, which compile to vectors.
@@ -229,7 +243,7 @@ mod tests {
             .chunks(32)
             .map(|group| {
                 let largest = group.iter().fold(0f32, |m, w| m.max(w.abs()));
-                f64::from(int4_error(group, largest / 7.0))
+                f64::from(squared_error(group, largest / 7.0, (-8.0, 7.0)))
             })
             .sum();
         let searched: f64 = rows
@@ -237,6 +251,22 @@ mod tests {
             .zip(there_and_back("int4/32", 256, &rows))
             .map(|(b, a)| f64::from(b - a) * f64::from(b - a))
             .sum();
+        assert!(searched < 0.85 * plain, "{searched} against {plain}");
+    }
+
+    #[test]
+    fn bytes_may_cut_off_or_leave_room_where_that_loses_less() {
+        let rows = weights(64 * 256, 4);
+        let after = there_and_back("int8/32", 256, &rows);
+        let (mut plain, mut searched) = (0.0, 0.0);
+        for (before, after) in rows.chunks(32).zip(after.chunks(32)) {
+            let largest = before.iter().fold(0f32, |m, w| m.max(w.abs()));
+            let whole = f64::from(squared_error(before, bf16_at_least(largest / 127.0).to_f32(), (-127.0, 127.0)));
+            let found: f64 = before.iter().zip(after).map(|(b, a)| f64::from(b - a) * f64::from(b - a)).sum();
+            // Sums in 32 bits, and of shares.
+            assert!(found <= 1.001 * whole, "{found} against {whole}");
+            (plain, searched) = (plain + whole, searched + found);
+        }
         assert!(searched < 0.85 * plain, "{searched} against {plain}");
     }
 
@@ -271,14 +301,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn bytes_are_within_half_a_step(rows in prop::collection::vec(-1e3f32..1e3, 1..300)) {
+        fn bytes_are_within_a_step(rows in prop::collection::vec(-1e3f32..1e3, 1..300)) {
             let after = there_and_back("int8/64", rows.len(), &rows);
             for (before, after) in rows.chunks(64).zip(after.chunks(64)) {
                 let largest = before.iter().fold(0f32, |m, w| m.max(w.abs()));
-                // A scale may be rounded up by one part in 128.
-                let half_step = largest / 127.0 * 0.504 + 1e-6;
+                // Half a step of a scale five parts in 128 too large; or the largest, cut off by four parts in 128.
                 for (b, a) in before.iter().zip(after) {
-                    prop_assert!((b - a).abs() <= half_step, "{b} became {a} beside {largest}");
+                    let most = (largest / 127.0 * 0.52 + 1e-6).max(b.abs() - largest * (1.0 - 4.01 / 128.0));
+                    prop_assert!((b - a).abs() <= most, "{b} became {a} beside {largest}");
                 }
             }
         }

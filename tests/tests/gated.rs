@@ -133,7 +133,8 @@ fn quantised_bundles_are_prepared_evaluated_and_run_from_flash() {
         let (bundle, _) = prepared(&dir, &["--dtype", ffn, "--resident-dtype", resident]);
         let manifest = bundle.manifest();
         assert_eq!(manifest.ffn.dtype.to_string(), ffn);
-        assert_eq!(manifest.resident.map(|format| format.to_string()).as_deref(), Some(resident));
+        assert_eq!(manifest.resident.matrices.unwrap().to_string(), resident);
+        assert_eq!(manifest.resident.embedding.unwrap().to_string(), "int8/32");
         assert!(bundle.file_bytes() < plain_bytes, "{ffn}: {} and {plain_bytes} bytes", bundle.file_bytes());
         let all = evaluated(&bundle, &dir, PredictorChoice::All);
         assert!(all.kl_mean > 0.0 && all.kl_mean < most, "{ffn}: {all:?}");

@@ -7,6 +7,7 @@ use flashlm_formats::bundle::{Bundle, BundlePlan, BundleWriter, Extras, LayoutOp
 use flashlm_formats::model::{
     Activation, Attention, Block, DType, FeedForward, Ffn, LayerSpec, ModelSpec, Norm, NormKind, Positions,
 };
+use flashlm_formats::weight_format::ResidentFormats;
 use flashlm_tests::{largest_difference, loaded, logits, options, scratch};
 
 const HIDDEN: usize = 16;
@@ -228,7 +229,7 @@ fn write(spec: &ModelSpec, weights: &Weights, path: &std::path::Path) -> Bundle 
         model: spec.clone(),
         model_bytes: 1 << 16,
         resident_dtypes: vec![DType::F32; tensors.len()],
-        resident: None,
+        resident: ResidentFormats::default(),
         ffn_dtype: DType::F32.into(),
         layout: LayoutOptions::default(),
         order: "checkpoint".into(),

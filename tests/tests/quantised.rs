@@ -9,6 +9,7 @@ use flashlm::plan::plan;
 use flashlm::sampler::Sampling;
 use flashlm_formats::bundle::{Bundle, verify};
 use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_formats::weight_format::ResidentFormats;
 use flashlm_io::{DirectIo, EngineChoice};
 use flashlm_prep::pack::{PackOptions, pack};
 use flashlm_tests::{continuation, loaded, logits, options, pack_checkpoint, root, scratch, tiny_falcon, tiny_opt};
@@ -23,7 +24,7 @@ fn quantised(checkpoint: &Path, bundle: &Path, (ffn, resident): (&str, &str), re
         tokenizer: b"{}".to_vec(),
         orders,
         ffn: format(ffn),
-        resident: format(resident),
+        resident: ResidentFormats::new(format(resident), None),
         overwrite: true,
         ..PackOptions::default()
     };

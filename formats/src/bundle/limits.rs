@@ -150,7 +150,7 @@ fn check_kinds_of_positions(model: &ModelSpec) -> Result<(), Fault> {
 /// Checks what a manifest says beside the architecture and the layout of records.
 pub(super) fn check_facts(manifest: &Manifest) -> Result<(), Fault> {
     let layers = manifest.model.layers.len();
-    if let Some(format) = manifest.resident {
+    for format in manifest.resident.formats() {
         holds("resident", format.is_quantised(), "int8 or int4, or no such key", format)?;
     }
     if let Some(predictors) = &manifest.predictors {

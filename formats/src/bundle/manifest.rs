@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::layout::FlashLayout;
 use crate::model::ModelSpec;
-use crate::weight_format::WeightFormat;
+use crate::weight_format::{ResidentFormats, WeightFormat};
 
 /// What a bundle holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,9 +20,9 @@ pub struct Manifest {
     pub model_bytes: u64,
     /// How the FFN's weights are stored.
     pub ffn: FfnStorage,
-    /// How resident matrices are stored, if they are quantised; else they have the source's element types.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub resident: Option<WeightFormat>,
+    /// How resident matrices are stored.
+    #[serde(default, skip_serializing_if = "ResidentFormats::is_plain")]
+    pub resident: ResidentFormats,
     /// Keys or values of the model may be larger than f16 holds: they are kept in f32 unless the user asks for something else.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub wide_kv: bool,

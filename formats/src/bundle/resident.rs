@@ -12,7 +12,7 @@ use super::error::Fault;
 use super::manifest::Manifest;
 use super::section::{Extent, Section};
 use crate::model::{DType, ModelSpec, NotAWeight, ResidentTensor};
-use crate::weight_format::WeightFormat;
+use crate::weight_format::{ResidentFormats, WeightFormat};
 
 /// The data begins at a multiple of it, counted from the section's start.
 pub(super) const DATA_ALIGNMENT: usize = 64;
@@ -88,7 +88,7 @@ fn stored_ffn_scales(model: &ModelSpec, ffn: WeightFormat) -> Vec<Stored> {
 pub(super) fn encode_head(
     model: &ModelSpec,
     dtypes: &[DType],
-    quantised: Option<WeightFormat>,
+    quantised: ResidentFormats,
     ffn: WeightFormat,
 ) -> (Vec<u8>, u64) {
     let mut json = String::from("{");
@@ -136,14 +136,14 @@ pub(super) fn decode_table(json: &[u8], manifest: &Manifest, section: Extent) ->
     }
     let expected = model.resident_tensors();
     let ffn_scales = stored_ffn_scales(model, manifest.ffn.dtype);
-    let quantised = expected.iter().filter(|t| manifest.resident.is_some() && t.is_quantisable()).count();
+    let quantised = expected.iter().filter(|tensor| manifest.resident.of(tensor).is_some()).count();
     let count = expected.len() + quantised + ffn_scales.len();
     if found.len() != count {
         return Err(fault("number of tensors", count, found.len()));
     }
     let mut table = Table { found, data, end: data, section };
     let tensors = expected.into_iter().map(|tensor| {
-        let format = match manifest.resident.filter(|_| tensor.is_quantisable()) {
+        let format = match manifest.resident.of(&tensor) {
             Some(format) => format,
             None => table.plain_dtype(&tensor.name)?.into(),
         };

@@ -19,7 +19,7 @@ use super::resident;
 use super::section::{Extent, SECTION_ALIGNMENT, Section, SectionInfo};
 use super::storage::{FileStorage, Storage};
 use crate::model::{DType, ModelSpec};
-use crate::weight_format::WeightFormat;
+use crate::weight_format::{ResidentFormats, WeightFormat};
 
 /// What a bundle will hold: all that has to be known before the first byte is written.
 #[derive(Clone, Debug)]
@@ -30,8 +30,8 @@ pub struct BundlePlan {
     pub model_bytes: u64,
     /// The source's element type of each of [`ModelSpec::resident_tensors`], in that order.
     pub resident_dtypes: Vec<DType>,
-    /// How resident matrices are stored, where they are to be quantised.
-    pub resident: Option<WeightFormat>,
+    /// How resident matrices are stored.
+    pub resident: ResidentFormats,
     /// How the neuron records are stored.
     pub ffn_dtype: WeightFormat,
     /// How records are grouped.
@@ -66,7 +66,7 @@ pub struct BundleWriter<S: Storage = FileStorage> {
     model: ModelSpec,
     model_bytes: u64,
     ffn: FfnStorage,
-    resident_format: Option<WeightFormat>,
+    resident_formats: ResidentFormats,
     layout: FlashLayout,
     tokenizer: SectionInfo,
     resident: Extent,
@@ -112,7 +112,7 @@ impl Places {
             return Err(BundleError::input("tokenizer", range, plan.tokenizer.len()));
         }
         let layout = FlashLayout::new(model, plan.ffn_dtype, plan.layout)?;
-        if let Some(format) = plan.resident.filter(|format| !format.is_quantised()) {
+        if let Some(format) = plan.resident.formats().find(|format| !format.is_quantised()) {
             return Err(BundleError::input("format of resident matrices", "int8 or int4", format));
         }
         let (resident_head, data_bytes) =
@@ -155,7 +155,7 @@ impl<S: Storage> BundleWriter<S> {
             storage,
             path,
             ffn: FfnStorage::new(&layout, plan.model.layers.len(), plan.ffn_dtype, plan.order),
-            resident_format: plan.resident,
+            resident_formats: plan.resident,
             layers: Vec::with_capacity(plan.model.layers.len()),
             model: plan.model,
             model_bytes: plan.model_bytes,
@@ -278,7 +278,7 @@ impl<S: Storage> BundleWriter<S> {
             model: self.model.clone(),
             model_bytes: self.model_bytes,
             ffn: self.ffn.clone(),
-            resident: self.resident_format,
+            resident: self.resident_formats,
             wide_kv: extras.wide_kv,
             predictors: predictor_info,
             sparsity: extras.sparsity,

@@ -15,7 +15,7 @@ use flashlm_formats::model::{
     Activation, Attention, Block, DType, FeedForward, Ffn, LayerSpec, LearnedPositions, ModelSpec, Norm, NormKind,
     Positions, RopeScaling,
 };
-use flashlm_formats::weight_format::WeightFormat;
+use flashlm_formats::weight_format::{ResidentFormats, WeightFormat};
 
 /// Bytes that look like nothing else: a fixed sequence for each seed.
 pub fn ramp(seed: u64, len: usize) -> Vec<u8> {
@@ -137,7 +137,7 @@ impl Small {
         small.plan.model.hidden_size = 40;
         small.plan.model.layers.iter_mut().for_each(|layer| layer.attention.head_dim = 20);
         small.plan.ffn_dtype = "int4/32".parse().unwrap();
-        small.plan.resident = Some("int8/64".parse().unwrap());
+        small.plan.resident = ResidentFormats::all(Some("int8/64".parse().unwrap()));
         small
     }
 
@@ -171,7 +171,7 @@ impl Small {
             model,
             model_bytes: 12345,
             resident_dtypes,
-            resident: None,
+            resident: ResidentFormats::default(),
             ffn_dtype: ffn_dtype.into(),
             layout,
             order: "shuffled".into(),

@@ -52,7 +52,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<ExitCode> {
         layout: LayoutOptions { alignment: args.alignment, group_bytes: args.group_bytes },
         tokenizer: super::tokenizer(&checkpoint)?,
         ffn: args.formats.dtype,
-        resident: args.formats.resident_dtype,
+        resident: args.formats.resident(),
         overwrite: args.force,
         ..PackOptions::default()
     };

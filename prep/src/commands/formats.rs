@@ -1,7 +1,7 @@
 //! How weights are to be stored: the options that every command that writes a bundle has.
 
 use clap::Args;
-use flashlm_formats::weight_format::WeightFormat;
+use flashlm_formats::weight_format::{ResidentFormats, WeightFormat};
 
 /// Formats of the weights.
 #[derive(Args, Clone, Copy, Debug, Default)]
@@ -9,9 +9,18 @@ pub(crate) struct FormatArgs {
     /// Store FFN neurons as int8 or int4, with /N in groups of N weights that share a scale [default: as the checkpoint has them]
     #[arg(long, value_name = "FORMAT", value_parser = quantised)]
     pub(crate) dtype: Option<WeightFormat>,
-    /// Store attention, embeddings and head as int8 or int4, likewise
+    /// Store attention as int8 or int4, likewise, and the embedding and the head as int8
     #[arg(long, value_name = "FORMAT", value_parser = quantised)]
     pub(crate) resident_dtype: Option<WeightFormat>,
+    /// Store the embedding and the head as int8 or int4, likewise [default: int8 with --resident-dtype, else as the checkpoint has them]
+    #[arg(long, value_name = "FORMAT", value_parser = quantised)]
+    pub(crate) embedding_dtype: Option<WeightFormat>,
+}
+
+impl FormatArgs {
+    pub(crate) fn resident(self) -> ResidentFormats {
+        ResidentFormats::new(self.resident_dtype, self.embedding_dtype)
+    }
 }
 
 fn quantised(text: &str) -> Result<WeightFormat, String> {

@@ -10,7 +10,7 @@ use flashlm_formats::bundle::{
     Bundle, FlashLayout, LayerSparsity, LayoutOptions, PredictorInfo, Provenance, SourceFile,
 };
 use flashlm_formats::model::ModelSpec;
-use flashlm_formats::weight_format::WeightFormat;
+use flashlm_formats::weight_format::{ResidentFormats, WeightFormat};
 use flashlm_prep::gain;
 use serde::Serialize;
 
@@ -35,7 +35,7 @@ struct Facts<'a> {
     spec: &'a ModelSpec,
     model_bytes: u64,
     resident_bytes: u64,
-    resident_format: Option<WeightFormat>,
+    resident_formats: ResidentFormats,
     dtype: WeightFormat,
     layout: FlashLayout,
     notes: Vec<String>,
@@ -67,6 +67,7 @@ struct Report<'a> {
     model_bytes: u64,
     resident_bytes: u64,
     resident_dtype: Option<WeightFormat>,
+    embedding_dtype: Option<WeightFormat>,
     flash_bytes: u64,
     ffn_dtype: WeightFormat,
     record_bytes: usize,
@@ -99,7 +100,7 @@ fn checkpoint(path: &Path, json: bool) -> Result<ExitCode> {
         spec,
         model_bytes: checkpoint.model_bytes(),
         resident_bytes: resident.sum::<Result<u64>>()?,
-        resident_format: None,
+        resident_formats: ResidentFormats::default(),
         dtype,
         layout: FlashLayout::new(spec, dtype, LayoutOptions::default())?,
         notes: checkpoint.notes().iter().map(ToString::to_string).collect(),
@@ -121,7 +122,7 @@ fn bundle(path: &Path, json: bool) -> Result<ExitCode> {
             .map(|t| t.extent.bytes + t.scales.map_or(0, |s| s.bytes))
             .sum::<u64>()
             + (0..bundle.spec().layers.len()).filter_map(|l| bundle.ffn_scales(l)).map(|s| s.bytes).sum::<u64>(),
-        resident_format: manifest.resident,
+        resident_formats: manifest.resident,
         dtype: manifest.ffn.dtype,
         layout: *bundle.layout(),
         notes: vec![],
@@ -137,7 +138,7 @@ fn bundle(path: &Path, json: bool) -> Result<ExitCode> {
 }
 
 fn show(facts: &Facts<'_>, json: bool) -> Result<ExitCode> {
-    let Facts { kind, spec, model_bytes, resident_bytes, resident_format, dtype, layout, notes, more } = facts;
+    let Facts { kind, spec, model_bytes, resident_bytes, resident_formats, dtype, layout, notes, more } = facts;
     let flash_bytes = layout.layer_stride() as u64 * spec.layers.len() as u64;
     let padding = layout.layer_padding_bytes() as f64 / layout.layer_stride() as f64;
     if json {
@@ -146,7 +147,8 @@ fn show(facts: &Facts<'_>, json: bool) -> Result<ExitCode> {
             model: spec,
             model_bytes: *model_bytes,
             resident_bytes: *resident_bytes,
-            resident_dtype: *resident_format,
+            resident_dtype: resident_formats.matrices,
+            embedding_dtype: resident_formats.embedding,
             flash_bytes,
             ffn_dtype: *dtype,
             record_bytes: layout.record_bytes(),
@@ -177,7 +179,7 @@ fn show(facts: &Facts<'_>, json: bool) -> Result<ExitCode> {
         "  resident          {:>12}  ({:.0} %): embeddings, attention, norms{}",
         human_bytes(*resident_bytes),
         share(*resident_bytes),
-        resident_format.map_or(String::new(), |format| format!(", {format}"))
+        if resident_formats.is_plain() { String::new() } else { format!(", {resident_formats}") }
     );
     println!(
         "  flash             {:>12}  ({:.0} %): feed-forward neurons, {dtype}, {:.1} % padding",

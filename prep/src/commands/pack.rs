@@ -122,7 +122,7 @@ pub(crate) fn run(args: &PackArgs) -> Result<ExitCode> {
         orders: orders.map(|orders| (orders.name, orders.layers)),
         predictors: Some(predictors),
         ffn: args.formats.dtype,
-        resident: args.formats.resident_dtype,
+        resident: args.formats.resident(),
         overwrite: args.force,
         ..PackOptions::default()
     };

@@ -92,6 +92,7 @@ impl PrepareArgs {
             minutes: self.minutes,
             ffn: self.formats.dtype,
             resident: self.formats.resident_dtype,
+            embedding: self.formats.embedding_dtype,
             force: self.force,
             work: self.work.clone(),
             keep_recordings: self.keep_recordings,

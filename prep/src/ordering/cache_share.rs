@@ -1,7 +1,7 @@
 //! How much of a layer a neuron cache is likely to hold, before anything is known about the machine.
 
-use flashlm_formats::model::ModelSpec;
-use flashlm_formats::weight_format::WeightFormat;
+use flashlm_formats::model::{DType, ModelSpec, ResidentTensor};
+use flashlm_formats::weight_format::{ResidentFormats, WeightFormat};
 
 /// Tokens of context that the KV cache is counted for.
 const CONTEXT: usize = 512;
@@ -11,14 +11,17 @@ const MOST: f64 = 0.5;
 
 /// The share of its neurons that a layer has in memory where the budget is half of the model's 16-bit size (`--memory 50%`): what
 /// embeddings, attention, a KV cache and predictors of `predictor_share` of the FFN leave. Between 10 and 50 %.
-pub fn typical_cache_share(spec: &ModelSpec, ffn: WeightFormat, resident: WeightFormat, predictor_share: f64) -> f64 {
+pub fn typical_cache_share(
+    spec: &ModelSpec,
+    ffn: WeightFormat,
+    resident: ResidentFormats,
+    predictor_share: f64,
+) -> f64 {
     let tensors = spec.resident_tensors();
     let weights = |shape: &[usize]| shape.iter().product::<usize>() as f64;
     let row = |shape: &[usize]| shape.last().copied().unwrap_or(1);
-    let held: f64 = tensors
-        .iter()
-        .map(|t| weights(&t.shape) / row(&t.shape) as f64 * resident.row_bytes(row(&t.shape)) as f64)
-        .sum();
+    let row_bytes = |t: &ResidentTensor| t.format(DType::F16, resident).row_bytes(row(&t.shape)) as f64;
+    let held: f64 = tensors.iter().map(|t| weights(&t.shape) / row(&t.shape) as f64 * row_bytes(t)).sum();
     let vectors = (spec.ffn().vectors() * spec.ffn().size * spec.layers.len()) as f64;
     let neurons = vectors * ffn.row_bytes(spec.hidden_size) as f64;
     let attention = spec.attention();
@@ -74,7 +77,7 @@ mod tests {
             eos: vec![2],
             thresholds: vec![],
         };
-        let share = |ffn, resident| typical_cache_share(&opt_6_7b, ffn, resident, 0.03);
+        let share = |ffn, resident| typical_cache_share(&opt_6_7b, ffn, ResidentFormats::all(Some(resident)), 0.03);
         let sixteen = WeightFormat::Plain(DType::F16);
         assert!((0.14..0.18).contains(&share(sixteen, sixteen)), "{}", share(sixteen, sixteen));
         assert!(share(WeightFormat::INT8, sixteen) > 0.25, "of smaller neurons more");
@@ -83,6 +86,6 @@ mod tests {
         small.vocab_size = 10;
         let attention = Attention { heads: 1, kv_heads: 1, head_dim: 1, ..*small.attention() };
         small.layers.iter_mut().for_each(|layer| layer.attention = attention);
-        assert_eq!(typical_cache_share(&small, WeightFormat::INT8, sixteen, 0.0), MOST);
+        assert_eq!(typical_cache_share(&small, WeightFormat::INT8, ResidentFormats::default(), 0.0), MOST);
     }
 }

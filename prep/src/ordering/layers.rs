@@ -9,13 +9,13 @@ use flashlm::cache::PolicyKind;
 use flashlm::disk_cost::ReadCost;
 use flashlm::replay::WantedSets;
 use flashlm_formats::bundle::{DEFAULT_ALIGNMENT, FlashLayout, LayoutError, LayoutOptions};
-use flashlm_formats::model::{DType, ModelSpec};
+use flashlm_formats::model::ModelSpec;
 use flashlm_formats::orders::{
     GroupShape, LayerScores, ORDERS_JSON, OrderFile, OrderFileError, OrderSummary, StrategyScore,
 };
 use flashlm_formats::publish::create_directory;
 use flashlm_formats::recording::{Recording, RecordingError, Split};
-use flashlm_formats::weight_format::WeightFormat;
+use flashlm_formats::weight_format::{ResidentFormats, WeightFormat};
 
 use super::cache_share::typical_cache_share;
 use super::positions;
@@ -159,7 +159,7 @@ impl Ordering {
         let model = &recording.info().model;
         let layout = asked.layout(model)?;
         let (records, groups) = (layout.records_per_group() as u32, layout.groups() as u32);
-        let usual = || typical_cache_share(model, asked.dtype, WeightFormat::Plain(DType::F16), PREDICTOR_SHARE);
+        let usual = || typical_cache_share(model, asked.dtype, ResidentFormats::default(), PREDICTOR_SHARE);
         let slots = (f64::from(groups) * asked.cache.unwrap_or_else(usual)) as u32;
         let whole =
             |recording: &Recording| -> Vec<Range<usize>> { std::iter::once(0..recording.tokens().len()).collect() };

@@ -54,6 +54,8 @@ pub enum Input {
     Dtype,
     /// How resident matrices are stored.
     ResidentDtype,
+    /// How embedding and head are stored.
+    EmbeddingDtype,
 }
 
 impl Input {
@@ -73,6 +75,7 @@ impl Input {
             Self::LookAhead => "--look-ahead",
             Self::Dtype => "--dtype",
             Self::ResidentDtype => "--resident-dtype",
+            Self::EmbeddingDtype => "--embedding-dtype",
         }
     }
 }
@@ -167,6 +170,7 @@ pub const STAGES: [Stage; 8] = [
             SizeBudget,
             Dtype,
             ResidentDtype,
+            EmbeddingDtype,
         ],
         outputs: &["layer-NNN.order.safetensors", "scores-NNN.json", "orders.json"],
         is_kept: true,
@@ -202,6 +206,7 @@ const MEASURED: &[Input] = &[
     LookAhead,
     Dtype,
     ResidentDtype,
+    EmbeddingDtype,
 ];
 
 impl StageKind {

@@ -73,6 +73,7 @@ impl Told<'_> {
             Input::LookAhead => or_none(options.look_ahead.map(|rank| rank.to_string())),
             Input::Dtype => format(options.ffn),
             Input::ResidentDtype => format(options.resident),
+            Input::EmbeddingDtype => or_none(options.embedding.map(|format| format.to_string())),
         }
     }
 
@@ -154,7 +155,7 @@ impl MadeFrom {
 /// How weights are stored, in words.
 fn formats(options: &PrepareOptions) -> String {
     let name = |format: Option<WeightFormat>| format.map_or("as it is".into(), |format| format.to_string());
-    format!("ffn {}, resident {}", name(options.ffn), name(options.resident))
+    format!("ffn {}, resident {}", name(options.ffn), options.resident_formats())
 }
 
 #[cfg(test)]
@@ -249,7 +250,7 @@ mod tests {
     fn a_stage_depends_on_the_inputs_that_the_graph_names_and_on_no_others() {
         let case = Case::new();
         let before = case.stamps(&options());
-        let changes: [(Input, fn(&mut PrepareOptions)); 10] = [
+        let changes: [(Input, fn(&mut PrepareOptions)); 11] = [
             (Input::Tokens, |options| options.tokens = Some(1000)),
             (Input::SequenceTokens, |options| options.sequence_tokens = 32),
             (Input::Seed, |options| options.seed = 2),
@@ -260,6 +261,7 @@ mod tests {
             (Input::LookAhead, |options| options.look_ahead = Some(8)),
             (Input::Dtype, |options| options.ffn = Some(WeightFormat::INT8)),
             (Input::ResidentDtype, |options| options.resident = Some(WeightFormat::INT8)),
+            (Input::EmbeddingDtype, |options| options.embedding = Some(WeightFormat::INT8)),
         ];
         for (input, change) in changes {
             let mut options = options();

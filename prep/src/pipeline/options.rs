@@ -3,8 +3,8 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use flashlm_formats::model::{DType, ModelSpec};
-use flashlm_formats::weight_format::WeightFormat;
+use flashlm_formats::model::ModelSpec;
+use flashlm_formats::weight_format::{ResidentFormats, WeightFormat};
 
 use super::error::PrepareError;
 use crate::ordering::typical_cache_share;
@@ -42,8 +42,10 @@ pub struct PrepareOptions {
     pub minutes: u64,
     /// How neurons are stored; without a format as the checkpoint has them.
     pub ffn: Option<WeightFormat>,
-    /// How attention, embeddings and head are stored; likewise.
+    /// How attention is stored; likewise.
     pub resident: Option<WeightFormat>,
+    /// How embedding and head are stored; without a format in 8 bits where attention is quantised, else likewise.
+    pub embedding: Option<WeightFormat>,
     /// Replace a bundle that is there and was not packed from this work directory.
     pub force: bool,
     /// Directory for intermediate files; without one the output's name with `.work`.
@@ -82,6 +84,7 @@ impl PrepareOptions {
             minutes: Self::MINUTES,
             ffn: None,
             resident: None,
+            embedding: None,
             force: false,
             work: None,
             keep_recordings: false,
@@ -145,8 +148,12 @@ impl PrepareOptions {
 
     /// The share of its neurons that a layer is likely to have in memory: orders are made for what is not.
     pub(super) fn cache_share(&self, spec: &ModelSpec, ffn: WeightFormat) -> f64 {
-        let resident = self.resident.unwrap_or(WeightFormat::Plain(DType::F16));
-        typical_cache_share(spec, ffn, resident, self.size_budget(spec))
+        typical_cache_share(spec, ffn, self.resident_formats(), self.size_budget(spec))
+    }
+
+    /// How resident matrices are to be stored.
+    pub(super) fn resident_formats(&self) -> ResidentFormats {
+        ResidentFormats::new(self.resident, self.embedding)
     }
 
     /// Largest size of the predictors. In a large model 9 % would be hundreds of megabytes, which do more as cached neurons.

@@ -332,7 +332,7 @@ impl<'a> Job<'a> {
                 predictors: Some(predictors),
                 sparsity: Some(sparsity),
                 ffn: options.ffn,
-                resident: options.resident,
+                resident: options.resident_formats(),
                 overwrite: true,
                 ..PackOptions::default()
             };

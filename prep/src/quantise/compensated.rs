@@ -7,7 +7,7 @@ use flashlm_formats::weight_format::{SCALE_BYTES, WeightFormat};
 use flashlm_kernels::{View, product};
 use rayon::prelude::*;
 
-use super::{NotFinite, group_scale, integer, inverse, pad, put};
+use super::{NotFinite, group_scale, integer, inverse, pad, put, range};
 use crate::linear::{cholesky, inverse_lower};
 
 /// Columns whose errors reach the columns after them in one product.
@@ -75,7 +75,7 @@ fn piece(
     let (row_bytes, scale_bytes) = (format.row_bytes(d), format.scales(d) * SCALE_BYTES);
     let count = rows.len() / d;
     let mut errors = vec![0.0; count * COLUMNS];
-    let (mut shares, mut by) = (Vec::new(), vec![(0.0, 0.0); count]);
+    let (mut shares, mut by, range) = (Vec::new(), vec![(0.0, 0.0); count], range(format));
     for first in (0..d).step_by(COLUMNS) {
         let end = (first + COLUMNS).min(d);
         errors.fill(0.0);
@@ -88,7 +88,7 @@ fn piece(
                     scales[i / group * SCALE_BYTES..][..SCALE_BYTES].copy_from_slice(&scale.to_le_bytes());
                     *by = (inverse(scale.to_f32()), scale.to_f32());
                 }
-                let number = integer(format, row[i] * by.0);
+                let number = integer(row[i] * by.0, range);
                 put(format, values, i, number);
                 let upper = &metric.upper[i * d..][..end];
                 let error = (row[i] - number * by.1) / upper[i];

@@ -165,7 +165,7 @@ fn a85_every_changed_input_is_noticed() {
         fs::write(&path, text.replacen(from, to, 1)).unwrap();
     };
     let nothing = || ();
-    let changes: [Change<'_>; 13] = [
+    let changes: [Change<'_>; 14] = [
         (
             "a decoder",
             &|| edit("checkpoint/tokenizer.json", "\"decoder\":null", "\"decoder\":{\"type\":\"Fuse\"}"),
@@ -186,6 +186,7 @@ fn a85_every_changed_input_is_noticed() {
         ("--look-ahead", &nothing, &["--look-ahead", "2"]),
         ("--dtype", &nothing, &["--dtype", "int8"]),
         ("--resident-dtype", &nothing, &["--resident-dtype", "int8"]),
+        ("--embedding-dtype", &nothing, &["--embedding-dtype", "int8"]),
         ("--quality-loss", &nothing, &["--quality-loss", "5%"]),
     ];
     for (what, change, more) in changes {
