@@ -1,11 +1,12 @@
 //! Training of the predictors: which neurons of a layer will fire, from what the layer is about to see.
 //!
-//! A predictor is two thin matrices: `logits = B (A x) + b`, with `A` `[rank, hidden]` and `B` `[neurons, rank]`, and a
-//! neuron is predicted where its logit is positive. [`LowRankPredictor`] is a linfa estimator: parameters, checked, fitted
-//! on a dataset of recorded inputs and activity. Around it: curves of what a threshold costs, the choice of ranks under a
-//! size budget, files.
+//! A predictor is two thin matrices, `logits = B (A x) + b` with `A` `[rank, hidden]` and `B` `[neurons, rank]`, or the projection
+//! itself in four bits; a neuron is predicted where its logit is positive. [`LowRankPredictor`] is a linfa estimator: parameters,
+//! checked, fitted on a dataset of recorded inputs and activity, from a start that is one too; [`QuantisedProjection`] is not
+//! trained. Both are [`NeuronScores`] and predict through linfa. Around them: curves of what a threshold costs, the choice of
+//! forms under a size budget, files.
 //!
-//! Everything follows from the recording, the parameters and a seed; the number of threads changes nothing.
+//! Everything follows from the recording, the checkpoint, the parameters and a seed; the number of threads changes nothing.
 //! Knows nothing of bundles and storage orders: neurons are numbered as in the checkpoint.
 
 mod activity;
