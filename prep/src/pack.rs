@@ -4,6 +4,7 @@
 //! and `pack` differ in the storage order and the predictors they hand over, nothing else.
 
 mod layer;
+mod parts;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,8 +19,12 @@ use flashlm_formats::model::ModelSpec;
 use flashlm_formats::weight_format::{ResidentFormats, WeightFormat};
 use xxhash_rust::xxh3::Xxh3;
 
+pub use parts::StoredPart;
+
 use crate::kv_range::KvRange;
+use crate::quantise::Squares;
 use layer::{Layer, LayerMaker, groups_at_once, neuron_bias_layer, permute, quantise_matrix};
+use parts::Parts;
 
 /// Why a bundle could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -106,14 +111,24 @@ pub struct PackOptions {
     pub stop: Option<Arc<AtomicBool>>,
 }
 
+/// What was packed.
+#[derive(Clone, Debug)]
+pub struct Packed {
+    /// What the bundle says of itself.
+    pub manifest: Manifest,
+    /// How the parts of its weights are stored, and what that cost.
+    pub parts: Vec<StoredPart>,
+}
+
 /// Writes the bundle of `checkpoint` to `path`; `progress` is told bytes done and bytes in all.
 pub fn pack(
     checkpoint: &Checkpoint,
     path: &Path,
     options: PackOptions,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<Manifest, PackError> {
-    Ok(pack_unpublished(checkpoint, path, options, progress)?.publish()?)
+) -> Result<Packed, PackError> {
+    let (bundle, parts) = pack_unpublished(checkpoint, path, options, progress)?;
+    Ok(Packed { manifest: bundle.publish()?, parts })
 }
 
 /// As [`pack`], all but the last step: the bundle has not got its name yet.
@@ -122,7 +137,7 @@ pub fn pack_unpublished(
     path: &Path,
     mut options: PackOptions,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<CompleteBundle, PackError> {
+) -> Result<(CompleteBundle, Vec<StoredPart>), PackError> {
     refuse_source(checkpoint, path)?;
     let (order_name, orders) = Orders::new(checkpoint.spec(), options.orders.take())?;
     let plan = plan(checkpoint, &mut options, order_name)?;
@@ -130,10 +145,11 @@ pub fn pack_unpublished(
     let predictors = options.predictors.as_ref().map_or(0, |(_, blob)| blob.len() as u64);
     check_space(path, writer.planned_bytes() + predictors)?;
 
-    let mut packing = Packing { checkpoint, orders: &orders, options: &options, writer, progress, done: 0 };
+    let parts = Parts::default();
+    let mut packing = Packing { checkpoint, orders: &orders, options: &options, writer, parts, progress, done: 0 };
     let (hash, wide_kv) = packing.write_resident_tensors()?;
     let content_hash = packing.write_layers(hash)?;
-    let writer = packing.writer;
+    let Packing { writer, parts, .. } = packing;
     checkpoint.check_unchanged()?;
     let provenance = Provenance {
         tool: "flashlm-prep".into(),
@@ -143,7 +159,7 @@ pub fn pack_unpublished(
         content_hash: format!("{content_hash:016x}"),
     };
     let extras = Extras { predictors: options.predictors, sparsity: options.sparsity, wide_kv, provenance };
-    Ok(writer.complete(extras)?)
+    Ok((writer.complete(extras)?, parts.stored()))
 }
 
 /// What the bundle will hold, and where.
@@ -193,6 +209,7 @@ struct Packing<'a> {
     orders: &'a Orders,
     options: &'a PackOptions,
     writer: BundleWriter,
+    parts: Parts,
     progress: &'a mut dyn FnMut(u64, u64),
     done: u64,
 }
@@ -225,11 +242,13 @@ impl Packing<'_> {
             }
             let format = tensor.format(dtype, self.options.resident);
             if !format.is_quantised() {
+                self.parts.add_tensor(tensor, format, Squares::default());
                 self.resident(&bytes)?;
                 continue;
             }
             let quantised = quantise_matrix(format, dtype, &bytes, tensor.shape[1]);
-            let (values, scales) = quantised.map_err(|_| PackError::NotFinite { what: tensor.name.clone() })?;
+            let (values, scales, lost) = quantised.map_err(|_| PackError::NotFinite { what: tensor.name.clone() })?;
+            self.parts.add_tensor(tensor, format, lost);
             // It may be as large as the embedding, and is not needed while that is written.
             drop(std::mem::take(&mut bytes));
             for part in values.chunks(4 << 20).chain([scales.as_slice()]) {
@@ -281,6 +300,8 @@ impl Packing<'_> {
             self.writer.groups(groups)?;
             self.wrote(groups.len())?;
         }
+        let (spec, format) = (self.checkpoint.spec(), self.options.ffn);
+        self.parts.add_ffn(spec, format.unwrap_or(self.checkpoint.ffn_dtype().into()), made.lost);
         self.writer.resident(&made.scales)?;
         self.done += made.scales.len() as u64;
         Ok(())

@@ -8,6 +8,9 @@
 
 mod compensated;
 
+use std::iter::Sum;
+use std::ops::AddAssign;
+
 pub(crate) use compensated::{Metric, quantise_rows_for};
 use flashlm_formats::weight_format::{SCALE_BYTES, WeightFormat};
 use half::bf16;
@@ -19,11 +22,43 @@ const INT4_TRIALS: [f32; 14] = [-8.0, 7.0, -8.4, -7.6, 7.4, -8.8, 7.8, -9.3, 8.3
 /// How many bf16 above and below the smallest scale of bytes that cuts nothing off are tried.
 const INT8_TRIALS: u16 = 4;
 
+/// What quantising made of weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Squares {
+    /// Of the weights.
+    weights: f64,
+    /// Of their errors.
+    errors: f64,
+}
+
+impl Squares {
+    /// The errors' as a share of the weights'.
+    pub(crate) fn share(self) -> f64 {
+        if self.errors == 0.0 { 0.0 } else { self.errors / self.weights }
+    }
+}
+
+impl AddAssign for Squares {
+    fn add_assign(&mut self, other: Self) {
+        self.weights += other.weights;
+        self.errors += other.errors;
+    }
+}
+
+impl Sum for Squares {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |mut sum, one| {
+            sum += one;
+            sum
+        })
+    }
+}
+
 /// A weight that is no finite number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NotFinite;
 
-/// Quantises `rows`, which have `cols` elements each, to `values` and `scales`, row after row.
+/// Quantises `rows`, which have `cols` elements each, to `values` and `scales`, row after row, and says what that cost.
 ///
 /// # Errors
 /// If a weight is not finite.
@@ -36,16 +71,18 @@ pub(crate) fn quantise_rows(
     cols: usize,
     values: &mut [u8],
     scales: &mut [u8],
-) -> Result<(), NotFinite> {
+) -> Result<Squares, NotFinite> {
     let group = format.group().expect("a quantised format").elements();
     let (row_bytes, scale_bytes) = (format.row_bytes(cols), format.scales(cols) * SCALE_BYTES);
     assert_eq!(values.len(), rows.len() / cols * row_bytes, "bytes of the values");
     assert_eq!(scales.len(), rows.len() / cols * scale_bytes, "bytes of the scales");
     let (mut shares, range) = (Vec::with_capacity(group.min(cols)), range(format));
+    let mut squares = Squares::default();
     let places = values.chunks_exact_mut(row_bytes).zip(scales.chunks_exact_mut(scale_bytes));
     for (row, (values, scales)) in rows.chunks_exact(cols).zip(places) {
         for ((number, weights), to) in row.chunks(group).enumerate().zip(scales.chunks_exact_mut(SCALE_BYTES)) {
-            let scale = group_scale(format, weights, &mut shares)?;
+            let (scale, lost) = group_scale(format, weights, &mut shares)?;
+            squares += lost;
             to.copy_from_slice(&scale.to_le_bytes());
             let by = inverse(scale.to_f32());
             for (i, w) in weights.iter().enumerate() {
@@ -54,11 +91,11 @@ pub(crate) fn quantise_rows(
         }
         pad(format, values, cols);
     }
-    Ok(())
+    Ok(squares)
 }
 
-/// The scale of a group; `shares` is room to work in.
-fn group_scale(format: WeightFormat, weights: &[f32], shares: &mut Vec<f32>) -> Result<bf16, NotFinite> {
+/// The scale of a group, and what it costs; `shares` is room to work in.
+fn group_scale(format: WeightFormat, weights: &[f32], shares: &mut Vec<f32>) -> Result<(bf16, Squares), NotFinite> {
     let largest = weights.iter().fold(0f32, |m, w| if w.abs() > m.abs() { *w } else { m });
     // An infinity is the largest; NaN is never larger.
     if !largest.is_finite() || weights.iter().any(|w| w.is_nan()) {
@@ -66,7 +103,7 @@ fn group_scale(format: WeightFormat, weights: &[f32], shares: &mut Vec<f32>) -> 
     }
     let size = largest.abs();
     if size == 0.0 {
-        return Ok(bf16::ZERO);
+        return Ok((bf16::ZERO, Squares::default()));
     }
     // As shares of the largest: squares of what is very large or small would be lost.
     shares.clear();
@@ -77,10 +114,10 @@ fn group_scale(format: WeightFormat, weights: &[f32], shares: &mut Vec<f32>) -> 
         if error < best.0 { (error, scale) } else { best }
     };
     let best = |tried: &[bf16]| tried.iter().fold((f32::INFINITY, bf16::ZERO), |best, scale| better(best, *scale));
-    Ok(match format {
+    let (error, scale) = match format {
         WeightFormat::Int4(_) => {
             let best = best(&INT4_TRIALS.map(|becomes| bf16::from_f32(largest / becomes)));
-            better(best, least_squares(shares, best.1.to_f32() / size, size, range)).1
+            better(best, least_squares(shares, best.1.to_f32() / size, size, range))
         }
         _ => {
             let middle = bf16_at_least(size / 127.0).to_bits();
@@ -90,9 +127,12 @@ fn group_scale(format: WeightFormat, weights: &[f32], shares: &mut Vec<f32>) -> 
                 let near = [middle.saturating_sub(off), middle + off];
                 pair.copy_from_slice(&near.map(bf16::from_bits));
             }
-            best(&tried).1
+            best(&tried)
         }
-    })
+    };
+    let of_all = f64::from(size) * f64::from(size);
+    let weights = of_all * f64::from(squared_error(shares, 0.0, range));
+    Ok((scale, Squares { weights, errors: of_all * f64::from(error) }))
 }
 
 /// The least and the largest integer.
@@ -209,8 +249,12 @@ mod tests {
         // Old bytes must not shine through.
         let mut values = vec![0xa5; count * format.row_bytes(cols)];
         let mut scales = vec![0xa5; count * format.scales(cols) * SCALE_BYTES];
-        quantise_rows(format, rows, cols, &mut values, &mut scales).unwrap();
-        back(format, cols, &values, &scales)
+        let squares = quantise_rows(format, rows, cols, &mut values, &mut scales).unwrap();
+        let after = back(format, cols, &values, &scales);
+        let (said, found) = (squares.share().sqrt(), relative_error(rows, &after));
+        let is_zero = rows.iter().all(|w| *w == 0.0);
+        assert!(is_zero || (said - found).abs() <= 1e-4 * found + 1e-6, "{format}: {said} is said, {found} found");
+        after
     }
 
     fn weights(count: usize, seed: u64) -> Vec<f32> {

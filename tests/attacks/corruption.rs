@@ -225,7 +225,7 @@ fn a06_damaged_checkpoints() {
     let make = |from: &Path| -> Result<(Vec<u8>, String), String> {
         let checkpoint = Checkpoint::open(from).map_err(|e| e.to_string())?;
         let options = PackOptions { tokenizer: b"{}".to_vec(), overwrite: true, ..PackOptions::default() };
-        let manifest = pack(&checkpoint, &out, options, &mut |_, _| ()).map_err(|e| e.to_string())?;
+        let manifest = pack(&checkpoint, &out, options, &mut |_, _| ()).map_err(|e| e.to_string())?.manifest;
         Ok((fs::read(&out).unwrap(), format!("{:?} {}", manifest.model, manifest.provenance.content_hash)))
     };
     for kind in ["safetensors", "torch"] {

@@ -12,7 +12,9 @@ use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::weight_format::ResidentFormats;
 use flashlm_io::{DirectIo, EngineChoice};
 use flashlm_prep::pack::{PackOptions, pack};
-use flashlm_tests::{continuation, loaded, logits, options, pack_checkpoint, root, scratch, tiny_falcon, tiny_opt};
+use flashlm_tests::{
+    continuation, loaded, logits, options, pack_checkpoint, root, run, scratch, tiny_falcon, tiny_opt,
+};
 
 fn quantised(checkpoint: &Path, bundle: &Path, (ffn, resident): (&str, &str), reversed: bool) -> Bundle {
     let checkpoint = Checkpoint::open(checkpoint).unwrap();
@@ -64,6 +66,8 @@ fn logits_are_close_to_the_models() {
         ] {
             for reversed in [false, true] {
                 let bundle = quantised(&checkpoint, &path, formats, reversed);
+                let embedding = bundle.resident_tensor("embed.tokens").unwrap().format.to_string();
+                assert_eq!(embedding, if formats.1.is_empty() { "f16" } else { "int8/32" });
                 let found = logits(&mut loaded(&bundle, &options(128, FfnChoice::Resident)), &prompts()[0]);
                 let difference = difference(&found, &reference);
                 assert!(difference < most, "{formats:?} of {}: {difference}", checkpoint.display());
@@ -136,4 +140,42 @@ fn miniatures_of_every_kind_are_quantised() {
         assert!(difference > 0.0 && difference < 0.05, "{}: {difference}", checkpoint.display());
     }
     assert!(count >= 8, "{count} miniatures");
+}
+
+/// What the options say is what the bundle holds, and what `convert` says of it.
+#[test]
+fn every_part_has_the_format_that_is_asked_for() {
+    let dir = scratch();
+    let path = dir.path().join("model.flashlm");
+    let (model, output) = (tiny_opt(), path.to_str().unwrap().to_owned());
+    let convert = |more: &[&str]| {
+        let args = [&["convert", model.to_str().unwrap(), "-o", &output, "--force"], more].concat();
+        run("flashlm-prep", &args, "")
+    };
+    let said = convert(&["--dtype", "int4", "--resident-dtype", "int4/64", "--json"]).succeeded();
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let parts = said["parts"].as_array().unwrap();
+    let dtypes: Vec<_> = parts.iter().map(|part| (part["part"].as_str().unwrap(), &part["dtype"])).collect();
+    assert_eq!(
+        dtypes,
+        [("FFN", &"int4/32".into()), ("attention", &"int4/64".into()), ("embedding and head", &"int8/64".into())]
+    );
+    let number = |part: usize, key: &str| parts[part][key].as_f64().unwrap();
+    // Scales are two bytes: half a bit a weight in groups of 32.
+    for (part, bits) in [(0, 4.5), (1, 4.25), (2, 8.25)] {
+        assert_eq!(8.0 * number(part, "bytes"), bits * number(part, "weights"));
+    }
+    let errors = [0, 1, 2].map(|part| number(part, "relative_squared_error"));
+    assert!(errors[0] > 2e-3 && errors[1] > errors[0] && errors[1] < 2e-2, "{errors:?}");
+    assert!(errors[2] > 1e-6 && errors[2] < 1e-4, "{errors:?}");
+    let bundle = Bundle::open(&path).unwrap();
+    let of = |name: &str| bundle.resident_tensor(name).unwrap().format.to_string();
+    assert_eq!([of("embed.tokens"), of("layers.0.attention.qkv.weight")], ["int8/64", "int4/64"]);
+
+    let said = convert(&["--embedding-dtype", "int4"]);
+    assert_eq!(Bundle::open(&path).unwrap().manifest().resident.embedding.unwrap().to_string(), "int4/32");
+    assert!(said.stderr.contains("  attention: f16, ") && said.stderr.contains(", 16.00 bits a weight\n"), "{said:?}");
+    assert!(said.stderr.contains("  embedding and head: int4/32, "), "{said:?}");
+    assert!(said.stderr.contains(", 4.50 bits a weight, relative squared error "), "{said:?}");
+    assert!(!convert(&[]).stderr.contains("bits a weight"), "of what is not quantised there is nothing to say");
 }

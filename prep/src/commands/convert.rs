@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Args;
 use flashlm::budget::human_bytes;
 use flashlm_formats::bundle::{DEFAULT_ALIGNMENT, DEFAULT_GROUP_BYTES, LayoutOptions};
-use flashlm_prep::pack::{PackOptions, pack};
+use flashlm_prep::pack::{PackOptions, Packed, pack};
 use serde_json::json;
 
 use super::formats::FormatArgs;
@@ -58,12 +58,13 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<ExitCode> {
     };
     let stage = Stage::bytes("converting");
     drop(reserved);
-    let manifest = pack(&checkpoint, &args.output, options, &mut |done, total| stage.set(done, total))?;
+    let Packed { manifest, parts } =
+        pack(&checkpoint, &args.output, options, &mut |done, total| stage.set(done, total))?;
     drop(stage);
     super::note_wide_kv(&manifest);
     let bytes = std::fs::metadata(&args.output)?.len();
     if args.json {
-        println!("{}", json!({ "output": args.output, "bytes": bytes, "manifest": manifest }));
+        println!("{}", json!({ "output": args.output, "bytes": bytes, "manifest": manifest, "parts": parts }));
         return Ok(ExitCode::SUCCESS);
     }
     eprintln!(
@@ -73,5 +74,6 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<ExitCode> {
         manifest.model.family,
         human_bytes(manifest.model_bytes)
     );
+    super::say_parts(&parts);
     Ok(ExitCode::SUCCESS)
 }

@@ -6,7 +6,7 @@ use flashlm_formats::weight_format::{ResidentFormats, WeightFormat};
 /// Formats of the weights.
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub(crate) struct FormatArgs {
-    /// Store FFN neurons as int8 or int4, with /N in groups of N weights that share a scale [default: as the checkpoint has them]
+    /// Store FFN neurons as int8 or int4, with /N in groups of N weights (else 32) that share a scale [default: as the checkpoint has them]
     #[arg(long, value_name = "FORMAT", value_parser = quantised)]
     pub(crate) dtype: Option<WeightFormat>,
     /// Store attention as int8 or int4, likewise, and the embedding and the head as int8

@@ -46,7 +46,7 @@ use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::destination::{Destination, DestinationError, FileKind, check_new_file};
 use flashlm_formats::publish::publish_bytes;
 use flashlm_prep::disk_cost::{DiskProfileError, profiled_cost};
-use flashlm_prep::pack::WIDE_KV_NOTE;
+use flashlm_prep::pack::{StoredPart, WIDE_KV_NOTE};
 use flashlm_prep::record::documents::{Documents, DocumentsError, read_documents};
 use flashlm_prep::tokenizer::packed_tokenizer;
 
@@ -59,6 +59,13 @@ pub(crate) fn read_cost(profile: Option<&Path>) -> Result<ReadCost, DiskProfileE
 pub(crate) fn note_wide_kv(manifest: &Manifest) {
     if manifest.wide_kv {
         eprintln!("note: {WIDE_KV_NOTE}");
+    }
+}
+
+/// Says how the parts of a bundle are stored, if any is quantised.
+pub(crate) fn say_parts(parts: &[StoredPart]) {
+    if parts.iter().any(|part| part.dtype.is_quantised()) {
+        parts.iter().for_each(|part| eprintln!("  {part}"));
     }
 }
 

@@ -11,7 +11,7 @@ use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::orders::{GroupShape, StoredOrders};
 use flashlm_formats::thresholds::ThresholdFile;
 use flashlm_formats::weight_format::WeightFormat;
-use flashlm_prep::pack::{PackOptions, pack};
+use flashlm_prep::pack::{PackOptions, Packed, pack};
 use flashlm_prep::predictors::assemble;
 use flashlm_prep::sparsity::layer_sparsity;
 
@@ -128,10 +128,12 @@ pub(crate) fn run(args: &PackArgs) -> Result<ExitCode> {
     };
     let stage = Stage::bytes("packing");
     drop(reserved);
-    let manifest = pack(&checkpoint, &args.output, options, &mut |done, total| stage.set(done, total))?;
+    let Packed { manifest, parts } =
+        pack(&checkpoint, &args.output, options, &mut |done, total| stage.set(done, total))?;
     drop(stage);
     super::note_wide_kv(&manifest);
     let bytes = std::fs::metadata(&args.output)?.len();
     eprintln!("wrote {}: {}, neurons in {} order", args.output.display(), human_bytes(bytes), manifest.ffn.order);
+    super::say_parts(&parts);
     Ok(ExitCode::SUCCESS)
 }

@@ -130,6 +130,7 @@ fn print_result(args: &PrepareArgs, prepared: &Prepared, begin: Instant) {
         begin.elapsed().as_secs_f64(),
         prepared.work.display()
     );
+    super::say_parts(&prepared.parts);
     if admitted > gain::POINTLESS {
         let pointless = gain::pointless(admitted, &args.checkpoint, &args.output);
         eprintln!("note: {:.1} % of the neurons are active on average, but {pointless}", 100.0 * active);

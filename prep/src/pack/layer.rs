@@ -9,7 +9,7 @@ use flashlm_kernels::to_f32;
 use rayon::prelude::*;
 
 use super::PackError;
-use crate::quantise::{NotFinite, quantise_rows};
+use crate::quantise::{NotFinite, Squares, quantise_rows};
 use crate::records::fill_layer;
 
 /// What a layer becomes: its groups, and the scales of its records.
@@ -17,6 +17,8 @@ use crate::records::fill_layer;
 pub(super) struct Layer {
     pub(super) records: Vec<u8>,
     pub(super) scales: Vec<u8>,
+    /// What quantising the records cost.
+    pub(super) lost: Squares,
 }
 
 /// Puts layers together.
@@ -56,9 +58,10 @@ impl<'a> LayerMaker<'a> {
         made.scales.resize(spec.ffn().size * record_scales, 0);
         let groups = made.records.par_chunks_mut(layout.group_bytes());
         let scales = made.scales.par_chunks_mut(layout.records_per_group() * record_scales);
-        let result = groups.zip(scales).enumerate().try_for_each_init(
+        let lost = groups.zip(scales).enumerate().map_init(
             || vec![0f32; spec.hidden_size],
             |row, (group, (records, scales))| {
+                let mut lost = Squares::default();
                 let positions = layout.positions_of(group);
                 records[layout.group_padding(group)].fill(0);
                 let rows = scales.chunks_exact_mut(row_scales);
@@ -68,34 +71,39 @@ impl<'a> LayerMaker<'a> {
                     to_f32(element(dtype), &plain[from..from + before.row_bytes()], row);
                     let to = layout.vector_offset(position, vector) - layout.group_offset(group);
                     let values = &mut records[to..to + layout.row_bytes()];
-                    quantise_rows(format, row, row.len(), values, scales)?;
+                    lost += quantise_rows(format, row, row.len(), values, scales)?;
                 }
-                Ok(())
+                Ok(lost)
             },
         );
-        result.map_err(|NotFinite| PackError::NotFinite { what: format!("the FFN of layer {layer}") })
+        // Summed in order: threads change no digit.
+        let lost: Result<Vec<Squares>, NotFinite> = lost.collect();
+        let lost = lost.map_err(|NotFinite| PackError::NotFinite { what: format!("the FFN of layer {layer}") })?;
+        made.lost = lost.into_iter().sum();
+        Ok(())
     }
 }
 
-/// The values and the scales of a matrix whose rows have `cols` elements of `dtype`.
+/// The values and the scales of a matrix whose rows have `cols` elements of `dtype`, and what they cost.
 pub(super) fn quantise_matrix(
     format: WeightFormat,
     dtype: DType,
     bytes: &[u8],
     cols: usize,
-) -> Result<(Vec<u8>, Vec<u8>), NotFinite> {
+) -> Result<(Vec<u8>, Vec<u8>, Squares), NotFinite> {
     /// Rows that a task takes.
     const ROWS: usize = 64;
     let (row_bytes, row_scales) = (format.row_bytes(cols), format.scales(cols) * SCALE_BYTES);
     let rows = bytes.len() / (cols * dtype.bytes());
     let (mut values, mut scales) = (vec![0; rows * row_bytes], vec![0; rows * row_scales]);
     let places = values.par_chunks_mut(ROWS * row_bytes).zip(scales.par_chunks_mut(ROWS * row_scales));
-    bytes.par_chunks(ROWS * cols * dtype.bytes()).zip(places).try_for_each_init(Vec::new, |plain, (rows, to)| {
+    let lost = bytes.par_chunks(ROWS * cols * dtype.bytes()).zip(places).map_init(Vec::new, |plain, (rows, to)| {
         plain.resize(rows.len() / dtype.bytes(), 0f32);
         to_f32(element(dtype), rows, plain);
         quantise_rows(format, plain, cols, to.0, to.1)
-    })?;
-    Ok((values, scales))
+    });
+    let lost: Vec<Squares> = lost.collect::<Result<_, _>>()?;
+    Ok((values, scales, lost.into_iter().sum()))
 }
 
 /// Bytes of groups that are written at once: about 4 MiB.

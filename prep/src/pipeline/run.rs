@@ -27,7 +27,7 @@ use super::work::{self, THRESHOLDS_SCRATCH, Work};
 use crate::gain;
 use crate::inputs::inputs;
 use crate::own_text::{OwnText, write_own_text};
-use crate::pack::{PackOptions, WIDE_KV_NOTE, pack_unpublished};
+use crate::pack::{PackOptions, StoredPart, WIDE_KV_NOTE, pack_unpublished};
 use crate::predictors::assemble;
 use crate::record::Calibration;
 use crate::record::documents::{Documents, read_documents};
@@ -60,6 +60,8 @@ pub struct Prepared {
     pub bytes: u64,
     /// Measured activity of every layer; empty where the bundle was up to date.
     pub layers: Vec<LayerSparsity>,
+    /// How the parts of its weights are stored, and what that cost; empty where they were not packed again.
+    pub parts: Vec<StoredPart>,
     /// The directory of intermediate files.
     pub work: PathBuf,
 }
@@ -128,7 +130,7 @@ impl<'a> Preparation<'a> {
         let whole = matches!(&there, There::Ours(made) if made.flash == from.bundle.flash)
             && packed::is_whole(&options.output, work.observer);
         if whole && there == There::Ours(from.bundle.clone()) {
-            return job.prepared(Outcome::UpToDate, Vec::new());
+            return job.prepared(Outcome::UpToDate, Vec::new(), Vec::new());
         }
 
         let stages = Stages {
@@ -152,8 +154,8 @@ impl<'a> Preparation<'a> {
         };
         job.announce(&checkpoint, layers.left(&stages, outcome == Outcome::Replaced))?;
         let sparsity = layers.run(&stages)?;
-        job.write_bundle(&checkpoint, &stages, &from, sparsity.clone(), outcome, reserved)?;
-        job.prepared(outcome, sparsity)
+        let parts = job.write_bundle(&checkpoint, &stages, &from, sparsity.clone(), outcome, reserved)?;
+        job.prepared(outcome, sparsity, parts)
     }
 }
 
@@ -309,14 +311,14 @@ impl<'a> Job<'a> {
         sparsity: Vec<LayerSparsity>,
         outcome: Outcome,
         reserved: Destination,
-    ) -> Result<()> {
+    ) -> Result<Vec<StoredPart>> {
         let Self { options, work, .. } = self;
         let spec = checkpoint.spec();
         let orders = StoredOrders::read(&stages.orders, spec)?;
         let predictors = assemble(&stages.predictors, spec, &orders.layers)?;
         // It was long ago that it was looked at.
         packed::look_and_refuse(&work.dir, &options.output, options.force)?;
-        let identity = if outcome == Outcome::Replaced {
+        let (identity, parts) = if outcome == Outcome::Replaced {
             let mut manifest = Bundle::open(&options.output)?.manifest().clone();
             manifest.predictors = Some(predictors.0);
             manifest.sparsity = Some(sparsity);
@@ -324,7 +326,7 @@ impl<'a> Job<'a> {
             let identity = replacement.identity();
             work.record_bundle(identity, &from.bundle)?;
             replacement.write()?;
-            identity
+            (identity, Vec::new())
         } else {
             let contents = PackOptions {
                 tokenizer: self.tokenizer_file.clone(),
@@ -339,7 +341,7 @@ impl<'a> Job<'a> {
             let task = Running::begin(work.observer, Task::Packing);
             drop(reserved);
             let progress = &mut |done, total| task.at(done, total);
-            let bundle = pack_unpublished(checkpoint, &options.output, contents, progress)?;
+            let (bundle, parts) = pack_unpublished(checkpoint, &options.output, contents, progress)?;
             drop(task);
             if bundle.manifest().wide_kv {
                 self.tell(Event::Note(WIDE_KV_NOTE));
@@ -347,18 +349,18 @@ impl<'a> Job<'a> {
             let identity = bundle.identity();
             work.record_bundle(identity, &from.bundle)?;
             bundle.publish()?;
-            identity
+            (identity, parts)
         };
         work.keep_record(identity, &from.bundle);
         if !options.keep_recordings {
             work.clear(StageKind::Recording.directory())?;
         }
-        Ok(())
+        Ok(parts)
     }
 
-    fn prepared(&self, outcome: Outcome, layers: Vec<LayerSparsity>) -> Result<Prepared> {
+    fn prepared(&self, outcome: Outcome, layers: Vec<LayerSparsity>, parts: Vec<StoredPart>) -> Result<Prepared> {
         let output = &self.options.output;
         let bytes = output.metadata().map_err(io_error("cannot look at", output))?.len();
-        Ok(Prepared { outcome, bytes, layers, work: self.work.dir.clone() })
+        Ok(Prepared { outcome, bytes, layers, parts, work: self.work.dir.clone() })
     }
 }

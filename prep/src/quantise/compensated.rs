@@ -84,7 +84,7 @@ fn piece(
         for ((row, (values, scales)), (errors, by)) in each {
             for i in first..end {
                 if i % group == 0 {
-                    let scale = group_scale(format, &row[i..(i + group).min(d)], &mut shares)?;
+                    let (scale, _) = group_scale(format, &row[i..(i + group).min(d)], &mut shares)?;
                     scales[i / group * SCALE_BYTES..][..SCALE_BYTES].copy_from_slice(&scale.to_le_bytes());
                     *by = (inverse(scale.to_f32()), scale.to_f32());
                 }
