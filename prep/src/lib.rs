@@ -22,7 +22,6 @@
 
 pub mod coactivation;
 pub mod demand;
-pub mod disk_cost;
 pub mod evaluate;
 pub mod foreign_predictors;
 pub mod gain;

@@ -39,13 +39,12 @@ pub(crate) use progress::Stage;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use flashlm::disk_cost::ReadCost;
+use flashlm::disk_cost::{DiskProfileError, ReadCost, profiled_cost};
 use flashlm::error::printable;
 use flashlm_formats::bundle::Manifest;
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::destination::{Destination, DestinationError, FileKind, check_new_file};
 use flashlm_formats::publish::publish_bytes;
-use flashlm_prep::disk_cost::{DiskProfileError, profiled_cost};
 use flashlm_prep::pack::WIDE_KV_NOTE;
 use flashlm_prep::record::documents::{Documents, DocumentsError, read_documents};
 use flashlm_prep::tokenizer::packed_tokenizer;
