@@ -45,6 +45,7 @@ pub mod synthesize;
 pub mod threads;
 pub mod thresholds;
 pub mod tokenizer;
+pub mod traces;
 pub mod train;
 
 pub use pipeline::{Event, Outcome, PrepareError, PrepareOptions, Prepared, prepare};

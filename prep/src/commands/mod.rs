@@ -24,6 +24,7 @@ pub(crate) mod prepare;
 mod progress;
 pub(crate) mod record;
 mod recorded;
+pub(crate) mod replay;
 pub(crate) mod report;
 pub(crate) mod source;
 pub(crate) mod synthesize;
