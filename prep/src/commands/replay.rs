@@ -165,7 +165,7 @@ impl From<&ReplayCounts> for Figures {
 
 /// What is replayed, layer by layer.
 enum Demand {
-    Recorded { recording: Recording, storage: Storage, parts: Vec<std::ops::Range<usize>> },
+    Recorded { recording: Box<Recording>, storage: Storage, parts: Vec<std::ops::Range<usize>> },
     Traces { dir: PathBuf, groups: Option<u32> },
 }
 
@@ -220,34 +220,51 @@ fn open_bundle(path: &Path, recording: &Recording) -> Result<(Storage, usize)> {
     Ok((Storage::Bundle { bundle: Box::new(bundle), predictors }, group_bytes))
 }
 
+/// What the arguments name.
+struct Source {
+    demand: Demand,
+    layers: Vec<usize>,
+    /// Tokens that are not counted.
+    warm_up: usize,
+    group_bytes: u64,
+}
+
+impl Source {
+    fn open(args: &ReplayArgs) -> Result<Self> {
+        match &args.traces {
+            Some(dir) => {
+                let layers = traces::layers(dir)?;
+                ensure!(!layers.is_empty(), "{} holds no traces (layer-NNN.offsets.npy)", dir.display());
+                let groups = args.groups.map(|groups| groups as u32);
+                let group_bytes = args.group_bytes.unwrap_or(GROUP_BYTES);
+                let demand = Demand::Traces { dir: dir.clone(), groups };
+                Ok(Self { demand, layers, warm_up: args.warm_up.unwrap_or(0), group_bytes })
+            }
+            None => {
+                let dir = args.recording.as_ref().context("give a recording, or --traces")?;
+                let recording = recorded::open(dir)?;
+                let layers = layer_range(args.layers.as_deref(), &recording)?;
+                let (parts, warm_up) = behind_a_warm_up(recording.split(), args.warm_up.unwrap_or(2048));
+                let (storage, group_bytes) = match &args.bundle {
+                    Some(path) => open_bundle(path, &recording)?,
+                    None => {
+                        let layout = FlashLayout::new(&recording.info().model, args.dtype, LayoutOptions::default())?;
+                        let records = layout.records_per_group() as u32;
+                        let (predictors, orders) = (args.predictors.clone(), args.orders.clone());
+                        (Storage::Files { predictors, orders, records }, layout.group_bytes())
+                    }
+                };
+                let demand = Demand::Recorded { recording: Box::new(recording), storage, parts };
+                Ok(Self { demand, layers, warm_up, group_bytes: group_bytes as u64 })
+            }
+        }
+    }
+}
+
 pub(crate) fn run(args: &ReplayArgs) -> Result<ExitCode> {
     super::start_pool(None)?;
     let cost = read_cost(args.disk.as_deref())?;
-    let (demand, layers, warm_up, group_bytes) = match &args.traces {
-        Some(dir) => {
-            let layers = traces::layers(dir)?;
-            ensure!(!layers.is_empty(), "{} holds no traces (layer-NNN.offsets.npy)", dir.display());
-            let groups = args.groups.map(|groups| groups as u32);
-            let group_bytes = args.group_bytes.unwrap_or(GROUP_BYTES);
-            (Demand::Traces { dir: dir.clone(), groups }, layers, args.warm_up.unwrap_or(0), group_bytes)
-        }
-        None => {
-            let dir = args.recording.as_ref().context("give a recording, or --traces")?;
-            let recording = recorded::open(dir)?;
-            let layers = layer_range(args.layers.as_deref(), &recording)?;
-            let (parts, warm_up) = behind_a_warm_up(recording.split(), args.warm_up.unwrap_or(2048));
-            let (storage, group_bytes) = match &args.bundle {
-                Some(path) => open_bundle(path, &recording)?,
-                None => {
-                    let layout = FlashLayout::new(&recording.info().model, args.dtype, LayoutOptions::default())?;
-                    let records = layout.records_per_group() as u32;
-                    let (predictors, orders) = (args.predictors.clone(), args.orders.clone());
-                    (Storage::Files { predictors, orders, records }, layout.group_bytes())
-                }
-            };
-            (Demand::Recorded { recording, storage, parts }, layers, warm_up, group_bytes as u64)
-        }
-    };
+    let Source { demand, layers, warm_up, group_bytes } = Source::open(args)?;
     if let Some(dir) = &args.write_traces {
         let empty = std::fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none());
         ensure!(empty, "{} is not empty; give a new directory for the traces", dir.display());
