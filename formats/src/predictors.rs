@@ -5,12 +5,14 @@
 
 mod file;
 mod report;
+mod training;
 
 pub use file::{
     LOOK_AHEAD, PredictorFileError, PredictorPart, RELU, StoredElements, StoredMatrix, predictor_path, read_predictor,
     write_predictor,
 };
 pub use report::{
-    DTypeCurve, LayerReport, LookAheadReport, OperatingPoint, PREDICTORS_JSON, PredictorForm, RankCurve, TrainReport,
-    TrainReportError,
+    DTypeCurve, LayerReport, LayerTraining, LookAheadReport, OperatingPoint, PREDICTORS_JSON, PredictorForm, RankCurve,
+    TrainReport, TrainReportError,
 };
+pub use training::{EpochLog, FitLog, SeedPoint, StartKind};

@@ -60,15 +60,25 @@ pub fn wanted_sets(
     tokens_max: usize,
     chosen_by: Option<(&Path, usize)>,
 ) -> Result<WantedSets, WantedError> {
+    if let Some((dir, layer)) = chosen_by {
+        let file: SharedBytes = Arc::new(read_predictor(dir, layer)?);
+        return chosen_sets(recorded, parts, tokens_max, (&PredictorTensors::parse(&file)?, ""));
+    }
     let mut sets = WantedSets::new(recorded.ffn() as u32);
-    let Some((dir, layer)) = chosen_by else {
-        for token in parts.iter().cloned().flatten().take(tokens_max) {
-            sets.push(recorded.active(token).map(|n| n as u32));
-        }
-        return Ok(sets);
-    };
-    let file: SharedBytes = Arc::new(read_predictor(dir, layer)?);
-    let tensors = PredictorTensors::parse(&file)?;
+    for token in parts.iter().cloned().flatten().take(tokens_max) {
+        sets.push(recorded.active(token).map(|n| n as u32));
+    }
+    Ok(sets)
+}
+
+/// The same for the predictor whose tensors have this prefix: of a file, or of a bundle, where neurons are in storage order.
+pub fn chosen_sets(
+    recorded: &mut LayerRecording,
+    parts: &[Range<usize>],
+    tokens_max: usize,
+    (tensors, prefix): (&PredictorTensors<'_>, &str),
+) -> Result<WantedSets, WantedError> {
+    let mut sets = WantedSets::new(recorded.ffn() as u32);
     let (hidden, neurons) = (recorded.hidden(), recorded.ffn());
     let mut inputs = Vec::new();
     let mut left = tokens_max;
@@ -83,7 +93,7 @@ pub fn wanted_sets(
                 .par_chunks(tokens.div_ceil(rayon::current_num_threads()).max(1) * hidden)
                 .map(|inputs| -> Result<_, WantedError> {
                     let threads = Threads::new(NonZeroUsize::MIN).map_err(WantedError::Thread)?;
-                    let mut predictor = tensors.predictor("", hidden, neurons)?;
+                    let mut predictor = tensors.predictor(prefix, hidden, neurons)?;
                     let (mut input, mut scores) = (vec![0.0; hidden], vec![0.0; neurons]);
                     let choose = |row: &[f16]| {
                         row.convert_to_f32_slice(&mut input);

@@ -22,7 +22,6 @@
 
 pub mod coactivation;
 pub mod demand;
-pub mod disk_cost;
 pub mod evaluate;
 pub mod foreign_predictors;
 pub mod gain;
@@ -46,6 +45,7 @@ pub mod synthesize;
 pub mod threads;
 pub mod thresholds;
 pub mod tokenizer;
+pub mod traces;
 pub mod train;
 
 pub use pipeline::{Event, Outcome, PrepareError, PrepareOptions, Prepared, prepare};

@@ -54,6 +54,8 @@ enum Command {
     ImportPredictors(commands::import_predictors::ImportArgs),
     /// Write a random-weight checkpoint of a published geometry, for measuring
     Synthesize(commands::synthesize::SynthesizeArgs),
+    /// Replay the neurons that recorded tokens need through cache policies
+    Replay(commands::replay::ReplayArgs),
     /// Show a recording, its predictors and its orders on one HTML page
     Report(commands::report::ReportArgs),
     /// Print a shell completion script
@@ -101,6 +103,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Train(args) => commands::train::run(&args),
         Command::ImportPredictors(args) => commands::import_predictors::run(&args),
         Command::Synthesize(args) => commands::synthesize::run(&args),
+        Command::Replay(args) => commands::replay::run(&args),
         Command::Report(args) => commands::report::run(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();

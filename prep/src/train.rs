@@ -34,7 +34,7 @@ pub use curve::Curve;
 pub use fitted::Fitted;
 pub use options::{RankChoice, TrainOptions, TrainingData};
 pub use params::{LowRankPredictorParams, LowRankPredictorValidParams, TrainError};
-pub use pipeline::{Progress, TRIAL_TOKENS, choose_ranks, train_layer, train_recording, write_report};
+pub use pipeline::{Progress, TRIAL_TOKENS, choose_ranks, judge_seed, train_layer, train_recording, write_report};
 pub use predictor::LowRankPredictor;
 pub use projection::Projection;
 pub use quantised::QuantisedProjection;

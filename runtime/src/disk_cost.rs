@@ -1,8 +1,12 @@
 //! What reading costs: a linear model, fitted to a disk's measured profile, and the disk that is assumed where none was measured.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use flashlm_formats::regular::read_regular;
 use flashlm_io::{DiskProfile, device_key, profile_dir};
+
+/// Longest profile of a disk.
+const PROFILE_BYTES_MAX: u64 = 16 << 20;
 
 /// What reading costs on a disk that is kept busy: so much for each request, so much for each byte.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -129,6 +133,68 @@ impl ReadCost {
     pub fn gap_bytes_max(&self) -> u64 {
         (self.request_ns / self.byte_ns) as u64
     }
+}
+
+/// A disk profile cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DiskProfileError {
+    /// The file cannot be read.
+    #[error("cannot read the disk profile {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It is something else.
+    #[error("{} is not a disk profile; `flashlm disk PATH` makes one: {source}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// Rates that no disk has.
+    #[error("{}: a profile with impossible rates, or of another version; measure again", path.display())]
+    Unsound {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Nothing can be fitted to it.
+    #[error("{}: {source}", path.display())]
+    Fit {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: ReadCostError,
+    },
+}
+
+/// The disk profile in a file, as `flashlm disk` keeps it.
+///
+/// # Errors
+/// If the file is no profile.
+pub fn read_profile(path: &Path) -> Result<DiskProfile, DiskProfileError> {
+    let path = path.to_owned();
+    let text = match read_regular(&path, PROFILE_BYTES_MAX) {
+        Ok(text) => text,
+        Err(source) => return Err(DiskProfileError::Io { path, source }),
+    };
+    let profile: DiskProfile = match serde_json::from_slice(&text) {
+        Ok(profile) => profile,
+        Err(source) => return Err(DiskProfileError::Malformed { path, source }),
+    };
+    if profile.is_sound() { Ok(profile) } else { Err(DiskProfileError::Unsound { path }) }
+}
+
+/// The cost that fits the profile in a file.
+///
+/// # Errors
+/// If the file is no profile, or none that a cost can be fitted to.
+pub fn profiled_cost(path: &Path) -> Result<ReadCost, DiskProfileError> {
+    let profile = read_profile(path)?;
+    ReadCost::of_profile(&profile).map_err(|source| DiskProfileError::Fit { path: path.to_owned(), source })
 }
 
 /// The name of the disk below `path`, and the profile that `flashlm disk` has kept for it.

@@ -95,7 +95,7 @@ impl DirectoryKind {
                 ["recording.json", "tokens.safetensors", "states"].contains(&name) || numbered("layer-", ".safetensors")
             }
             Self::Predictors => {
-                ["predictors.json", "timings.json", "sweep.json"].contains(&name)
+                ["predictors.json", "timings.json", "training.json", "sweep.json"].contains(&name)
                     || numbered("predictor-", ".safetensors")
             }
             Self::Orders => name == "orders.json" || numbered("layer-", ".order.safetensors"),
@@ -122,7 +122,7 @@ fn is_our_states(path: &Path) -> bool {
         })
 }
 
-/// `timings.json` and `sweep.json` hold lists.
+/// `timings.json`, `training.json` and `sweep.json` hold lists.
 fn is_list_of_figures(path: &Path) -> bool {
     let head = head(path).unwrap_or_default();
     head.starts_with(b"[") && contains(&head, b"\"layer\":")
@@ -340,8 +340,9 @@ mod tests {
         assert!(!mine("predictor-000.safetensors", b"\x40\0\0\0\0\0\0\0{\"__metadata__\":{\"seal\":\"0123\"}}"));
         assert!(mine("predictors.json", b"{\"format\": \"other\"}"));
         assert!(!mine("predictors.json", b"{\n  \"format\": \"flashlm-predictors\"}"));
-        assert!(mine("timings.json", b"[1, 2]"));
+        assert!(mine("timings.json", b"[1, 2]") && mine("training.json", b"{}"));
         assert!(!mine("timings.json", b"[\n  {\n    \"layer\": 0,"));
+        assert!(!mine("training.json", b"[\n  {\n    \"layer\": 0,"));
         assert!(!mine("predictor-001.safetensors.partial", b""));
     }
 

@@ -1,4 +1,4 @@
-//! `predictors.json`: what is known of each layer's predictor; and `timings.json` beside it.
+//! `predictors.json`: what is known of each layer's predictor; `training.json` and `timings.json` beside it.
 
 use std::fmt;
 use std::io;
@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::training::{FitLog, SeedPoint};
 use crate::bundle::PredictorDType;
 use crate::destination::PREDICTORS_FORMAT;
 use crate::publish::publish_bytes;
@@ -66,6 +67,24 @@ pub struct LayerReport {
     /// Time of the fit alone. Not part of the file, which holds nothing of the machine.
     #[serde(skip)]
     pub seconds: f64,
+    /// How the fit went, where there was one. Kept apart, in `training.json`.
+    #[serde(skip)]
+    pub fit: Option<FitLog>,
+}
+
+/// An entry of `training.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayerTraining {
+    /// Number of the layer.
+    pub layer: usize,
+    /// What was trained.
+    pub form: PredictorForm,
+    /// How the fit went; none of a quantised projection, which is not trained.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub fit: Option<FitLog>,
+    /// The same predictor trained with several seeds, the kept one first; empty with one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub seeds: Vec<SeedPoint>,
 }
 
 /// What happens at one threshold. Rates are pooled over tokens: see `false_negative_rate` and the rest.
@@ -237,14 +256,9 @@ impl TrainReport {
     /// # Errors
     /// `Io`.
     pub fn write(&self, dir: &Path) -> Result<(), TrainReportError> {
-        let publish = |name: &str, json: serde_json::Result<Vec<u8>>| {
-            let (path, mut json) = (dir.join(name), json.expect("plain data serialises"));
-            json.push(b'\n');
-            publish_bytes(&path, &json).map_err(|source| TrainReportError::Io { path, source })
-        };
-        publish(PREDICTORS_JSON, serde_json::to_vec_pretty(self))?;
+        publish(dir, PREDICTORS_JSON, self)?;
         let timings: Vec<_> = self.layers.iter().map(|r| Timing { layer: r.layer, seconds: r.seconds }).collect();
-        publish("timings.json", serde_json::to_vec_pretty(&timings))
+        publish(dir, "timings.json", &timings)
     }
 
     /// Reads the file in `dir`.
@@ -287,6 +301,28 @@ impl LayerReport {
     pub fn stored_curve(&self) -> &[OperatingPoint] {
         self.curves.iter().find(|c| c.dtype == self.dtype).map_or(&[], |c| &c.points)
     }
+}
+
+impl LayerTraining {
+    /// What a report knows of its fit, and what was measured with several seeds.
+    pub fn new(report: &LayerReport, seeds: Vec<SeedPoint>) -> Self {
+        Self { layer: report.layer, form: report.form(), fit: report.fit.clone(), seeds }
+    }
+
+    /// Writes the file into `dir`, whole or not at all.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn write(layers: &[Self], dir: &Path) -> Result<(), TrainReportError> {
+        publish(dir, "training.json", &layers)
+    }
+}
+
+/// Writes a file of `dir` whole, or not at all.
+fn publish(dir: &Path, name: &str, value: &impl Serialize) -> Result<(), TrainReportError> {
+    let (path, mut json) = (dir.join(name), serde_json::to_vec_pretty(value).expect("plain data serialises"));
+    json.push(b'\n');
+    publish_bytes(&path, &json).map_err(|source| TrainReportError::Io { path, source })
 }
 
 impl RankCurve {
@@ -333,6 +369,7 @@ mod tests {
                 admitted: vec![0.2, 0.11],
             }),
             seconds: 0.0,
+            fit: None,
         };
         let report = TrainReport::new("made from", vec![layer]);
         let dir = tempfile::tempdir().unwrap();

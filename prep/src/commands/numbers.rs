@@ -57,6 +57,12 @@ pub(crate) fn part(text: &str) -> Result<f64, String> {
     number(text, "a share from 0 to 1, such as 0.05", |share| (0.0..=1.0).contains(&share))
 }
 
+/// A step size of training: `0.003`.
+pub(crate) fn step_size(text: &str) -> Result<f32, String> {
+    number(text, "a number above 0 and at most 1, such as 0.003", |size| size > 0.0 && size <= 1.0)
+        .map(|size| size as f32)
+}
+
 /// How many times as much: `1.5`.
 pub(crate) fn times(text: &str) -> Result<f64, String> {
     number(text, "a number from 0 to 1000, such as 1.5", |times| (0.0..=1000.0).contains(&times))
@@ -82,6 +88,7 @@ mod tests {
             let parsed = [tokens(text).is_ok(), sequence(text).is_ok(), count(text).is_ok(), bytes(text).is_ok()];
             assert_eq!(parsed, [false; 4], "{text:?}");
             assert!(few(text).is_err() && minutes(text).is_err(), "{text:?}");
+            assert!(step_size(text).is_err(), "{text:?}");
             let parsed = [share(text).is_ok(), part(text).is_ok(), times(text).is_ok(), percent(text).is_ok()];
             assert_eq!(parsed, [false; 4], "{text:?}");
             assert!(percent(&format!("{text}%")).is_err(), "{text:?}%");
@@ -89,6 +96,7 @@ mod tests {
         assert!(tokens("0").is_err() && sequence("1").is_err() && count("0").is_err() && bytes("0").is_err());
         assert!(share("0").is_err() && share("1").is_err() && share("2").is_err() && share("0.96") == Ok(0.96));
         assert!(part("0") == Ok(0.0) && part("1") == Ok(1.0) && part("1.01").is_err());
+        assert!(step_size("0").is_err() && step_size("1.1").is_err() && step_size("0.003") == Ok(3e-3));
         assert!(times("0") == Ok(0.0) && times("1.5") == Ok(1.5));
         assert_eq!((percent("9%"), percent("0.5 %")), (Ok(0.09), Ok(0.005)));
         assert!(percent("9").is_err() && percent("0%").is_err() && percent("101%").is_err());

@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use flashlm::disk_cost::profiled_cost;
 use flashlm_formats::destination::{Destination, FileKind};
 use flashlm_formats::predictors::TrainReport;
-use flashlm_prep::disk_cost::profiled_cost;
 use flashlm_prep::gain::verdict;
 use flashlm_prep::report::{Orders, ReportInput, build};
 

@@ -11,9 +11,14 @@ use clap::{Args, ValueEnum};
 use flashlm_formats::bundle::PredictorDType;
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::destination::{Directory, DirectoryKind};
-use flashlm_formats::predictors::{LayerReport, OperatingPoint, PredictorForm, RankCurve, TrainReport};
+use flashlm_formats::predictors::{
+    LayerReport, LayerTraining, OperatingPoint, PredictorForm, RankCurve, SeedPoint, TrainReport,
+};
 use flashlm_formats::recording::Recording;
-use flashlm_prep::train::{Progress, RankChoice, SweepEntry, TrainOptions, TrainingData, sweep, train_recording};
+use flashlm_prep::train::{
+    LowRankPredictorParams, Progress, RankChoice, SweepEntry, TrainOptions, TrainingData, judge_seed, sweep,
+    train_recording,
+};
 
 use super::{Stage, inputs, numbers, recorded};
 
@@ -51,12 +56,28 @@ pub(crate) struct TrainArgs {
     /// Predict at least this many times as many neurons as are active, however good the predictor: for measuring
     #[arg(long, value_name = "TIMES", default_value_t = 0.0, value_parser = numbers::times)]
     over_fetch: f64,
+    /// In place of a threshold chosen by --recall and --worth: predict a neuron where the trained logit says that it is active with
+    /// more than this probability. 0.5 is the rule of Deja Vu and of "LLM in a flash" (which also train with --balance 1)
+    #[arg(long, value_name = "P", value_parser = numbers::share, conflicts_with_all = ["recall", "worth", "over_fetch"])]
+    fixed_threshold: Option<f64>,
     /// Largest size of all predictors, as a share of the FFN's bytes (automatic ranks)
     #[arg(long, value_name = "PERCENT", default_value = "9%", value_parser = numbers::percent)]
     size_budget: f64,
     /// Maximum number of passes over the training tokens
     #[arg(long, value_name = "N", default_value_t = 6, value_parser = numbers::count)]
     epochs: usize,
+    /// Adam's step size at its height [default: 0.003]
+    #[arg(long, value_name = "SIZE", value_parser = numbers::step_size)]
+    learning_rate: Option<f32>,
+    /// Tokens of a step [default: 256]
+    #[arg(long, value_name = "N", value_parser = numbers::count)]
+    batch: Option<usize>,
+    /// How far active and inactive pairs are brought to equal weight in the loss: 0 not at all, 1 fully [default: 0.5]
+    #[arg(long, value_name = "SHARE", value_parser = numbers::part)]
+    balance: Option<f64>,
+    /// Stop after this many epochs without gain on held-out documents [default: 2]
+    #[arg(long, value_name = "N", value_parser = numbers::count)]
+    patience: Option<usize>,
     /// Train on at most this many tokens
     #[arg(long, value_name = "N", value_parser = numbers::tokens)]
     tokens: Option<usize>,
@@ -72,6 +93,9 @@ pub(crate) struct TrainArgs {
     /// Decides the order of the training tokens
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Train with this many seeds, from --seed on: the first one's predictors are kept, and the figures of all are compared
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = numbers::few, conflicts_with = "sweep")]
+    seeds: usize,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -133,10 +157,8 @@ pub(crate) fn run(args: &TrainArgs) -> Result<ExitCode> {
     options.over_fetch = args.over_fetch;
     options.size_budget = args.size_budget;
     options.look_ahead = args.look_ahead;
-    options.fit = options.fit.epochs(args.epochs).seed(args.seed);
-    if let Some(tokens) = args.tokens {
-        options.fit = options.fit.tokens_max(tokens);
-    }
+    options.fixed_threshold = args.fixed_threshold;
+    options.fit = fit(args, options.fit);
     let data = TrainingData { recording: &recording, validation: validation.as_ref(), checkpoint: checkpoint.as_ref() };
     if !args.sweep.is_empty() {
         return sweep_ranks(args, data, &options);
@@ -144,12 +166,77 @@ pub(crate) fn run(args: &TrainArgs) -> Result<ExitCode> {
     let shown = Shown::new(&options, recording.info().model.layers.len());
     let report = train_recording(data, &options, &args.output, &shown)?;
     drop(shown);
+    let seeds = if args.seeds > 1 { other_seeds(args, data, &options, &report)? } else { Vec::new() };
+    let layers = report.layers.iter().enumerate();
+    let layers: Vec<_> =
+        layers.map(|(at, layer)| LayerTraining::new(layer, seeds.get(at).cloned().unwrap_or_default())).collect();
+    LayerTraining::write(&layers, &args.output)?;
 
     let on = if validation.is_some() { "validation" } else { "held-out documents" };
     print_layers(&report, on);
+    print_seeds(&layers);
     let predictors = super::counted(report.layers.len(), "predictor");
     eprintln!("wrote {predictors} and predictors.json to {}", args.output.display());
     Ok(ExitCode::SUCCESS)
+}
+
+/// `params` with what the arguments change.
+fn fit(args: &TrainArgs, mut params: LowRankPredictorParams) -> LowRankPredictorParams {
+    params = params.epochs(args.epochs).seed(args.seed);
+    if let Some(tokens) = args.tokens {
+        params = params.tokens_max(tokens);
+    }
+    if let Some(size) = args.learning_rate {
+        params = params.learning_rate(size);
+    }
+    if let Some(tokens) = args.batch {
+        params = params.batch(tokens);
+    }
+    if let Some(share) = args.balance {
+        params = params.balance(share as f32);
+    }
+    if let Some(epochs) = args.patience {
+        params = params.patience(epochs);
+    }
+    params
+}
+
+/// The figures of every layer with each of the seeds, the kept predictors' first.
+fn other_seeds(
+    args: &TrainArgs,
+    data: TrainingData<'_>,
+    options: &TrainOptions,
+    report: &TrainReport,
+) -> Result<Vec<Vec<SeedPoint>>> {
+    let stage = Stage::new("other seeds", "fits", (report.layers.len() * (args.seeds - 1)) as u64);
+    let of_layer = |layer: &LayerReport| {
+        let OperatingPoint { false_negative_rate, false_positive_rate, .. } = *layer.judged();
+        let mut points = vec![SeedPoint { seed: args.seed, false_negative_rate, false_positive_rate }];
+        for more in 1..args.seeds as u64 {
+            points.push(judge_seed(data, options, layer.layer, layer.form(), args.seed.wrapping_add(more))?);
+            stage.advance(1);
+        }
+        Ok(points)
+    };
+    report.layers.iter().map(of_layer).collect()
+}
+
+/// Means and standard deviations over seeds, where there are several.
+fn print_seeds(layers: &[LayerTraining]) {
+    let seeds = layers.first().map_or(0, |layer| layer.seeds.len());
+    if seeds < 2 {
+        return;
+    }
+    println!("\nover {seeds} seeds, mean and standard deviation\nlayer          misses      false alarms");
+    for layer in layers {
+        let over = |figure: fn(&SeedPoint) -> f64| {
+            let mean = layer.seeds.iter().map(figure).sum::<f64>() / seeds as f64;
+            let squares: f64 = layer.seeds.iter().map(|seed| (figure(seed) - mean).powi(2)).sum();
+            format!("{:.2}% ± {:.2}", 100.0 * mean, 100.0 * (squares / (seeds - 1) as f64).sqrt())
+        };
+        let (misses, alarms) = (over(|seed| seed.false_negative_rate), over(|seed| seed.false_positive_rate));
+        println!("{:>5}  {misses:>14}  {alarms:>16}", layer.layer);
+    }
 }
 
 /// The checkpoint in `dir`, if it is the one that was recorded.

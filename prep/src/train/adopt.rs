@@ -87,5 +87,6 @@ pub fn adopt_layer(
         look_ahead: None,
         trial: None,
         seconds: 0.0,
+        fit: None,
     })
 }

@@ -96,6 +96,17 @@ impl Curve {
         self.at((steps.max(0.0) as usize).min(STEPS))
     }
 
+    /// Mean of the logistic loss over all pairs, with logits as fine as they are counted; an active pair weighs `active_weight`.
+    pub(super) fn loss(&self, active_weight: f64) -> f64 {
+        let softplus = |z: f64| z.max(0.0) + (-z.abs()).exp().ln_1p();
+        let of_step = |(step, (&active, &inactive)): (usize, (&u64, &u64))| {
+            let z = ((step as f64 + 0.5) / STEPS as f64 * 2.0 - 1.0) * f64::from(RANGE);
+            active_weight * active as f64 * softplus(-z) + inactive as f64 * softplus(z)
+        };
+        let sum: f64 = self.active.iter().zip(&self.inactive).enumerate().map(of_step).sum();
+        sum / (self.tokens as f64 * self.ffn as f64)
+    }
+
     fn at(&self, step: usize) -> OperatingPoint {
         let sum = |counts: &[u64]| counts.iter().sum::<u64>();
         let missed = sum(&self.active[..step]);
@@ -164,6 +175,14 @@ mod tests {
         let matrix = side(|p| p.1).confusion_matrix(&side(|p| p.0)).unwrap();
         assert!((matrix.precision() as f64 - point.precision).abs() < 1e-6, "{matrix:?}");
         assert!((matrix.recall() as f64 - (1.0 - point.false_negative_rate)).abs() < 1e-6, "{matrix:?}");
+    }
+
+    #[test]
+    fn the_loss_is_logistic() {
+        let softplus = |z: f64| z.exp().ln_1p();
+        let pairs =
+            5.0 * 2.0 * softplus(1.0) + 15.0 * 2.0 * softplus(-1.0) + 20.0 * softplus(1.0) + 160.0 * softplus(-3.0);
+        assert!((curve().loss(2.0) - pairs / 200.0).abs() < 0.01);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! A step's work is cut into pieces of fixed size (rows of the batch, neurons of the decoder, rows of the encoder) that
 //! threads take in any order; sums over pieces are formed in the pieces' order. So the number of threads changes no bit.
 
+use flashlm_formats::predictors::{EpochLog, FitLog};
 use flashlm_kernels::{View, product};
 use linfa::dataset::Records;
 use linfa::traits::Fit;
@@ -33,7 +34,7 @@ impl Fit<Inputs, Activity, TrainError> for LowRankPredictorValidParams {
 
     /// Fits on the tokens that are not held out, and keeps the epoch that is best on those that are.
     fn fit(&self, set: &TrainingSet) -> Result<LowRankPredictor, TrainError> {
-        self.fit_from(&self.starts(set)?, set)
+        Ok(self.fit_from(&self.starts(set)?, set)?.0)
     }
 }
 
@@ -76,11 +77,16 @@ impl LowRankPredictorValidParams {
         Ok(Tokens { train, judged })
     }
 
-    /// Fits from the best of the starts.
-    pub(crate) fn fit_from(&self, starts: &Starts, set: &TrainingSet) -> Result<LowRankPredictor, TrainError> {
+    /// Fits from the best of the starts, and says how it went.
+    pub(crate) fn fit_from(
+        &self,
+        starts: &Starts,
+        set: &TrainingSet,
+    ) -> Result<(LowRankPredictor, FitLog), TrainError> {
         let Tokens { mut train, judged } = self.tokens(set)?;
         let start = starts.best(set, self.rank, &judged);
-        let mut model = Training::new(self, set, &train, &start);
+        let mut model = Training::new(self, set, &train, &start.predictor);
+        let mut log = FitLog { start: start.kind, start_false_positive_rate: start.cost, epochs: Vec::new(), kept: 0 };
         let mut random = Random::new(self.seed);
         let mut best: Option<(f64, LowRankPredictor)> = None;
         let mut without_gain = 0;
@@ -93,9 +99,13 @@ impl LowRankPredictorValidParams {
             if !predictor.is_finite() {
                 return Err(TrainError::Diverged { epoch });
             }
-            let cost = Curve::measure(&predictor, set, &judged).at_misses(JUDGED_MISSES).false_positive_rate;
+            let curve = Curve::measure(&predictor, set, &judged);
+            let cost = curve.at_misses(JUDGED_MISSES).false_positive_rate;
+            let loss = curve.loss(f64::from(model.active_weight));
+            log.epochs.push(EpochLog { loss, false_positive_rate: cost });
             if best.as_ref().is_none_or(|(least, _)| cost < *least) {
                 best = Some((cost, predictor));
+                log.kept = epoch;
                 without_gain = 0;
             } else {
                 without_gain += 1;
@@ -106,7 +116,7 @@ impl LowRankPredictorValidParams {
         }
         let (_, mut predictor) = best.expect("at least one epoch");
         predictor.balance_components();
-        Ok(predictor)
+        Ok((predictor, log))
     }
 }
 

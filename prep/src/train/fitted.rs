@@ -1,7 +1,7 @@
 //! What training gives: a predictor of either kind.
 
 use flashlm_formats::bundle::PredictorDType;
-use flashlm_formats::predictors::{PredictorForm, PredictorPart, StoredElements, StoredMatrix};
+use flashlm_formats::predictors::{FitLog, PredictorForm, PredictorPart, StoredElements, StoredMatrix};
 use half::f16;
 use linfa::ParamGuard;
 use ndarray::Array2;
@@ -42,26 +42,29 @@ impl Fitted {
         Self { neurons: predictor.neurons(), kind: Kind::LowRank(predictor, dtype), rows: None }
     }
 
-    /// The predictor of `layer` in this form, with rows for the neurons that fire in training.
+    /// The predictor of `layer` in this form, with rows for the neurons that fire in training; and how the fit went, if it was trained.
     pub(super) fn fit(
         options: &TrainOptions,
         data: TrainingData<'_>,
         set: &TrainingSet,
         layer: usize,
         form: PredictorForm,
-    ) -> Result<Self, TrainError> {
+    ) -> Result<(Self, Option<FitLog>), TrainError> {
         let projection = data.projection(layer)?;
-        let fitted = match form {
-            PredictorForm::LowRank(rank) => Self::low_rank(fit(options, set, projection, rank)?, options.dtype),
+        let (fitted, log) = match form {
+            PredictorForm::LowRank(rank) => {
+                let (predictor, log) = fit(options, set, projection, rank)?;
+                (Self::low_rank(predictor, options.dtype), Some(log))
+            }
             PredictorForm::Projection(_) => {
                 let projection = projection.ok_or(TrainError::NoProjection { layer })?;
                 let mut params = options.fit.clone().projection(projection.clone());
                 params.0.rank = 1;
                 let tokens = params.check()?.tokens(set)?.train;
-                QuantisedProjection::new(&projection, &moments(set, &tokens), set, &tokens)?.into()
+                (QuantisedProjection::new(&projection, &moments(set, &tokens), set, &tokens)?.into(), None)
             }
         };
-        Ok(fitted.with_rows(&set.targets().fire()))
+        Ok((fitted.with_rows(&set.targets().fire()), log))
     }
 
     /// The same with rows for these neurons alone, which ascend.

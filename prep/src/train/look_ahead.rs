@@ -42,14 +42,14 @@ pub(super) fn train_look_ahead(
     };
     let points = |curve: &Curve| COMPARED_MISSES.iter().map(|&m| curve.at_misses(m)).collect::<Vec<_>>();
 
-    let small = fit(options, &set, None, rank)?;
+    let (small, _) = fit(options, &set, None, rank)?;
     let stored = small.rounded(options.dtype);
     let threshold = Curve::measure(&stored, &set, &held_out).at_misses(STORED_MISSES).threshold;
     let own = measure(&stored);
     let next_layers_points = match compare {
         Some(form) => {
             let set = training_set(recording, layer + 1, layer + 1)?;
-            let exact = Fitted::fit(options, data, &set, layer + 1, form)?;
+            let (exact, _) = Fitted::fit(options, data, &set, layer + 1, form)?;
             points(&measure(&exact.rounded(options.dtype)))
         }
         None => Vec::new(),

@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use flashlm_formats::bundle::PredictorDType;
 use flashlm_formats::checkpoint::Checkpoint;
-use flashlm_formats::predictors::PredictorForm;
+use flashlm_formats::predictors::{FitLog, PredictorForm};
 use flashlm_formats::recording::Recording;
 use linfa::ParamGuard;
-use linfa::traits::Fit;
 
 use super::activity::{TrainingSet, thin};
 use super::curve::Curve;
@@ -44,6 +43,8 @@ pub struct TrainOptions {
     pub worth: f64,
     /// The threshold also falls until this many times as many neurons are predicted as are active.
     pub over_fetch: f64,
+    /// In place of all three: a neuron is predicted where this probability, which the trained logit stands for, is exceeded.
+    pub fixed_threshold: Option<f64>,
     /// Bytes of all predictors as a share of the FFN's, for [`RankChoice::Auto`].
     pub size_budget: f64,
     /// Bytes of one weight of the model, which the budget is counted against.
@@ -66,6 +67,7 @@ impl TrainOptions {
             recall: 0.96,
             worth: 0.05,
             over_fetch: 0.0,
+            fixed_threshold: None,
             size_budget: 0.09,
             weight_bytes: 2,
             look_ahead: None,
@@ -133,23 +135,28 @@ pub(super) fn held_out_tokens(set: &TrainingSet, most: usize) -> Vec<u32> {
     tokens
 }
 
-/// The threshold: at least the recall asked for, and lower where misses still carry energy or more over-fetch is asked for.
+/// The threshold: at least the recall asked for, and lower where misses still carry energy or more over-fetch is asked for;
+/// or the fixed one.
 pub(super) fn threshold(curve: &Curve, options: &TrainOptions) -> f32 {
+    if let Some(probability) = options.fixed_threshold {
+        return (probability / (1.0 - probability)).ln() as f32;
+    }
     let needed = curve.at_misses(1.0 - options.recall).threshold;
     let least = curve.at_over_fetch(options.over_fetch).threshold;
     needed.min(curve.at_worth(options.worth).threshold).min(least)
 }
 
-/// A fit with the options' parameters and this rank.
+/// A fit with the options' parameters and this rank, and how it went.
 pub(super) fn fit(
     options: &TrainOptions,
     set: &TrainingSet,
     projection: Option<Arc<Projection>>,
     rank: usize,
-) -> Result<LowRankPredictor, TrainError> {
+) -> Result<(LowRankPredictor, FitLog), TrainError> {
     let mut params = options.fit.clone().projection(projection);
     params.0.rank = rank;
-    params.check()?.fit(set)
+    let params = params.check()?;
+    params.fit_from(&params.starts(set)?, set)
 }
 
 /// All tokens of a recording.

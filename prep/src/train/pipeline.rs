@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use flashlm_formats::predictors::{
-    DTypeCurve, LOOK_AHEAD, LayerReport, PredictorForm, RankCurve, TrainReport, predictor_path, write_predictor,
+    DTypeCurve, LOOK_AHEAD, LayerReport, OperatingPoint, PredictorForm, RankCurve, SeedPoint, TrainReport,
+    predictor_path, write_predictor,
 };
 use flashlm_formats::publish::create_directory;
 use linfa::ParamGuard;
@@ -161,13 +162,37 @@ fn trial(
             break;
         }
         params.rank = rank;
-        let predictor = params.fit_from(&starts, set)?;
+        let (predictor, _) = params.fit_from(&starts, set)?;
         last = Some((bytes, tried(PredictorForm::LowRank(rank), Fitted::low_rank(predictor, options.dtype))));
     }
     if let Some(projection) = projection {
         tried(PredictorForm::PROJECTION, projection.into());
     }
     Ok(curve)
+}
+
+/// What a layer's predictor in this form misses and predicts in vain when it is trained with this seed, judged as
+/// [`train_layer`] judges it. Nothing is written.
+pub fn judge_seed(
+    data: TrainingData<'_>,
+    options: &TrainOptions,
+    layer: usize,
+    form: PredictorForm,
+    seed: u64,
+) -> Result<SeedPoint, TrainError> {
+    let options = TrainOptions { fit: options.fit.clone().seed(seed), ..options.clone() };
+    let set = training_set(data.recording, layer, layer)?;
+    let held_out = held_out_tokens(&set, CALIBRATION_TOKENS);
+    let (predictor, _) = Fitted::fit(&options, data, &set, layer, form)?;
+    let stored = predictor.rounded(predictor.dtype());
+    let calibration = Curve::measure(&stored, &set, &held_out);
+    let threshold = threshold(&calibration, &options);
+    let point = match data.validation.map(|v| training_set(v, layer, layer)).transpose()? {
+        Some(other) => Curve::measure(&stored, &other, &everything(&other)).at_threshold(threshold),
+        None => calibration.at_threshold(threshold),
+    };
+    let OperatingPoint { false_negative_rate, false_positive_rate, .. } = point;
+    Ok(SeedPoint { seed, false_negative_rate, false_positive_rate })
 }
 
 /// Trains one layer's predictor and writes it into `out`; `forms` are those of all layers of the model. With a look-ahead the
@@ -187,7 +212,7 @@ pub fn train_layer(
     let other = validation.map(|v| training_set(v, layer, layer)).transpose()?;
     let held_out = held_out_tokens(&set, CALIBRATION_TOKENS);
     let began = Instant::now();
-    let predictor = Fitted::fit(options, data, &set, layer, forms[layer])?;
+    let (predictor, fit) = Fitted::fit(options, data, &set, layer, forms[layer])?;
     let seconds = began.elapsed().as_secs_f64();
 
     let stored = predictor.rounded(predictor.dtype());
@@ -238,5 +263,6 @@ pub fn train_layer(
         look_ahead: ahead.map(|(_, report)| report),
         trial: None,
         seconds,
+        fit,
     })
 }

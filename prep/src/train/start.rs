@@ -10,6 +10,7 @@
 
 use std::sync::Arc;
 
+use flashlm_formats::predictors::StartKind;
 use flashlm_kernels::{View, product};
 use linfa::traits::{Fit, Transformer};
 use ndarray::{Array2, ArrayView2};
@@ -51,10 +52,19 @@ pub(crate) struct Starts {
 
 /// Directions in falling order, as columns of `[hidden, hidden]` matrices.
 struct Basis {
+    kind: StartKind,
     /// A feature is an input's product with a column.
     encoder: Vec<f32>,
     /// What the projection is multiplied by for the decoder; without, the decoder is in closed form.
     back: Option<Vec<f32>>,
+}
+
+/// A predictor to train on from.
+pub(crate) struct Start {
+    pub(crate) kind: StartKind,
+    /// Its false positives, at the misses that fits are judged at.
+    pub(crate) cost: f64,
+    pub(crate) predictor: LowRankPredictor,
 }
 
 /// The leading directions: from inputs to features of unit variance. A linfa transformer.
@@ -79,14 +89,13 @@ impl Fit<Inputs, Activity, TrainError> for StartParams {
 
 impl Starts {
     /// Of the starts for `rank` the one with the least false positives among `judged` tokens.
-    pub(crate) fn best(&self, set: &TrainingSet, rank: usize, judged: &[u32]) -> LowRankPredictor {
+    pub(crate) fn best(&self, set: &TrainingSet, rank: usize, judged: &[u32]) -> Start {
         let starts = self.bases.iter().map(|basis| {
             let start = self.start(basis, set, rank);
             let curve = Curve::measure(&start, set, judged);
-            (curve.at_misses(JUDGED_MISSES).false_positive_rate, start)
+            Start { kind: basis.kind, cost: curve.at_misses(JUDGED_MISSES).false_positive_rate, predictor: start }
         });
-        let (_, best) = starts.min_by(|a, b| a.0.total_cmp(&b.0)).expect("at least the principal components");
-        best
+        starts.min_by(|a, b| a.cost.total_cmp(&b.cost)).expect("at least the principal components")
     }
 
     /// The other kind of predictor, from the same moments.
@@ -138,7 +147,7 @@ fn principal(covariance: &[f32], d: usize) -> Result<Basis, TrainError> {
     for row in encoder.chunks_exact_mut(d) {
         row.iter_mut().zip(&values).for_each(|(v, &variance)| *v /= variance.max(least).sqrt());
     }
-    Ok(Basis { encoder, back: None })
+    Ok(Basis { kind: StartKind::Principal, encoder, back: None })
 }
 
 /// Singular vectors of the projection in the metric of the inputs: plain, and with weights for the neurons.
@@ -170,16 +179,16 @@ fn in_the_inputs_metric(projection: &Projection, covariance: &[f32], rates: &[f3
         }
         add_gram(&mut grams[1], d, &products);
     }
-    let basis = |gram: &mut Vec<f32>| -> Result<Basis, TrainError> {
+    let basis = |kind, gram: &mut Vec<f32>| -> Result<Basis, TrainError> {
         mirror(gram, d);
         let (_, mut encoder) = eigen(gram, d).ok_or_else(degenerate)?;
         let mut back = std::mem::take(gram);
         parallel_product(&mut back, d, &factor, d, View::rows(&encoder, d, d, d));
         solve_transposed(&factor, d, &mut encoder, d);
-        Ok(Basis { encoder, back: Some(back) })
+        Ok(Basis { kind, encoder, back: Some(back) })
     };
     let [plain, weighted] = &mut grams;
-    Ok([basis(plain)?, basis(weighted)?])
+    Ok([basis(StartKind::Projection, plain)?, basis(StartKind::WeightedProjection, weighted)?])
 }
 
 impl Transformer<Array2<f32>, Array2<f32>> for Directions<'_> {

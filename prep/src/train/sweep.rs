@@ -41,7 +41,7 @@ pub fn sweep(
         let tokens = other.as_ref().map_or_else(|| set.targets().part(true), everything);
         let measured = other.as_ref().unwrap_or(&set);
         for &form in forms {
-            let predictor = Fitted::fit(options, data, &set, layer, form)?;
+            let (predictor, _) = Fitted::fit(options, data, &set, layer, form)?;
             let rows = predictor.rows().unwrap_or(shape.ffn);
             let curves = predictor.dtypes().iter().map(|&dtype| {
                 let curve = Curve::measure(&predictor.rounded(dtype), measured, &tokens);

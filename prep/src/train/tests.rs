@@ -129,7 +129,7 @@ fn the_start_spans_the_principal_components() {
     let set = DatasetBase::new(Inputs::new(values.iter().map(|&v| f16::from_f32(v)).collect(), HIDDEN), activity);
     let all: Vec<u32> = (0..tokens as u32).collect();
     let starts = start::StartParams { tokens: all.clone(), projection: None }.fit(&set).unwrap();
-    let start = starts.best(&set, 5, &all);
+    let start = starts.best(&set, 5, &all).predictor;
     // Each direction must lie in their span.
     for j in 0..5 {
         let ours: Vec<f64> = (0..HIDDEN).map(|i| start.encoder[[j, i]] as f64).collect();
@@ -151,7 +151,7 @@ fn the_weights_tell_the_directions() {
     let false_positives = |projection: Option<Arc<Projection>>, rank| {
         let params = LowRankPredictor::params(rank).projection(projection).check().unwrap();
         let tokens = set.targets().part(true);
-        let start = params.starts(&set).unwrap().best(&set, rank, &tokens);
+        let start = params.starts(&set).unwrap().best(&set, rank, &tokens).predictor;
         Curve::measure(&start, &set, &tokens).at_misses(0.03).false_positive_rate
     };
     let (without, with) = (false_positives(None, 6), false_positives(Some(projection.clone()), 6));

@@ -19,7 +19,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use flashlm::budget::{Budget, counted};
-use flashlm::disk_cost::kept_profile;
 use flashlm::error::longest;
 use flashlm::memory;
 use flashlm::options::LoadOptions;
@@ -35,6 +34,7 @@ use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
+use super::values::Disk;
 use limits::{Limits, Machine};
 use step::{STEPS, Step};
 pub(crate) use step::{StepArgs, run_step};
@@ -67,6 +67,10 @@ pub(crate) struct BenchArgs {
     /// Threads that compute [default: all processors]
     #[arg(long, value_name = "N", value_parser = flashlm::command_line::thread_count)]
     threads: Option<NonZeroUsize>,
+    /// Plan reads for the disk of this profile, as `flashlm disk` keeps it, or with `none` for a typical disk [default: the
+    /// profile kept for the bundle's disk, if there is one]
+    #[arg(long, value_name = "FILE|none")]
+    disk: Option<Disk>,
     /// Steps to run, such as naive,overlap [default: all]
     #[arg(long, value_name = "STEPS", value_delimiter = ',')]
     steps: Option<Vec<String>>,
@@ -97,6 +101,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
         None => refused.context("without --memory every step has half of the model"),
     };
     explain(memory::check_budget(budget))?;
+    args.disk.as_ref().map(Disk::reads).transpose()?;
     let names: Vec<&str> = match &args.steps {
         Some(steps) => steps.iter().map(String::as_str).collect(),
         None => STEPS.iter().map(|step| step.name).collect(),
@@ -213,7 +218,7 @@ fn machine(args: &BenchArgs) -> Result<Machine> {
     let mut plain = AlignedMemory::new(memory::available().map_or(1 << 30, |bytes| (bytes / 4).min(1 << 30)) as usize)?;
     plain.as_mut_slice().fill(1);
     let dram_bytes_per_s = read_bandwidth_of(&threads, bytemuck::cast_slice(plain.as_slice()));
-    let profile = kept_profile(&args.bundle).1;
+    let profile = Disk::profile(args.disk.as_ref(), &args.bundle)?;
     Ok(Machine { disk_bytes_per_s, dram_bytes_per_s, profile })
 }
 
@@ -231,6 +236,9 @@ fn child(args: &BenchArgs, budget: u64, name: &str, ids: &[u32]) -> Result<Value
     command.args(["--memory", &budget.to_string()]);
     if let Some(threads) = args.threads {
         command.args(["--threads", &threads.to_string()]);
+    }
+    if let Some(disk) = &args.disk {
+        command.args(["--disk", &disk.to_string()]);
     }
     if let Some(group) = &group {
         command.arg("--cgroup").arg(group.processes());

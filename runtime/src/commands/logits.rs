@@ -40,7 +40,7 @@ pub(crate) fn run(args: LogitsArgs) -> Result<ExitCode> {
 
 /// Writes the safetensors file position by position: the logits of a long sequence are larger than many a model.
 fn write_logits(args: &LogitsArgs, bundle: &Bundle, out: &mut impl Write) -> Result<()> {
-    let options = args.model.options(bundle, args.ids.len());
+    let options = args.model.options(bundle, args.ids.len())?;
     let mut loaded = with_progress(|progress| load(bundle, &options, progress))?;
     say_chosen(&loaded.plan, &loaded.notices, false);
     let shape = [args.ids.len(), bundle.spec().vocab_size];

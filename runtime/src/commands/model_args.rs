@@ -16,7 +16,7 @@ use flashlm_formats::bundle::Bundle;
 use flashlm_io::{DirectIo, EngineChoice};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::values;
+use super::values::{self, Disk};
 
 /// How to open a bundle.
 #[derive(Args)]
@@ -56,6 +56,10 @@ pub(crate) struct ModelArgs {
     /// How reads are issued
     #[arg(long, value_name = "ENGINE", default_value = "auto", value_parser = values::engine())]
     engine: EngineChoice,
+    /// Plan reads for the disk of this profile, as `flashlm disk` keeps it, or with `none` for a typical disk [default: the
+    /// profile kept for the bundle's disk, if there is one]
+    #[arg(long, value_name = "FILE|none")]
+    disk: Option<Disk>,
     /// Trust what is read while decoding, without verifying it against the bundle's checksums
     #[arg(long)]
     no_verify: bool,
@@ -87,9 +91,9 @@ enum KvArg {
 
 impl ModelArgs {
     /// How to load the model for `context` tokens.
-    pub(crate) fn options(&self, bundle: &Bundle, context: usize) -> LoadOptions {
+    pub(crate) fn options(&self, bundle: &Bundle, context: usize) -> Result<LoadOptions> {
         let defaults = LoadOptions::new(context);
-        LoadOptions {
+        Ok(LoadOptions {
             budget: self.memory.map(|budget| budget.bytes(bundle.manifest().model_bytes)),
             ffn: self.ffn.map(|ffn| match ffn {
                 FfnArg::Resident => FfnChoice::Resident,
@@ -108,9 +112,10 @@ impl ModelArgs {
             threads: self.threads.unwrap_or(defaults.threads),
             direct: self.direct,
             engines: self.engine.into(),
+            reads: self.disk.as_ref().map(Disk::reads).transpose()?,
             verify: !self.no_verify,
             ..defaults
-        }
+        })
     }
 }
 

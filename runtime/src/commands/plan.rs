@@ -44,7 +44,7 @@ pub(crate) struct PlanArgs {
 pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
     let bundle = super::open_bundle(&args.model.bundle)?;
     let context = args.context.unwrap_or(DEFAULT_CONTEXT.min(bundle.spec().max_positions));
-    let options = args.model.options(&bundle, context);
+    let options = args.model.options(&bundle, context)?;
     // As a run would.
     options.budget.map_or(Ok(()), memory::check_budget)?;
     let smallest = smallest(&bundle, &options);

@@ -92,7 +92,7 @@ pub(crate) fn run(mut args: RunArgs) -> Result<ExitCode> {
     }
     let context = context(&args, max, prompt.as_deref())?;
     say_hidden_specials(&args, options.tokenizer());
-    *options.options_mut() = args.model.options(options.bundle(), context);
+    *options.options_mut() = args.model.options(options.bundle(), context)?;
     let model = with_progress(|progress| options.load_with(progress))?;
     say_chosen(model.plan(), model.notices(), args.verbose);
     let mut session = model.session()?.sampling(sampling(&args)).max_tokens(args.tokens);

@@ -21,6 +21,7 @@ use flashlm::threads;
 use flashlm_formats::bundle::Bundle;
 use serde_json::json;
 
+use super::super::values::Disk;
 use super::super::{parse_ids, with_figures};
 
 /// A step: each has all that the one before it has.
@@ -67,6 +68,8 @@ pub(crate) struct StepArgs {
     #[arg(long)]
     threads: Option<NonZeroUsize>,
     #[arg(long)]
+    disk: Option<Disk>,
+    #[arg(long)]
     cgroup: Option<PathBuf>,
 }
 
@@ -95,7 +98,7 @@ pub(crate) fn run_step(args: &StepArgs) -> Result<ExitCode> {
         budget: Some(args.memory),
         ffn: Some(step.ffn),
         policy: step.policy,
-        reads: step.reads,
+        reads: step.reads.or(args.disk.as_ref().map(Disk::reads).transpose()?),
         look_ahead: step.look_ahead,
         threads: args.threads.unwrap_or_else(threads::default_count),
         ..LoadOptions::new(args.prompt_tokens + args.tokens)
