@@ -115,12 +115,15 @@ fn replays_agree_with_bundles_and_traces() {
             "{of_size:?}"
         );
     }
-    // What the bundle itself says of the runtime's policy.
-    let reuse = Bundle::open(&bundle).unwrap().manifest().sparsity.clone().unwrap();
-    let stated = &results.iter().find(|r| r["policy"] == "lfu:64" && r["cache"] == "10%").unwrap()["layers"];
-    for (layer, said) in stated.as_array().unwrap().iter().zip(&reuse) {
-        let point = said.reuse.iter().find(|point| layer["slots"] == point.slots).unwrap();
-        assert!((missed(layer) - f64::from(point.missed)).abs() < 1e-3, "{layer} {point:?}");
+    // What the bundle itself says of the policy that each of its layers has.
+    let half_lives = "lfu:4,lfu:8,lfu:16,lfu:32,lfu:64,lfu:128,lfu:256,lfu:1024";
+    let lfu = replay(&[&[recording.as_str()], &packed[..], &["--cache", "10%", "--policy", half_lives]].concat());
+    for (layer, said) in Bundle::open(&bundle).unwrap().manifest().sparsity.as_ref().unwrap().iter().enumerate() {
+        let half_life = serde_json::to_value(said).unwrap()["half_life"].as_u64().unwrap_or(64);
+        let of_policy = |result: &&Value| result["policy"] == format!("lfu:{half_life}");
+        let replayed = &lfu["results"].as_array().unwrap().iter().find(of_policy).unwrap()["layers"][layer];
+        let point = said.reuse.iter().find(|point| replayed["slots"] == point.slots).unwrap();
+        assert!((missed(replayed) - f64::from(point.missed)).abs() < 1e-3, "{replayed} {point:?}");
     }
 
     // A directory with files in it stays as it is.
