@@ -91,11 +91,18 @@ impl RowOrder {
         for (row, bytes) in (0u32..).zip(rows.data().as_chunks::<4>().0) {
             let neuron = u32::from_le_bytes(*bytes) as usize;
             let free = row_of.get_mut(neuron).filter(|row| row.is_none());
-            *free.ok_or_else(|| format!("{prefix}{PREDICTOR_ROWS}: neuron {neuron} of {}, or twice", order.len()))? =
-                Some(row);
+            *free.ok_or_else(|| {
+                format!("{prefix}{PREDICTOR_ROWS}: expected different numbers below {}, found {neuron}", order.len())
+            })? = Some(row);
         }
         let with_rows = places().filter_map(|place| Some((row_of[order[place as usize] as usize]?, place)));
-        let (order, places) = with_rows.unzip();
+        let (order, places): (Vec<u32>, Vec<u32>) = with_rows.unzip();
+        if order.is_empty() {
+            return Err(format!(
+                "{prefix}{PREDICTOR_ROWS}: expected at least one neuron of {}, found none",
+                row_of.len()
+            ));
+        }
         Ok(Self { order, places })
     }
 }
@@ -121,4 +128,45 @@ fn describe(
 fn permuted(data: &[u8], order: &[u32]) -> Vec<u8> {
     let row = data.len() / order.len();
     order.iter().flat_map(|&neuron| &data[neuron as usize * row..][..row]).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use flashlm_formats::checkpoint::Checkpoint;
+    use flashlm_formats::predictors::{PredictorPart, StoredElements, StoredMatrix, write_predictor};
+    use half::f16;
+
+    use super::*;
+
+    #[test]
+    fn rows_follow_the_storage_order_and_none_at_all_is_refused() {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("examples");
+        let mut spec = Checkpoint::open(examples.join("tiny-opt")).unwrap().spec().clone();
+        spec.layers.truncate(1);
+        let (hidden, neurons) = (spec.hidden_size, spec.ffn().size);
+        let dir = tempfile::tempdir().unwrap();
+        let write = |rows: &[u32]| {
+            let matrix = |rows: usize, columns: usize| {
+                let elements = StoredElements::F16((0..rows * columns).map(|i| f16::from_f32(i as f32)).collect());
+                StoredMatrix { rows, columns, elements }
+            };
+            let bias: Vec<f32> = rows.iter().map(|&row| row as f32).collect();
+            let (encoder, decoder) = (Some(matrix(1, hidden)), matrix(rows.len(), 1));
+            let part = PredictorPart { prefix: "", encoder, decoder, relu: false, bias: &bias, rows: Some(rows) };
+            write_predictor(&predictor_path(dir.path(), 0), &[part]).unwrap();
+            assemble(dir.path(), &spec, &[(0..neurons as u32).rev().collect()])
+        };
+        let (info, blob) = write(&[2, 5]).unwrap();
+        assert_eq!(info.layers[0].rows, Some(2));
+        let parsed = SafeTensors::deserialize(&blob).unwrap();
+        let last = neurons as u32 - 1;
+        let numbers: Vec<u8> = [last - 5, last - 2].iter().flat_map(|n| n.to_le_bytes()).collect();
+        assert_eq!(parsed.tensor("layers.0.rows").unwrap().data(), numbers);
+        let biases: Vec<u8> = [5.0f32, 2.0].iter().flat_map(|b| b.to_le_bytes()).collect();
+        assert_eq!(parsed.tensor("layers.0.bias").unwrap().data(), biases);
+        let refused = |rows: &[u32]| write(rows).unwrap_err().to_string();
+        assert!(refused(&[]).contains("expected at least one neuron"), "{}", refused(&[]));
+        assert!(refused(&[3, 3]).contains("expected different numbers below"));
+        assert!(refused(&[neurons as u32]).contains("expected different numbers below"));
+    }
 }

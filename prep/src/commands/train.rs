@@ -3,13 +3,12 @@
 use std::cell::RefCell;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use flashlm_formats::bundle::PredictorDType;
-use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::destination::{Directory, DirectoryKind};
 use flashlm_formats::predictors::{
     LayerReport, LayerTraining, OperatingPoint, PredictorForm, RankCurve, SeedPoint, TrainReport,
@@ -20,12 +19,14 @@ use flashlm_prep::train::{
     train_recording,
 };
 
-use super::{Stage, inputs, numbers, recorded};
+use super::{Stage, inputs, numbers, recorded, source};
 
 /// Arguments of `flashlm-prep train`.
 #[derive(Args)]
-#[command(after_help = "Example:\n  flashlm-prep train recording -o predictors --size-budget 9%\n\n\
-    Layers can be trained separately, with the same results: --layers 0..16 here, --layers 16..32 there, each with the same --rank.")]
+#[command(
+    after_help = "Example:\n  flashlm-prep train recording --model CHECKPOINT -o predictors --size-budget 9%\n\n\
+    Layers can be trained separately, with the same results: --layers 0..16 here, --layers 16..32 there, each with the same --rank."
+)]
 pub(crate) struct TrainArgs {
     /// Directory that `record` (or examples/record_with_transformers.py) wrote
     #[arg(value_name = "RECORDING")]
@@ -42,7 +43,7 @@ pub(crate) struct TrainArgs {
     layers: Option<Range<usize>>,
     /// `auto`, one rank for all layers, or a list with one for each layer of the model; `projection` instead of a
     /// rank is the model's own projection in four bits
-    #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = parse_rank)]
+    #[arg(long, value_name = "N|projection|auto", default_value = "auto", value_parser = parse_rank)]
     rank: RankChoice,
     /// How the matrices are stored; int8 allows twice the rank in the same size
     #[arg(long, value_enum, default_value = "int8")]
@@ -139,7 +140,7 @@ fn parse_rank(text: &str) -> Result<RankChoice, String> {
 pub(crate) fn run(args: &TrainArgs) -> Result<ExitCode> {
     super::start_pool(None)?;
     let recording = recorded::open(&args.recording)?;
-    let checkpoint = args.model.as_ref().map(|dir| recorded_checkpoint(dir, &recording)).transpose()?;
+    let checkpoint = args.model.as_ref().map(|model| source::open(model)).transpose().context("--model")?;
     let validation = args.validation.as_ref().map(|dir| Recording::open(dir)).transpose().context("--validation")?;
     if checkpoint.is_none() {
         eprintln!(
@@ -237,22 +238,6 @@ fn print_seeds(layers: &[LayerTraining]) {
         let (misses, alarms) = (over(|seed| seed.false_negative_rate), over(|seed| seed.false_positive_rate));
         println!("{:>5}  {misses:>14}  {alarms:>16}", layer.layer);
     }
-}
-
-/// The checkpoint in `dir`, if it is the one that was recorded.
-fn recorded_checkpoint(dir: &Path, recording: &Recording) -> Result<Checkpoint> {
-    let checkpoint = Checkpoint::open(dir).context("--model")?;
-    let (found, recorded) = (checkpoint.fingerprint(), &recording.info().checkpoint);
-    // Recordings that other programs made may not say it.
-    if !recorded.is_empty() && found != *recorded {
-        bail!(
-            "--model: {} is not the checkpoint that {} was recorded from (fingerprint {found}, recorded {recorded}): \
-             give that one, or leave --model out",
-            dir.display(),
-            recording.dir().display()
-        );
-    }
-    Ok(checkpoint)
 }
 
 /// A table of the layers' predictors, and their means; `on` says what they were measured on.

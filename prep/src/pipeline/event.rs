@@ -110,6 +110,8 @@ pub enum Event<'a> {
         false_alarms: f64,
         /// Their size, as a share of the FFN's bytes.
         size: f64,
+        /// Neurons that never fired in training and have no row in them.
+        without_row: usize,
         /// Share of a layer that was taken as cached, to judge orders.
         cached: f64,
     },
@@ -149,13 +151,17 @@ impl Display for Event<'_> {
                 100.0 * report.held_out.false_negative_rate,
                 100.0 * report.held_out.false_positive_rate,
             ),
-            Self::Layers { missed, false_alarms, size, cached } => write!(
+            Self::Layers { missed, false_alarms, size, without_row, cached } => write!(
                 f,
-                "predictors: {:.2} % missed, {:.2} % false alarms (mean over layers, held-out documents); {:.2} % of the FFN's bytes\n\
+                "predictors: {:.2} % missed, {:.2} % false alarms (mean over layers, held-out documents); {:.2} % of the FFN's bytes{}\n\
                  orders: judged by what {} misses with {:.0} % of a layer cached, about what --memory 50% leaves (held-out documents)",
                 100.0 * missed,
                 100.0 * false_alarms,
                 100.0 * size,
+                match without_row {
+                    0 => String::new(),
+                    n => format!("; neurons without a row, never active in training and never predicted: {n}"),
+                },
                 PolicyKind::DEFAULT,
                 100.0 * cached
             ),

@@ -202,6 +202,7 @@ impl Layers<'_> {
             missed: mean(&|r| r.held_out.false_negative_rate),
             false_alarms: mean(&|r| r.held_out.false_positive_rate),
             size: mean(&|r| r.bytes as f64 / r.ffn_bytes as f64),
+            without_row: reports.iter().map(|r| r.rows.map_or(0, |rows| r.neurons.saturating_sub(rows))).sum(),
             cached,
         });
         ordering.finish(recording, scores)?;

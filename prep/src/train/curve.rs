@@ -17,8 +17,17 @@ pub struct Curve {
     active: Vec<u64>,
     inactive: Vec<u64>,
     energy: Vec<f64>,
+    /// Pairs of neurons that can never be predicted, as they have no row: at any threshold a miss, or rightly left out.
+    never: Never,
     tokens: usize,
     ffn: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Never {
+    active: u64,
+    inactive: u64,
+    energy: f64,
 }
 
 impl Curve {
@@ -29,17 +38,28 @@ impl Curve {
             active: vec![0; STEPS],
             inactive: vec![0; STEPS],
             energy: vec![0.0; STEPS],
+            never: Never::default(),
             tokens: tokens.len(),
             ffn,
         };
         predictor.scores(set.records(), tokens, &mut |block, logits| {
             for (row, &token) in logits.chunks_exact(ffn).zip(block) {
                 for &z in row {
-                    curve.inactive[step_of(z)] += 1;
+                    match z {
+                        f32::NEG_INFINITY => curve.never.inactive += 1,
+                        z => curve.inactive[step_of(z)] += 1,
+                    }
                 }
                 let (neurons, energies) = set.targets().of(token as usize);
                 for (&n, &energy) in neurons.iter().zip(energies) {
-                    let step = step_of(row[n as usize]);
+                    let z = row[n as usize];
+                    if z == f32::NEG_INFINITY {
+                        curve.never.inactive -= 1;
+                        curve.never.active += 1;
+                        curve.never.energy += energy as f64;
+                        continue;
+                    }
+                    let step = step_of(z);
                     curve.inactive[step] -= 1;
                     curve.active[step] += 1;
                     curve.energy[step] += energy as f64;
@@ -49,7 +69,7 @@ impl Curve {
         curve
     }
 
-    /// The point at the highest threshold that misses at most this share of the active pairs.
+    /// The point at the highest threshold that misses at most this share of the active pairs that can be predicted at all.
     pub fn at_misses(&self, share: f64) -> OperatingPoint {
         let allowed = (share * self.active.iter().sum::<u64>() as f64).floor() as u64;
         let (mut missed, mut step) = (0, 0);
@@ -77,6 +97,10 @@ impl Curve {
         const WINDOW: usize = 64;
         let mean = self.energy.iter().sum::<f64>() / (self.active.iter().sum::<u64>() as f64).max(1.0);
         let mut step = STEPS;
+        if mean == 0.0 {
+            // Nothing is active: nothing is worth a read.
+            return self.at(STEPS);
+        }
         while step >= WINDOW {
             let range = step - WINDOW..step;
             let gain: f64 = self.energy[range.clone()].iter().sum();
@@ -109,11 +133,11 @@ impl Curve {
 
     fn at(&self, step: usize) -> OperatingPoint {
         let sum = |counts: &[u64]| counts.iter().sum::<u64>();
-        let missed = sum(&self.active[..step]);
+        let missed = sum(&self.active[..step]) + self.never.active;
         let hits = sum(&self.active[step..]);
         let alarms = sum(&self.inactive[step..]);
-        let quiet = sum(&self.inactive[..step]);
-        let energy: f64 = self.energy.iter().sum();
+        let quiet = sum(&self.inactive[..step]) + self.never.inactive;
+        let energy: f64 = self.energy.iter().sum::<f64>() + self.never.energy;
         let kept: f64 = self.energy[step..].iter().sum();
         let share = |part: f64, whole: f64, empty: f64| if whole > 0.0 { part / whole } else { empty };
         let pairs = self.tokens as f64 * self.ffn as f64;
@@ -141,8 +165,14 @@ mod tests {
     use super::*;
 
     fn curve() -> Curve {
-        let mut curve =
-            Curve { active: vec![0; STEPS], inactive: vec![0; STEPS], energy: vec![0.0; STEPS], tokens: 10, ffn: 20 };
+        let mut curve = Curve {
+            active: vec![0; STEPS],
+            inactive: vec![0; STEPS],
+            energy: vec![0.0; STEPS],
+            never: Never::default(),
+            tokens: 10,
+            ffn: 20,
+        };
         // Logits -1: 5 active of energy 1 each; 1: 15 active of energy 3 each, 20 inactive; -3: 160 inactive.
         for (z, active, inactive, energy) in [(-1.0, 5, 0, 5.0), (1.0, 15, 20, 45.0), (-3.0, 0, 160, 0.0)] {
             let step = step_of(z);
@@ -183,6 +213,21 @@ mod tests {
         let pairs =
             5.0 * 2.0 * softplus(1.0) + 15.0 * 2.0 * softplus(-1.0) + 20.0 * softplus(1.0) + 160.0 * softplus(-3.0);
         assert!((curve().loss(2.0) - pairs / 200.0).abs() < 0.01);
+    }
+
+    #[test]
+    fn what_has_no_row_is_missed_at_any_threshold() {
+        let mut curve = curve();
+        curve.never = Never { active: 5, inactive: 40, energy: 10.0 };
+        let point = curve.at_misses(0.0);
+        assert_eq!((point.false_negative_rate, point.false_positive_rate), (5.0 / 25.0, 20.0 / 220.0));
+        assert_eq!((point.energy_recall, curve.at_misses(1.0).predicted_fraction), (50.0 / 60.0, 0.0));
+        // No threshold predicts them.
+        assert_eq!(curve.at_over_fetch(100.0).false_negative_rate, 5.0 / 25.0);
+        let mut idle = curve.clone();
+        (idle.active, idle.energy) = (vec![0; STEPS], vec![0.0; STEPS]);
+        assert_eq!(idle.at_worth(0.05).predicted_fraction, 0.0);
+        assert_eq!(idle.at_misses(0.03).predicted_fraction, 0.0);
     }
 
     #[test]

@@ -50,7 +50,7 @@ impl Fitted {
         layer: usize,
         form: PredictorForm,
     ) -> Result<(Self, Option<FitLog>), TrainError> {
-        let projection = data.projection(layer)?;
+        let projection = data.projection(layer, set)?;
         let (fitted, log) = match form {
             PredictorForm::LowRank(rank) => {
                 let (predictor, log) = fit(options, set, projection, rank)?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use flashlm_formats::bundle::PredictorDType;
 use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_formats::model::ModelSpec;
 use flashlm_formats::predictors::{FitLog, PredictorForm};
 use flashlm_formats::recording::Recording;
 use linfa::ParamGuard;
@@ -15,6 +16,9 @@ use super::params::{LowRankPredictorParams, TrainError};
 use super::predictor::LowRankPredictor;
 use super::projection::Projection;
 use super::rank::RowsOf;
+
+/// Share of the recorded active neurons that the recorded model's weights make active; inputs are recorded in half precision.
+const AGREEMENT_LEAST: f64 = 0.95;
 
 /// How each layer's predictor is chosen.
 #[derive(Clone, Debug, PartialEq)]
@@ -94,9 +98,19 @@ impl<'a> TrainingData<'a> {
         Self { recording, validation: None, checkpoint: None }
     }
 
-    /// The weights that a layer's activity comes from, where the checkpoint is known.
-    pub(super) fn projection(&self, layer: usize) -> Result<Option<Arc<Projection>>, TrainError> {
-        Ok(self.checkpoint.map(|checkpoint| Projection::read(checkpoint, layer)).transpose()?.map(Arc::new))
+    /// The weights that the activity of `layer`, recorded in `set`, comes from, where the checkpoint is known.
+    pub(super) fn projection(&self, layer: usize, set: &TrainingSet) -> Result<Option<Arc<Projection>>, TrainError> {
+        let Some(checkpoint) = self.checkpoint else { return Ok(None) };
+        let (recorded, found) = (&self.recording.info().model, checkpoint.spec());
+        let shape = |spec: &ModelSpec| (spec.layers.len(), spec.hidden_size, spec.ffn().size);
+        if shape(recorded) != shape(found) {
+            return Err(TrainError::OtherShape { recorded: shape(recorded), found: shape(found) });
+        }
+        let projection = Projection::read(checkpoint, layer)?;
+        match projection.agreement(set) {
+            Some(share) if share < AGREEMENT_LEAST => Err(TrainError::OtherWeights { layer, share: 100.0 * share }),
+            _ => Ok(Some(Arc::new(projection))),
+        }
     }
 }
 

@@ -68,6 +68,28 @@ pub enum TrainError {
         /// The layer.
         layer: usize,
     },
+    /// The checkpoint is not the recorded one, by its shape.
+    #[error(
+        "the checkpoint has {} layers of {} x {}, the recorded model {} of {} x {}: give the checkpoint that was recorded",
+        found.0, found.1, found.2, recorded.0, recorded.1, recorded.2
+    )]
+    OtherShape {
+        /// Layers, width and neurons of the recorded model.
+        recorded: (usize, usize, usize),
+        /// Of the checkpoint.
+        found: (usize, usize, usize),
+    },
+    /// The checkpoint is not the recorded one, by what its weights make of the inputs.
+    #[error(
+        "only {share:.1} % of the neurons recorded as active in layer {layer} are active with the checkpoint's weights: give the \
+         checkpoint that was recorded"
+    )]
+    OtherWeights {
+        /// The layer.
+        layer: usize,
+        /// Per cent.
+        share: f64,
+    },
     /// The projection's shape is not that of the layer.
     #[error("a projection [{rows}, {columns}] for {ffn} neurons and inputs of {hidden} numbers")]
     Projection {
@@ -105,7 +127,10 @@ pub enum TrainError {
         layers: usize,
     },
     /// The budget does not hold the smallest predictors.
-    #[error("a budget of {budget} bytes, the smallest predictors take {smallest}")]
+    #[error(
+        "the smallest predictors take {smallest} bytes and the budget is {budget}: allow more with --size-budget, \
+         {:.1} times the percentage at least", *smallest as f64 / (*budget).max(1) as f64
+    )]
     Budget {
         /// Bytes allowed.
         budget: u64,

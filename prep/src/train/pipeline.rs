@@ -111,7 +111,8 @@ pub fn choose_ranks(
     let layers = recording.info().model.layers.len();
     let mut curves = Vec::with_capacity(layers);
     for layer in 0..layers {
-        let curve = trial(&training_set(recording, layer, layer)?, data.projection(layer)?, options, &shape)?;
+        let set = training_set(recording, layer, layer)?;
+        let curve = trial(&set, data.projection(layer, &set)?, options, &shape)?;
         progress.tried(layer, &curve);
         curves.push(curve);
     }

@@ -6,6 +6,13 @@ use flashlm::tensors::element;
 use flashlm_formats::checkpoint::{Checkpoint, CheckpointError, FfnMatrix};
 use flashlm_formats::model::{Activation, DType};
 use flashlm_kernels::to_f32;
+use linfa::dataset::Records;
+
+use super::activity::{TrainingSet, thin};
+
+/// Recorded tokens, and active neurons of each, that weights are checked against.
+const AGREEMENT_TOKENS: usize = 64;
+const AGREEMENT_NEURONS: usize = 64;
 
 /// The projection whose product decides which neurons are active: the gate's, or the up projection of an FFN without one.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,6 +23,8 @@ pub struct Projection {
     hidden: usize,
     /// `[ffn]`; a neuron is active where its product and this exceed zero.
     bias: Vec<f32>,
+    /// Whether a neuron is active exactly where that is so.
+    exact: bool,
 }
 
 impl Projection {
@@ -25,7 +34,8 @@ impl Projection {
     /// Whatever reading reports.
     pub fn read(checkpoint: &Checkpoint, layer: usize) -> Result<Self, CheckpointError> {
         let spec = checkpoint.spec();
-        let ffn = spec.layers[layer].ffn();
+        let unknown = || CheckpointError::UnknownTensor { name: format!("layers.{layer}.ffn") };
+        let ffn = spec.layers.get(layer).ok_or_else(unknown)?.ffn();
         let (matrix, name, has_bias) = match ffn.gated {
             true => (FfnMatrix::Gate, "gate_bias", ffn.gate_bias),
             false => (FfnMatrix::Up, "up_bias", ffn.up_bias),
@@ -42,14 +52,38 @@ impl Projection {
         if let Activation::FatRelu(threshold) = ffn.activation {
             bias.iter_mut().for_each(|bias| *bias -= threshold);
         }
-        Ok(Self { dtype: checkpoint.ffn_dtype(), rows, hidden: spec.hidden_size, bias })
+        let exact = ffn.activation.is_sparse();
+        Ok(Self { dtype: checkpoint.ffn_dtype(), rows, hidden: spec.hidden_size, bias, exact })
+    }
+
+    /// The share of (some) recorded active pairs whose product with these weights is above zero, as all are of the recorded
+    /// model; none where that is no condition for activity, or nothing is active.
+    pub(super) fn agreement(&self, set: &TrainingSet) -> Option<f64> {
+        if !self.exact || self.hidden != set.nfeatures() || self.bias.len() != set.targets().ffn() {
+            return None;
+        }
+        let mut tokens = set.targets().part(false);
+        thin(&mut tokens, AGREEMENT_TOKENS);
+        let (mut input, mut row) = (Vec::new(), Vec::new());
+        let (mut above, mut count) = (0, 0);
+        for &token in &tokens {
+            set.records().gather(&[token], &mut input);
+            for &neuron in set.targets().of(token as usize).0.iter().take(AGREEMENT_NEURONS) {
+                let neuron = neuron as usize;
+                self.rows(neuron..neuron + 1, &mut row);
+                let product: f32 = row.iter().zip(&input).map(|(w, x)| w * x).sum();
+                above += usize::from(product + self.bias[neuron] > 0.0);
+                count += 1;
+            }
+        }
+        (count > 0).then(|| above as f64 / count as f64)
     }
 
     /// From a matrix `[bias.len(), hidden]`.
     #[cfg(test)]
     pub(super) fn new(rows: &[f32], bias: Vec<f32>) -> Self {
         let hidden = rows.len() / bias.len();
-        Self { dtype: DType::F32, rows: rows.iter().flat_map(|v| v.to_le_bytes()).collect(), hidden, bias }
+        Self { dtype: DType::F32, rows: rows.iter().flat_map(|v| v.to_le_bytes()).collect(), hidden, bias, exact: true }
     }
 
     pub(super) fn hidden(&self) -> usize {

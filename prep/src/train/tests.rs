@@ -167,6 +167,23 @@ fn the_weights_tell_the_directions() {
     ));
 }
 
+/// Weights that did not make the recorded activity are told from those that did.
+#[test]
+fn other_weights_do_not_agree() {
+    let layer = Layer::new(1);
+    let rows_of = |layer: &Layer| {
+        let mut rows = vec![0.0; FFN * HIDDEN];
+        let (w, d) = (View::rows(&layer.weights, FFN, 6, 6), View::rows(&layer.directions, 6, HIDDEN, HIDDEN));
+        product(&mut rows, HIDDEN, false, w, d);
+        rows
+    };
+    let set = dataset(600);
+    let agreement = |rows: &[f32]| Projection::new(rows, vec![-2.5; FFN]).agreement(&set).unwrap();
+    assert_eq!(agreement(&rows_of(&layer)), 1.0);
+    assert!(agreement(&rows_of(&Layer::new(2))) < 0.5);
+    assert_eq!(Projection::new(&vec![0.0; FFN * (HIDDEN + 1)], vec![0.0; FFN]).agreement(&set), None);
+}
+
 /// Fewer tokens than directions: what the inputs do not say must not stop the start from the weights.
 #[test]
 fn few_tokens_are_enough_for_a_start() {

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use flashlm_formats::bundle::{LayerPredictor, PREDICTOR_ROWS, PredictorDType, PredictorInfo};
+use flashlm_formats::bundle::{LayerPredictor, PREDICTOR_ROWS, PredictorDType, PredictorInfo, PredictorKind};
 use flashlm_formats::model::ModelSpec;
 use flashlm_kernels::{Element, Matrix, ScaleGroup, Threads, matvec, matvec_each};
 use safetensors::tensor::TensorView;
@@ -19,6 +19,7 @@ use crate::tensors::SharedBytes;
 struct BlobMatrix {
     blob: SharedBytes,
     range: Range<usize>,
+    dtype: PredictorDType,
     element: Element,
     rows: usize,
     cols: usize,
@@ -61,15 +62,25 @@ impl BlobMatrix {
             PredictorDType::Int8 => Scales::Rows(floats(parsed, &scale, rows)?),
             PredictorDType::Int4 => {
                 let row_bytes = element.checked_row_bytes(cols).filter(|&bytes| bytes == width);
-                row_bytes.ok_or_else(|| bad(format!("its rows of {width} bytes are not {cols} half bytes")))?;
+                row_bytes.ok_or_else(|| {
+                    bad(format!(
+                        "expected rows of {} bytes for {cols} half bytes, found {width}",
+                        element.row_bytes(cols)
+                    ))
+                })?;
                 let shape = [rows, GROUP.count(cols)];
                 let view = parsed.tensor(&scale).ok().filter(|v| v.dtype() == Dtype::BF16 && v.shape() == shape);
                 let what = format!("expected {shape:?} values of BF16");
-                let view = view.ok_or(RuntimeError::Predictor { tensor: scale, what })?;
+                let view = view.ok_or(RuntimeError::Predictor { tensor: scale.clone(), what })?;
+                let of = |bytes: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
+                if let Some(found) = view.data().as_chunks::<2>().0.iter().map(of).find(|v| !v.is_finite()) {
+                    let what = format!("expected finite numbers, found {found}");
+                    return Err(RuntimeError::Predictor { tensor: scale, what });
+                }
                 Scales::Groups(range_in(blob, &view))
             }
         };
-        Ok(Self { blob: blob.clone(), range: range_in(blob, &view), element, rows, cols, scales })
+        Ok(Self { blob: blob.clone(), range: range_in(blob, &view), dtype, element, rows, cols, scales })
     }
 
     /// `[tokens, cols]` to `[tokens, rows]`.
@@ -108,7 +119,14 @@ fn floats(parsed: &SafeTensors<'_>, name: &str, len: usize) -> Result<Vec<f32>> 
         tensor: name.to_owned(),
         what: format!("expected {len} values of F32"),
     })?;
-    Ok(view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    let values: Vec<f32> = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    match values.iter().find(|v| !v.is_finite()) {
+        Some(found) => Err(RuntimeError::Predictor {
+            tensor: name.to_owned(),
+            what: format!("expected finite numbers, found {found}"),
+        }),
+        None => Ok(values),
+    }
 }
 
 /// The neurons that have rows, ascending; none where the tensor `name` is missing, as all have.
@@ -142,10 +160,22 @@ impl LayerPredictors {
         let layer = |(layer, stored): (usize, &LayerPredictor)| {
             let load = |prefix: &str| tensors.predictor(&format!("layers.{layer}.{prefix}"), hidden, neurons);
             let own = load("")?;
-            let found = own.rows();
-            if found != stored.rows {
-                let what = format!("its rows are {found:?}, the manifest says {:?}", stored.rows);
-                return Err(RuntimeError::Predictor { tensor: format!("layers.{layer}.{PREDICTOR_ROWS}"), what });
+            let is = |what: &str, found: String, said: String| {
+                let what = format!("{what}: the tensors have {found}, the manifest says {said}");
+                Err(RuntimeError::Predictor { tensor: format!("layers.{layer}.decoder"), what })
+            };
+            let rows = |rows: Option<usize>| rows.map_or("one for each neuron".to_owned(), |rows| rows.to_string());
+            if own.rows() != stored.rows {
+                return is("rows", rows(own.rows()), rows(stored.rows));
+            }
+            if own.rank() != stored.rank {
+                return is("rank", own.rank().to_string(), stored.rank.to_string());
+            }
+            if own.maps.decoder.dtype != stored.dtype {
+                return is("type", own.maps.decoder.dtype.name().into(), stored.dtype.name().into());
+            }
+            if own.maps.relu && info.kind == PredictorKind::LowRank {
+                return is("kind", "a ReLU after the encoder".into(), "none".into());
             }
             Ok(Self { own, ahead: stored.look_ahead_rank.map(|_| load("lookahead.")).transpose()? })
         };
@@ -193,7 +223,16 @@ impl<'a> PredictorTensors<'a> {
         let rows = rows(parsed, &format!("{prefix}{PREDICTOR_ROWS}"), neurons)?;
         let with_rows = rows.as_ref().map_or(neurons, Vec::len);
         let (inputs, middle) = encoder.as_ref().map_or((decoder.cols, decoder.cols), |e| (e.cols, e.rows));
-        if (inputs, decoder.rows) != (hidden, with_rows) || middle != decoder.cols {
+        if decoder.rows != with_rows {
+            return Err(RuntimeError::Predictor {
+                tensor: format!("{prefix}decoder"),
+                what: format!(
+                    "expected {with_rows} rows, one for each neuron that {prefix}{PREDICTOR_ROWS} names or the layer has, found {}",
+                    decoder.rows
+                ),
+            });
+        }
+        if inputs != hidden || middle != decoder.cols {
             return Err(RuntimeError::Predictor {
                 tensor: format!("{prefix}decoder"),
                 what: format!(
@@ -258,6 +297,11 @@ impl Predictor {
         for (scores, of_rows) in scores.chunks_exact_mut(self.neurons).zip(of_rows.chunks_exact(rows)) {
             placed.neurons.iter().zip(of_rows).for_each(|(&neuron, score)| scores[neuron as usize] = *score);
         }
+    }
+
+    /// Width of the middle; of a projection, which has none, of the inputs.
+    pub fn rank(&self) -> usize {
+        self.maps.decoder.cols
     }
 
     /// Neurons that have a row, where not all have.
