@@ -43,6 +43,7 @@ pub const FLASHLM_PREP: Other = Other {
         "train",
         "import-predictors",
         "synthesize",
+        "replay",
         "report",
     ],
 };
