@@ -69,9 +69,12 @@ impl Curve {
         curve
     }
 
-    /// The point at the highest threshold that misses at most this share of the active pairs that can be predicted at all.
+    /// The point at the highest threshold that misses at most this share of the active pairs; where those without a row are more
+    /// than that already, this share of the others.
     pub fn at_misses(&self, share: f64) -> OperatingPoint {
-        let allowed = (share * self.active.iter().sum::<u64>() as f64).floor() as u64;
+        let active = self.active.iter().sum::<u64>();
+        let allowed = |of: u64| (share * of as f64).floor() as u64;
+        let allowed = allowed(active + self.never.active).checked_sub(self.never.active).unwrap_or(allowed(active));
         let (mut missed, mut step) = (0, 0);
         while step < STEPS && missed + self.active[step] <= allowed {
             missed += self.active[step];
@@ -221,6 +224,11 @@ mod tests {
         curve.never = Never { active: 5, inactive: 40, energy: 10.0 };
         let point = curve.at_misses(0.0);
         assert_eq!((point.false_negative_rate, point.false_positive_rate), (5.0 / 25.0, 20.0 / 220.0));
+        // Five of the ten that may be missed have no row.
+        assert_eq!(curve.at_misses(0.4).false_negative_rate, 0.4);
+        assert_eq!(curve.at_misses(0.39).false_negative_rate, 0.2);
+        // No threshold finds more than have rows: then it is chosen among those.
+        assert_eq!(curve.at_misses(0.1).false_negative_rate, 0.2);
         assert_eq!((point.energy_recall, curve.at_misses(1.0).predicted_fraction), (50.0 / 60.0, 0.0));
         // No threshold predicts them.
         assert_eq!(curve.at_over_fetch(100.0).false_negative_rate, 5.0 / 25.0);
