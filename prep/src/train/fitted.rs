@@ -59,6 +59,7 @@ impl Fitted {
             PredictorForm::Projection(_) => {
                 let projection = projection.ok_or(TrainError::NoProjection { layer })?;
                 let mut params = options.fit.clone().projection(projection.clone());
+                // Of no account here, but checked.
                 params.0.rank = 1;
                 let tokens = params.check()?.tokens(set)?.train;
                 (QuantisedProjection::new(&projection, &moments(set, &tokens), set, &tokens)?.into(), None)

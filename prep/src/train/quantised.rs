@@ -4,7 +4,7 @@
 //! the layer's inputs ([`crate::quantise::quantise_rows_for`]), and nothing is trained.
 
 use flashlm_formats::bundle::PredictorDType;
-use flashlm_formats::weight_format::{SCALE_BYTES, WeightFormat};
+use flashlm_formats::weight_format::{GroupSize, SCALE_BYTES, WeightFormat};
 use flashlm_kernels::{Element, Matrix, ScaleGroup, matvec_serial};
 use half::bf16;
 use linfa::dataset::Records;
@@ -37,7 +37,7 @@ pub struct QuantisedProjection {
 }
 
 fn format() -> WeightFormat {
-    format!("int4/{}", PredictorDType::INT4_GROUP).parse().expect("a format")
+    WeightFormat::Int4(GroupSize::new(PredictorDType::INT4_GROUP).expect("a group"))
 }
 
 impl QuantisedProjection {

@@ -167,6 +167,20 @@ fn the_weights_tell_the_directions() {
     ));
 }
 
+/// At the lowest threshold all neurons with a row are predicted, and no other.
+#[test]
+fn neurons_without_a_row_are_never_predicted() {
+    let set = dataset(600);
+    let low = LowRankPredictor::params(4).epochs(1).check().unwrap().fit(&set).unwrap();
+    let even: Vec<u32> = (0..FFN as u32).step_by(2).collect();
+    let fitted = Fitted::low_rank(low, PredictorDType::F16).with_rows(&even);
+    let held_out = set.targets().part(true);
+    let point = Curve::measure(&fitted, &set, &held_out).at_over_fetch(1e9);
+    let active: Vec<u32> = held_out.iter().flat_map(|&t| set.targets().of(t as usize).0.iter().copied()).collect();
+    let odd = active.iter().filter(|n| *n % 2 == 1).count();
+    assert_eq!((point.predicted_fraction, point.false_negative_rate), (0.5, odd as f64 / active.len() as f64));
+}
+
 /// Weights that did not make the recorded activity are told from those that did.
 #[test]
 fn other_weights_do_not_agree() {

@@ -213,7 +213,8 @@ impl<'a> PredictorTensors<'a> {
     }
 
     /// The predictor of the tensors `{prefix}encoder`, `{prefix}decoder`, `{prefix}bias` (and scales); `hidden` inputs and `neurons`
-    /// outputs are expected. A tensor `{prefix}encoder_relu` says that a ReLU stands behind the encoder.
+    /// outputs are expected. A tensor `{prefix}encoder_relu` says that a ReLU stands behind the encoder, `{prefix}rows` that only some
+    /// neurons have rows. A decoder of four-bit integers has no encoder.
     pub fn predictor(&self, prefix: &str, hidden: usize, neurons: usize) -> Result<Predictor> {
         let Self { blob, parsed } = self;
         let load = |name: &str| BlobMatrix::load(blob, parsed, &format!("{prefix}{name}"), hidden);
