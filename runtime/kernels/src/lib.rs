@@ -15,7 +15,7 @@
 //! - [`matmul_rows_add`]: the same order, per token. So it may be called over consecutive blocks of rows, and equals
 //!   [`add_scaled_rows`] with every row listed. Blocks that are multiples of [`ROW_BLOCK`] are fast.
 //! - [`matvec_each`], [`gathered_dots_each`], [`gathered_add_each`]: for each token what [`matvec`], [`gathered_dots`] and
-//!   [`gathered_add`] give for it alone, bit for bit.
+//!   [`gathered_add`] give for it alone, bit for bit. [`selected_dots`] and [`selected_add`] likewise, for many tokens.
 //! - [`matmul`]: the result of an output depends on its row, its token, and on whether there are fewer than
 //!   [`MATMUL_TOKENS_MIN`] tokens. With fewer, it equals [`matvec`] bit for bit.
 //!
@@ -38,6 +38,7 @@ mod product;
 pub mod reference;
 mod row;
 mod rows;
+mod selected;
 mod simd;
 mod threads;
 mod tile;
@@ -58,4 +59,5 @@ pub use matvec::{RowAt, TASK_BYTES, dot, gathered_dots, matvec, matvec_beside, m
 pub use product::{View, product};
 pub use row::{Row, SCALE_BYTES, ScaleGroup};
 pub use rows::{add_scaled, add_scaled_rows, add_scaled_rows_serial, add_weighted_rows_serial, gathered_add};
+pub use selected::{RowTokens, selected_add, selected_dots};
 pub use threads::Threads;

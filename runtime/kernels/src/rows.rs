@@ -17,6 +17,8 @@ use crate::threads::Threads;
 
 /// Rows added in one pass over the outputs.
 pub(crate) const ROWS_AT_ONCE: usize = 8;
+/// Of fewer than that, so many are added in one pass where there are as many.
+const HALF: usize = ROWS_AT_ONCE / 2;
 /// Fewest columns of a task, in bytes of a row: shorter pieces of rows waste DRAM pages.
 const PIECE_BYTES_MIN: usize = 1024;
 /// Fewest bytes of weights for which threads are worth waking.
@@ -128,9 +130,9 @@ pub(crate) trait ScaledRows: Sync {
     fn coefficient(&self, i: usize) -> f32;
 }
 
-struct Picked<'a> {
-    w: Matrix<'a>,
-    active: &'a [(u32, f32)],
+pub(crate) struct Picked<'a> {
+    pub(crate) w: Matrix<'a>,
+    pub(crate) active: &'a [(u32, f32)],
 }
 impl ScaledRows for Picked<'_> {
     fn count(&self) -> usize {
@@ -227,9 +229,17 @@ impl<W: Weight> Op for Add<'_, W> {
         loop {
             let left = count - i;
             if left < ROWS_AT_ONCE {
-                for j in 0..left {
-                    let a = [list.coefficient(i + j)];
+                let half = left / HALF * HALF;
+                if half > 0 {
+                    let rows = std::array::from_fn::<_, HALF, _>(|j| here[j]);
+                    let next = std::array::from_fn(|j| here[HALF + j]);
+                    let a = std::array::from_fn(|j| list.coefficient(i + j));
                     // SAFETY: `pointer` checked that each row has `cols` elements, and `Kernels::add` that `columns` are among them.
+                    unsafe { add_rows::<S, W, HALF>(s, rows, next, a, y.as_mut_ptr(), columns.clone()) };
+                }
+                for j in half..left {
+                    let a = [list.coefficient(i + j)];
+                    // SAFETY: as above.
                     unsafe { add_rows::<S, W, 1>(s, [here[j]], [here[j + 1]], a, y.as_mut_ptr(), columns.clone()) };
                 }
                 return;

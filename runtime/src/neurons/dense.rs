@@ -6,8 +6,8 @@ use std::ops::Range;
 
 use flashlm_formats::model::Ffn;
 use flashlm_kernels::{
-    MatmulScratch, Matrix, Threads, add_scaled_rows, add_scaled_rows_serial, matmul, matmul_rows_add, matvec,
-    matvec_each,
+    MatmulScratch, Matrix, RowTokens, Threads, add_scaled_rows, add_scaled_rows_serial, matmul, matmul_rows_add,
+    matvec, matvec_each, selected_add, selected_dots,
 };
 
 use super::activation::activate;
@@ -27,9 +27,10 @@ pub fn dense(ffn: &Ffn, call: &mut FfnCall<'_, '_>, params: &NeuronParams, block
     while start < block.count {
         let end = (start + step).min(block.count);
         match call.selection {
-            Some(selection) if call.inputs.arithmetic == Arithmetic::Each && call.hook.is_none() => {
-                chosen_piece(ffn, call, params, block, selection, start..end);
-            }
+            Some(selection) if call.hook.is_none() => match call.inputs.arithmetic {
+                Arithmetic::Each => chosen_piece(ffn, call, params, block, selection, start..end),
+                Arithmetic::Piece => selected_piece(ffn, call, params, block, selection, start..end),
+            },
             _ => dense_piece(ffn, call, params, block, start, end - start)?,
         }
         start = end;
@@ -68,6 +69,98 @@ fn chosen_piece(
         neurons.activations(chosen);
         neurons.add_down(all, chosen, &mut call.output[span]);
     }
+}
+
+/// Each neuron with those tokens of a piece that selected it; of every token the bits that it has alone.
+fn selected_piece(
+    ffn: &Ffn,
+    call: &mut FfnCall<'_, '_>,
+    params: &NeuronParams,
+    block: NeuronBlock<'_>,
+    selection: &Selection,
+    rows: Range<usize>,
+) {
+    let (threads, biases, input, tokens) = (call.threads, params.biases(), call.inputs.values, call.inputs.tokens);
+    let FfnScratch { activations, gates, active, row_starts, selected, selected_starts: starts, .. } =
+        &mut *call.scratch;
+    let neurons = block.first + rows.start..block.first + rows.end;
+    selection.by_neuron(tokens, neurons.clone(), starts, selected);
+    let dots = |w: Matrix<'_>, bias: Option<&[f32]>, starts: &[u32], selected: &[u16], y: &mut [f32]| {
+        selected_dots(threads, w.rows_range(rows.clone()), RowTokens { starts, tokens: selected }, input, y);
+        let Some(bias) = bias else { return };
+        for (bias, span) in bias[neurons.clone()].iter().zip(starts.windows(2)) {
+            y[span[0] as usize..span[1] as usize].iter_mut().for_each(|y| *y += bias);
+        }
+    };
+    let activations = match block.gate {
+        None => {
+            let up = &mut activations[..selected.len()];
+            dots(block.up, biases.up, starts, selected, up);
+            activate(ffn.activation, up);
+            up
+        }
+        Some(gate) => {
+            let gates = &mut gates[..selected.len()];
+            dots(gate, biases.gate, starts, selected, gates);
+            activate(ffn.activation, gates);
+            // Where the gate is zero the other factor does not matter.
+            keep_nonzero(starts, selected, gates);
+            let up = &mut activations[..selected.len()];
+            dots(block.up, biases.up, starts, selected, up);
+            if ffn.up_activated {
+                activate(ffn.activation, up);
+            }
+            up.iter_mut().zip(&*gates).for_each(|(up, gate)| *up *= gate);
+            up
+        }
+    };
+    by_token(tokens, starts, selected, activations, active, row_starts);
+    selected_add(threads, block.down.rows_range(rows), active, row_starts, call.output);
+}
+
+/// Removes the pairs of a neuron and a token whose value is zero.
+fn keep_nonzero(starts: &mut [u32], tokens: &mut Vec<u16>, values: &mut [f32]) {
+    let (mut kept, mut begin) = (0, 0);
+    for neuron in 1..starts.len() {
+        let end = starts[neuron] as usize;
+        for at in begin..end {
+            if values[at] != 0.0 {
+                (tokens[kept], values[kept]) = (tokens[at], values[at]);
+                kept += 1;
+            }
+        }
+        (begin, starts[neuron]) = (end, kept as u32);
+    }
+    tokens.truncate(kept);
+}
+
+/// Activations that are not zero, given by neuron, token after token with their neurons.
+fn by_token(
+    tokens: usize,
+    starts: &[u32],
+    selected: &[u16],
+    values: &[f32],
+    active: &mut Vec<(u32, f32)>,
+    row_starts: &mut Vec<usize>,
+) {
+    row_starts.clear();
+    row_starts.resize(tokens + 1, 0);
+    let pairs = || selected.iter().zip(values).filter(|(_, value)| **value != 0.0);
+    pairs().for_each(|(token, _)| row_starts[usize::from(*token) + 1] += 1);
+    (1..row_starts.len()).for_each(|token| row_starts[token] += row_starts[token - 1]);
+    active.clear();
+    active.resize(row_starts[tokens], (0, 0.0));
+    for (neuron, span) in starts.windows(2).enumerate() {
+        let span = span[0] as usize..span[1] as usize;
+        for (token, value) in selected[span.clone()].iter().zip(&values[span]).filter(|(_, value)| **value != 0.0) {
+            let at = &mut row_starts[usize::from(*token)];
+            active[*at] = (neuron as u32, *value);
+            *at += 1;
+        }
+    }
+    // Each token's begin moved to its end, which is where the next one's was.
+    row_starts.copy_within(0..tokens, 1);
+    row_starts[0] = 0;
 }
 
 fn dense_piece(

@@ -6,7 +6,7 @@
 use flashlm_kernels::Threads;
 
 use super::counters::ReadCounters;
-use super::predictor::Predictor;
+use super::predictor::{Predictor, SCORED_TOGETHER};
 use super::selection::Selection;
 use super::source::{FfnCall, FfnSource, Inputs};
 use crate::buffers::Buffers;
@@ -56,9 +56,9 @@ pub fn bytes(neurons: usize, tokens: usize, batch: usize) -> u64 {
     Buffers::bytes_of(|buffers| (Selection::new(buffers, tokens, neurons), scores(buffers, neurons, batch)))
 }
 
-/// Room for the scores of `batch` tokens.
+/// Room for the scores of `batch` tokens, and of some of a prompt.
 fn scores(buffers: &mut Buffers, neurons: usize, batch: usize) -> Vec<f32> {
-    buffers.zeros(batch.max(1) * neurons)
+    buffers.zeros(batch.max(SCORED_TOGETHER) * neurons)
 }
 
 impl<S: FfnSource> FfnSource for PredictedFfn<S> {

@@ -270,6 +270,9 @@ struct Maps {
     relu: bool,
 }
 
+/// Tokens of a prompt whose scores are computed together, at least.
+pub const SCORED_TOGETHER: usize = 8;
+
 /// Which neurons the decoder's rows are of; the others are never predicted.
 struct Placed {
     /// Ascending.

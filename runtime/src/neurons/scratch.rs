@@ -13,6 +13,9 @@ pub struct FfnScratch {
     /// Activations that are not zero with their neurons, token after token, and where each token's begin.
     pub(super) active: Vec<(u32, f32)>,
     pub(super) row_starts: Vec<usize>,
+    /// The tokens of a prompt that selected each neuron, and where each neuron's begin.
+    pub(super) selected: Vec<u16>,
+    pub(super) selected_starts: Vec<u32>,
     /// Neurons that were chosen for a few tokens, and how many tokens at a time.
     pub(super) chosen: ChosenScratch,
     pub(super) batch: usize,
@@ -33,8 +36,10 @@ impl FfnScratch {
         Self {
             activations: buffers.zeros(len),
             gates: buffers.zeros(if spec.ffn().gated { len } else { 0 }),
-            active: buffers.room(neurons.max(len / SPARSE)),
+            active: buffers.room(neurons.max(len)),
             row_starts: buffers.room(tokens + 1),
+            selected: buffers.room(len),
+            selected_starts: buffers.room(neurons + 1),
             chosen: ChosenScratch::new(buffers, neurons, room(spec.ffn().size, batch)),
             batch,
             matmul: MatmulScratch::default(),

@@ -53,6 +53,39 @@ impl Selection {
         }
     }
 
+    /// The tokens, of the first `tokens`, that each of `neurons` is selected for: where those of each neuron begin, and those of the
+    /// last end, in `starts`.
+    pub fn by_neuron(&self, tokens: usize, neurons: Range<usize>, starts: &mut Vec<u32>, list: &mut Vec<u16>) {
+        starts.clear();
+        starts.resize(neurons.len() + 1, 0);
+        let each = |of: &mut dyn FnMut(usize, usize)| {
+            for token in 0..tokens {
+                let row = &self.words[token * self.words_per_token..][..self.words_per_token];
+                for at in neurons.start / 64..neurons.end.div_ceil(64) {
+                    let mut left = row[at];
+                    while left != 0 {
+                        let neuron = at * 64 + left.trailing_zeros() as usize;
+                        left &= left - 1;
+                        if neurons.contains(&neuron) {
+                            of(neuron - neurons.start, token);
+                        }
+                    }
+                }
+            }
+        };
+        each(&mut |neuron, _| starts[neuron + 1] += 1);
+        (1..starts.len()).for_each(|neuron| starts[neuron] += starts[neuron - 1]);
+        list.clear();
+        list.resize(starts[neurons.len()] as usize, 0);
+        // Each neuron's begin moves to its end, which is where the next one's was.
+        each(&mut |neuron, token| {
+            list[starts[neuron] as usize] = token as u16;
+            starts[neuron] += 1;
+        });
+        starts.copy_within(0..neurons.len(), 1);
+        starts[0] = 0;
+    }
+
     /// Whether `neuron` is computed for `token`.
     pub fn contains(&self, token: usize, neuron: usize) -> bool {
         self.words[token * self.words_per_token + neuron / 64] >> (neuron % 64) & 1 == 1
@@ -86,6 +119,14 @@ mod tests {
                 let expected: Vec<_> = all.filter(|(n, t)| chosen(*t, *n)).collect();
                 assert_eq!(found, expected, "{range:?} {of:?}");
             }
+            let (mut starts, mut list) = (vec![7; 3], vec![7; 3]);
+            selection.by_neuron(tokens, range.clone(), &mut starts, &mut list);
+            assert_eq!(starts.len(), range.len() + 1);
+            for (at, neuron) in range.clone().enumerate() {
+                let of: Vec<u16> = (0..tokens).filter(|t| chosen(*t, neuron)).map(|t| t as u16).collect();
+                assert_eq!(list[starts[at] as usize..starts[at + 1] as usize], of, "{neuron} of {range:?}");
+            }
+            assert_eq!(list.len(), starts[range.len()] as usize);
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::neurons::checks::GroupChecks;
 use crate::neurons::chosen::{Chosen, ChosenScratch};
 use crate::neurons::params::NeuronParams;
+use crate::neurons::predictor::SCORED_TOGETHER;
 use crate::neurons::records::Records;
 use crate::neurons::selection::Selection;
 use crate::neurons::source::{FfnCall, Inputs};
@@ -25,7 +26,7 @@ const BATCH_READS_MAX: usize = 32;
 
 /// Lists that are made again for every step.
 pub(super) struct DecodeScratch {
-    /// `[tokens, neurons]`.
+    /// `[tokens, neurons]`, of rows decoded together and of some of a prompt.
     pub(super) scores: Vec<f32>,
     selection: Selection,
     chosen: ChosenScratch,
@@ -48,7 +49,7 @@ impl DecodeScratch {
     pub(super) fn new(buffers: &mut Buffers, layout: &FlashLayout, batch: usize) -> Self {
         let (neurons, groups) = (layout.neurons(), layout.groups());
         Self {
-            scores: buffers.zeros(batch * neurons),
+            scores: buffers.zeros(batch.max(SCORED_TOGETHER) * neurons),
             selection: Selection::new(buffers, batch, neurons),
             chosen: ChosenScratch::new(buffers, neurons, batch * neurons),
             wanted: buffers.room(groups),

@@ -80,19 +80,26 @@ impl FlashFfn {
         let (layer, tokens) = (call.layer, call.inputs.tokens);
         let records = self.layout.records_per_group() as u32;
         self.selection.reset(tokens, self.ffn.size);
-        for token in 0..tokens {
-            let DecodeScratch { scores, ahead, .. } = &mut self.scratch;
-            let scores = &mut scores[..self.ffn.size];
+        let (neurons, hidden) = (self.ffn.size, call.inputs.hidden());
+        let DecodeScratch { scores, ahead, .. } = &mut self.scratch;
+        let batch = scores.len() / neurons;
+        for first in (0..tokens).step_by(batch) {
+            let count = batch.min(tokens - first);
             match &mut self.predictors {
-                Some(predictors) => predictors[layer].own.scores(call.threads, call.inputs.token(token), scores),
+                Some(predictors) => {
+                    let values = &call.inputs.values[first * hidden..(first + count) * hidden];
+                    predictors[layer].own.scores_of_each(call.threads, values, count, scores);
+                }
                 None => scores.fill(1.0),
             }
-            self.selection.select_positive(token, scores);
-            if token + WARM_TOKENS < tokens {
-                continue;
+            for (token, scores) in (first..first + count).zip(scores.chunks_exact(neurons)) {
+                self.selection.select_positive(token, scores);
+                if token + WARM_TOKENS < tokens {
+                    continue;
+                }
+                groups_of(scores, 0.0, records, ahead);
+                self.store.warm(layer, ahead);
             }
-            groups_of(scores, 0.0, records, ahead);
-            self.store.warm(layer, ahead);
         }
     }
 }
