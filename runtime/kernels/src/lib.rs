@@ -30,6 +30,7 @@ mod elementwise;
 mod few;
 mod gathered;
 mod many;
+mod many_whole;
 mod matmul;
 mod matrix;
 mod matvec;

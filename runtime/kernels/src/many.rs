@@ -7,13 +7,14 @@ use std::marker::PhantomData;
 
 use crate::convert::widen;
 use crate::dispatch::Kernels;
+use crate::many_whole;
 use crate::matrix::Matrix;
 use crate::simd::{LANES_MAX, Op, Simd, Weight, with_weight};
 use crate::threads::{SendPtr, Threads};
 use crate::tile::{A_STRIDE, BLOCK, StripOfTiles, strip};
 
 /// Rows of W in one task of `matmul`: whole tiles on every instruction set.
-const TASK_ROWS: usize = 96;
+pub(crate) const TASK_ROWS: usize = 96;
 /// Most columns of W in one task of `matmul_rows_add`.
 const TASK_COLS_MAX: usize = 256;
 /// Most tokens taken through one pass over the weights.
@@ -21,17 +22,17 @@ const TOKENS_MAX: usize = 240;
 /// Tokens of a block are a multiple of this: whole strips and whole tiles.
 const TOKENS_UNIT: usize = 48;
 /// Rows ahead of the one being widened that are asked for.
-const ROWS_AHEAD: usize = 6;
+pub(crate) const ROWS_AHEAD: usize = 6;
 /// Room that keeps the columns of a buffer out of one another's cache sets.
-const PAD: usize = 16;
+pub(crate) const PAD: usize = 16;
 
 /// Tokens of a block: evenly shared, in units, at most `TOKENS_MAX`.
-fn tokens_of_block(tokens: usize) -> usize {
+pub(crate) fn tokens_of_block(tokens: usize) -> usize {
     tokens.div_ceil(tokens.div_ceil(TOKENS_MAX)).next_multiple_of(TOKENS_UNIT)
 }
 
 /// Tokens of a block with the lanes of a last strip, whatever the width of one on this instruction set.
-fn strips_width(block: usize) -> usize {
+pub(crate) fn strips_width(block: usize) -> usize {
     block.next_multiple_of(2 * LANES_MAX)
 }
 
@@ -50,7 +51,8 @@ pub(crate) fn floats_needed(threads: usize, tokens: usize, cols: usize) -> usize
     let block = tokens.min(TOKENS_MAX).next_multiple_of(TOKENS_UNIT);
     let width = strips_width(block);
     let rows = width * cols + threads * own_rows_floats(width);
-    rows.max(threads * own_cols_floats(TASK_COLS_MAX, block))
+    let whole = many_whole::floats_needed(threads, width, cols);
+    rows.max(whole).max(threads * own_cols_floats(TASK_COLS_MAX, block))
 }
 
 /// A product's arrays. `Kernels::matmul` and `matmul_rows_add` check their shapes.
@@ -86,7 +88,7 @@ impl Kernels {
         let (y, own) = (SendPtr(y.as_mut_ptr()), SendPtr(own.as_mut_ptr()));
         for first in (0..tokens).step_by(block) {
             let count = block.min(tokens - first);
-            let lanes = self.run(StripLanes);
+            let lanes = lanes_of_strip(self);
             // Whole strips, of which each has a token.
             let used = &mut strips[..count.next_multiple_of(lanes) * w.cols()];
             threads.chunks_mut(used, lanes * w.cols().max(1), &|index, strip| {
@@ -158,7 +160,7 @@ impl Kernels {
 }
 
 /// The first `len` floats of `scratch`, which grows as needed.
-fn room(scratch: &mut Vec<f32>, len: usize) -> &mut [f32] {
+pub(crate) fn room(scratch: &mut Vec<f32>, len: usize) -> &mut [f32] {
     if scratch.len() < len {
         // The old content is of no use: do not copy it.
         scratch.clear();
@@ -169,6 +171,10 @@ fn room(scratch: &mut Vec<f32>, len: usize) -> &mut [f32] {
 }
 
 /// Lanes of a strip on this instruction set.
+pub(crate) fn lanes_of_strip(kernels: Kernels) -> usize {
+    kernels.run(StripLanes)
+}
+
 struct StripLanes;
 impl Op for StripLanes {
     type Out = usize;
@@ -224,10 +230,37 @@ impl<W: Weight> Op for Of<RowsTask<'_>, W> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let RowsTask { w, strips, tokens, panel, sums, width } = self.op;
+        let strip_floats = strip::<S>() * w.cols();
+        Floats { w, from: 0, strips, strip_floats, first: 0 }.add::<S, W>(s, tokens, panel, sums, width);
+    }
+}
+
+/// Rows of W from column `from` on, and those columns of the tokens as strips of `strip_floats`, in each from `first` on.
+pub(crate) struct Floats<'a> {
+    pub(crate) w: Matrix<'a>,
+    pub(crate) from: usize,
+    pub(crate) strips: &'a [f32],
+    pub(crate) strip_floats: usize,
+    pub(crate) first: usize,
+}
+
+impl Floats<'_> {
+    /// Adds their products to `sums`, `[rows, width]`.
+    #[inline(always)]
+    pub(crate) fn add<S: Simd, W: Weight>(
+        &self,
+        s: S,
+        tokens: usize,
+        panel: &mut [f32],
+        sums: &mut [f32],
+        width: usize,
+    ) {
+        let Self { w, from, strips, strip_floats, first } = *self;
         let (rows, cols, lanes) = (w.rows(), w.cols(), strip::<S>());
         assert!(panel.len() >= rows * A_STRIDE && sums.len() >= rows * width);
-        assert!(width >= tokens.next_multiple_of(lanes) && strips.len() >= tokens.next_multiple_of(lanes) * cols);
-        for at in (0..cols).step_by(BLOCK) {
+        assert!(width >= tokens.next_multiple_of(lanes) && strip_floats >= first + lanes * (cols - from));
+        assert!(strips.len() >= tokens.div_ceil(lanes) * strip_floats);
+        for at in (from..cols).step_by(BLOCK) {
             let k = BLOCK.min(cols - at);
             for r in 0..rows {
                 let ahead = w.row((r + ROWS_AHEAD).min(rows - 1)).places();
@@ -239,7 +272,7 @@ impl<W: Weight> Op for Of<RowsTask<'_>, W> {
                 let used = lanes.min(tokens - t);
                 // SAFETY: the asserts above cover `rows` rows of the panel and of the sums, and strips of all columns.
                 unsafe {
-                    let b = strips.as_ptr().add(t * cols + at * lanes);
+                    let b = strips.as_ptr().add(t / lanes * strip_floats + first + (at - from) * lanes);
                     let (a, c) = (panel.as_ptr(), sums.as_mut_ptr().add(t));
                     StripOfTiles::<true> { rows, lanes: used, k, a, b, c, c_stride: width }.compute(s);
                 }
@@ -322,7 +355,7 @@ impl<W: Weight> Op for Of<ColsTask<'_>, W> {
 
 /// Asks for `bytes` at `p`.
 #[inline(always)]
-fn ask<S: Simd>(s: S, p: *const u8, bytes: usize) {
+pub(crate) fn ask<S: Simd>(s: S, p: *const u8, bytes: usize) {
     for line in (0..bytes).step_by(64) {
         s.prefetch(p.wrapping_add(line));
     }

@@ -88,6 +88,8 @@ impl Kernels {
         let shape = Shape { w, input: x, stride: w.cols(), tokens };
         if tokens < MATMUL_TOKENS_MIN {
             self.matmul_few(threads, shape, y, y_stride, &mut || {});
+        } else if w.element().is_whole() {
+            self.matmul_many_whole(threads, shape, y, y_stride, &mut scratch.floats);
         } else {
             self.matmul_many(threads, shape, y, y_stride, &mut scratch.floats);
         }

@@ -13,7 +13,7 @@ use crate::matrix::Matrix;
 use crate::row::{Places, Row};
 use crate::simd::{Op, Simd, Weight, with_weight};
 use crate::threads::Threads;
-use crate::whole::{INPUT_BLOCK, Input, add_dots};
+use crate::whole::{INPUT_BLOCK, Input, add_dots, whole_cols};
 
 /// Rows whose sums are computed together.
 pub(crate) const ROWS_AT_ONCE: usize = 4;
@@ -223,7 +223,7 @@ pub(crate) unsafe fn dots<S: Simd, W: Weight, const R: usize, const T: usize>(
         return unsafe { float_dots::<S, W, R, T>(s, rows, next, xs, 0, [[s.splat(0.0); T]; R]) };
     }
     let cols = xs[0].floats.len();
-    let whole = cols / INPUT_BLOCK * INPUT_BLOCK;
+    let whole = whole_cols(cols);
     let row_bytes = W::bytes(whole);
     let ask = |r: usize, at: usize| {
         let mut line = 0;

@@ -3,10 +3,9 @@
 use half::{bf16, f16};
 
 use crate::element::{Element, Q4_BLOCK};
-use crate::matmul::MATMUL_TOKENS_MIN;
 use crate::matrix::Matrix;
 use crate::row::Row;
-use crate::whole::{INPUT_BLOCK, round_block};
+use crate::whole::{INPUT_BLOCK, round_block, whole_cols};
 
 /// Element `i` of a row.
 pub fn element_at(element: Element, row: Row<'_>, i: usize) -> f32 {
@@ -40,10 +39,12 @@ pub fn dot(element: Element, row: Row<'_>, x: &[f32]) -> (f64, f64) {
 pub fn input_of(element: Element, x: &[f32]) -> Vec<f32> {
     let mut x = x.to_vec();
     if element.is_whole() {
-        for block in x.as_chunks_mut::<INPUT_BLOCK>().0 {
-            let mut numbers = [0; INPUT_BLOCK];
-            let scale = round_block(block, &mut numbers);
-            *block = numbers.map(|number| f32::from(number) * scale);
+        let whole = whole_cols(x.len());
+        for block in x[..whole].chunks_mut(INPUT_BLOCK) {
+            let (mut floats, mut numbers) = ([0.0; INPUT_BLOCK], [0; INPUT_BLOCK]);
+            floats[..block.len()].copy_from_slice(block);
+            let scale = round_block(&floats, &mut numbers);
+            block.iter_mut().zip(numbers).for_each(|(value, number)| *value = f32::from(number) * scale);
         }
     }
     x
@@ -51,12 +52,8 @@ pub fn input_of(element: Element, x: &[f32]) -> Vec<f32> {
 
 /// `y = W x`, each with the size of its terms.
 pub fn matvec(w: Matrix<'_>, x: &[f32]) -> Vec<(f64, f64)> {
-    products(w, &input_of(w.element(), x))
-}
-
-/// `y = W x` without rounding `x`.
-fn products(w: Matrix<'_>, x: &[f32]) -> Vec<(f64, f64)> {
-    (0..w.rows()).map(|r| dot(w.element(), w.row(r), x)).collect()
+    let x = input_of(w.element(), x);
+    (0..w.rows()).map(|r| dot(w.element(), w.row(r), &x)).collect()
 }
 
 /// `y + sum of a * W[row]`, each with the size of its terms.
@@ -75,8 +72,7 @@ pub fn add_scaled_rows(w: Matrix<'_>, active: &[(u32, f32)], y: &[f32]) -> Vec<(
 
 /// `y[t, r] = sum over c of x[t, c] W[r, c]`, tightly packed, each with the size of its terms.
 pub fn matmul(w: Matrix<'_>, x: &[f32], tokens: usize) -> Vec<(f64, f64)> {
-    let one = if tokens < MATMUL_TOKENS_MIN { matvec } else { products };
-    (0..tokens).flat_map(|t| one(w, &x[t * w.cols()..(t + 1) * w.cols()])).collect()
+    (0..tokens).flat_map(|t| matvec(w, &x[t * w.cols()..(t + 1) * w.cols()])).collect()
 }
 
 /// `y[t, c] + sum over r of a[t, r] W[r, c]`, each with the size of its terms.

@@ -3,7 +3,8 @@
 //! Widening every weight to f32 costs more than reading it from memory. So where rows are integers, the vector is
 //! rounded to integers as well, once for all rows: blocks of [`INPUT_BLOCK`] elements, each with a scale, so that the
 //! largest of a block becomes 32767. An element is off by at most 2^-16 of its block's largest, less than f16 would take from
-//! most. Products and sums within a group of weights are exact. Elements after the last whole block stay f32.
+//! most. Products and sums within a group of weights are exact. The last block may be shorter, a multiple of [`PIECE_MIN`];
+//! elements after it stay f32.
 #![expect(unsafe_code, reason = "vector loads through pointers")]
 
 use std::cell::RefCell;
@@ -15,8 +16,15 @@ use crate::simd::{Op, Simd, Weight};
 
 /// Elements of a vector that are rounded with one scale; their sums fit 32 bits many times over.
 pub(crate) const INPUT_BLOCK: usize = 128;
+/// Elements of a block are a multiple of this.
+pub(crate) const PIECE_MIN: usize = 32;
 /// The largest rounded element.
 const LARGEST: f32 = 32767.0;
+
+/// How many elements of a vector are rounded: those in blocks.
+pub(crate) fn whole_cols(cols: usize) -> usize {
+    cols / PIECE_MIN * PIECE_MIN
+}
 
 /// Vectors of equal length, rounded.
 #[derive(Default)]
@@ -29,10 +37,10 @@ struct Rounded {
 #[derive(Clone, Copy)]
 pub(crate) struct Input<'a> {
     pub(crate) floats: &'a [f32],
-    /// Of all whole blocks; empty for rows that are not integers.
-    numbers: &'a [i16],
-    /// One for each whole block.
-    scales: &'a [f32],
+    /// Of all blocks; empty for rows that are not integers.
+    pub(crate) numbers: &'a [i16],
+    /// One for each block.
+    pub(crate) scales: &'a [f32],
 }
 
 thread_local! {
@@ -52,11 +60,12 @@ pub(crate) struct Inputs<'a> {
 impl<'a> Inputs<'a> {
     pub(crate) fn token(&self, t: usize) -> Input<'a> {
         let floats = &self.floats[t * self.stride..][..self.cols];
-        let blocks = self.cols / INPUT_BLOCK;
         let Some(rounded) = self.rounded else { return Input { floats, numbers: &[], scales: &[] } };
+        let whole = whole_cols(self.cols);
+        let blocks = whole.div_ceil(INPUT_BLOCK);
         Input {
             floats,
-            numbers: &rounded.numbers[t * blocks * INPUT_BLOCK..][..blocks * INPUT_BLOCK],
+            numbers: &rounded.numbers[t * whole..][..whole],
             scales: &rounded.scales[t * blocks..][..blocks],
         }
     }
@@ -74,13 +83,14 @@ impl Kernels {
             return work(Inputs { floats, cols, stride, rounded: None });
         }
         let mut rounded = ROOM.with_borrow_mut(Vec::pop).unwrap_or_default();
-        let blocks = cols / INPUT_BLOCK;
-        rounded.numbers.resize(tokens * blocks * INPUT_BLOCK, 0);
+        let whole = whole_cols(cols);
+        let blocks = whole.div_ceil(INPUT_BLOCK);
+        rounded.numbers.resize(tokens * whole, 0);
         rounded.scales.resize(tokens * blocks, 0.0);
         for t in 0..tokens {
             self.run(Round {
-                floats: &floats[t * stride..][..blocks * INPUT_BLOCK],
-                numbers: &mut rounded.numbers[t * blocks * INPUT_BLOCK..][..blocks * INPUT_BLOCK],
+                floats: &floats[t * stride..][..whole],
+                numbers: &mut rounded.numbers[t * whole..][..whole],
                 scales: &mut rounded.scales[t * blocks..][..blocks],
             });
         }
@@ -90,7 +100,7 @@ impl Kernels {
     }
 }
 
-/// Rounds whole blocks.
+/// Rounds blocks, of which the last may be shorter.
 struct Round<'a> {
     floats: &'a [f32],
     numbers: &'a mut [i16],
@@ -103,9 +113,17 @@ impl Op for Round<'_> {
     /// Plain Rust, compiled for each instruction set; the same numbers on every one.
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let blocks = self.floats.as_chunks::<INPUT_BLOCK>().0.iter().zip(self.numbers.as_chunks_mut::<INPUT_BLOCK>().0);
-        for ((floats, numbers), scale) in blocks.zip(self.scales) {
+        let (floats, last_floats) = self.floats.as_chunks::<INPUT_BLOCK>();
+        let (numbers, last_numbers) = self.numbers.as_chunks_mut::<INPUT_BLOCK>();
+        let mut scales = self.scales.iter_mut();
+        for ((floats, numbers), scale) in floats.iter().zip(numbers).zip(scales.by_ref()) {
             *scale = round_block(floats, numbers);
+        }
+        if let Some(scale) = scales.next() {
+            let (mut floats, mut numbers) = ([0.0; INPUT_BLOCK], [0; INPUT_BLOCK]);
+            floats[..last_floats.len()].copy_from_slice(last_floats);
+            *scale = round_block(&floats, &mut numbers);
+            last_numbers.copy_from_slice(&numbers[..last_floats.len()]);
         }
     }
 }
@@ -129,8 +147,8 @@ pub(crate) fn round_block(floats: &[f32; INPUT_BLOCK], numbers: &mut [i16; INPUT
     largest / LARGEST
 }
 
-/// Adds the dot products of `R` rows with the whole blocks of a vector to `sums`, lane by lane. `ask` is called for each block
-/// of each row, to ask for what is wanted later.
+/// Adds the dot products of `R` rows with the blocks of a vector to `sums`, lane by lane. `ask` is called for each block of each
+/// row, to ask for what is wanted later.
 ///
 /// # Safety
 /// Each of `rows` must hold as many elements as `input`, and all must have groups of the same size.
@@ -164,25 +182,49 @@ unsafe fn add_pieces<S: Simd, W: Weight, const R: usize, const PIECE: usize>(
     sums: &mut [S::V; R],
     ask: impl Fn(usize, usize),
 ) {
-    for (block, &scale) in input.scales.iter().enumerate() {
-        let mut parts = [s.splat(0.0); R];
-        for start in (0..INPUT_BLOCK).step_by(PIECE) {
-            let at = block * INPUT_BLOCK + start;
-            // SAFETY: `at + PIECE` elements are in every row and in the numbers: there is one block for each scale.
-            unsafe {
-                let numbers = input.numbers.as_ptr().add(at);
-                let begin = W::whole_start::<S, PIECE>(s, numbers);
-                for r in 0..R {
-                    let whole = W::add_whole::<S, PIECE>(s, begin, rows[r], at, numbers);
-                    parts[r] = s.fma(s.floats(whole), W::scale(s, rows[r], at), parts[r]);
-                }
+    let full = input.numbers.len() / INPUT_BLOCK;
+    // SAFETY: as the caller vouches.
+    unsafe {
+        for (block, &scale) in input.scales[..full].iter().enumerate() {
+            add_block::<S, W, R, PIECE>(s, rows, input, (block, INPUT_BLOCK, scale), sums, &ask);
+        }
+        if let Some(&scale) = input.scales.get(full) {
+            let len = input.numbers.len() - full * INPUT_BLOCK;
+            add_block::<S, W, R, PIECE_MIN>(s, rows, input, (full, len, scale), sums, &ask);
+        }
+    }
+}
+
+/// One block of [`add_pieces`]: which one, its elements, and its scale.
+///
+/// # Safety
+/// As there; `PIECE` divides the block's elements and those of a group.
+#[inline(always)]
+unsafe fn add_block<S: Simd, W: Weight, const R: usize, const PIECE: usize>(
+    s: S,
+    rows: [Places; R],
+    input: Input<'_>,
+    (block, len, scale): (usize, usize, f32),
+    sums: &mut [S::V; R],
+    ask: impl Fn(usize, usize),
+) {
+    let mut parts = [s.splat(0.0); R];
+    for start in (0..len).step_by(PIECE) {
+        let at = block * INPUT_BLOCK + start;
+        // SAFETY: `at + PIECE` elements are in every row and in the numbers.
+        unsafe {
+            let numbers = input.numbers.as_ptr().add(at);
+            let begin = W::whole_start::<S, PIECE>(s, numbers);
+            for r in 0..R {
+                let whole = W::add_whole::<S, PIECE>(s, begin, rows[r], at, numbers);
+                parts[r] = s.fma(s.floats(whole), W::scale(s, rows[r], at), parts[r]);
             }
         }
-        let scale = s.splat(scale);
-        for r in 0..R {
-            ask(r, block * INPUT_BLOCK);
-            sums[r] = s.fma(parts[r], scale, sums[r]);
-        }
+    }
+    let scale = s.splat(scale);
+    for r in 0..R {
+        ask(r, block * INPUT_BLOCK);
+        sums[r] = s.fma(parts[r], scale, sums[r]);
     }
 }
 

@@ -25,6 +25,7 @@ fn enter<O: Op>(token: Avx2, op: O) -> O::Out {
 impl Simd for Avx2 {
     type V = __m256;
     type Sums = __m256i;
+    type Pairs = __m256i;
     const LANES: usize = 8;
     const MANY_REGISTERS: bool = false;
 
@@ -139,6 +140,21 @@ impl Simd for Avx2 {
     fn floats(self, sums: Self::Sums) -> Self::V {
         // SAFETY: the token proves the instructions.
         unsafe { _mm256_cvtepi32_ps(sums) }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(self, p: *const i16) -> Self::Pairs {
+        // SAFETY: the token proves the instructions, the caller vouches for LANES pairs at `p`.
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(self, p: *const i16) -> Self::Pairs {
+        // SAFETY: the token proves the instructions, the caller vouches for a pair at `p`.
+        unsafe { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    fn add_pairs(self, sums: Self::Sums, a: Self::Pairs, b: Self::Pairs) -> Self::Sums {
+        // SAFETY: the token proves the instructions.
+        unsafe { _mm256_add_epi32(sums, _mm256_madd_epi16(a, b)) }
     }
     #[inline(always)]
     unsafe fn add_bytes(self, sums: Self::Sums, bytes: *const u8, numbers: *const i16) -> Self::Sums {

@@ -53,6 +53,7 @@ unsafe fn halves_of_two_blocks(numbers: *const i16) -> [__m512i; 2] {
 impl Simd for Avx512 {
     type V = __m512;
     type Sums = __m512i;
+    type Pairs = __m512i;
     const LANES: usize = 16;
     const MANY_REGISTERS: bool = true;
 
@@ -169,6 +170,21 @@ impl Simd for Avx512 {
     fn floats(self, sums: Self::Sums) -> Self::V {
         // SAFETY: the token proves the instructions.
         unsafe { _mm512_cvtepi32_ps(sums) }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(self, p: *const i16) -> Self::Pairs {
+        // SAFETY: the token proves the instructions, the caller vouches for LANES pairs at `p`.
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(self, p: *const i16) -> Self::Pairs {
+        // SAFETY: the token proves the instructions, the caller vouches for a pair at `p`.
+        unsafe { _mm512_set1_epi32(p.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    fn add_pairs(self, sums: Self::Sums, a: Self::Pairs, b: Self::Pairs) -> Self::Sums {
+        // SAFETY: the token proves the instructions.
+        unsafe { _mm512_dpwssd_epi32(sums, a, b) }
     }
     #[inline(always)]
     unsafe fn add_bytes(self, sums: Self::Sums, bytes: *const u8, numbers: *const i16) -> Self::Sums {

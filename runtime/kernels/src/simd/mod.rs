@@ -38,6 +38,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     type V: Copy;
     /// Sums of products of integers, 32 bits each, as many as `V` has lanes.
     type Sums: Copy;
+    /// Pairs of 16-bit integers, as many as `V` has lanes.
+    type Pairs: Copy;
     const LANES: usize;
     /// Whether there are 32 vector registers, and not 16.
     const MANY_REGISTERS: bool;
@@ -109,6 +111,17 @@ pub(crate) trait Simd: Copy + Send + Sync {
         blocks: *const u8,
         numbers: *const i16,
     ) -> Self::Sums;
+
+    /// # Safety
+    /// `LANES` pairs must be readable at `p`.
+    unsafe fn load_pairs(self, p: *const i16) -> Self::Pairs;
+    /// One pair in every lane.
+    ///
+    /// # Safety
+    /// A pair must be readable at `p`.
+    unsafe fn splat_pair(self, p: *const i16) -> Self::Pairs;
+    /// Adds the two products of each lane.
+    fn add_pairs(self, sums: Self::Sums, a: Self::Pairs, b: Self::Pairs) -> Self::Sums;
 
     /// # Safety
     /// `LANES` f32 must be writable at `p`.
@@ -208,13 +221,32 @@ pub(crate) trait Weight: Copy + Send + Sync {
         sums
     }
 
-    /// The scale of the group of element `at`, in every lane; one where rows have none.
+    /// The scale of the group of element `at`; one where rows have none.
     ///
     /// # Safety
     /// Element `at` must be in the row.
     #[inline(always)]
-    unsafe fn scale<S: Simd>(s: S, _row: Places, _at: usize) -> S::V {
-        s.splat(1.0)
+    unsafe fn scale_of(_row: Places, _at: usize) -> f32 {
+        1.0
+    }
+
+    /// The same in every lane.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(s: S, row: Places, at: usize) -> S::V {
+        // SAFETY: as the caller vouches.
+        s.splat(unsafe { Self::scale_of(row, at) })
+    }
+
+    /// The integers of as many elements as `to` has, from `at` on: both are multiples of 32.
+    ///
+    /// # Safety
+    /// These elements must be in the row; rows must be `WHOLE`.
+    #[inline(always)]
+    unsafe fn unpack(_row: Places, _at: usize, _to: &mut [i16]) {
+        debug_assert!(Self::WHOLE);
     }
 }
 
@@ -285,17 +317,43 @@ plain_weight!(
         }
         sums
     }
+    #[inline(always)]
+    unsafe fn unpack(row: Places, at: usize, to: &mut [i16]) {
+        // SAFETY: as the caller vouches.
+        unsafe { unpack_bytes(row.values.add(at), to) }
+    }
 );
 
-/// The scale of the group of element `at`, in every lane.
+/// The scale of the group of element `at`.
 ///
 /// # Safety
 /// Element `at` must be in the row, and the row quantised.
 #[inline(always)]
-unsafe fn scale<S: Simd>(s: S, row: Places, at: usize) -> S::V {
+unsafe fn scale_of(row: Places, at: usize) -> f32 {
     // SAFETY: as the caller vouches.
     let bits = unsafe { row.scales.add((at >> row.shift) * SCALE_BYTES).cast::<u16>().read_unaligned() };
-    s.splat(f32::from_bits(u32::from(u16::from_le(bits)) << 16))
+    f32::from_bits(u32::from(u16::from_le(bits)) << 16)
+}
+
+/// The same in every lane.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn scale<S: Simd>(s: S, row: Places, at: usize) -> S::V {
+    // SAFETY: as the caller vouches.
+    s.splat(unsafe { scale_of(row, at) })
+}
+
+/// Signed bytes as wider integers.
+///
+/// # Safety
+/// As many must be readable at `p`.
+#[inline(always)]
+unsafe fn unpack_bytes(p: *const u8, to: &mut [i16]) {
+    // SAFETY: as the caller vouches.
+    let bytes = unsafe { std::slice::from_raw_parts(p.cast::<i8>(), to.len()) };
+    to.iter_mut().zip(bytes).for_each(|(to, byte)| *to = i16::from(*byte));
 }
 
 /// Asks for all scales of a row.
@@ -354,9 +412,14 @@ impl Weight for Q8 {
         unsafe { I8::add_whole::<S, PIECE>(s, sums, row, at, numbers) }
     }
     #[inline(always)]
-    unsafe fn scale<S: Simd>(s: S, row: Places, at: usize) -> S::V {
+    unsafe fn scale_of(row: Places, at: usize) -> f32 {
         // SAFETY: as the caller vouches.
-        unsafe { scale(s, row, at) }
+        unsafe { scale_of(row, at) }
+    }
+    #[inline(always)]
+    unsafe fn unpack(row: Places, at: usize, to: &mut [i16]) {
+        // SAFETY: as the caller vouches.
+        unsafe { unpack_bytes(row.values.add(at), to) }
     }
 }
 
@@ -453,9 +516,21 @@ impl Weight for Q4 {
         }
     }
     #[inline(always)]
-    unsafe fn scale<S: Simd>(s: S, row: Places, at: usize) -> S::V {
+    unsafe fn scale_of(row: Places, at: usize) -> f32 {
         // SAFETY: as the caller vouches.
-        unsafe { scale(s, row, at) }
+        unsafe { scale_of(row, at) }
+    }
+    #[inline(always)]
+    unsafe fn unpack(row: Places, at: usize, to: &mut [i16]) {
+        const HALF: usize = Q4_BLOCK / 2;
+        for (i, to) in to.as_chunks_mut::<Q4_BLOCK>().0.iter_mut().enumerate() {
+            // SAFETY: the caller vouches for the block.
+            let bytes = unsafe { row.values.add(at / 2 + i * HALF).cast::<[i8; HALF]>().read() };
+            for (j, byte) in bytes.into_iter().enumerate() {
+                to[j] = i16::from((byte << 4) >> 4);
+                to[HALF + j] = i16::from(byte >> 4);
+            }
+        }
     }
 }
 

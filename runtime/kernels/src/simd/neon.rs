@@ -39,6 +39,7 @@ unsafe fn add_sixteen(sums: int32x4_t, bytes: int8x16_t, numbers: *const i16) ->
 impl Simd for Neon {
     type V = float32x4_t;
     type Sums = int32x4_t;
+    type Pairs = int16x8_t;
     const LANES: usize = 4;
     const MANY_REGISTERS: bool = true;
 
@@ -165,6 +166,24 @@ impl Simd for Neon {
     fn floats(self, sums: Self::Sums) -> Self::V {
         // SAFETY: the token proves the instructions.
         unsafe { vcvtq_f32_s32(sums) }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(self, p: *const i16) -> Self::Pairs {
+        // SAFETY: the token proves the instructions, the caller vouches for LANES pairs at `p`.
+        unsafe { vld1q_s16(p) }
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(self, p: *const i16) -> Self::Pairs {
+        // SAFETY: the token proves the instructions, the caller vouches for a pair at `p`.
+        unsafe { vreinterpretq_s16_s32(vdupq_n_s32(p.cast::<i32>().read_unaligned())) }
+    }
+    #[inline(always)]
+    fn add_pairs(self, sums: Self::Sums, a: Self::Pairs, b: Self::Pairs) -> Self::Sums {
+        // SAFETY: the token proves the instructions.
+        unsafe {
+            let (low, high) = (vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b));
+            vaddq_s32(sums, vpaddq_s32(low, high))
+        }
     }
     #[inline(always)]
     unsafe fn add_bytes(self, sums: Self::Sums, bytes: *const u8, numbers: *const i16) -> Self::Sums {

@@ -31,6 +31,7 @@ pub(crate) fn bf16_to_f32(bits: u16) -> f32 {
 impl Simd for Plain {
     type V = [f32; LANES];
     type Sums = [i32; LANES];
+    type Pairs = [[i16; 2]; LANES];
     const LANES: usize = LANES;
     const MANY_REGISTERS: bool = false;
 
@@ -127,6 +128,21 @@ impl Simd for Plain {
     #[inline(always)]
     fn floats(self, sums: Self::Sums) -> Self::V {
         sums.map(|sum| sum as f32)
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(self, p: *const i16) -> Self::Pairs {
+        // SAFETY: the caller vouches for LANES pairs at `p`.
+        unsafe { p.cast::<Self::Pairs>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(self, p: *const i16) -> Self::Pairs {
+        // SAFETY: the caller vouches for a pair at `p`.
+        [unsafe { p.cast::<[i16; 2]>().read_unaligned() }; LANES]
+    }
+    #[inline(always)]
+    fn add_pairs(self, sums: Self::Sums, a: Self::Pairs, b: Self::Pairs) -> Self::Sums {
+        let product = |i: usize, j: usize| i32::from(a[i][j]) * i32::from(b[i][j]);
+        std::array::from_fn(|i| sums[i] + product(i, 0) + product(i, 1))
     }
     #[inline(always)]
     unsafe fn add_bytes(self, mut sums: Self::Sums, bytes: *const u8, numbers: *const i16) -> Self::Sums {
