@@ -15,7 +15,8 @@
 //! - [`matmul_rows_add`]: the same order, per token. So it may be called over consecutive blocks of rows, and equals
 //!   [`add_scaled_rows`] with every row listed. Blocks that are multiples of [`ROW_BLOCK`] are fast.
 //! - [`matvec_each`], [`gathered_dots_each`], [`gathered_add_each`]: for each token what [`matvec`], [`gathered_dots`] and
-//!   [`gathered_add`] give for it alone, bit for bit. [`selected_dots`] and [`selected_add`] likewise, for many tokens.
+//!   [`gathered_add`] give for it alone, bit for bit. [`selected_add`] likewise, for many tokens; so [`selected_dots`], but
+//!   for rows of integers, whose pairs have an order of their own.
 //! - [`matmul`]: the result of an output depends on its row, its token, and on whether there are fewer than
 //!   [`MATMUL_TOKENS_MIN`] tokens. With fewer, it equals [`matvec`] bit for bit.
 //!
@@ -40,6 +41,7 @@ pub mod reference;
 mod row;
 mod rows;
 mod selected;
+mod selected_whole;
 mod simd;
 mod threads;
 mod tile;

@@ -52,7 +52,8 @@ pub(crate) fn floats_needed(threads: usize, tokens: usize, cols: usize) -> usize
     let width = strips_width(block);
     let rows = width * cols + threads * own_rows_floats(width);
     let whole = many_whole::floats_needed(threads, width, cols);
-    rows.max(whole).max(threads * own_cols_floats(TASK_COLS_MAX, block))
+    let selected = crate::selected_whole::floats_needed(threads, tokens, cols);
+    rows.max(whole).max(selected).max(threads * own_cols_floats(TASK_COLS_MAX, block))
 }
 
 /// A product's arrays. `Kernels::matmul` and `matmul_rows_add` check their shapes.

@@ -21,6 +21,10 @@ pub struct MatmulScratch {
 }
 
 impl MatmulScratch {
+    pub(crate) fn floats(&mut self) -> &mut Vec<f32> {
+        &mut self.floats
+    }
+
     /// Bytes held now.
     pub fn bytes(&self) -> usize {
         self.floats.capacity() * 4

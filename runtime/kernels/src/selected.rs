@@ -1,10 +1,11 @@
 //! Products of many tokens with the rows of a matrix that each of them selected.
 //!
-//! Bit for bit what one token at a time gives. A row is read from memory once and meets all of its tokens from the cache.
+//! A row is read from memory once and meets all of its tokens from the cache. Rows of integers: `selected_whole.rs`.
 #![expect(unsafe_code, reason = "tasks write disjoint parts of one output through pointers")]
 
 use crate::dispatch::Kernels;
 use crate::many::Of;
+use crate::matmul::MatmulScratch;
 use crate::matrix::Matrix;
 use crate::matvec::{dots, rows_per_task};
 use crate::rows::Picked;
@@ -33,12 +34,19 @@ impl RowTokens<'_> {
 }
 
 /// `y[i]` = dot product of the row that the `i`-th of `selected.tokens` selected with that token's vector, on all threads; `x` is
-/// `[tokens, cols]`. The same bits as [`matvec`](crate::matvec()) of each token.
+/// `[tokens, cols]`. A pair's bits do not depend on the others.
 ///
 /// # Panics
 /// If `selected` is not of `w`'s rows, `y` has another length than its tokens, or there is no such token in `x`.
-pub fn selected_dots(threads: &Threads, w: Matrix<'_>, selected: RowTokens<'_>, x: &[f32], y: &mut [f32]) {
-    Kernels::get().selected_dots(threads, w, selected, x, y);
+pub fn selected_dots(
+    threads: &Threads,
+    w: Matrix<'_>,
+    selected: RowTokens<'_>,
+    x: &[f32],
+    y: &mut [f32],
+    scratch: &mut MatmulScratch,
+) {
+    Kernels::get().selected_dots(threads, w, selected, x, y, scratch);
 }
 
 /// `y[t] += sum of a * row of w`, in order, over the pairs `(row, a)` in `active[starts[t]..starts[t + 1]]`, rows ascending; on all
@@ -52,7 +60,15 @@ pub fn selected_add(threads: &Threads, w: Matrix<'_>, active: &[(u32, f32)], sta
 
 impl Kernels {
     /// [`selected_dots`] on this instruction set.
-    pub fn selected_dots(self, threads: &Threads, w: Matrix<'_>, selected: RowTokens<'_>, x: &[f32], y: &mut [f32]) {
+    pub fn selected_dots(
+        self,
+        threads: &Threads,
+        w: Matrix<'_>,
+        selected: RowTokens<'_>,
+        x: &[f32],
+        y: &mut [f32],
+        scratch: &mut MatmulScratch,
+    ) {
         let (rows, cols) = (w.rows(), w.cols());
         assert_eq!(selected.starts.len(), rows + 1, "selected_dots: the tokens of every row");
         assert!(selected.starts.is_sorted(), "selected_dots: rows in ascending order");
@@ -64,6 +80,9 @@ impl Kernels {
         let tokens = x.len() / cols.max(1);
         let chunk = rows_per_task(threads, rows, w.row_bytes());
         let y = SendPtr(y.as_mut_ptr());
+        if w.element().is_whole() {
+            return self.selected_dots_whole(threads, w, selected, x, y, scratch.floats());
+        }
         self.with_inputs(w.element(), (x, tokens, cols, cols), |inputs| {
             threads.run(rows.div_ceil(chunk), &|task| {
                 let rows = task * chunk..rows.min((task + 1) * chunk);
@@ -186,7 +205,14 @@ mod tests {
                 }
                 for kernels in Kernels::all_present() {
                     let mut y = vec![0.0; list.len()];
-                    kernels.selected_dots(&threads, w, RowTokens { starts: &starts, tokens: &list }, &x, &mut y);
+                    kernels.selected_dots(
+                        &threads,
+                        w,
+                        RowTokens { starts: &starts, tokens: &list },
+                        &x,
+                        &mut y,
+                        &mut MatmulScratch::default(),
+                    );
                     let mut at = 0;
                     for row in 0..rows {
                         for &token in &list[starts[row] as usize..starts[row + 1] as usize] {

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 
-use flashlm_kernels::{Element, Kernels, MatmulScratch, Matrix, RowLayout, ScaleGroup, Threads, reference};
+use flashlm_kernels::{Element, Kernels, MatmulScratch, Matrix, RowLayout, RowTokens, ScaleGroup, Threads, reference};
 
 /// A small repeatable generator (splitmix64).
 struct Random(u64);
@@ -204,6 +204,52 @@ fn products_of_many_tokens_agree_with_their_twins() {
                 let active: Vec<(u32, f32)> = (0..q.rows).map(|r| (r as u32, a[r])).collect();
                 kernels.add_scaled_rows_serial(w, &active, &mut listed);
                 assert_eq!(bits(&listed), first.unwrap().1[..q.cols], "{what}: rows listed");
+            }
+        }
+    }
+}
+
+#[test]
+fn selected_pairs_agree_with_their_twin_and_do_not_depend_on_each_other() {
+    let pools = pools();
+    for q in matrices(8, &[(3, 31), (40, 100), (101, 320), (7, 576)]) {
+        let w = q.matrix();
+        for (tokens, of) in [(1, 1), (17, 3), (50, 2)] {
+            let x = Random(tokens as u64).floats(tokens * q.cols);
+            let want = reference::matmul(w, &x, tokens);
+            let pairs = |of: usize| {
+                let (mut starts, mut list) = (vec![0], Vec::new());
+                for row in 0..q.rows {
+                    list.extend((0..tokens as u16).filter(|t| (row + usize::from(*t)).is_multiple_of(of)));
+                    starts.push(list.len() as u32);
+                }
+                (starts, list)
+            };
+            let ((starts, list), (all_starts, all)) = (pairs(of), pairs(1));
+            for kernels in Kernels::all_present() {
+                let what = format!("{}, {tokens} tokens", name(kernels, &q));
+                for pool in &pools {
+                    let (mut y, mut of_all) = (vec![f32::NAN; list.len()], vec![f32::NAN; all.len()]);
+                    let mut scratch = MatmulScratch::default();
+                    let selected = RowTokens { starts: &starts, tokens: &list };
+                    kernels.selected_dots(pool, w, selected, &x, &mut y, &mut scratch);
+                    let selected = RowTokens { starts: &all_starts, tokens: &all };
+                    kernels.selected_dots(pool, w, selected, &x, &mut of_all, &mut scratch);
+                    let place = |row: usize, token: u16| usize::from(token) * q.rows + row;
+                    let each = |starts: &[u32], list: &[u16]| -> Vec<usize> {
+                        let rows = starts.windows(2).enumerate();
+                        rows.flat_map(|(row, span)| {
+                            list[span[0] as usize..span[1] as usize].iter().map(|t| place(row, *t)).collect::<Vec<_>>()
+                        })
+                        .collect()
+                    };
+                    let twins: Vec<(f64, f64)> = each(&starts, &list).into_iter().map(|at| want[at]).collect();
+                    assert_close(&y, &twins, q.cols, &what);
+                    let mut by_place = vec![0.0; all.len()];
+                    each(&all_starts, &all).into_iter().zip(&of_all).for_each(|(at, y)| by_place[at] = *y);
+                    let same: Vec<f32> = each(&starts, &list).into_iter().map(|at| by_place[at]).collect();
+                    assert_eq!(bits(&y), bits(&same), "{what}: {} threads", pool.count());
+                }
             }
         }
     }

@@ -71,7 +71,7 @@ fn chosen_piece(
     }
 }
 
-/// Each neuron with those tokens of a piece that selected it; of every token the bits that it has alone.
+/// Each neuron with those tokens of a piece that selected it; a token's bits do not depend on the others.
 fn selected_piece(
     ffn: &Ffn,
     call: &mut FfnCall<'_, '_>,
@@ -81,12 +81,13 @@ fn selected_piece(
     rows: Range<usize>,
 ) {
     let (threads, biases, input, tokens) = (call.threads, params.biases(), call.inputs.values, call.inputs.tokens);
-    let FfnScratch { activations, gates, active, row_starts, selected, selected_starts: starts, .. } =
+    let FfnScratch { activations, gates, active, row_starts, selected, selected_starts: starts, matmul, .. } =
         &mut *call.scratch;
     let neurons = block.first + rows.start..block.first + rows.end;
     selection.by_neuron(tokens, neurons.clone(), starts, selected);
-    let dots = |w: Matrix<'_>, bias: Option<&[f32]>, starts: &[u32], selected: &[u16], y: &mut [f32]| {
-        selected_dots(threads, w.rows_range(rows.clone()), RowTokens { starts, tokens: selected }, input, y);
+    let mut dots = |w: Matrix<'_>, bias: Option<&[f32]>, starts: &[u32], selected: &[u16], y: &mut [f32]| {
+        let pairs = RowTokens { starts, tokens: selected };
+        selected_dots(threads, w.rows_range(rows.clone()), pairs, input, y, matmul);
         let Some(bias) = bias else { return };
         for (bias, span) in bias[neurons.clone()].iter().zip(starts.windows(2)) {
             y[span[0] as usize..span[1] as usize].iter_mut().for_each(|y| *y += bias);
