@@ -7,6 +7,7 @@ pub mod bundle;
 #[cfg(feature = "preparation")]
 pub mod checkpoint;
 pub mod destination;
+pub mod ids;
 #[cfg(feature = "preparation")]
 pub mod mapping;
 pub mod model;

@@ -9,6 +9,7 @@ use bundle_support::{Small, ramp, scales};
 use flashlm_formats::bundle::{
     Bundle, BundleError, BundlePlan, BundleWriter, Extras, FORMAT_VERSION, LayoutOptions, Section, verify,
 };
+use flashlm_formats::ids::NeuronId;
 use flashlm_formats::model::{DType, LAYERS_MAX};
 use flashlm_formats::weight_format::ResidentFormats;
 use proptest::prelude::*;
@@ -186,7 +187,7 @@ fn a_reader_by_the_book_finds_every_row() {
                         + (position / per_group) * group_bytes
                         + (position % per_group) * record_bytes
                         + v * row_bytes;
-                    assert_eq!(&file[at..at + row_bytes], small.row(layer, neuron as u32, v));
+                    assert_eq!(&file[at..at + row_bytes], small.row(layer, NeuronId(neuron as u32), v));
                 }
             }
             let sums = table + (8 + 4 * neurons).next_multiple_of(8);
@@ -215,11 +216,11 @@ fn a_writer_takes_only_what_fits() {
     let mut writer = create().unwrap();
     assert!(matches!(create(), Err(BundleError::Busy { .. })));
     wrong(writer.groups(&vec![0; layout.group_bytes()]));
-    wrong(writer.begin_layer((1..neurons).collect()));
-    wrong(writer.begin_layer((1..=neurons).collect()));
-    wrong(writer.begin_layer(vec![0; neurons as usize]));
-    writer.begin_layer((0..neurons).collect()).unwrap();
-    wrong(writer.begin_layer((0..neurons).collect()));
+    wrong(writer.begin_layer((1..neurons).map(NeuronId).collect()));
+    wrong(writer.begin_layer((1..=neurons).map(NeuronId).collect()));
+    wrong(writer.begin_layer(vec![NeuronId(0); neurons as usize]));
+    writer.begin_layer((0..neurons).map(NeuronId).collect()).unwrap();
+    wrong(writer.begin_layer((0..neurons).map(NeuronId).collect()));
     wrong(writer.groups(&vec![0; layout.group_bytes() - 1]));
     wrong(writer.groups(&vec![0; layout.layer_bytes() + layout.group_bytes()]));
     wrong(writer.groups(&vec![1; layout.group_bytes()]));

@@ -16,6 +16,7 @@ use flashlm::plan::plan;
 use flashlm::planner::PlanLimits;
 use flashlm::replay::{ReplayCounts, ReplayOptions, WantedSets, replay, replay_optimal};
 use flashlm_formats::bundle::Bundle;
+use flashlm_formats::ids::GroupId;
 use flashlm_formats::recording::Recording;
 use flashlm_prep::demand::wanted_sets;
 use rayon::prelude::*;
@@ -55,13 +56,15 @@ fn main() -> Result<()> {
     });
 
     let layers: Vec<usize> = (0..slots.len()).collect();
-    let wanted: Vec<Vec<WantedSets>> = layers
+    let wanted: Vec<Vec<WantedSets<GroupId>>> = layers
         .iter()
         .map(|&layer| {
             let mut recorded = recording.layer(layer)?;
-            let one =
-                |part| wanted_sets(&mut recorded, std::slice::from_ref(part), usize::MAX, Some((predictors, layer)));
-            Ok(parts.iter().map(one).collect::<Result<_, _>>()?)
+            let mut one = |part| {
+                let part = std::slice::from_ref(part);
+                Ok(wanted_sets(&mut recorded, part, usize::MAX, Some((predictors, layer)))?.alone())
+            };
+            parts.iter().map(&mut one).collect()
         })
         .collect::<Result<_>>()?;
 
@@ -74,7 +77,7 @@ fn main() -> Result<()> {
                 .map(|&layer| {
                     let mut sum = ReplayCounts::default();
                     for sets in &wanted[layer] {
-                        let mut cut = WantedSets::new(sets.groups());
+                        let mut cut = WantedSets::new(sets.layer_size());
                         sets.iter().skip(PROMPT - filled_by).for_each(|token| cut.push(token.iter().copied()));
                         let options =
                             |policy| ReplayOptions { policy, slots: slots[layer], limits, warm_up: filled_by };

@@ -13,6 +13,7 @@ use flashlm::planner::PlanLimits;
 use flashlm::replay::{ReplayOptions, WantedSets, replay};
 use flashlm::tensors::SharedBytes;
 use flashlm_formats::bundle::{LayerSparsity, ReusePoint};
+use flashlm_formats::ids::{GroupId, Id, NeuronId, Position};
 use flashlm_formats::predictors::{PredictorFileError, read_predictor};
 use flashlm_formats::recording::{LayerRecording, RecordingError, Split};
 use flashlm_kernels::Threads;
@@ -59,25 +60,26 @@ pub fn wanted_sets(
     parts: &[Range<usize>],
     tokens_max: usize,
     chosen_by: Option<(&Path, usize)>,
-) -> Result<WantedSets, WantedError> {
+) -> Result<WantedSets<NeuronId>, WantedError> {
     if let Some((dir, layer)) = chosen_by {
         let file: SharedBytes = Arc::new(read_predictor(dir, layer)?);
         return chosen_sets(recorded, parts, tokens_max, (&PredictorTensors::parse(&file)?, ""));
     }
     let mut sets = WantedSets::new(recorded.ffn() as u32);
     for token in parts.iter().cloned().flatten().take(tokens_max) {
-        sets.push(recorded.active(token).map(|n| n as u32));
+        sets.push(recorded.active(token).map(|n| NeuronId(n as u32)));
     }
     Ok(sets)
 }
 
-/// The same for the predictor whose tensors have this prefix: of a file, or of a bundle, where neurons are in storage order.
-pub fn chosen_sets(
+/// The same for the predictor whose tensors have this prefix: of a file, whose neurons are in the checkpoint's order, or of a bundle,
+/// where they are in storage order.
+pub fn chosen_sets<T: Id>(
     recorded: &mut LayerRecording,
     parts: &[Range<usize>],
     tokens_max: usize,
     (tensors, prefix): (&PredictorTensors<'_>, &str),
-) -> Result<WantedSets, WantedError> {
+) -> Result<WantedSets<T>, WantedError> {
     let mut sets = WantedSets::new(recorded.ffn() as u32);
     let (hidden, neurons) = (recorded.hidden(), recorded.ffn());
     let mut inputs = Vec::new();
@@ -89,7 +91,7 @@ pub fn chosen_sets(
             inputs.resize(tokens * hidden, f16::ZERO);
             recorded.read_inputs(start..start + tokens, &mut inputs)?;
             // A predictor decides about one token at a time, as it does in decoding.
-            let chosen: Vec<Vec<Vec<u32>>> = inputs
+            let chosen: Vec<Vec<Vec<T>>> = inputs
                 .par_chunks(tokens.div_ceil(rayon::current_num_threads()).max(1) * hidden)
                 .map(|inputs| -> Result<_, WantedError> {
                     let threads = Threads::new(NonZeroUsize::MIN).map_err(WantedError::Thread)?;
@@ -98,7 +100,7 @@ pub fn chosen_sets(
                     let choose = |row: &[f16]| {
                         row.convert_to_f32_slice(&mut input);
                         predictor.scores(&threads, &input, &mut scores);
-                        scores.iter().enumerate().filter(|(_, s)| **s > 0.0).map(|(n, _)| n as u32).collect()
+                        scores.iter().enumerate().filter(|(_, s)| **s > 0.0).map(|(n, _)| T::new(n as u32)).collect()
                     };
                     Ok(inputs.chunks_exact(hidden).map(choose).collect())
                 })
@@ -119,19 +121,19 @@ pub fn measure_reuse(
     recorded: &mut LayerRecording,
     split: &Split,
     predictor: (&Path, usize),
-    position: &[u32],
+    position: &[Position],
     records_per_group: u32,
 ) -> Result<LayerSparsity, WantedError> {
     let (parts, warm_up) = behind_a_warm_up(split, WARM_UP);
     let wanted = wanted_sets(recorded, &parts, warm_up + COUNTED, Some(predictor))?;
     let counted = wanted.tokens().saturating_sub(warm_up).max(1);
-    let needed: usize = wanted.iter().skip(warm_up).map(<[u32]>::len).sum();
-    let predicted = needed as f64 / (counted as f64 * f64::from(wanted.groups()));
-    let groups = wanted.regrouped(position, records_per_group);
+    let needed: usize = wanted.iter().skip(warm_up).map(<[NeuronId]>::len).sum();
+    let predicted = needed as f64 / (counted as f64 * f64::from(wanted.layer_size()));
+    let groups = wanted.stored(position, records_per_group);
     drop(wanted);
     let half_life = best_half_life(&groups, warm_up);
     let policy = half_life.map_or(PolicyKind::DEFAULT, |half_life| PolicyKind::Lfu { half_life });
-    let sizes = SIZES.map(|size| (u64::from(groups.groups()) * u64::from(size) / 1000) as u32);
+    let sizes = SIZES.map(|size| (u64::from(groups.layer_size()) * u64::from(size) / 1000) as u32);
     let mut reuse: Vec<ReusePoint> = sizes
         .into_par_iter()
         .map(|slots| {
@@ -148,10 +150,10 @@ pub fn measure_reuse(
 }
 
 /// The half-life that misses least over caches of several sizes; none where the usual one is hardly worse.
-fn best_half_life(groups: &WantedSets, warm_up: usize) -> Option<u32> {
+fn best_half_life(groups: &WantedSets<GroupId>, warm_up: usize) -> Option<u32> {
     let missed = |policy: PolicyKind| -> f64 {
         let share = |size: u32| {
-            let slots = (u64::from(groups.groups()) * u64::from(size) / 1000) as u32;
+            let slots = (u64::from(groups.layer_size()) * u64::from(size) / 1000) as u32;
             let limits = PlanLimits::adjacent_only(1);
             let counts = replay(groups, &ReplayOptions { policy, slots, limits, warm_up });
             counts.missed as f64 / counts.wanted.max(1) as f64

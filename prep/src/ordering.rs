@@ -16,6 +16,8 @@ mod path;
 mod score;
 mod strategy;
 
+use flashlm_formats::ids::{NeuronId, Position};
+
 pub use cache_share::typical_cache_share;
 pub use layers::{OrderError, OrderOptions, Ordering};
 pub use score::{OrderScore, ScoreOptions, score};
@@ -28,11 +30,16 @@ pub use strategy::{
 ///
 /// # Panics
 /// When `order` is no permutation.
-pub fn positions(order: &[u32]) -> Vec<u32> {
-    let mut position = vec![u32::MAX; order.len()];
-    for (at, &neuron) in order.iter().enumerate() {
-        let old = std::mem::replace(&mut position[neuron as usize], at as u32);
-        assert_eq!(old, u32::MAX, "neuron {neuron} occurs twice in the order");
+pub fn positions(order: &[NeuronId]) -> Vec<Position> {
+    places(order.iter().map(|neuron| neuron.0)).into_iter().map(Position).collect()
+}
+
+/// The place of every number in a permutation of them.
+fn places(order: impl ExactSizeIterator<Item = u32>) -> Vec<u32> {
+    let mut places = vec![u32::MAX; order.len()];
+    for (place, number) in (0..).zip(order) {
+        let old = std::mem::replace(&mut places[number as usize], place);
+        assert_eq!(old, u32::MAX, "{number} occurs twice in the order");
     }
-    position
+    places
 }

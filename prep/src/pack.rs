@@ -15,6 +15,7 @@ use flashlm_formats::bundle::{
     PredictorInfo, Provenance, SourceFile,
 };
 use flashlm_formats::checkpoint::{Checkpoint, CheckpointError};
+use flashlm_formats::ids::NeuronId;
 use flashlm_formats::model::ModelSpec;
 use flashlm_formats::weight_format::{ResidentFormats, WeightFormat};
 use xxhash_rust::xxh3::Xxh3;
@@ -96,7 +97,7 @@ pub struct PackOptions {
     /// The tokenizer.json.
     pub tokenizer: Vec<u8>,
     /// Storage order of every layer, with the strategy's name; the checkpoint's own without it.
-    pub orders: Option<(String, Vec<Vec<u32>>)>,
+    pub orders: Option<(String, Vec<Vec<NeuronId>>)>,
     /// Predictors, in storage order.
     pub predictors: Option<(PredictorInfo, Vec<u8>)>,
     /// Measured sparsity of every layer.
@@ -182,12 +183,12 @@ fn plan(checkpoint: &Checkpoint, options: &mut PackOptions, order: String) -> Re
 /// The storage order of every layer.
 struct Orders {
     neurons: usize,
-    layers: Option<Vec<Vec<u32>>>,
+    layers: Option<Vec<Vec<NeuronId>>>,
 }
 
 impl Orders {
     /// With the name that the manifest has.
-    fn new(spec: &ModelSpec, given: Option<(String, Vec<Vec<u32>>)>) -> Result<(String, Self), PackError> {
+    fn new(spec: &ModelSpec, given: Option<(String, Vec<Vec<NeuronId>>)>) -> Result<(String, Self), PackError> {
         let neurons = spec.ffn().size;
         match given {
             Some((_, orders)) if orders.len() != spec.layers.len() => {
@@ -198,8 +199,9 @@ impl Orders {
         }
     }
 
-    fn of(&self, layer: usize) -> Vec<u32> {
-        self.layers.as_ref().map_or_else(|| (0..self.neurons as u32).collect(), |orders| orders[layer].clone())
+    fn of(&self, layer: usize) -> Vec<NeuronId> {
+        let in_place = || (0..self.neurons as u32).map(NeuronId).collect();
+        self.layers.as_ref().map_or_else(in_place, |orders| orders[layer].clone())
     }
 }
 

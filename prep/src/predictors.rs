@@ -7,6 +7,7 @@
 use std::path::Path;
 
 use flashlm_formats::bundle::{LayerPredictor, PREDICTOR_ROWS, PredictorDType, PredictorInfo, PredictorKind};
+use flashlm_formats::ids::{NeuronId, Position};
 use flashlm_formats::model::ModelSpec;
 use flashlm_formats::predictors::{LOOK_AHEAD, PredictorFileError, RELU, predictor_path, read_predictor};
 use safetensors::tensor::TensorView;
@@ -23,7 +24,7 @@ struct Owned {
 pub fn assemble(
     dir: &Path,
     spec: &ModelSpec,
-    orders: &[Vec<u32>],
+    orders: &[Vec<NeuronId>],
 ) -> Result<(PredictorInfo, Vec<u8>), PredictorFileError> {
     let mut tensors = Vec::new();
     let mut layers = Vec::new();
@@ -43,7 +44,7 @@ pub fn assemble(
                 let order = orders.get(neurons_of).ok_or_else(|| invalid(format!("{name}: there is no next layer")))?;
                 let rows = RowOrder::new(&parsed, &name[..name.len() - base.len()], order).map_err(&invalid)?;
                 if base == PREDICTOR_ROWS {
-                    rows.places.iter().flat_map(|place| place.to_le_bytes()).collect()
+                    rows.positions.iter().flat_map(|position| position.0.to_le_bytes()).collect()
                 } else if view.shape().first() == Some(&rows.order.len()) {
                     permuted(view.data(), &rows.order)
                 } else {
@@ -74,15 +75,16 @@ pub fn assemble(
 struct RowOrder {
     /// Which row of the file comes next.
     order: Vec<u32>,
-    /// And which neuron it is of, in storage order.
-    places: Vec<u32>,
+    /// And where its neuron is stored.
+    positions: Vec<Position>,
 }
 
 impl RowOrder {
-    fn new(parsed: &SafeTensors<'_>, prefix: &str, order: &[u32]) -> Result<Self, String> {
-        let places = || 0..order.len() as u32;
+    fn new(parsed: &SafeTensors<'_>, prefix: &str, order: &[NeuronId]) -> Result<Self, String> {
+        let stored = || (0..).map(Position).zip(order);
         let Ok(rows) = parsed.tensor(&format!("{prefix}{PREDICTOR_ROWS}")) else {
-            return Ok(Self { order: order.to_vec(), places: places().collect() });
+            let (positions, order) = stored().map(|(position, neuron)| (position, neuron.0)).unzip();
+            return Ok(Self { order, positions });
         };
         if rows.dtype() != Dtype::U32 {
             return Err(format!("{prefix}{PREDICTOR_ROWS} is {:?}, expected U32", rows.dtype()));
@@ -95,15 +97,15 @@ impl RowOrder {
                 format!("{prefix}{PREDICTOR_ROWS}: expected different numbers below {}, found {neuron}", order.len())
             })? = Some(row);
         }
-        let with_rows = places().filter_map(|place| Some((row_of[order[place as usize] as usize]?, place)));
-        let (order, places): (Vec<u32>, Vec<u32>) = with_rows.unzip();
+        let with_rows = stored().filter_map(|(position, neuron)| Some((position, row_of[neuron.index()]?)));
+        let (positions, order): (Vec<Position>, Vec<u32>) = with_rows.unzip();
         if order.is_empty() {
             return Err(format!(
                 "{prefix}{PREDICTOR_ROWS}: expected at least one neuron of {}, found none",
                 row_of.len()
             ));
         }
-        Ok(Self { order, places })
+        Ok(Self { order, positions })
     }
 }
 
@@ -127,7 +129,7 @@ fn describe(
 
 fn permuted(data: &[u8], order: &[u32]) -> Vec<u8> {
     let row = data.len() / order.len();
-    order.iter().flat_map(|&neuron| &data[neuron as usize * row..][..row]).copied().collect()
+    order.iter().flat_map(|&from| &data[from as usize * row..][..row]).copied().collect()
 }
 
 #[cfg(test)]
@@ -154,7 +156,7 @@ mod tests {
             let (encoder, decoder) = (Some(matrix(1, hidden)), matrix(rows.len(), 1));
             let part = PredictorPart { prefix: "", encoder, decoder, relu: false, bias: &bias, rows: Some(rows) };
             write_predictor(&predictor_path(dir.path(), 0), &[part]).unwrap();
-            assemble(dir.path(), &spec, &[(0..neurons as u32).rev().collect()])
+            assemble(dir.path(), &spec, &[(0..neurons as u32).rev().map(NeuronId).collect()])
         };
         let (info, blob) = write(&[2, 5]).unwrap();
         assert_eq!(info.layers[0].rows, Some(2));

@@ -2,6 +2,7 @@
 
 use flashlm_formats::bundle::FlashLayout;
 use flashlm_formats::checkpoint::{Checkpoint, CheckpointError, FfnMatrix};
+use flashlm_formats::ids::NeuronId;
 
 /// Rows of the down projection that are read at a time, in bytes.
 const DOWN_BYTES: usize = 16 << 20;
@@ -14,7 +15,7 @@ pub(crate) fn fill_layer(
     checkpoint: &Checkpoint,
     layer: usize,
     layout: &FlashLayout,
-    order: &[u32],
+    order: &[NeuronId],
     out: &mut [u8],
     seen: &mut dyn FnMut(&[u8]),
 ) -> Result<(), CheckpointError> {
@@ -28,7 +29,7 @@ pub(crate) fn fill_layer(
     let rows: &[FfnMatrix] = if spec.ffn().gated { &[FfnMatrix::Gate, FfnMatrix::Up] } else { &[FfnMatrix::Up] };
     let mut place = vec![0usize; order.len()];
     for (position, &neuron) in order.iter().enumerate() {
-        place[neuron as usize] = position;
+        place[neuron.index()] = position;
     }
     let mut buffer = Vec::new();
     let neurons_at_once = (DOWN_BYTES / row_bytes).max(1);

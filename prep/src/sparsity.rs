@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use flashlm_formats::bundle::{FlashLayout, LayerSparsity};
+use flashlm_formats::ids::{NeuronId, Position};
 use flashlm_formats::recording::Recording;
 
 use crate::demand::{WantedError, measure_reuse};
@@ -16,10 +17,10 @@ pub fn layer_sparsity(
     recording: &Recording,
     layer: usize,
     predictors: &Path,
-    order: Option<&[u32]>,
+    order: Option<&[NeuronId]>,
     layout: &FlashLayout,
 ) -> Result<LayerSparsity, WantedError> {
-    let position = order.map_or_else(|| (0..layout.neurons() as u32).collect(), positions);
+    let position = order.map_or_else(|| (0..layout.neurons() as u32).map(Position).collect(), positions);
     let records = layout.records_per_group() as u32;
     measure_reuse(&mut recording.layer(layer)?, recording.split(), (predictors, layer), &position, records)
 }

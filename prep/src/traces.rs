@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use flashlm::replay::WantedSets;
+use flashlm_formats::ids::GroupId;
 use flashlm_formats::publish::publish_bytes;
 use flashlm_formats::regular::read_regular;
 
@@ -72,14 +73,14 @@ pub fn layers(dir: &Path) -> Result<Vec<usize>, TraceError> {
 ///
 /// # Errors
 /// `Io`, and `TooLong`.
-pub fn write(dir: &Path, layer: usize, sets: &WantedSets) -> Result<(), TraceError> {
+pub fn write(dir: &Path, layer: usize, sets: &WantedSets<GroupId>) -> Result<(), TraceError> {
     if u32::try_from(sets.requests()).is_err() {
         return Err(TraceError::TooLong { layer, needed: sets.requests() });
     }
     let mut offsets = vec![0];
     let mut ids = Vec::with_capacity(sets.requests());
     for token in sets.iter() {
-        ids.extend_from_slice(token);
+        ids.extend(token.iter().map(|group| group.0));
         offsets.push(ids.len() as u32);
     }
     for (what, values) in [("ids", ids), ("offsets", offsets)] {
@@ -93,7 +94,7 @@ pub fn write(dir: &Path, layer: usize, sets: &WantedSets) -> Result<(), TraceErr
 ///
 /// # Errors
 /// `Io`, and `Invalid`.
-pub fn read(dir: &Path, layer: usize, groups: Option<u32>) -> Result<WantedSets, TraceError> {
+pub fn read(dir: &Path, layer: usize, groups: Option<u32>) -> Result<WantedSets<GroupId>, TraceError> {
     let path = path_of(dir, layer, "offsets");
     let (offsets, ids) = (read_npy(&path)?, read_npy(&path_of(dir, layer, "ids"))?);
     let invalid = |path, expected, found| Err(TraceError::Invalid { path, expected, found });
@@ -111,7 +112,7 @@ pub fn read(dir: &Path, layer: usize, groups: Option<u32>) -> Result<WantedSets,
             let found = format!("others of token {token}, with {groups} groups");
             return invalid(path, "ascending ids of each token, below the number of groups", found);
         }
-        sets.push(of_token.iter().copied());
+        sets.push(of_token.iter().copied().map(GroupId));
     }
     Ok(sets)
 }
@@ -163,12 +164,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut sets = WantedSets::new(9);
         for token in [&[0u32, 7][..], &[], &[3]] {
-            sets.push(token.iter().copied());
+            sets.push(token.iter().copied().map(GroupId));
         }
         write(dir.path(), 12, &sets).unwrap();
         assert_eq!(layers(dir.path()).unwrap(), [12]);
         assert_eq!(read(dir.path(), 12, Some(9)).unwrap(), sets);
-        assert_eq!(read(dir.path(), 12, None).unwrap().groups(), 8);
+        assert_eq!(read(dir.path(), 12, None).unwrap().layer_size(), 8);
         let refused = |groups| matches!(read(dir.path(), 12, groups), Err(TraceError::Invalid { .. }));
         assert!(refused(Some(7)));
         let (ids, offsets) = (path_of(dir.path(), 12, "ids"), path_of(dir.path(), 12, "offsets"));

@@ -17,7 +17,12 @@ impl Buffers {
 
     /// So many zeros.
     pub fn zeros<T: Copy + Default>(&mut self, len: usize) -> Vec<T> {
-        if self.count::<T>(len) { Vec::new() } else { vec![T::default(); len] }
+        self.filled(len, T::default())
+    }
+
+    /// So many of the same.
+    pub fn filled<T: Copy>(&mut self, len: usize, value: T) -> Vec<T> {
+        if self.count::<T>(len) { Vec::new() } else { vec![value; len] }
     }
 
     /// Room for this many.

@@ -20,15 +20,20 @@ mod lists;
 mod policy;
 mod recency;
 mod s3_fifo;
+mod slot;
 mod w_tinylfu;
 
 pub use divide::{BenefitCurve, divide_slots};
 pub use kind::{ParsePolicyError, PolicyKind};
 pub use policy::Policy;
+pub use slot::SlotId;
+
+use flashlm_formats::ids::GroupId;
 
 use crate::buffers::Buffers;
 
 const NONE: u32 = u32::MAX;
+const NO_GROUP: GroupId = GroupId(u32::MAX);
 /// Marks the index of a transient place in the table of places.
 const TRANSIENT: u32 = 1 << 31;
 
@@ -36,7 +41,7 @@ const TRANSIENT: u32 = 1 << 31;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placement {
     /// In this slot; when admitted, the group that was there is forgotten.
-    Kept(u32),
+    Kept(SlotId),
     /// In a place that lasts for this token only: the index of the group among such groups of the token, from 0. An engine with
     /// fewer places than that works in waves.
     Transient(u32),
@@ -89,16 +94,16 @@ impl CacheCounters {
 pub struct LayerCache {
     /// Slot of each group, `TRANSIENT` and an index, or `NONE`.
     place_of: Box<[u32]>,
-    /// Group in each slot, or `NONE`.
-    group_in: Box<[u32]>,
+    /// Group in each slot, or `NO_GROUP`.
+    group_in: Box<[GroupId]>,
     /// The token (counted from 1) that last took or looked up each slot.
     held_by: Box<[u64]>,
     /// The token that prefetched each group and has not looked it up; 0: none.
     ahead: Box<[u64]>,
     /// Slots without a group; the last is taken first.
-    free: Vec<u32>,
+    free: Vec<SlotId>,
     /// Groups in transient places.
-    transient: Vec<u32>,
+    transient: Vec<GroupId>,
     prefetch_transients_max: u32,
     policy: Box<dyn Policy>,
     token: u64,
@@ -120,11 +125,11 @@ impl LayerCache {
         assert!(groups < TRANSIENT && slots < TRANSIENT, "{groups} groups, {slots} slots");
         let (of_groups, of_slots) = (groups as usize, slots as usize);
         LayerCache {
-            place_of: buffers.listed(of_groups, std::iter::repeat(NONE)).into(),
-            group_in: buffers.listed(of_slots, std::iter::repeat(NONE)).into(),
+            place_of: buffers.filled(of_groups, NONE).into(),
+            group_in: buffers.filled(of_slots, NO_GROUP).into(),
             held_by: buffers.zeros(of_slots).into(),
             ahead: buffers.zeros(of_groups).into(),
-            free: buffers.listed(of_slots, (0..slots).rev()),
+            free: buffers.listed(of_slots, (0..slots).rev().map(SlotId)),
             transient: buffers.room(of_groups),
             prefetch_transients_max: groups,
             policy: policy.build(buffers, groups, slots),
@@ -160,11 +165,11 @@ impl LayerCache {
     }
 
     /// Where a group is, without counting this as a use.
-    pub fn peek(&self, group: u32) -> Option<Placement> {
-        match self.place_of[group as usize] {
+    pub fn peek(&self, group: GroupId) -> Option<Placement> {
+        match self.place_of[group.index()] {
             NONE => None,
             place if place & TRANSIENT != 0 => Some(Placement::Transient(place & !TRANSIENT)),
-            slot => Some(Placement::Kept(slot)),
+            slot => Some(Placement::Kept(SlotId(slot))),
         }
     }
 
@@ -174,7 +179,7 @@ impl LayerCache {
         self.token += 1;
         self.counters.tokens += 1;
         for group in self.transient.drain(..) {
-            self.place_of[group as usize] = NONE;
+            self.place_of[group.index()] = NONE;
         }
         self.policy.begin(self.token);
         while let Some(slot) = self.policy.expire() {
@@ -186,16 +191,16 @@ impl LayerCache {
     /// Where a wanted group is, which the token now holds; `None` when it must be read and [admitted](Self::admit).
     ///
     /// To be called once for each wanted group of a token.
-    pub fn lookup(&mut self, group: u32) -> Option<Placement> {
+    pub fn lookup(&mut self, group: GroupId) -> Option<Placement> {
         let place = self.peek(group);
         match place {
             None => self.counters.misses += 1,
-            Some(_) if self.ahead[group as usize] == self.token => self.counters.prefetch_hits += 1,
+            Some(_) if self.ahead[group.index()] == self.token => self.counters.prefetch_hits += 1,
             Some(_) => self.counters.hits += 1,
         }
-        self.ahead[group as usize] = 0;
+        self.ahead[group.index()] = 0;
         if let Some(Placement::Kept(slot)) = place {
-            self.held_by[slot as usize] = self.token;
+            self.held_by[slot.index()] = self.token;
             self.policy.used(slot, group);
         } else {
             self.policy.missed(group);
@@ -204,8 +209,8 @@ impl LayerCache {
     }
 
     /// Finds a place for a group that [`lookup`](Self::lookup) missed.
-    pub fn admit(&mut self, group: u32) -> Placement {
-        debug_assert_eq!(self.place_of[group as usize], NONE, "group {group} is cached already");
+    pub fn admit(&mut self, group: GroupId) -> Placement {
+        debug_assert_eq!(self.place_of[group.index()], NONE, "group {group} is cached already");
         if let Some(slot) = self.take_slot(group) {
             return Placement::Kept(slot);
         }
@@ -215,12 +220,12 @@ impl LayerCache {
     /// Makes room for a group that will probably be wanted, and keeps it until the token ends.
     ///
     /// It counts as a use only when it is looked up. One that never is remains an ordinary, unpopular, group.
-    pub fn prefetch(&mut self, group: u32) -> Prefetch {
+    pub fn prefetch(&mut self, group: GroupId) -> Prefetch {
         if let Some(place) = self.peek(group) {
             if let Placement::Kept(slot) = place
-                && self.held_by[slot as usize] != self.token
+                && self.held_by[slot.index()] != self.token
             {
-                self.held_by[slot as usize] = self.token;
+                self.held_by[slot.index()] = self.token;
                 self.policy.hold(slot);
             }
             return Prefetch::Present(place);
@@ -230,25 +235,25 @@ impl LayerCache {
             None if self.transient.len() < self.prefetch_transients_max as usize => self.take_transient(group),
             None => return Prefetch::Refused,
         };
-        self.ahead[group as usize] = self.token;
+        self.ahead[group.index()] = self.token;
         self.counters.prefetches += 1;
         Prefetch::Read(place)
     }
 
     /// Forgets a group, whose read failed, say. Its transient place, if it has one, stays used until the token ends.
-    pub fn forget(&mut self, group: u32) {
+    pub fn forget(&mut self, group: GroupId) {
         match self.peek(group) {
             Some(Placement::Kept(slot)) => {
                 self.policy.removed(slot);
                 self.vacate(slot);
             }
-            _ => self.place_of[group as usize] = NONE,
+            _ => self.place_of[group.index()] = NONE,
         }
     }
 
     /// Looks all of `wanted` up: fills `hits` and `misses`, both in the order of `wanted`. Nothing is allocated once both
     /// have room for all groups.
-    pub fn lookup_all(&mut self, wanted: &[u32], hits: &mut Vec<(u32, Placement)>, misses: &mut Vec<u32>) {
+    pub fn lookup_all(&mut self, wanted: &[GroupId], hits: &mut Vec<(GroupId, Placement)>, misses: &mut Vec<GroupId>) {
         hits.clear();
         misses.clear();
         for &group in wanted {
@@ -259,35 +264,35 @@ impl LayerCache {
         }
     }
 
-    fn take_slot(&mut self, group: u32) -> Option<u32> {
+    fn take_slot(&mut self, group: GroupId) -> Option<SlotId> {
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None => {
                 let slot = self.policy.victim(group)?;
-                debug_assert_ne!(self.held_by[slot as usize], self.token, "victim {slot} is in use");
+                debug_assert_ne!(self.held_by[slot.index()], self.token, "victim {slot} is in use");
                 self.counters.evictions += 1;
-                self.place_of[self.group_in[slot as usize] as usize] = NONE;
+                self.place_of[self.group_in[slot.index()].index()] = NONE;
                 slot
             }
         };
-        self.place_of[group as usize] = slot;
-        self.group_in[slot as usize] = group;
-        self.held_by[slot as usize] = self.token;
+        self.place_of[group.index()] = slot.0;
+        self.group_in[slot.index()] = group;
+        self.held_by[slot.index()] = self.token;
         self.policy.placed(slot, group);
         Some(slot)
     }
 
-    fn take_transient(&mut self, group: u32) -> Placement {
+    fn take_transient(&mut self, group: GroupId) -> Placement {
         let index = self.transient.len() as u32;
         self.transient.push(group);
-        self.place_of[group as usize] = TRANSIENT | index;
+        self.place_of[group.index()] = TRANSIENT | index;
         self.counters.transients += 1;
         Placement::Transient(index)
     }
 
-    fn vacate(&mut self, slot: u32) {
-        self.place_of[self.group_in[slot as usize] as usize] = NONE;
-        self.group_in[slot as usize] = NONE;
+    fn vacate(&mut self, slot: SlotId) {
+        self.place_of[self.group_in[slot.index()].index()] = NONE;
+        self.group_in[slot.index()] = NO_GROUP;
         self.free.push(slot);
     }
 }

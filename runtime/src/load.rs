@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use flashlm_formats::bundle::{Bundle, Extent as BundleExtent, PredictorInfo, SectionInfo, TensorEntry};
+use flashlm_formats::ids::GroupId;
 use flashlm_io::{AlignedMemory, DirectFile, DirectIo, Extent, Mode, SequentialReader, StreamOptions};
 use flashlm_kernels::Threads;
 
@@ -261,7 +262,7 @@ fn read_flash(
             at += chunk.bytes.len();
             progress(at as u64);
         }
-        checks.contiguous(threads, layer, 0, &memory.as_slice()[start..at])?;
+        checks.contiguous(threads, layer, GroupId(0), &memory.as_slice()[start..at])?;
     }
     Ok(memory)
 }

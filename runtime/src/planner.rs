@@ -8,6 +8,9 @@
 //! Knows group numbers and bytes only: nothing of files, offsets or buffers. Allocates nothing after construction.
 
 use std::collections::VecDeque;
+use std::ops::Range;
+
+use flashlm_formats::ids::GroupId;
 
 use crate::disk_cost::ReadCost;
 
@@ -54,15 +57,15 @@ impl PlanLimits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadRequest {
     /// First group.
-    pub first: u32,
+    pub first: GroupId,
     /// Number of groups, those of gaps included; at least 1.
     pub groups: u32,
 }
 
 impl ReadRequest {
     /// The groups that the request reads.
-    pub fn range(&self) -> std::ops::Range<u32> {
-        self.first..self.first + self.groups
+    pub fn range(&self) -> Range<GroupId> {
+        self.first..self.first.after(self.groups)
     }
 }
 
@@ -105,13 +108,13 @@ impl Planner {
     ///
     /// Cost is `gap_bytes_max` for each request plus the bytes; of plans that cost the same, one with the fewest requests
     /// is taken. Groups that are cached or unwanted simply are not in `missing`; they may be read as part of a gap.
-    pub fn plan(&mut self, missing: &[u32], requests: &mut Vec<ReadRequest>) {
+    pub fn plan(&mut self, missing: &[GroupId], requests: &mut Vec<ReadRequest>) {
         debug_assert!(missing.is_sorted_by(|a, b| a < b), "missing groups must ascend");
         requests.clear();
         let mut start = 0;
         for at in 1..=missing.len() {
-            // A gap longer than the limit separates whatever the cap does, and no shorter one does.
-            if at < missing.len() && ((missing[at] - missing[at - 1] - 1) as u64) <= self.gap_groups_max {
+            // A gap (the span without its two ends) longer than the limit separates whatever the cap does, no shorter one does.
+            if at < missing.len() && span(&missing[at - 1..=at]) - 2 <= self.gap_groups_max {
                 continue;
             }
             let run = &missing[start..at];
@@ -126,8 +129,8 @@ impl Planner {
 
     /// Cuts a run that is too long for one request where that is cheapest: the shortest path over cut points, with a
     /// sliding minimum, so in time linear in the run.
-    fn split(&mut self, run: &[u32], requests: &mut Vec<ReadRequest>) {
-        let bytes = |group: u32| group as i128 * self.limits.group_bytes as i128;
+    fn split(&mut self, run: &[GroupId], requests: &mut Vec<ReadRequest>) {
+        let bytes = |group: GroupId| i128::from(group.0) * self.limits.group_bytes as i128;
         let request = self.limits.gap_bytes_max as i128;
         // best[j]: least cost of the first j groups. A request from i to j - 1 adds request + bytes(run[j - 1] + 1) -
         // bytes(run[i]), so the best i is the one of least best[i] - bytes(run[i]) that the cap still allows.
@@ -163,27 +166,28 @@ impl Planner {
 }
 
 /// Groups from the first to the last of an ascending, non-empty run.
-fn span(run: &[u32]) -> u64 {
-    (run[run.len() - 1] - run[0]) as u64 + 1
+fn span(run: &[GroupId]) -> u64 {
+    u64::from(run[run.len() - 1].0 - run[0].0) + 1
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::BTreeSet;
 
     fn limits(group_bytes: u64, gap_bytes_max: u64, request_bytes_max: u64) -> PlanLimits {
         PlanLimits { group_bytes, gap_bytes_max, request_bytes_max }
     }
 
-    fn plan(limits: PlanLimits, missing: &[u32]) -> Vec<ReadRequest> {
+    fn plan(limits: PlanLimits, missing: &[GroupId]) -> Vec<ReadRequest> {
         let mut requests = Vec::new();
         Planner::new(limits, 1 << 16).plan(missing, &mut requests);
         requests
     }
 
     fn pairs(requests: &[ReadRequest]) -> Vec<(u32, u32)> {
-        requests.iter().map(|r| (r.first, r.groups)).collect()
+        requests.iter().map(|r| (r.first.0, r.groups)).collect()
     }
 
     #[test]
@@ -202,12 +206,13 @@ mod tests {
             (0, u64::MAX, &[0, u32::MAX], &[(0, 1), (u32::MAX, 1)]),
         ];
         for (row, &(gap, cap, missing, expected)) in table.iter().enumerate() {
-            assert_eq!(pairs(&plan(limits(10, gap, cap), missing)), expected, "row {row}");
+            let missing: Vec<GroupId> = missing.iter().copied().map(GroupId).collect();
+            assert_eq!(pairs(&plan(limits(10, gap, cap), &missing)), expected, "row {row}");
         }
     }
 
     /// Cost of the best of all ways to cut `missing`, in bytes with requests counted as bytes, then requests.
-    fn brute_force(limits: PlanLimits, missing: &[u32]) -> (u64, u32) {
+    fn brute_force(limits: PlanLimits, missing: &[GroupId]) -> (u64, u32) {
         let mut best = (u64::MAX, u32::MAX);
         for cuts in 0u32..1 << (missing.len() - 1) {
             let (mut cost, mut start, mut allowed) = ((0, 0), 0, true);
@@ -231,14 +236,15 @@ mod tests {
         fn plans_cover_do_not_overlap_and_keep_the_cap(
             set in proptest::collection::btree_set(0u32..400, 0..200), gap in 0u64..60, cap in 1u64..300, group_bytes in 1u64..12,
         ) {
-            let missing: Vec<u32> = set.iter().copied().collect();
+            let set: BTreeSet<GroupId> = set.into_iter().map(GroupId).collect();
+            let missing: Vec<GroupId> = set.iter().copied().collect();
             let requests = plan(limits(group_bytes, gap, cap), &missing);
-            let mut next = 0;
+            let mut next = GroupId(0);
             let mut covered = 0;
             for r in &requests {
                 prop_assert!(r.groups >= 1 && r.first >= next, "overlap or disorder at {r:?}");
                 prop_assert!(r.groups as u64 * group_bytes <= cap || r.groups == 1, "{r:?} above {cap} bytes");
-                prop_assert!(set.contains(&r.first) && set.contains(&(r.range().end - 1)), "{r:?} has loose ends");
+                prop_assert!(set.contains(&r.first) && set.contains(&r.first.after(r.groups - 1)), "{r:?} has loose ends");
                 covered += set.range(r.range()).count();
                 next = r.range().end;
             }
@@ -249,7 +255,7 @@ mod tests {
         fn plans_are_optimal(
             set in proptest::collection::btree_set(0u32..40, 1..13), gap in 0u64..60, cap in 1u64..200, group_bytes in 1u64..12,
         ) {
-            let missing: Vec<u32> = set.into_iter().collect();
+            let missing: Vec<GroupId> = set.into_iter().map(GroupId).collect();
             let l = limits(group_bytes, gap, cap);
             let requests = plan(l, &missing);
             let bytes: u64 = requests.iter().map(|r| r.groups as u64 * group_bytes).sum();
@@ -272,7 +278,7 @@ mod tests {
     fn planning_again_allocates_nothing() {
         let mut planner = Planner::new(limits(4096, 8192, 16384), 1000);
         let mut requests = Vec::with_capacity(1000);
-        let all: Vec<u32> = (0..1000).collect();
+        let all: Vec<GroupId> = (0..1000).map(GroupId).collect();
         let before = (requests.as_ptr(), planner.best.as_ptr(), planner.cut.as_ptr(), planner.window.capacity());
         for step in 1..5 {
             planner.plan(&all.iter().copied().step_by(step).collect::<Vec<_>>(), &mut requests);

@@ -1,6 +1,6 @@
 //! Replays recorded token sequences through cache and planner: what the flash path would have read.
 //!
-//! [`WantedSets`] holds which groups (or neurons) each token wants in one layer. [`replay`] runs them through a
+//! [`WantedSets`] holds which neurons or groups each token wants in one layer. [`replay`] runs those of groups through a
 //! [`LayerCache`] and a [`Planner`] exactly as decoding does and counts; [`replay_optimal`] does the same with Belady's
 //! optimum, which knows the future, to say how far a policy is from the best there can be. [`benefit_curve`] samples hits
 //! against slots for [`divide_slots`](crate::cache::divide_slots).
@@ -8,85 +8,15 @@
 //! Knows nothing of disks: time comes from a [`ReadCost`].
 
 mod optimal;
+mod wanted;
+
+pub use wanted::WantedSets;
+
+use flashlm_formats::ids::GroupId;
 
 use crate::cache::{BenefitCurve, LayerCache, PolicyKind};
 use crate::disk_cost::ReadCost;
 use crate::planner::{PlanLimits, Planner, ReadRequest};
-
-/// For each token in turn the groups that it wants, ascending.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WantedSets {
-    groups: u32,
-    ends: Vec<usize>,
-    wanted: Vec<u32>,
-}
-
-impl WantedSets {
-    /// No tokens yet, of a layer with this many groups.
-    pub fn new(groups: u32) -> Self {
-        WantedSets { groups, ends: Vec::new(), wanted: Vec::new() }
-    }
-
-    /// Appends a token's groups.
-    ///
-    /// # Panics
-    /// When they do not ascend, or one is not below the number of groups.
-    pub fn push(&mut self, wanted: impl IntoIterator<Item = u32>) {
-        let start = self.wanted.len();
-        self.wanted.extend(wanted);
-        let added = &self.wanted[start..];
-        assert!(added.is_sorted_by(|a, b| a < b), "wanted groups must ascend");
-        assert!(added.last().is_none_or(|&g| g < self.groups), "group {:?} of {}", added.last(), self.groups);
-        self.ends.push(self.wanted.len());
-    }
-
-    /// Number of groups of the layer.
-    pub fn groups(&self) -> u32 {
-        self.groups
-    }
-
-    /// Number of tokens.
-    pub fn tokens(&self) -> usize {
-        self.ends.len()
-    }
-
-    /// Number of needed groups, over all tokens.
-    pub fn requests(&self) -> usize {
-        self.wanted.len()
-    }
-
-    /// The groups that a token wants.
-    pub fn token(&self, token: usize) -> &[u32] {
-        let start = if token == 0 { 0 } else { self.ends[token - 1] };
-        &self.wanted[start..self.ends[token]]
-    }
-
-    /// All tokens in turn.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = &[u32]> {
-        (0..self.tokens()).map(|t| self.token(t))
-    }
-
-    /// The same tokens after a change of storage: neuron `n` stands at position `position[n]`, and `records` neighbours
-    /// make a group. A group is wanted when one of its neurons is.
-    pub fn regrouped(&self, position: &[u32], records: u32) -> WantedSets {
-        let records = records.max(1);
-        let mut sets = WantedSets {
-            groups: self.groups.div_ceil(records),
-            ends: Vec::with_capacity(self.ends.len()),
-            wanted: Vec::with_capacity(self.wanted.len()),
-        };
-        let mut token = Vec::new();
-        for wanted in self.iter() {
-            token.clear();
-            token.extend(wanted.iter().map(|&n| position[n as usize] / records));
-            token.sort_unstable();
-            token.dedup();
-            sets.wanted.extend_from_slice(&token);
-            sets.ends.push(sets.wanted.len());
-        }
-        sets
-    }
-}
 
 /// How to replay.
 #[derive(Clone, Copy, Debug)]
@@ -151,14 +81,14 @@ impl ReplayCounts {
         cost.nanoseconds(self.reads, self.bytes) / 1e6 / self.tokens.max(1) as f64
     }
 
-    fn count(&mut self, wanted: usize, missing: &[u32], requests: &[ReadRequest], group_bytes: u64) {
+    fn count(&mut self, wanted: usize, missing: &[GroupId], requests: &[ReadRequest], group_bytes: u64) {
         let groups: u64 = requests.iter().map(|r| r.groups as u64).sum();
         self.tokens += 1;
         self.wanted += wanted as u64;
         self.missed += missing.len() as u64;
         self.reads += requests.len() as u64;
         self.groups_read += groups;
-        self.runs += missing.chunk_by(|a, b| a + 1 == *b).count() as u64;
+        self.runs += missing.chunk_by(|a, b| a.after(1) == *b).count() as u64;
         self.bytes += groups * group_bytes;
     }
 }
@@ -181,14 +111,18 @@ fn ratio(a: u64, b: u64) -> f64 {
 }
 
 /// Replays one layer.
-pub fn replay(sets: &WantedSets, options: &ReplayOptions) -> ReplayCounts {
+pub fn replay(sets: &WantedSets<GroupId>, options: &ReplayOptions) -> ReplayCounts {
     replay_with(sets, options, |_, _| {})
 }
 
 /// Replays one layer and shows the missed groups of every token, warm-up included: `each(token, missed)`.
-pub fn replay_with(sets: &WantedSets, options: &ReplayOptions, mut each: impl FnMut(usize, &[u32])) -> ReplayCounts {
-    let mut cache = LayerCache::new(sets.groups(), options.slots, options.policy);
-    let mut planner = Planner::new(options.limits, sets.groups());
+pub fn replay_with(
+    sets: &WantedSets<GroupId>,
+    options: &ReplayOptions,
+    mut each: impl FnMut(usize, &[GroupId]),
+) -> ReplayCounts {
+    let mut cache = LayerCache::new(sets.layer_size(), options.slots, options.policy);
+    let mut planner = Planner::new(options.limits, sets.layer_size());
     let (mut hits, mut missing, mut requests) = (Vec::new(), Vec::new(), Vec::new());
     let mut counts = ReplayCounts::default();
     for (token, wanted) in sets.iter().enumerate() {
@@ -208,8 +142,8 @@ pub fn replay_with(sets: &WantedSets, options: &ReplayOptions, mut each: impl Fn
 
 /// Replays one layer with Belady's optimum in place of the policy: of what is cached and what was just read, those
 /// stay that are wanted again soonest. No policy misses less; the reads are those of the planner.
-pub fn replay_optimal(sets: &WantedSets, options: &ReplayOptions) -> ReplayCounts {
-    let mut planner = Planner::new(options.limits, sets.groups());
+pub fn replay_optimal(sets: &WantedSets<GroupId>, options: &ReplayOptions) -> ReplayCounts {
+    let mut planner = Planner::new(options.limits, sets.layer_size());
     let mut requests = Vec::new();
     let mut counts = ReplayCounts::default();
     optimal::for_each_miss(sets, options.slots, |token, missing| {
@@ -224,8 +158,8 @@ pub fn replay_optimal(sets: &WantedSets, options: &ReplayOptions) -> ReplayCount
 /// Samples how many groups per token a cache of the given sizes saves from being read.
 ///
 /// `options.slots` is ignored; the sizes that count are `sizes`, and the number of groups is always among them.
-pub fn benefit_curve(sets: &WantedSets, options: &ReplayOptions, sizes: &[u32]) -> BenefitCurve {
-    let sizes = sizes.iter().copied().filter(|&s| s < sets.groups()).chain([sets.groups()]);
+pub fn benefit_curve(sets: &WantedSets<GroupId>, options: &ReplayOptions, sizes: &[u32]) -> BenefitCurve {
+    let sizes = sizes.iter().copied().filter(|&s| s < sets.layer_size()).chain([sets.layer_size()]);
     BenefitCurve::new(sizes.map(|slots| {
         let counts = replay(sets, &ReplayOptions { slots, ..*options });
         (slots, ratio(counts.wanted - counts.missed, counts.tokens))
@@ -238,9 +172,9 @@ mod tests {
     use crate::cache::divide_slots;
     use proptest::prelude::*;
 
-    fn sets(tokens: &[&[u32]]) -> WantedSets {
+    fn sets(tokens: &[&[u32]]) -> WantedSets<GroupId> {
         let mut sets = WantedSets::new(100);
-        tokens.iter().for_each(|t| sets.push(t.iter().copied()));
+        tokens.iter().for_each(|t| sets.push(t.iter().copied().map(GroupId)));
         sets
     }
 
@@ -262,15 +196,6 @@ mod tests {
         assert_eq!(counts, expected);
     }
 
-    #[test]
-    fn regrouping_follows_the_order() {
-        let sets = sets(&[&[0, 1, 99], &[50]]);
-        let reversed: Vec<u32> = (0..100).rev().collect();
-        let grouped = sets.regrouped(&reversed, 3);
-        assert_eq!(grouped.groups(), 34);
-        assert_eq!(grouped.iter().collect::<Vec<_>>(), [&[0u32, 32, 33][..], &[16]]);
-    }
-
     proptest! {
         #[test]
         fn no_policy_beats_the_optimum(
@@ -278,7 +203,7 @@ mod tests {
             slots in 0u32..45,
         ) {
             let mut sets = WantedSets::new(40);
-            tokens.into_iter().for_each(|t| sets.push(t));
+            tokens.into_iter().for_each(|t| sets.push(t.into_iter().map(GroupId)));
             let best = replay_optimal(&sets, &options(PolicyKind::Lru, slots));
             for policy in PolicyKind::ALL {
                 let counts = replay(&sets, &options(policy, slots));
@@ -294,8 +219,8 @@ mod tests {
         let mut narrow = WantedSets::new(100);
         let mut wide = WantedSets::new(100);
         for token in 0..500u32 {
-            narrow.push([token % 10]);
-            wide.push([token * 37 % 100]);
+            narrow.push([GroupId(token % 10)]);
+            wide.push([GroupId(token * 37 % 100)]);
         }
         let o = options(PolicyKind::Lru, 0);
         let curves = [&wide, &narrow].map(|s| benefit_curve(s, &o, &[5, 10, 20, 50]));

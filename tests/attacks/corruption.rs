@@ -8,6 +8,7 @@ use flashlm::load::load;
 use flashlm::options::{FfnChoice, LoadOptions};
 use flashlm_formats::bundle::{Bundle, verify};
 use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_formats::ids::NeuronId;
 use flashlm_formats::orders::OrderFile;
 use flashlm_formats::recording::Recording;
 use flashlm_prep::pack::{PackOptions, pack};
@@ -184,7 +185,7 @@ fn a03_damaged_recordings() {
 #[test]
 fn a04_damaged_predictors() {
     let spec = Bundle::open(Mini::get().bundle()).unwrap().spec().clone();
-    let orders = vec![(0..spec.ffn().size as u32).collect::<Vec<_>>(); spec.layers.len()];
+    let orders = vec![(0..spec.ffn().size as u32).map(NeuronId).collect::<Vec<_>>(); spec.layers.len()];
     let read = |dir: &Path| assemble(dir, &spec, &orders).map(|all| format!("{all:?}")).map_err(|e| e.to_string());
     let dir = copied(&Mini::get().path("predictors"));
     // The report beside them is for people.

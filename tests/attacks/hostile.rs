@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use flashlm::text::Tokenizer;
 use flashlm_formats::bundle::{Bundle, PredictorDType, Section};
 use flashlm_formats::checkpoint::PublishedTensor;
+use flashlm_formats::ids::NeuronId;
 use flashlm_formats::orders::OrderFile;
 use flashlm_formats::predictors::{PredictorPart, StoredElements, StoredMatrix, write_predictor};
 use flashlm_prep::foreign_predictors;
@@ -121,7 +122,7 @@ fn a60_write_seeds() {
         write_predictor(&trained, &[predictor.part("")]).unwrap();
         put("predictors", &format!("seed-trained-{dtype:?}").to_lowercase(), &fs::read(&trained).unwrap());
     }
-    let (order, groups) = ((0..9).rev().collect(), None);
+    let (order, groups) = ((0..9).rev().map(NeuronId).collect(), None);
     let order = OrderFile { layer: 0, strategy: "path".into(), recording: "r".into(), groups, order };
     put("predictors", "seed-order", &fs::read(order.write(dir.path()).unwrap()).unwrap());
     let blob = r#"{"layers.0.encoder":{"dtype":"F16","shape":[2,4],"data_offsets":[0,16]},"layers.0.decoder":{"dtype":"F16","shape":[9,2],"data_offsets":[16,52]},"layers.0.bias":{"dtype":"F32","shape":[9],"data_offsets":[52,88]}}"#;

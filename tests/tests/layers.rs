@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use flashlm::options::FfnChoice;
 use flashlm_formats::bundle::{Bundle, BundlePlan, BundleWriter, Extras, LayoutOptions, Provenance};
+use flashlm_formats::ids::NeuronId;
 use flashlm_formats::model::{
     Activation, Attention, Block, DType, FeedForward, Ffn, LayerSpec, ModelSpec, Norm, NormKind, Positions,
 };
@@ -247,7 +248,7 @@ fn write(spec: &ModelSpec, weights: &Weights, path: &std::path::Path) -> Bundle 
                 groups[at..at + layout.row_bytes()].copy_from_slice(&bytes(row));
             }
         }
-        writer.begin_layer((0..NEURONS as u32).collect()).unwrap();
+        writer.begin_layer((0..NEURONS as u32).map(NeuronId).collect()).unwrap();
         writer.groups(&groups).unwrap();
     }
     let provenance = Provenance {

@@ -9,6 +9,7 @@ use flashlm::plan::plan;
 use flashlm::sampler::Sampling;
 use flashlm_formats::bundle::{Bundle, verify};
 use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_formats::ids::NeuronId;
 use flashlm_formats::weight_format::ResidentFormats;
 use flashlm_io::{DirectIo, EngineChoice};
 use flashlm_prep::pack::{PackOptions, pack};
@@ -19,8 +20,9 @@ use flashlm_tests::{
 fn quantised(checkpoint: &Path, bundle: &Path, (ffn, resident): (&str, &str), reversed: bool) -> Bundle {
     let checkpoint = Checkpoint::open(checkpoint).unwrap();
     let spec = checkpoint.spec();
-    let orders =
-        reversed.then(|| ("reversed".into(), vec![(0..spec.ffn().size as u32).rev().collect(); spec.layers.len()]));
+    let orders = reversed.then(|| {
+        ("reversed".into(), vec![(0..spec.ffn().size as u32).rev().map(NeuronId).collect(); spec.layers.len()])
+    });
     let format = |name: &str| (!name.is_empty()).then(|| name.parse().unwrap());
     let options = PackOptions {
         tokenizer: b"{}".to_vec(),

@@ -3,6 +3,7 @@
 use super::error::Fault;
 use super::layout::FlashLayout;
 use super::section::{Extent, Section};
+use crate::ids::NeuronId;
 
 pub(super) const LAYERS_OFFSET: usize = 0;
 pub(super) const NEURONS_OFFSET: usize = LAYERS_OFFSET + 4;
@@ -17,8 +18,8 @@ pub(super) const ORDER_OFFSET: usize = BASE_OFFSET + 8;
 /// One layer's part of the index.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct LayerTable {
-    /// Neuron id at each storage position.
-    pub(super) order: Vec<u32>,
+    /// Neuron at each storage position.
+    pub(super) order: Vec<NeuronId>,
     /// Checksum of each group.
     pub(super) checksums: Vec<u64>,
 }
@@ -45,7 +46,7 @@ pub(super) fn encode(layout: &FlashLayout, flash_offset: u64, layers: &[LayerTab
     }
     for (layer, table) in layers.iter().enumerate() {
         out.extend(base(layout, flash_offset, layer).to_le_bytes());
-        table.order.iter().for_each(|id| out.extend(id.to_le_bytes()));
+        table.order.iter().for_each(|id| out.extend(id.0.to_le_bytes()));
         out.resize(out.len().next_multiple_of(8), 0);
         table.checksums.iter().for_each(|sum| out.extend(sum.to_le_bytes()));
     }
@@ -93,7 +94,8 @@ pub(super) fn decode(
         if let Some(byte) = table[order_end..sums].iter().find(|byte| **byte != 0) {
             return Err(fault(format!("padding of layer {layer}"), 0, (*byte).into()));
         }
-        let order: Vec<u32> = words(&table[ORDER_OFFSET..order_end]).map(u32::from_le_bytes).collect();
+        let ids = words(&table[ORDER_OFFSET..order_end]).map(u32::from_le_bytes);
+        let order: Vec<NeuronId> = ids.map(NeuronId).collect();
         check_order(&order, layer, &mut seen)?;
         tables.push(LayerTable { order, checksums: words(&table[sums..]).map(u64::from_le_bytes).collect() });
     }
@@ -105,11 +107,11 @@ fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> {
 }
 
 /// Checks that `order` names every neuron once. `seen` has one entry for each neuron: the last layer that named it.
-pub(super) fn check_order(order: &[u32], layer: usize, seen: &mut [usize]) -> Result<(), Fault> {
+pub(super) fn check_order(order: &[NeuronId], layer: usize, seen: &mut [usize]) -> Result<(), Fault> {
     for (position, id) in order.iter().enumerate() {
         let what = |problem: &str| format!("storage order of layer {layer}, position {position}: {problem}");
         let neurons = seen.len();
-        let Some(last) = seen.get_mut(*id as usize) else {
+        let Some(last) = seen.get_mut(id.index()) else {
             return Err(Fault::new(Section::Index, what("neuron id"), format_args!("below {neurons}"), id));
         };
         if std::mem::replace(last, layer) == layer {
@@ -133,9 +135,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn shuffled(neurons: usize, seed: u64) -> Vec<u32> {
-        let mut ids: Vec<u32> = (0..neurons as u32).collect();
-        ids.sort_by_key(|id| super::super::checksum(&(seed ^ u64::from(*id)).to_le_bytes()));
+    fn shuffled(neurons: usize, seed: u64) -> Vec<NeuronId> {
+        let mut ids: Vec<NeuronId> = (0..neurons as u32).map(NeuronId).collect();
+        ids.sort_by_key(|id| super::super::checksum(&(seed ^ u64::from(id.0)).to_le_bytes()));
         ids
     }
 

@@ -19,6 +19,7 @@ use super::limits;
 use super::manifest::{FfnStorage, Manifest};
 use super::resident::{self, LENGTH_BYTES, ResidentTable, TensorEntry};
 use super::section::{Extent, Section, SectionInfo};
+use crate::ids::NeuronId;
 use crate::model::ModelSpec;
 use crate::regular::open_regular;
 
@@ -201,11 +202,11 @@ impl Bundle {
         &self.checksums[layer]
     }
 
-    /// Neuron id (the row's number in the checkpoint) at each storage position of a layer.
+    /// The neuron at each storage position of a layer.
     ///
     /// # Panics
     /// If the model has no such layer.
-    pub fn storage_order(&self, layer: usize) -> &[u32] {
+    pub fn storage_order(&self, layer: usize) -> &[NeuronId] {
         &self.layers[layer].order
     }
 

@@ -18,6 +18,7 @@ use super::manifest::{FfnStorage, LayerSparsity, Manifest, PredictorInfo, Proven
 use super::resident;
 use super::section::{Extent, SECTION_ALIGNMENT, Section, SectionInfo};
 use super::storage::{FileStorage, Storage};
+use crate::ids::NeuronId;
 use crate::model::{DType, ModelSpec};
 use crate::weight_format::{ResidentFormats, WeightFormat};
 
@@ -204,7 +205,7 @@ impl<S: Storage> BundleWriter<S> {
     ///
     /// # Errors
     /// `WrongInput` if the layer before is not complete, all layers are there, or `order` does not name each neuron once.
-    pub fn begin_layer(&mut self, order: Vec<u32>) -> Result<(), BundleError> {
+    pub fn begin_layer(&mut self, order: Vec<NeuronId>) -> Result<(), BundleError> {
         self.check_layer_complete()?;
         let layer = self.layers.len();
         if layer == self.model.layers.len() {

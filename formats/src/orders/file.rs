@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::bundle::FlashLayout;
+use crate::ids::NeuronId;
 use crate::publish::publish_bytes;
 use crate::regular::open_regular;
 use crate::seal::{self, SEAL, SealBroken};
@@ -58,7 +59,7 @@ pub struct OrderFile {
     /// The groups that it was made for; files of earlier builds do not say.
     pub groups: Option<GroupShape>,
     /// `order[position] = neuron`; every neuron once.
-    pub order: Vec<u32>,
+    pub order: Vec<NeuronId>,
 }
 
 /// What can be wrong with an order file.
@@ -111,7 +112,7 @@ pub enum OrderFileError {
         /// Position.
         at: usize,
         /// What is there.
-        neuron: u32,
+        neuron: NeuronId,
         /// Neurons of the layer.
         neurons: usize,
     },
@@ -140,7 +141,7 @@ impl OrderFile {
     /// Writes the file into `dir` whole, or not at all. The same order gives the same bytes.
     pub fn write(&self, dir: &Path) -> Result<PathBuf, OrderFileError> {
         let path = Self::path(dir, self.layer);
-        let data: Vec<u8> = self.order.iter().flat_map(|n| n.to_le_bytes()).collect();
+        let data: Vec<u8> = self.order.iter().flat_map(|n| n.0.to_le_bytes()).collect();
         let groups = self.groups.iter();
         let groups = groups.flat_map(|g| [(RECORDS, g.records.to_string()), (GROUP_BYTES, g.bytes.to_string())]);
         let metadata = [
@@ -217,10 +218,10 @@ impl OrderFile {
         if let Err(SealBroken { expected, found }) = seal::check(bytes) {
             return Err(mismatch(path, "seal", format!("{expected:016x}"), format_args!("{found:016x}")));
         }
-        let order: Vec<u32> = data.as_chunks().0.iter().map(|&b| u32::from_le_bytes(b)).collect();
+        let order: Vec<NeuronId> = data.as_chunks().0.iter().map(|&b| NeuronId(u32::from_le_bytes(b))).collect();
         let mut there = vec![false; neurons];
         for (at, &neuron) in order.iter().enumerate() {
-            match there.get_mut(neuron as usize) {
+            match there.get_mut(neuron.index()) {
                 Some(seen) if !*seen => *seen = true,
                 _ => return Err(OrderFileError::NoPermutation { path: path.to_path_buf(), at, neuron, neurons }),
             }
@@ -246,7 +247,13 @@ mod tests {
 
     fn example() -> OrderFile {
         let groups = Some(GroupShape { records: 2, bytes: 512 });
-        OrderFile { layer: 3, strategy: "path".into(), recording: "abc".into(), groups, order: vec![2, 0, 4, 1, 3] }
+        OrderFile {
+            layer: 3,
+            strategy: "path".into(),
+            recording: "abc".into(),
+            groups,
+            order: [2, 0, 4, 1, 3].map(NeuronId).to_vec(),
+        }
     }
 
     #[test]
@@ -303,8 +310,8 @@ mod tests {
             file.extend(&bytes[bytes.len() - 20..]);
             assert!(parse(&file).is_err(), "{to}");
         }
-        let twice = OrderFile { order: vec![0, 1, 2, 2, 4], ..example() };
+        let twice = OrderFile { order: [0, 1, 2, 2, 4].map(NeuronId).to_vec(), ..example() };
         let bytes = std::fs::read(twice.write(dir.path()).unwrap()).unwrap();
-        assert!(matches!(parse(&bytes), Err(OrderFileError::NoPermutation { at: 3, neuron: 2, .. })));
+        assert!(matches!(parse(&bytes), Err(OrderFileError::NoPermutation { at: 3, neuron: NeuronId(2), .. })));
     }
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::file::{GroupShape, OrderFile, OrderFileError};
+use crate::ids::NeuronId;
 use crate::model::ModelSpec;
 
 /// The storage orders of all layers.
@@ -11,7 +12,7 @@ pub struct StoredOrders {
     /// The strategies that made them, joined with `+`.
     pub name: String,
     /// `layers[layer][position] = neuron`.
-    pub layers: Vec<Vec<u32>>,
+    pub layers: Vec<Vec<NeuronId>>,
     /// The groups that they were made for, where all say the same.
     pub groups: Option<GroupShape>,
 }

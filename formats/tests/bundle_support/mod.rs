@@ -11,6 +11,7 @@ use flashlm_formats::bundle::{
     BundlePlan, BundleWriter, Extras, FlashLayout, LayerPredictor, LayoutOptions, Manifest, PredictorDType,
     PredictorInfo, PredictorKind, Provenance, SourceFile, Storage,
 };
+use flashlm_formats::ids::NeuronId;
 use flashlm_formats::model::{
     Activation, Attention, Block, DType, FeedForward, Ffn, LayerSpec, LearnedPositions, ModelSpec, Norm, NormKind,
     Positions, RopeScaling,
@@ -181,16 +182,16 @@ impl Small {
     }
 
     /// A fixed order that is neither the identity nor the same in each layer.
-    pub fn order(&self, layer: usize) -> Vec<u32> {
-        let mut order: Vec<u32> = (0..self.plan.model.ffn().size as u32).rev().collect();
+    pub fn order(&self, layer: usize) -> Vec<NeuronId> {
+        let mut order: Vec<NeuronId> = (0..self.plan.model.ffn().size as u32).rev().map(NeuronId).collect();
         let by = (layer + 1) % order.len();
         order.rotate_left(by);
         order
     }
 
     /// The weights of one row.
-    pub fn row(&self, layer: usize, neuron: u32, vector: usize) -> Vec<u8> {
-        let seed = (layer as u64 * 1000 + u64::from(neuron)) * 3 + vector as u64;
+    pub fn row(&self, layer: usize, neuron: NeuronId, vector: usize) -> Vec<u8> {
+        let seed = (layer as u64 * 1000 + u64::from(neuron.0)) * 3 + vector as u64;
         ramp(seed + 77, self.plan.ffn_dtype.row_bytes(self.plan.model.hidden_size))
     }
 

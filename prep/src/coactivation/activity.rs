@@ -1,4 +1,5 @@
 use flashlm::replay::WantedSets;
+use flashlm_formats::ids::NeuronId;
 use serde::Serialize;
 
 /// What a layer's firing looks like.
@@ -42,8 +43,8 @@ impl LayerActivity {
     /// Looks at all tokens; windows of up to `windows_max` tokens, none reaching back over a sequence's start.
     ///
     /// `sequences` are the start offsets of the sequences and the number of tokens.
-    pub fn of(sets: &WantedSets, sequences: &[u32], windows_max: usize) -> Self {
-        let (neurons, tokens) = (sets.groups() as usize, sets.tokens());
+    pub fn of(sets: &WantedSets<NeuronId>, sequences: &[u32], windows_max: usize) -> Self {
+        let (neurons, tokens) = (sets.layer_size() as usize, sets.tokens());
         let mut uses = vec![0u64; neurons];
         let mut sizes = Vec::with_capacity(tokens);
         // For windows of w tokens: tokens looked at, active, new ones, unions.
@@ -58,7 +59,7 @@ impl LayerActivity {
                 // How many of the active were last active so many tokens ago; those not seen within reach come last.
                 let mut ago = vec![0u64; reach + 1];
                 for &n in active {
-                    let n = n as usize;
+                    let n = n.index();
                     uses[n] += 1;
                     // Tokens count from 1 here, so that 0 means never.
                     let distance = (token + 1 - last[n]).min(token + 1 - start);
@@ -105,8 +106,8 @@ impl LayerActivity {
 }
 
 /// Sum over all windows of `window` tokens within a sequence of the neurons active in any of them.
-fn unions(sets: &WantedSets, sequences: &[u32], window: usize) -> u64 {
-    let mut count = vec![0u32; sets.groups() as usize];
+fn unions(sets: &WantedSets<NeuronId>, sequences: &[u32], window: usize) -> u64 {
+    let mut count = vec![0u32; sets.layer_size() as usize];
     let mut sum = 0;
     for bounds in sequences.windows(2) {
         let (start, end) = (bounds[0] as usize, bounds[1] as usize);
@@ -114,14 +115,14 @@ fn unions(sets: &WantedSets, sequences: &[u32], window: usize) -> u64 {
         let mut size = 0u64;
         for token in start..end {
             for &n in sets.token(token) {
-                size += (count[n as usize] == 0) as u64;
-                count[n as usize] += 1;
+                size += (count[n.index()] == 0) as u64;
+                count[n.index()] += 1;
             }
             if token + 1 >= start + window {
                 sum += size;
                 for &n in sets.token(token + 1 - window) {
-                    count[n as usize] -= 1;
-                    size -= (count[n as usize] == 0) as u64;
+                    count[n.index()] -= 1;
+                    size -= (count[n.index()] == 0) as u64;
                 }
             }
         }
@@ -137,7 +138,7 @@ mod tests {
     fn a_small_example_by_hand() {
         let mut sets = WantedSets::new(10);
         for token in [&[0, 1][..], &[0, 2], &[1], /* second sequence */ &[0], &[0, 3]] {
-            sets.push(token.iter().copied());
+            sets.push(token.iter().copied().map(NeuronId));
         }
         let a = LayerActivity::of(&sets, &[0, 3, 5], 2);
         assert_eq!((a.tokens, a.never_active, a.active_p99), (5, 6, 2));

@@ -1,4 +1,5 @@
 use flashlm::replay::WantedSets;
+use flashlm_formats::ids::Id;
 use rayon::prelude::*;
 
 /// Bounds of a pair count.
@@ -17,7 +18,7 @@ impl Default for PairOptions {
     }
 }
 
-/// A neuron that fires together with another.
+/// A neuron that fires together with another, or a group that is missed with another: a number of whatever the sets are of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Partner {
     /// Which.
@@ -26,7 +27,7 @@ pub struct Partner {
     pub together: u32,
 }
 
-/// For every neuron its strongest partners.
+/// For every neuron, or whatever else the sets are of, its strongest partners.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PairGraph {
     uses: Vec<u32>,
@@ -40,8 +41,8 @@ impl PairGraph {
     ///
     /// One neuron at a time: the tokens at which it is active, and a row of counters over the others. So memory is a row for
     /// each thread, the partners kept, and the sets twice. The same result with any number of threads.
-    pub fn count(sets: &WantedSets, options: &PairOptions) -> Self {
-        let neurons = sets.groups() as usize;
+    pub fn count<T: Id>(sets: &WantedSets<T>, options: &PairOptions) -> Self {
+        let neurons = sets.layer_size() as usize;
         let pairs: u64 = sets.iter().map(|t| (t.len() as u64).pow(2)).sum();
         let pairs_max = options.pairs_per_neuron_max.saturating_mul(neurons as u64).max(1);
         let token_step = pairs.div_ceil(pairs_max).max(1) as usize;
@@ -54,7 +55,7 @@ impl PairGraph {
                     row.fill(0);
                     for &token in tokens_of.of(neuron) {
                         for &other in sets.token(token as usize) {
-                            row[other as usize] += 1;
+                            row[other.index()] += 1;
                         }
                     }
                     row[neuron] = 0;
@@ -129,10 +130,10 @@ pub(crate) struct Postings {
 
 impl Postings {
     /// Of every `step`th token.
-    pub(crate) fn new(sets: &WantedSets, step: usize) -> Self {
-        let mut ends = vec![0usize; sets.groups() as usize + 1];
+    pub(crate) fn new<T: Id>(sets: &WantedSets<T>, step: usize) -> Self {
+        let mut ends = vec![0usize; sets.layer_size() as usize + 1];
         for token in (0..sets.tokens()).step_by(step) {
-            sets.token(token).iter().for_each(|&n| ends[n as usize + 1] += 1);
+            sets.token(token).iter().for_each(|n| ends[n.index() + 1] += 1);
         }
         for n in 1..ends.len() {
             ends[n] += ends[n - 1];
@@ -140,9 +141,9 @@ impl Postings {
         let mut tokens = vec![0u32; ends[ends.len() - 1]];
         // `ends[n]` is where neuron n begins, and moves to where it ends.
         for token in (0..sets.tokens()).step_by(step) {
-            for &n in sets.token(token) {
-                tokens[ends[n as usize]] = token as u32;
-                ends[n as usize] += 1;
+            for n in sets.token(token) {
+                tokens[ends[n.index()]] = token as u32;
+                ends[n.index()] += 1;
             }
         }
         ends.pop();
@@ -157,11 +158,12 @@ impl Postings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use flashlm_formats::ids::NeuronId;
 
-    fn sets() -> WantedSets {
+    fn sets() -> WantedSets<NeuronId> {
         let mut sets = WantedSets::new(6);
         for token in [&[0, 1, 2][..], &[0, 1], &[1, 2, 5], &[], &[0, 1, 5]] {
-            sets.push(token.iter().copied());
+            sets.push(token.iter().copied().map(NeuronId));
         }
         sets
     }

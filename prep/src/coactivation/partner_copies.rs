@@ -1,4 +1,5 @@
 use flashlm::replay::WantedSets;
+use flashlm_formats::ids::NeuronId;
 use serde::Serialize;
 
 use super::PairGraph;
@@ -37,7 +38,7 @@ impl PartnerReport {
     ///
     /// A token reads the bundles of what it misses, rarest neuron first, so that copies of hot partners come as early as they
     /// can and every one of them can save a read.
-    pub fn of(sets: &WantedSets, graph: &PairGraph, window: usize) -> Self {
+    pub fn of(sets: &WantedSets<NeuronId>, graph: &PairGraph, window: usize) -> Self {
         let neurons = graph.neurons();
         let partner: Vec<Option<u32>> =
             (0..neurons as u32).map(|n| graph.partners(n).first().map(|p| p.neuron)).collect();
@@ -63,26 +64,26 @@ impl PartnerReport {
         let (mut active, mut with_active_partner) = (0u64, 0u64);
         let (mut missed, mut reads, mut copies, mut wanted, mut useful) = (0u64, 0u64, 0u64, 0u64, 0u64);
         let mut fetched = vec![0usize; neurons];
-        let mut missing: Vec<u32> = Vec::new();
+        let mut missing: Vec<NeuronId> = Vec::new();
         for (token, set) in sets.iter().enumerate().map(|(t, s)| (t + 1, s)) {
-            set.iter().for_each(|&n| here[n as usize] = token);
+            set.iter().for_each(|n| here[n.index()] = token);
             missing.clear();
             for &n in set {
                 active += 1;
-                with_active_partner += partner[n as usize].is_some_and(|f| here[f as usize] == token) as u64;
-                if used_at[n as usize] == 0 || used_at[n as usize] + window < token {
+                with_active_partner += partner[n.index()].is_some_and(|f| here[f as usize] == token) as u64;
+                if used_at[n.index()] == 0 || used_at[n.index()] + window < token {
                     missing.push(n);
                 }
             }
             missed += missing.len() as u64;
-            missing.sort_unstable_by_key(|&n| std::cmp::Reverse(rank[n as usize]));
+            missing.sort_unstable_by_key(|&n| std::cmp::Reverse(rank[n.index()]));
             for &n in &missing {
-                if fetched[n as usize] == token {
+                if fetched[n.index()] == token {
                     continue;
                 }
-                fetched[n as usize] = token;
+                fetched[n.index()] = token;
                 reads += 1;
-                if let Some(f) = partner[n as usize] {
+                if let Some(f) = partner[n.index()] {
                     let f = f as usize;
                     copies += 1;
                     copies_of[f] += 1;
@@ -92,7 +93,7 @@ impl PartnerReport {
                     fetched[f] = token;
                 }
             }
-            set.iter().for_each(|&n| used_at[n as usize] = token);
+            set.iter().for_each(|&n| used_at[n.index()] = token);
         }
         let share = |a: u64, b: u64| if b == 0 { 0.0 } else { a as f64 / b as f64 };
         report.hottest_share = share(on_hottest as u64, report.with_partner as u64);
@@ -117,7 +118,7 @@ mod tests {
     fn the_hot_neuron_is_everybodys_partner_and_of_no_use() {
         let mut sets = WantedSets::new(9);
         for token in 0..80 {
-            sets.push([0, 1 + token % 8]);
+            sets.push([0, 1 + token % 8].map(NeuronId));
         }
         let graph = PairGraph::count(&sets, &PairOptions::default());
         let report = PartnerReport::of(&sets, &graph, 4);
@@ -134,7 +135,7 @@ mod tests {
         let mut sets = WantedSets::new(40);
         for token in 0..100u32 {
             let pair = token * 7 % 20;
-            sets.push([2 * pair, 2 * pair + 1]);
+            sets.push([2 * pair, 2 * pair + 1].map(NeuronId));
         }
         let graph = PairGraph::count(&sets, &PairOptions::default());
         let report = PartnerReport::of(&sets, &graph, 4);

@@ -7,6 +7,7 @@ use clap::Args;
 use flashlm::cache::PolicyKind;
 use flashlm::planner::PlanLimits;
 use flashlm::replay::{ReplayOptions, WantedSets, replay, replay_optimal};
+use flashlm_formats::ids::NeuronId;
 use flashlm_prep::coactivation::{LayerActivity, PairGraph, PairOptions, PartnerReport, WindowReuse};
 use flashlm_prep::demand::wanted_sets;
 use serde::Serialize;
@@ -120,19 +121,19 @@ pub(crate) fn run(args: &AnalyzeArgs) -> Result<()> {
     Ok(())
 }
 
-fn look_at(layer: usize, sets: &WantedSets, sequences: &[u32], args: &AnalyzeArgs) -> LayerReport {
+fn look_at(layer: usize, sets: &WantedSets<NeuronId>, sequences: &[u32], args: &AnalyzeArgs) -> LayerReport {
     let graph = PairGraph::count(sets, &PairOptions { partners_max: args.partners, ..Default::default() });
     let counted = sets.tokens().div_ceil(graph.token_step()).max(1) as f64;
-    let strongest: Vec<(f64, f64)> = (0..sets.groups())
+    let strongest: Vec<(f64, f64)> = (0..sets.layer_size())
         .filter_map(|n| {
             let partner = graph.partners(n).first()?;
             Some((partner.together as f64 / graph.uses(n) as f64, graph.uses(partner.neuron) as f64 / counted))
         })
         .collect();
     let mean = |f: fn(&(f64, f64)) -> f64| strongest.iter().map(f).sum::<f64>() / strongest.len().max(1) as f64;
-    let mut caches = Vec::new();
+    let (mut caches, alone) = (Vec::new(), sets.alone());
     for percent_of_layer in CACHE_PERCENT {
-        let slots = (sets.groups() as u64 * percent_of_layer as u64 / 100) as u32;
+        let slots = (sets.layer_size() as u64 * percent_of_layer as u64 / 100) as u32;
         let limits = PlanLimits::adjacent_only(1);
         let options = |policy| ReplayOptions { policy, slots, limits, warm_up: sets.tokens() / 20 };
         let mut add = |policy: String, counts: flashlm::replay::ReplayCounts| {
@@ -140,9 +141,9 @@ fn look_at(layer: usize, sets: &WantedSets, sequences: &[u32], args: &AnalyzeArg
             caches.push(CacheReport { percent_of_layer, policy, missed_per_token, hit_rate: counts.hit_rate() });
         };
         for policy in PolicyKind::ALL {
-            add(policy.to_string(), replay(sets, &options(policy)));
+            add(policy.to_string(), replay(&alone, &options(policy)));
         }
-        add("optimum".into(), replay_optimal(sets, &options(PolicyKind::Lru)));
+        add("optimum".into(), replay_optimal(&alone, &options(PolicyKind::Lru)));
     }
     LayerReport {
         layer,

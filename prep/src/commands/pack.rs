@@ -8,6 +8,7 @@ use clap::Args;
 use flashlm::budget::human_bytes;
 use flashlm_formats::bundle::{FlashLayout, LayerSparsity, LayoutOptions};
 use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_formats::ids::NeuronId;
 use flashlm_formats::orders::{GroupShape, StoredOrders};
 use flashlm_formats::thresholds::ThresholdFile;
 use flashlm_formats::weight_format::WeightFormat;
@@ -108,7 +109,7 @@ pub(crate) fn run(args: &PackArgs) -> Result<ExitCode> {
         }
         None => None,
     };
-    let identity = || vec![(0..spec.ffn().size as u32).collect(); spec.layers.len()];
+    let identity = || vec![(0..spec.ffn().size as u32).map(NeuronId).collect(); spec.layers.len()];
     let predictors = assemble(
         &args.predictors,
         spec,

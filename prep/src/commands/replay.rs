@@ -13,6 +13,7 @@ use flashlm::planner::PlanLimits;
 use flashlm::replay::{ReplayCounts, ReplayOptions, WantedSets, replay, replay_optimal};
 use flashlm::tensors::SharedBytes;
 use flashlm_formats::bundle::{Bundle, FlashLayout, LayoutOptions};
+use flashlm_formats::ids::{GroupId, Position};
 use flashlm_formats::orders::OrderFile;
 use flashlm_formats::publish::create_directory;
 use flashlm_formats::recording::Recording;
@@ -176,32 +177,32 @@ enum Storage {
 }
 
 impl Demand {
-    fn layer(&self, layer: usize, tokens: usize) -> Result<WantedSets> {
+    fn layer(&self, layer: usize, tokens: usize) -> Result<WantedSets<GroupId>> {
         let (recording, storage, parts) = match self {
             Self::Traces { dir, groups } => return Ok(traces::read(dir, layer, *groups)?),
             Self::Recorded { recording, storage, parts } => (recording, storage, parts),
         };
         let mut recorded = recording.layer(layer)?;
         let neurons = recorded.ffn();
-        let in_place: Vec<u32> = (0..neurons as u32).collect();
-        let (sets, position, records) = match storage {
+        match storage {
             Storage::Files { predictors, orders, records } => {
                 let chosen_by = predictors.as_ref().map(|dir| (dir.as_path(), layer));
                 let sets = wanted_sets(&mut recorded, parts, tokens, chosen_by)?;
                 let order = orders.as_ref().map(|dir| OrderFile::read(dir, layer, neurons)).transpose()?;
-                (sets, order.map_or(in_place, |order| positions(&order.order)), *records)
+                let in_place = || (0..neurons as u32).map(Position).collect();
+                Ok(sets.stored(&order.map_or_else(in_place, |order| positions(&order.order)), *records))
             }
             Storage::Bundle { bundle, predictors: Some(blob) } => {
                 let (tensors, prefix) = (PredictorTensors::parse(blob)?, format!("layers.{layer}."));
-                let sets = chosen_sets(&mut recorded, parts, tokens, (&tensors, &prefix))?;
-                (sets, in_place, bundle.layout().records_per_group() as u32)
+                let sets: WantedSets<Position> = chosen_sets(&mut recorded, parts, tokens, (&tensors, &prefix))?;
+                Ok(sets.grouped(bundle.layout().records_per_group() as u32))
             }
             Storage::Bundle { bundle, predictors: None } => {
                 let sets = wanted_sets(&mut recorded, parts, tokens, None)?;
-                (sets, positions(bundle.storage_order(layer)), bundle.layout().records_per_group() as u32)
+                let position = positions(bundle.storage_order(layer));
+                Ok(sets.stored(&position, bundle.layout().records_per_group() as u32))
             }
-        };
-        Ok(sets.regrouped(&position, records))
+        }
     }
 }
 
@@ -271,7 +272,7 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<ExitCode> {
         create_directory(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     }
     let limits = PlanLimits::for_cost(&cost, group_bytes, REQUEST_BYTES_MAX);
-    let replayed = |sets: &WantedSets, policy: Option<PolicyKind>, slots| {
+    let replayed = |sets: &WantedSets<GroupId>, policy: Option<PolicyKind>, slots| {
         let options = ReplayOptions { policy: policy.unwrap_or(PolicyKind::DEFAULT), slots, limits, warm_up };
         if policy.is_some() { replay(sets, &options) } else { replay_optimal(sets, &options) }
     };
@@ -287,7 +288,7 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<ExitCode> {
     for &layer in &layers {
         let mut sets = demand.layer(layer, warm_up.saturating_add(args.tokens))?;
         if sets.tokens() > warm_up.saturating_add(args.tokens) {
-            let mut first = WantedSets::new(sets.groups());
+            let mut first = WantedSets::new(sets.layer_size());
             sets.iter().take(warm_up + args.tokens).for_each(|token| first.push(token.iter().copied()));
             sets = first;
         }
@@ -299,11 +300,11 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<ExitCode> {
         if let Some(dir) = &args.write_traces {
             traces::write(dir, layer, &sets)?;
         }
-        groups = groups.max(sets.groups());
+        groups = groups.max(sets.layer_size());
         let counts: Vec<(u32, ReplayCounts)> = cases
             .par_iter()
             .map(|(size, policy)| {
-                let slots = size.slots(sets.groups());
+                let slots = size.slots(sets.layer_size());
                 (slots, replayed(&sets, *policy, slots))
             })
             .collect();

@@ -3,6 +3,7 @@
 use flashlm::error::RuntimeError;
 use flashlm::neurons::hook::{Activations, FfnHook};
 use flashlm::sampler::greedy;
+use flashlm_formats::ids::Position;
 use serde::Serialize;
 
 /// What a predictor does in one layer, pooled over tokens.
@@ -161,7 +162,7 @@ impl FfnHook for LayerObserver {
         for (token, row) in piece.values.chunks_exact(piece.count).enumerate() {
             for (neuron, &value) in (piece.first..).zip(row) {
                 let active = value.abs() > self.threshold;
-                let chosen = piece.selection.is_none_or(|s| s.contains(token, neuron));
+                let chosen = piece.selection.is_none_or(|s| s.contains(token, Position(neuron as u32)));
                 let predicted = chosen && (active || !self.only_active);
                 self.active += u64::from(active);
                 self.predicted += u64::from(predicted);

@@ -246,7 +246,7 @@ impl Run<'_> {
             };
             let cutoff = if self.only_active { threshold } else { 0.0 };
             let mut output = self.new_states()?;
-            let norms = self.bundle.storage_order(layer).iter().map(|n| down_norms[*n as usize]).collect();
+            let norms = self.bundle.storage_order(layer).iter().map(|n| down_norms[n.index()]).collect();
             let mut observer = LayerObserver::new(norms, threshold, self.only_active);
             for range in self.windows.ranges() {
                 let mut hook = Cutoff { cutoff, watcher: Some(&mut observer) };

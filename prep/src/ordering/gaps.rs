@@ -6,6 +6,7 @@
 
 use flashlm::planner::PlanLimits;
 use flashlm::replay::WantedSets;
+use flashlm_formats::ids::GroupId;
 
 use super::local_search::Objective;
 use crate::coactivation::Postings;
@@ -26,7 +27,7 @@ pub(super) struct GapSavings {
 
 impl GapSavings {
     /// `missing` says what each token is missing; at most `tokens_max` of them are taken, evenly spread.
-    pub(super) fn new(missing: &WantedSets, limits: &PlanLimits, tokens_max: usize) -> Self {
+    pub(super) fn new(missing: &WantedSets<GroupId>, limits: &PlanLimits, tokens_max: usize) -> Self {
         let step = missing.tokens().div_ceil(tokens_max.max(1)).max(1);
         // Where requests cost nothing, neighbours are still better.
         let request = limits.gap_bytes_max.max(1) as i64;
@@ -88,6 +89,7 @@ mod tests {
     use super::*;
     use flashlm::cache::PolicyKind;
     use flashlm::replay::{ReplayOptions, replay};
+    use flashlm_formats::ids::NeuronId;
     use proptest::prelude::*;
 
     use crate::ordering::local_search::LocalSearch;
@@ -99,17 +101,18 @@ mod tests {
             tokens in proptest::collection::vec(proptest::collection::btree_set(0u32..16, 0..8), 1..100), gap in 0u64..50,
         ) {
             let mut sets = WantedSets::new(16);
-            tokens.into_iter().for_each(|t| sets.push(t));
+            tokens.into_iter().for_each(|t| sets.push(t.into_iter().map(NeuronId)));
             let limits = PlanLimits { group_bytes: 10, gap_bytes_max: gap, request_bytes_max: u64::MAX };
-            let cost = |sets: &WantedSets| {
+            let cost = |sets: &WantedSets<GroupId>| {
                 let options = ReplayOptions { policy: PolicyKind::Lru, slots: 0, limits, warm_up: 0 };
                 let counts = replay(sets, &options);
                 (counts.reads * gap.max(1) + counts.bytes) as i64
             };
-            let savings = GapSavings::new(&sets, &limits, 1000);
+            let savings = GapSavings::new(&sets.alone(), &limits, 1000);
             let candidates: Vec<Vec<u32>> = (0..16).map(|n| (0..16).filter(|&m| m != n).collect()).collect();
             let (path, gain) = LocalSearch::new((0..16).collect(), &candidates, savings).run(u64::MAX);
-            prop_assert_eq!(cost(&sets) - cost(&sets.regrouped(&crate::ordering::positions(&path), 1)), gain);
+            let order: Vec<NeuronId> = path.into_iter().map(NeuronId).collect();
+            prop_assert_eq!(cost(&sets.alone()) - cost(&sets.stored(&crate::ordering::positions(&order), 1)), gain);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A path through all neurons, strongest pairs first.
+//! A path through the numbers of all neurons, strongest pairs first.
 
 use crate::coactivation::PairGraph;
 
@@ -83,13 +83,14 @@ mod tests {
     use super::*;
     use crate::coactivation::PairOptions;
     use flashlm::replay::WantedSets;
+    use flashlm_formats::ids::NeuronId;
 
     #[test]
     fn chains_are_found_and_every_neuron_stands_once() {
         // A chain 5 - 2 - 7 - 0 of pairs, a rare pair 1 - 6, and 3 and 4 that never fire.
         let mut sets = WantedSets::new(8);
         for (times, pair) in [(9, [2, 5]), (8, [2, 7]), (7, [0, 7]), (2, [1, 6])] {
-            (0..times).for_each(|_| sets.push(pair));
+            (0..times).for_each(|_| sets.push(pair.map(NeuronId)));
         }
         let order = greedy_path(&PairGraph::count(&sets, &PairOptions::default()));
         assert_eq!(order, [0, 7, 2, 5, 1, 6, 3, 4]);

@@ -9,6 +9,7 @@ use flashlm::cache::PolicyKind;
 use flashlm::disk_cost::ReadCost;
 use flashlm::replay::WantedSets;
 use flashlm_formats::bundle::{DEFAULT_ALIGNMENT, FlashLayout, LayoutError, LayoutOptions};
+use flashlm_formats::ids::NeuronId;
 use flashlm_formats::model::ModelSpec;
 use flashlm_formats::orders::{
     GroupShape, LayerScores, ORDERS_JSON, OrderFile, OrderFileError, OrderSummary, StrategyScore,
@@ -263,9 +264,14 @@ impl Ordering {
 
     /// Tries the strategies on a layer and takes the one of the least predicted time; of equals the simpler. The first is there to
     /// compare with: it is taken only where all are tried.
-    fn best_order(&self, training: &WantedSets, held_out: &WantedSets, tried: &(dyn Fn() + Sync)) -> BestOrder {
+    fn best_order(
+        &self,
+        training: &WantedSets<NeuronId>,
+        held_out: &WantedSets<NeuronId>,
+        tried: &(dyn Fn() + Sync),
+    ) -> BestOrder {
         let input = LayerTraining::new(training, self.make);
-        let mut best: Option<(OrderScore, &'static str, Vec<u32>)> = None;
+        let mut best: Option<(OrderScore, &'static str, Vec<NeuronId>)> = None;
         let mut scores = Vec::new();
         for (at, kind) in self.asked.kinds().iter().enumerate() {
             let strategy = kind.strategy();
@@ -286,6 +292,6 @@ impl Ordering {
 /// What came out for a layer.
 struct BestOrder {
     chosen: &'static str,
-    order: Vec<u32>,
+    order: Vec<NeuronId>,
     scores: Vec<StrategyScore>,
 }

@@ -1,5 +1,7 @@
 //! Improves a path by 2-opt and Or-opt moves: reverse a stretch, or move one elsewhere.
 //!
+//! The path is of numbers, those of neurons or of whole groups: called neurons here.
+//!
 //! Moves are tried from every neuron towards its strongest partners only, and only around neurons near which something
 //! changed, so a pass takes time in the number of neurons. What a cut between two neighbours is worth is an
 //! [`Objective`]'s affair.
@@ -48,7 +50,7 @@ struct Stretch {
 
 impl<'a, O: Objective> LocalSearch<'a, O> {
     pub(super) fn new(path: Vec<u32>, candidates: &'a [Vec<u32>], objective: O) -> Self {
-        let position = super::positions(&path);
+        let position = super::places(path.iter().copied());
         let queue = path.iter().copied().collect();
         let queued = vec![true; path.len()];
         LocalSearch { objective, candidates, path, position, queue, queued, scratch: Scratch::default() }
@@ -277,7 +279,7 @@ mod tests {
             let start: Vec<u32> = (0..neurons as u32).collect();
             let before = weights.total(&start);
             let (path, gain) = LocalSearch::new(start, &candidates, weights.clone()).run(u64::MAX);
-            super::super::positions(&path);
+            super::super::places(path.iter().copied());
             prop_assert_eq!(weights.total(&path), before + gain);
             prop_assert!(gain >= 0);
         }

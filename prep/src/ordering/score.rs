@@ -2,6 +2,7 @@ use flashlm::cache::PolicyKind;
 use flashlm::disk_cost::ReadCost;
 use flashlm::planner::PlanLimits;
 use flashlm::replay::{ReplayCounts, ReplayOptions, WantedSets, replay};
+use flashlm_formats::ids::{NeuronId, Position};
 use flashlm_formats::orders::{ReadFigures, StrategyScore};
 
 /// What an order is judged by.
@@ -63,9 +64,9 @@ impl OrderScore {
     }
 }
 
-/// Replays `wanted` (neurons, held out) with neuron `n` at `position[n]`.
-pub fn score(wanted: &WantedSets, position: &[u32], options: &ScoreOptions) -> OrderScore {
-    let groups = wanted.regrouped(position, options.records);
+/// Replays `wanted`, held out, with neuron `n` at `position[n]`.
+pub fn score(wanted: &WantedSets<NeuronId>, position: &[Position], options: &ScoreOptions) -> OrderScore {
+    let groups = wanted.stored(position, options.records);
     let adjacent = PlanLimits::adjacent_only(options.group_bytes);
     let base =
         ReplayOptions { policy: options.policy, slots: options.slots, limits: adjacent, warm_up: options.warm_up };

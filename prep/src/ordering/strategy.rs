@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use flashlm::cache::PolicyKind;
 use flashlm::planner::PlanLimits;
 use flashlm::replay::{ReplayOptions, WantedSets, replay_with};
+use flashlm_formats::ids::{GroupId, NeuronId};
 
 use super::gaps::GapSavings;
 use super::greedy::greedy_path;
@@ -30,16 +31,16 @@ pub struct OrderingOptions {
 /// What an order is made from. Work that several strategies build on is done once and kept.
 #[derive(Debug)]
 pub struct LayerTraining<'a> {
-    wanted: &'a WantedSets,
+    wanted: &'a WantedSets<NeuronId>,
     options: OrderingOptions,
     active_pairs: OnceLock<PairGraph>,
     missed_pairs: OnceLock<PairGraph>,
-    improved: OnceLock<Vec<u32>>,
+    improved: OnceLock<Vec<NeuronId>>,
 }
 
 impl<'a> LayerTraining<'a> {
     /// `wanted` are the neurons that each training token wants.
-    pub fn new(wanted: &'a WantedSets, options: OrderingOptions) -> Self {
+    pub fn new(wanted: &'a WantedSets<NeuronId>, options: OrderingOptions) -> Self {
         let records = options.records.max(1);
         LayerTraining {
             wanted,
@@ -51,7 +52,7 @@ impl<'a> LayerTraining<'a> {
     }
 
     /// The neurons that each training token wants.
-    pub fn wanted(&self) -> &WantedSets {
+    pub fn wanted(&self) -> &WantedSets<NeuronId> {
         self.wanted
     }
 
@@ -63,7 +64,7 @@ impl<'a> LayerTraining<'a> {
     /// Pairs of what each token is missing with a cache of single neurons.
     fn missed_pairs(&self) -> &PairGraph {
         self.missed_pairs.get_or_init(|| {
-            let missed = self.replayed(self.wanted, self.options.slots.saturating_mul(self.options.records));
+            let missed = self.replayed(&self.wanted.alone(), self.options.slots.saturating_mul(self.options.records));
             PairGraph::count(&missed, &self.options.pairs)
         })
     }
@@ -78,19 +79,19 @@ impl<'a> LayerTraining<'a> {
         if self.options.records > 1 { self.active_pairs() } else { self.missed_pairs() }
     }
 
-    fn improved(&self) -> &[u32] {
+    fn improved(&self) -> &[NeuronId] {
         self.improved.get_or_init(|| {
             let graph = self.pairs();
             let near = candidates(graph, CANDIDATES);
             let search = LocalSearch::new(greedy_path(graph), &near, PairWeights::new(graph));
-            search.run(STEPS_PER_NEURON * graph.neurons() as u64).0
+            neurons(search.run(STEPS_PER_NEURON * graph.neurons() as u64).0)
         })
     }
 
-    /// What each token is missing with the cache, in units of whatever `sets` is made of.
-    fn replayed(&self, sets: &WantedSets, slots: u32) -> WantedSets {
+    /// What each token is missing with the cache.
+    fn replayed(&self, sets: &WantedSets<GroupId>, slots: u32) -> WantedSets<GroupId> {
         let OrderingOptions { policy, limits, .. } = self.options;
-        let mut missed = WantedSets::new(sets.groups());
+        let mut missed = WantedSets::new(sets.layer_size());
         let options = ReplayOptions { policy, slots, limits, warm_up: usize::MAX };
         replay_with(sets, &options, |_, missing| missed.push(missing.iter().copied()));
         missed
@@ -103,7 +104,7 @@ pub trait Strategy: fmt::Debug + Sync {
     fn name(&self) -> &'static str;
 
     /// The order: `order[position] = neuron`, every neuron once.
-    fn order(&self, training: &LayerTraining) -> Vec<u32>;
+    fn order(&self, training: &LayerTraining) -> Vec<NeuronId>;
 }
 
 /// As in the checkpoint.
@@ -139,8 +140,8 @@ impl Strategy for Identity {
         "identity"
     }
 
-    fn order(&self, training: &LayerTraining) -> Vec<u32> {
-        (0..training.wanted().groups()).collect()
+    fn order(&self, training: &LayerTraining) -> Vec<NeuronId> {
+        (0..training.wanted().layer_size()).map(NeuronId).collect()
     }
 }
 
@@ -149,11 +150,11 @@ impl Strategy for Frequency {
         "frequency"
     }
 
-    fn order(&self, training: &LayerTraining) -> Vec<u32> {
-        let mut uses = vec![0u64; training.wanted().groups() as usize];
-        training.wanted().iter().flatten().for_each(|&n| uses[n as usize] += 1);
-        let mut order: Vec<u32> = (0..training.wanted().groups()).collect();
-        order.sort_by_key(|&n| (std::cmp::Reverse(uses[n as usize]), n));
+    fn order(&self, training: &LayerTraining) -> Vec<NeuronId> {
+        let mut uses = vec![0u64; training.wanted().layer_size() as usize];
+        training.wanted().iter().flatten().for_each(|&n| uses[n.index()] += 1);
+        let mut order: Vec<NeuronId> = (0..training.wanted().layer_size()).map(NeuronId).collect();
+        order.sort_by_key(|&n| (std::cmp::Reverse(uses[n.index()]), n));
         order
     }
 }
@@ -179,20 +180,25 @@ impl Strategy for Path {
         }
     }
 
-    fn order(&self, training: &LayerTraining) -> Vec<u32> {
+    fn order(&self, training: &LayerTraining) -> Vec<NeuronId> {
         match self.objective {
-            PathObjective::Active => greedy_path(training.active_pairs()),
-            PathObjective::Missed => greedy_path(training.missed_pairs()),
+            PathObjective::Active => neurons(greedy_path(training.active_pairs())),
+            PathObjective::Missed => neurons(greedy_path(training.missed_pairs())),
             PathObjective::Improved => training.improved().to_vec(),
             PathObjective::Gaps => improve_with_gaps(training.improved(), training),
         }
     }
 }
 
+/// A path of neurons.
+fn neurons(path: Vec<u32>) -> Vec<NeuronId> {
+    path.into_iter().map(NeuronId).collect()
+}
+
 /// Groups as they are in `order`, moved as wholes.
-fn improve_with_gaps(order: &[u32], training: &LayerTraining) -> Vec<u32> {
+fn improve_with_gaps(order: &[NeuronId], training: &LayerTraining) -> Vec<NeuronId> {
     let OrderingOptions { records, slots, limits, pairs, .. } = training.options;
-    let groups = training.wanted.regrouped(&super::positions(order), records);
+    let groups = training.wanted.stored(&super::positions(order), records);
     let missed = training.replayed(&groups, slots);
     let savings = GapSavings::new(&missed, &limits, GAP_TOKENS_MAX);
     let mut near = candidates(&PairGraph::count(&missed, &pairs), GAP_CANDIDATES);

@@ -3,6 +3,7 @@
 use flashlm::tensors::element;
 use flashlm_formats::bundle::{BundleError, FlashLayout, LayoutOptions};
 use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_formats::ids::NeuronId;
 use flashlm_formats::model::DType;
 use flashlm_formats::weight_format::{SCALE_BYTES, WeightFormat};
 use flashlm_kernels::to_f32;
@@ -40,7 +41,7 @@ impl<'a> LayerMaker<'a> {
     pub(super) fn make(
         &mut self,
         layer: usize,
-        order: &[u32],
+        order: &[NeuronId],
         made: &mut Layer,
         seen: &mut dyn FnMut(&[u8]),
     ) -> Result<(), PackError> {
@@ -118,11 +119,11 @@ pub(super) fn neuron_bias_layer(name: &str) -> Option<usize> {
 }
 
 /// Puts equally long elements into storage order.
-pub(super) fn permute(bytes: &mut [u8], order: &[u32]) {
+pub(super) fn permute(bytes: &mut [u8], order: &[NeuronId]) {
     let element = bytes.len() / order.len();
     let old = bytes.to_vec();
     for (to, &from) in bytes.chunks_exact_mut(element).zip(order) {
-        to.copy_from_slice(&old[from as usize * element..][..element]);
+        to.copy_from_slice(&old[from.index() * element..][..element]);
     }
 }
 
@@ -133,7 +134,7 @@ mod tests {
     #[test]
     fn elements_move_to_their_storage_position() {
         let mut bytes = vec![0, 0, 1, 1, 2, 2];
-        permute(&mut bytes, &[2, 0, 1]);
+        permute(&mut bytes, &[2, 0, 1].map(NeuronId));
         assert_eq!(bytes, [2, 2, 0, 0, 1, 1]);
     }
 

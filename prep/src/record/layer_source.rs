@@ -7,6 +7,7 @@ use flashlm::neurons::resident::ResidentFfn;
 use flashlm::tensors::{BytesRange, TensorBytes, TensorSource, element};
 use flashlm_formats::bundle::{FlashLayout, LayoutOptions};
 use flashlm_formats::checkpoint::{Checkpoint, CheckpointError};
+use flashlm_formats::ids::NeuronId;
 use flashlm_formats::model::DType;
 use flashlm_io::AlignedMemory;
 use flashlm_kernels::to_f32;
@@ -45,7 +46,7 @@ pub fn layer_ffn(checkpoint: &Checkpoint, layer: usize) -> Result<(ResidentFfn, 
     let (spec, dtype) = (checkpoint.spec(), checkpoint.ffn_dtype());
     let layout = FlashLayout::new(spec, dtype, LayoutOptions::default())?;
     let mut records = AlignedMemory::new(layout.layer_bytes()).map_err(RuntimeError::from)?;
-    let order: Vec<u32> = (0..spec.ffn().size as u32).collect();
+    let order: Vec<NeuronId> = (0..spec.ffn().size as u32).map(NeuronId).collect();
     fill_layer(checkpoint, layer, &layout, &order, records.as_mut_slice(), &mut |_| ())?;
     let norms = down_norms(&layout, dtype, records.as_slice());
     let how = Records { layout, format: dtype.into(), cols: spec.hidden_size };

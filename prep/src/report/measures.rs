@@ -7,6 +7,7 @@ use flashlm::cache::PolicyKind;
 use flashlm::disk_cost::ReadCost;
 use flashlm::planner::PlanLimits;
 use flashlm::replay::{ReplayOptions, WantedSets, replay};
+use flashlm_formats::ids::{GroupId, NeuronId, Position};
 use flashlm_formats::recording::{LayerRecording, Recording};
 
 use super::ReportError;
@@ -85,33 +86,33 @@ pub(super) fn measure(
     with_matrix: bool,
 ) -> Result<LayerMeasures, ReportError> {
     let neurons = layer.ffn();
-    let mut sets = WantedSets::new(neurons as u32);
+    let mut sets = WantedSets::<NeuronId>::new(neurons as u32);
     let mut offsets = vec![0];
     for sequence in sample {
         for token in sequence.clone() {
-            sets.push(layer.active(token).map(|n| n as u32));
+            sets.push(layer.active(token).map(|n| NeuronId(n as u32)));
         }
         offsets.push(sets.tokens() as u32);
     }
     let counts = &layer.summary().active_count;
-    let mut hottest: Vec<u32> = (0..neurons as u32).collect();
-    hottest.sort_by_key(|&n| (std::cmp::Reverse(counts[n as usize]), n));
-    let rates = hottest.iter().map(|&n| counts[n as usize] as f64 / layer.tokens() as f64).collect();
+    let identity: Vec<NeuronId> = (0..neurons as u32).map(NeuronId).collect();
+    let mut hottest = identity.clone();
+    hottest.sort_by_key(|&n| (std::cmp::Reverse(counts[n.index()]), n));
+    let rates = hottest.iter().map(|&n| counts[n.index()] as f64 / layer.tokens() as f64).collect();
 
-    let order = |name, strategy: &str, order: &[u32]| {
+    let order = |name, strategy: &str, order: &[NeuronId]| {
         let position = positions(order);
-        let by_neuron = sets.regrouped(&position, 1);
-        let (ms_per_token, bytes_per_token) = budgets(&sets.regrouped(&position, storage.records_per_group), storage);
+        let placed = sets.placed(&position);
+        let (ms_per_token, bytes_per_token) = budgets(&placed.grouped(storage.records_per_group), storage);
         OrderMeasures {
             name,
             strategy: strategy.into(),
-            runs: RunLengths::of(&by_neuron),
+            runs: RunLengths::of(&placed),
             ms_per_token,
             bytes_per_token,
-            matrix: with_matrix.then(|| Matrix::of(&by_neuron)),
+            matrix: with_matrix.then(|| Matrix::of(&placed)),
         }
     };
-    let identity: Vec<u32> = (0..neurons as u32).collect();
     let mut measured = vec![order("identity", "identity", &identity), order("frequency", "frequency", &hottest)];
     if let Some(chosen) = orders.map(|o| o.layer(number, neurons)).transpose()?.flatten() {
         measured.push(order("chosen", &chosen.strategy, &chosen.order));
@@ -126,12 +127,12 @@ pub(super) fn measure(
 }
 
 /// Predicted time and bytes per token at each size of the cache; the first half of the tokens fills it.
-fn budgets(groups: &WantedSets, storage: &Storage) -> (Vec<f64>, Vec<f64>) {
+fn budgets(groups: &WantedSets<GroupId>, storage: &Storage) -> (Vec<f64>, Vec<f64>) {
     let limits = PlanLimits::for_cost(&storage.cost, storage.group_bytes, REQUEST_BYTES_MAX);
     CACHE_PERCENT
         .iter()
         .map(|&percent| {
-            let slots = (groups.groups() as u64 * percent as u64 / 100) as u32;
+            let slots = (groups.layer_size() as u64 * percent as u64 / 100) as u32;
             let options = ReplayOptions { policy: PolicyKind::DEFAULT, slots, limits, warm_up: groups.tokens() / 2 };
             let counts = replay(groups, &options);
             (counts.ms_per_token(&storage.cost), counts.bytes_per_token())
@@ -147,10 +148,10 @@ pub(super) struct RunLengths {
 }
 
 impl RunLengths {
-    pub(super) fn of(sets: &WantedSets) -> Self {
+    pub(super) fn of(sets: &WantedSets<Position>) -> Self {
         let mut counts = Vec::new();
         for token in sets.iter() {
-            for run in token.chunk_by(|a, b| a + 1 == *b) {
+            for run in token.chunk_by(|a, b| a.after(1) == *b) {
                 if counts.len() <= run.len() {
                     counts.resize(run.len() + 1, 0);
                 }
@@ -195,16 +196,16 @@ pub(super) struct Matrix {
 }
 
 impl Matrix {
-    pub(super) fn of(sets: &WantedSets) -> Self {
+    pub(super) fn of(sets: &WantedSets<Position>) -> Self {
         Self::with_bins(sets, BINS_MAX)
     }
 
-    fn with_bins(sets: &WantedSets, bins_max: usize) -> Self {
-        let neurons = sets.groups() as usize;
+    fn with_bins(sets: &WantedSets<Position>, bins_max: usize) -> Self {
+        let neurons = sets.layer_size() as usize;
         let bins = neurons.min(bins_max);
-        let bin_of = |n: u32| n as usize * bins / neurons;
+        let bin_of = |position: Position| position.index() * bins / neurons;
         let mut sizes = vec![0u64; bins];
-        (0..neurons as u32).for_each(|n| sizes[bin_of(n)] += 1);
+        (0..neurons as u32).for_each(|n| sizes[bin_of(Position(n))] += 1);
         let step = sets.tokens().div_ceil(MATRIX_TOKENS_MAX).max(1);
         let (mut pairs, mut active) = (vec![0u64; bins * bins], vec![0u64; bins]);
         let (mut neighbours, mut tokens) = (0u64, 0u64);
@@ -212,7 +213,7 @@ impl Matrix {
             tokens += 1;
             active.fill(0);
             wanted.iter().for_each(|&n| active[bin_of(n)] += 1);
-            neighbours += wanted.windows(2).filter(|w| w[0] + 1 == w[1]).count() as u64;
+            neighbours += wanted.windows(2).filter(|w| w[0].after(1) == w[1]).count() as u64;
             for (row, &a) in active.iter().enumerate().filter(|(_, a)| **a > 0) {
                 for (column, &b) in active.iter().enumerate() {
                     pairs[row * bins + column] += a * if row == column { b - 1 } else { b };
@@ -236,9 +237,9 @@ impl Matrix {
 mod tests {
     use super::*;
 
-    fn sets(tokens: &[&[u32]]) -> WantedSets {
+    fn sets(tokens: &[&[u32]]) -> WantedSets<Position> {
         let mut sets = WantedSets::new(8);
-        tokens.iter().for_each(|t| sets.push(t.iter().copied()));
+        tokens.iter().for_each(|t| sets.push(t.iter().copied().map(Position)));
         sets
     }
 
@@ -268,7 +269,7 @@ mod tests {
     #[test]
     fn a_larger_cache_reads_no_more() {
         let mut sets = WantedSets::new(64);
-        (0..200u32).for_each(|t| sets.push([t % 7, 20 + t * t % 40]));
+        (0..200u32).for_each(|t| sets.push([t % 7, 20 + t * t % 40].map(GroupId)));
         let cost = ReadCost::new(1000.0, 1.0).unwrap();
         let (ms, bytes) = budgets(&sets, &Storage { records_per_group: 1, group_bytes: 4096, cost });
         assert_eq!(ms.len(), CACHE_PERCENT.len());

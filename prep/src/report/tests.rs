@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 
+use flashlm_formats::ids::NeuronId;
 use flashlm_formats::orders::OrderFile;
 use flashlm_formats::predictors::TrainReportError;
 use flashlm_formats::recording::LayerRecording;
@@ -75,7 +76,7 @@ fn numbers_that_cannot_be_drawn_are_an_error() {
 fn orders(dir: &Path, recording: &Recording) -> Orders {
     let info = recording.info();
     for layer in 0..2 {
-        let order = (0..info.model.ffn().size as u32).rev().collect();
+        let order = (0..info.model.ffn().size as u32).rev().map(NeuronId).collect();
         OrderFile { layer, strategy: "path".into(), recording: info.id.clone(), groups: None, order }
             .write(dir)
             .unwrap();

@@ -2,6 +2,8 @@
 //!
 //! A layer has few groups, so every group has a counter of its own, cached or not: there is no need for a sketch.
 
+use flashlm_formats::ids::GroupId;
+
 use crate::buffers::Buffers;
 
 /// Sub-steps of a factor of two in a [`Frequency::score`].
@@ -35,26 +37,26 @@ impl Frequency {
     }
 
     /// Counts a use.
-    pub(super) fn count(&mut self, group: u32, token: u64) {
-        self.count[group as usize] = self.faded(group, token) + 1.0;
-        self.last[group as usize] = token as u32;
+    pub(super) fn count(&mut self, group: GroupId, token: u64) {
+        self.count[group.index()] = self.faded(group, token) + 1.0;
+        self.last[group.index()] = token as u32;
     }
 
-    fn faded(&self, group: u32, token: u64) -> f32 {
-        let age = (token as u32).wrapping_sub(self.last[group as usize]) as usize;
-        self.count[group as usize] * self.fading.get(age).copied().unwrap_or(0.0)
+    fn faded(&self, group: GroupId, token: u64) -> f32 {
+        let age = (token as u32).wrapping_sub(self.last[group.index()]) as usize;
+        self.count[group.index()] * self.fading.get(age).copied().unwrap_or(0.0)
     }
 
     /// The logarithm of the count, in eighths of a factor of two, on a scale that fades by itself: a group that is not used
     /// keeps its score, and a use is worth the more the later it comes. So scores of different ages compare directly.
-    pub(super) fn score(&self, group: u32) -> u64 {
-        let (count, last) = (self.count[group as usize], self.last[group as usize]);
+    pub(super) fn score(&self, group: GroupId) -> u64 {
+        let (count, last) = (self.count[group.index()], self.last[group.index()]);
         if count == 0.0 { 0 } else { self.score_of_one(last as u64) + log_steps(count) }
     }
 
     /// The score that the group has once it is used at this token, or has already.
-    pub(super) fn score_when_used(&self, group: u32, token: u64) -> u64 {
-        if self.last[group as usize] == token as u32 {
+    pub(super) fn score_when_used(&self, group: GroupId, token: u64) -> u64 {
+        if self.last[group.index()] == token as u32 {
             return self.score(group);
         }
         self.score_of_one(token) + log_steps(self.faded(group, token) + 1.0)
@@ -85,12 +87,15 @@ mod tests {
     fn frequent_beats_recent_until_it_fades() {
         let mut f = Frequency::new(&mut Buffers::default(), 2, 10);
         for token in 1..=8 {
-            f.count(0, token);
+            f.count(GroupId(0), token);
         }
-        f.count(1, 9);
-        assert!(f.score(0) > f.score(1));
-        f.count(1, 60);
-        assert!(f.score(0) < f.score(1), "five half-lives later one use is worth more than eight old ones");
+        f.count(GroupId(1), 9);
+        assert!(f.score(GroupId(0)) > f.score(GroupId(1)));
+        f.count(GroupId(1), 60);
+        assert!(
+            f.score(GroupId(0)) < f.score(GroupId(1)),
+            "five half-lives later one use is worth more than eight old ones"
+        );
     }
 
     #[test]
@@ -98,9 +103,12 @@ mod tests {
         for half_life in [1, 2, 7, 64, 1000] {
             let mut f = Frequency::new(&mut Buffers::default(), 1, half_life);
             for token in 1..=20 * half_life as u64 {
-                f.count(0, token);
+                f.count(GroupId(0), token);
                 let one = f.score_of_one(token);
-                assert!(f.score(0) >= one && f.score(0) <= one + f.headroom(), "half-life {half_life}, token {token}");
+                assert!(
+                    f.score(GroupId(0)) >= one && f.score(GroupId(0)) <= one + f.headroom(),
+                    "half-life {half_life}, token {token}"
+                );
             }
         }
     }

@@ -3,9 +3,12 @@
 //! A score that fades by itself never changes while a group is idle, so slots can wait in buckets of equal score.
 //! The buckets are a ring: as time passes the lowest ones are poured into the next and their place serves new scores.
 
+use flashlm_formats::ids::GroupId;
+
 use super::frequency::Frequency;
 use super::lists::Lists;
 use super::policy::Policy;
+use super::slot::SlotId;
 use crate::buffers::Buffers;
 
 /// Lowest scores that are told apart, below that of a single use now: eight octaves.
@@ -16,7 +19,7 @@ pub(super) struct Lfu {
     frequency: Frequency,
     /// One list per bucket, and after them the list of slots that the token holds.
     lists: Lists,
-    group_in: Box<[u32]>,
+    group_in: Box<[GroupId]>,
     /// A bit for each bucket that may have members.
     filled: Box<[u64]>,
     buckets: u64,
@@ -32,7 +35,7 @@ impl Lfu {
         Lfu {
             frequency,
             lists: Lists::new(buffers, slots, buckets as u32 + 1),
-            group_in: buffers.zeros(slots as usize).into(),
+            group_in: buffers.filled(slots as usize, GroupId(0)).into(),
             filled: buffers.zeros(buckets as usize / 64).into(),
             buckets,
             base: 0,
@@ -44,8 +47,8 @@ impl Lfu {
         self.buckets as u32
     }
 
-    fn file(&mut self, slot: u32) {
-        let score = self.frequency.score(self.group_in[slot as usize]);
+    fn file(&mut self, slot: SlotId) {
+        let score = self.frequency.score(self.group_in[slot.index()]);
         let bucket = score.clamp(self.base, self.base + self.buckets - 1) % self.buckets;
         self.lists.push_front(bucket as u32, slot);
         self.filled[bucket as usize / 64] |= 1 << (bucket % 64);
@@ -110,21 +113,21 @@ impl Policy for Lfu {
         }
     }
 
-    fn used(&mut self, slot: u32, group: u32) {
+    fn used(&mut self, slot: SlotId, group: GroupId) {
         self.frequency.count(group, self.token);
         self.hold(slot);
     }
 
-    fn missed(&mut self, group: u32) {
+    fn missed(&mut self, group: GroupId) {
         self.frequency.count(group, self.token);
     }
 
-    fn hold(&mut self, slot: u32) {
+    fn hold(&mut self, slot: SlotId) {
         self.lists.unlink(slot);
         self.lists.push_front(self.held(), slot);
     }
 
-    fn victim(&mut self, group: u32) -> Option<u32> {
+    fn victim(&mut self, group: GroupId) -> Option<SlotId> {
         let (bucket, score) = self.lowest()?;
         if self.frequency.score_when_used(group, self.token) < score {
             return None;
@@ -132,12 +135,12 @@ impl Policy for Lfu {
         self.lists.pop_back(bucket)
     }
 
-    fn placed(&mut self, slot: u32, group: u32) {
-        self.group_in[slot as usize] = group;
+    fn placed(&mut self, slot: SlotId, group: GroupId) {
+        self.group_in[slot.index()] = group;
         self.hold(slot);
     }
 
-    fn removed(&mut self, slot: u32) {
+    fn removed(&mut self, slot: SlotId) {
         self.lists.unlink(slot);
     }
 }
@@ -151,26 +154,27 @@ mod tests {
         let mut lfu = Lfu::new(&mut Buffers::default(), 10, 3, 100);
         for token in 1..=10 {
             lfu.begin(token);
-            for slot in 0..3u32 {
+            for slot in (0..3).map(SlotId) {
+                let group = GroupId(slot.0);
                 // Group 0 at every token, 1 at every second, 2 at every fifth.
-                if token % [1, 2, 5][slot as usize] == 0 || token == 1 {
+                if token % [1, 2, 5][slot.index()] == 0 || token == 1 {
                     if token == 1 {
-                        lfu.missed(slot);
-                        lfu.placed(slot, slot);
+                        lfu.missed(group);
+                        lfu.placed(slot, group);
                     } else {
-                        lfu.used(slot, slot);
+                        lfu.used(slot, group);
                     }
                 }
             }
         }
         lfu.begin(11);
-        lfu.missed(7);
-        assert_eq!(lfu.victim(7), None, "used once");
+        lfu.missed(GroupId(7));
+        assert_eq!(lfu.victim(GroupId(7)), None, "used once");
         for token in 12..20 {
             lfu.begin(token);
-            lfu.missed(7);
+            lfu.missed(GroupId(7));
         }
-        assert_eq!(lfu.victim(7), Some(2));
+        assert_eq!(lfu.victim(GroupId(7)), Some(SlotId(2)));
     }
 
     #[test]
@@ -178,20 +182,20 @@ mod tests {
         for pause in [1, 10, 63, 64, 65, 1000, 1_000_000] {
             let mut lfu = Lfu::new(&mut Buffers::default(), 8, 8, 1);
             let mut token = 0;
-            for slot in 0..8u32 {
+            for number in 0..8 {
                 token += pause;
                 lfu.begin(token);
-                lfu.missed(slot);
-                lfu.placed(slot, slot);
+                lfu.missed(GroupId(number));
+                lfu.placed(SlotId(number), GroupId(number));
             }
             lfu.begin(token + pause);
             let mut victims: Vec<_> = std::iter::from_fn(|| {
-                lfu.frequency.count(0, token + pause);
-                lfu.victim(0)
+                lfu.frequency.count(GroupId(0), token + pause);
+                lfu.victim(GroupId(0))
             })
             .collect();
             victims.sort_unstable();
-            assert_eq!(victims, (0..8).collect::<Vec<_>>(), "pause {pause}");
+            assert_eq!(victims, (0..8).map(SlotId).collect::<Vec<_>>(), "pause {pause}");
         }
     }
 }

@@ -2,9 +2,12 @@
 //!
 //! The lists are rings through a sentinel each, so that a slot leaves its list without anybody knowing which it is.
 
+use super::slot::SlotId;
 use crate::buffers::Buffers;
 
 /// A fixed number of lists over a fixed number of slots. Every slot is in at most one list.
+///
+/// In the arrays a sentinel has the number of its list after those of the slots.
 #[derive(Debug)]
 pub(super) struct Lists {
     next: Box<[u32]>,
@@ -26,42 +29,42 @@ impl Lists {
     }
 
     /// The member at the back.
-    pub(super) fn back(&self, list: u32) -> Option<u32> {
+    pub(super) fn back(&self, list: u32) -> Option<SlotId> {
         let last = self.prev[(self.slots + list) as usize];
-        (last < self.slots).then_some(last)
+        (last < self.slots).then_some(SlotId(last))
     }
 
     /// Whether the slot is a member; takes time in the length of the list.
-    pub(super) fn contains(&self, list: u32, slot: u32) -> bool {
+    pub(super) fn contains(&self, list: u32, slot: SlotId) -> bool {
         let sentinel = self.slots + list;
         let mut at = self.next[sentinel as usize];
-        while at != sentinel && at != slot {
+        while at != sentinel && at != slot.0 {
             at = self.next[at as usize];
         }
-        at == slot
+        at == slot.0
     }
 
     /// Puts a slot that is in no list at the front.
-    pub(super) fn push_front(&mut self, list: u32, slot: u32) {
+    pub(super) fn push_front(&mut self, list: u32, slot: SlotId) {
         let sentinel = self.slots + list;
         let first = self.next[sentinel as usize];
-        self.next[slot as usize] = first;
-        self.prev[slot as usize] = sentinel;
-        self.prev[first as usize] = slot;
-        self.next[sentinel as usize] = slot;
+        self.next[slot.index()] = first;
+        self.prev[slot.index()] = sentinel;
+        self.prev[first as usize] = slot.0;
+        self.next[sentinel as usize] = slot.0;
     }
 
     /// Takes a slot out of whatever list it is in.
-    pub(super) fn unlink(&mut self, slot: u32) {
-        let (next, prev) = (self.next[slot as usize], self.prev[slot as usize]);
+    pub(super) fn unlink(&mut self, slot: SlotId) {
+        let (next, prev) = (self.next[slot.index()], self.prev[slot.index()]);
         self.next[prev as usize] = next;
         self.prev[next as usize] = prev;
-        self.next[slot as usize] = slot;
-        self.prev[slot as usize] = slot;
+        self.next[slot.index()] = slot.0;
+        self.prev[slot.index()] = slot.0;
     }
 
     /// Takes the member at the back out of the list.
-    pub(super) fn pop_back(&mut self, list: u32) -> Option<u32> {
+    pub(super) fn pop_back(&mut self, list: u32) -> Option<SlotId> {
         let slot = self.back(list)?;
         self.unlink(slot);
         Some(slot)
@@ -94,8 +97,9 @@ mod tests {
         #[test]
         fn lists_behave_like_deques(steps in proptest::collection::vec((0u8..4, 0u32..3, 0u32..3, 0u32..10), 0..200)) {
             let mut lists = Lists::new(&mut Buffers::default(), 10, 3);
-            let mut model = vec![VecDeque::<u32>::new(); 3];
+            let mut model = vec![VecDeque::<SlotId>::new(); 3];
             for (what, a, b, slot) in steps {
+                let slot = SlotId(slot);
                 match what {
                     0 if !model.iter().any(|l| l.contains(&slot)) => {
                         lists.push_front(a, slot);

@@ -2,6 +2,10 @@
 
 use std::fmt;
 
+use flashlm_formats::ids::GroupId;
+
+use super::slot::SlotId;
+
 /// What to keep and what to give up: the decisions of a [`LayerCache`](super::LayerCache).
 ///
 /// Every call takes constant time, on average over the calls, and allocates nothing. A policy must not offer a slot that
@@ -11,25 +15,25 @@ pub trait Policy: fmt::Debug + Send {
     fn begin(&mut self, token: u64);
 
     /// A slot whose group is to be forgotten although nobody needs the room. Asked after `begin` until there is none.
-    fn expire(&mut self) -> Option<u32> {
+    fn expire(&mut self) -> Option<SlotId> {
         None
     }
 
     /// The token uses the group in this slot.
-    fn used(&mut self, slot: u32, group: u32);
+    fn used(&mut self, slot: SlotId, group: GroupId);
 
     /// The token wants a group that is in no slot.
-    fn missed(&mut self, group: u32);
+    fn missed(&mut self, group: GroupId);
 
     /// The token may use the slot later: it must not be given up now.
-    fn hold(&mut self, slot: u32);
+    fn hold(&mut self, slot: SlotId);
 
     /// A slot to give up for `group`, or `None` when there is none worth it. The policy forgets the slot it offers.
-    fn victim(&mut self, group: u32) -> Option<u32>;
+    fn victim(&mut self, group: GroupId) -> Option<SlotId>;
 
     /// The group now lives in this slot, which was free or a victim; the token holds it.
-    fn placed(&mut self, slot: u32, group: u32);
+    fn placed(&mut self, slot: SlotId, group: GroupId);
 
     /// The slot is free again.
-    fn removed(&mut self, slot: u32);
+    fn removed(&mut self, slot: SlotId);
 }

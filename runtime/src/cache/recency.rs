@@ -1,7 +1,10 @@
 //! Least recently used, and the paper's sliding window, which is the same with an end.
 
+use flashlm_formats::ids::GroupId;
+
 use super::lists::Lists;
 use super::policy::Policy;
+use super::slot::SlotId;
 use crate::buffers::Buffers;
 
 const RECENT: u32 = 0;
@@ -29,41 +32,41 @@ impl Policy for Recency {
         self.token = token;
     }
 
-    fn expire(&mut self) -> Option<u32> {
+    fn expire(&mut self) -> Option<SlotId> {
         let window = self.window? as u64;
         let oldest = self.lists.back(RECENT)?;
-        if self.used_at[oldest as usize] + window < self.token {
+        if self.used_at[oldest.index()] + window < self.token {
             return self.lists.pop_back(RECENT);
         }
         None
     }
 
-    fn used(&mut self, slot: u32, _group: u32) {
+    fn used(&mut self, slot: SlotId, _group: GroupId) {
         self.hold(slot);
     }
 
-    fn missed(&mut self, _group: u32) {}
+    fn missed(&mut self, _group: GroupId) {}
 
     /// A prefetch counts as recent: recency knows no degrees.
-    fn hold(&mut self, slot: u32) {
+    fn hold(&mut self, slot: SlotId) {
         self.lists.unlink(slot);
         self.lists.push_front(RECENT, slot);
-        self.used_at[slot as usize] = self.token;
+        self.used_at[slot.index()] = self.token;
     }
 
-    fn victim(&mut self, _group: u32) -> Option<u32> {
+    fn victim(&mut self, _group: GroupId) -> Option<SlotId> {
         let oldest = self.lists.back(RECENT)?;
-        if self.used_at[oldest as usize] == self.token {
+        if self.used_at[oldest.index()] == self.token {
             return None;
         }
         self.lists.pop_back(RECENT)
     }
 
-    fn placed(&mut self, slot: u32, _group: u32) {
+    fn placed(&mut self, slot: SlotId, _group: GroupId) {
         self.hold(slot);
     }
 
-    fn removed(&mut self, slot: u32) {
+    fn removed(&mut self, slot: SlotId) {
         self.lists.unlink(slot);
     }
 }

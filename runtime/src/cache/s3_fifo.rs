@@ -4,8 +4,11 @@
 //! queue, the others leave and are remembered for a while without their bytes; a remembered group that returns enters the
 //! main queue directly. Slots that the token holds are set aside when they would be given up, and return when it ends.
 
+use flashlm_formats::ids::GroupId;
+
 use super::lists::Lists;
 use super::policy::Policy;
+use super::slot::SlotId;
 use crate::buffers::Buffers;
 
 const SMALL: u32 = 0;
@@ -17,7 +20,7 @@ const USES_MAX: u8 = 3;
 #[derive(Debug)]
 pub(super) struct S3Fifo {
     lists: Lists,
-    group_in: Box<[u32]>,
+    group_in: Box<[GroupId]>,
     uses: Box<[u8]>,
     /// `SMALL` or `MAIN`; for slots set aside the queue that they return to.
     home: Box<[u8]>,
@@ -38,7 +41,7 @@ impl S3Fifo {
         let small_max = (slots / 10).max(1);
         S3Fifo {
             lists: Lists::new(buffers, slots, 3),
-            group_in: buffers.zeros(slots as usize).into(),
+            group_in: buffers.filled(slots as usize, GroupId(0)).into(),
             uses: buffers.zeros(slots as usize).into(),
             home: buffers.zeros(slots as usize).into(),
             held_by: buffers.zeros(slots as usize).into(),
@@ -52,20 +55,20 @@ impl S3Fifo {
         }
     }
 
-    fn enter(&mut self, queue: u32, slot: u32) {
-        self.home[slot as usize] = queue as u8;
+    fn enter(&mut self, queue: u32, slot: SlotId) {
+        self.home[slot.index()] = queue as u8;
         *(if queue == SMALL { &mut self.small } else { &mut self.main }) += 1;
         self.lists.push_front(queue, slot);
     }
 
-    fn take(&mut self, queue: u32) -> Option<u32> {
+    fn take(&mut self, queue: u32) -> Option<SlotId> {
         let slot = self.lists.pop_back(queue)?;
         *(if queue == SMALL { &mut self.small } else { &mut self.main }) -= 1;
         Some(slot)
     }
 
-    fn remembered(&self, group: u32) -> bool {
-        let left = self.left_at[group as usize];
+    fn remembered(&self, group: GroupId) -> bool {
+        let left = self.left_at[group.index()];
         left != 0 && self.departures - left < self.memory
     }
 }
@@ -74,29 +77,29 @@ impl Policy for S3Fifo {
     fn begin(&mut self, token: u64) {
         self.token = token;
         while let Some(slot) = self.lists.pop_back(ASIDE) {
-            self.enter(self.home[slot as usize] as u32, slot);
+            self.enter(self.home[slot.index()] as u32, slot);
         }
     }
 
-    fn used(&mut self, slot: u32, _group: u32) {
-        self.uses[slot as usize] = (self.uses[slot as usize] + 1).min(USES_MAX);
-        self.held_by[slot as usize] = self.token;
+    fn used(&mut self, slot: SlotId, _group: GroupId) {
+        self.uses[slot.index()] = (self.uses[slot.index()] + 1).min(USES_MAX);
+        self.held_by[slot.index()] = self.token;
     }
 
-    fn missed(&mut self, _group: u32) {}
+    fn missed(&mut self, _group: GroupId) {}
 
-    fn hold(&mut self, slot: u32) {
-        self.held_by[slot as usize] = self.token;
+    fn hold(&mut self, slot: SlotId) {
+        self.held_by[slot.index()] = self.token;
     }
 
-    fn victim(&mut self, _group: u32) -> Option<u32> {
+    fn victim(&mut self, _group: GroupId) -> Option<SlotId> {
         loop {
             let queue = if self.small >= self.small_max || self.main == 0 { SMALL } else { MAIN };
             let slot = match self.take(queue) {
                 Some(slot) => slot,
                 None => self.take(if queue == SMALL { MAIN } else { SMALL })?,
             };
-            let s = slot as usize;
+            let s = slot.index();
             let promoted = self.home[s] as u32 == SMALL && self.uses[s] > 1;
             if self.held_by[s] == self.token {
                 // Each slot comes by here once in a token at most.
@@ -111,25 +114,25 @@ impl Policy for S3Fifo {
             } else {
                 if self.home[s] as u32 == SMALL {
                     self.departures += 1;
-                    self.left_at[self.group_in[s] as usize] = self.departures;
+                    self.left_at[self.group_in[s].index()] = self.departures;
                 }
                 return Some(slot);
             }
         }
     }
 
-    fn placed(&mut self, slot: u32, group: u32) {
+    fn placed(&mut self, slot: SlotId, group: GroupId) {
         let queue = if self.remembered(group) { MAIN } else { SMALL };
-        self.group_in[slot as usize] = group;
-        self.uses[slot as usize] = 0;
-        self.held_by[slot as usize] = self.token;
+        self.group_in[slot.index()] = group;
+        self.uses[slot.index()] = 0;
+        self.held_by[slot.index()] = self.token;
         self.enter(queue, slot);
     }
 
-    fn removed(&mut self, slot: u32) {
+    fn removed(&mut self, slot: SlotId) {
         // Rare, so found by looking: only a failed read asks.
         if !self.lists.contains(ASIDE, slot) {
-            *(if self.home[slot as usize] as u32 == SMALL { &mut self.small } else { &mut self.main }) -= 1;
+            *(if self.home[slot.index()] as u32 == SMALL { &mut self.small } else { &mut self.main }) -= 1;
         }
         self.lists.unlink(slot);
     }

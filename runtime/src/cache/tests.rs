@@ -21,32 +21,32 @@ fn kinds() -> Vec<PolicyKind> {
 /// What a token does, in this order.
 #[derive(Clone, Debug)]
 struct Step {
-    prefetched: BTreeSet<u32>,
-    wanted: BTreeSet<u32>,
-    failed: Option<u32>,
+    prefetched: BTreeSet<GroupId>,
+    wanted: BTreeSet<GroupId>,
+    failed: Option<GroupId>,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     // Skewed: a third of the requests fall on six groups.
-    let group = || prop_oneof![1 => 0u32..6, 2 => 0u32..GROUPS];
+    let group = || prop_oneof![1 => 0u32..6, 2 => 0u32..GROUPS].prop_map(GroupId);
     let set = move |n| proptest::collection::btree_set(group(), 0..n);
-    let step = (set(6), set(20), proptest::option::weighted(0.1, 0..GROUPS));
+    let step = (set(6), set(20), proptest::option::weighted(0.1, (0..GROUPS).prop_map(GroupId)));
     proptest::collection::vec(step.prop_map(|(prefetched, wanted, failed)| Step { prefetched, wanted, failed }), 0..60)
 }
 
 /// What the cache says, and what must be true of it.
 struct Model {
     slots: u32,
-    group_in: HashMap<u32, u32>,
-    transient: HashMap<u32, u32>,
-    held: BTreeSet<u32>,
+    group_in: HashMap<SlotId, GroupId>,
+    transient: HashMap<GroupId, u32>,
+    held: BTreeSet<GroupId>,
 }
 
 impl Model {
-    fn put(&mut self, group: u32, place: Placement) {
+    fn put(&mut self, group: GroupId, place: Placement) {
         match place {
             Placement::Kept(slot) => {
-                assert!(slot < self.slots, "slot {slot} of {}", self.slots);
+                assert!(slot.0 < self.slots, "slot {slot} of {}", self.slots);
                 if let Some(old) = self.group_in.insert(slot, group) {
                     assert!(!self.held.contains(&old), "group {old} was given up while in use");
                 }
@@ -61,7 +61,7 @@ impl Model {
         self.held.insert(group);
     }
 
-    fn place(&self, group: u32) -> Option<Placement> {
+    fn place(&self, group: GroupId) -> Option<Placement> {
         let kept = self.group_in.iter().find(|&(_, &g)| g == group).map(|(&s, _)| Placement::Kept(s));
         kept.or(self.transient.get(&group).map(|&i| Placement::Transient(i)))
     }
@@ -125,13 +125,13 @@ fn run(kind: PolicyKind, slots: u32, steps: &[Step]) -> CacheCounters {
             model.put(group, place);
         }
         assert!(model.group_in.len() <= slots as usize);
-        for group in 0..GROUPS {
+        for group in (0..GROUPS).map(GroupId) {
             assert_eq!(cache.peek(group), model.place(group), "{kind}: group {group}");
         }
         if let Some(group) = step.failed {
             cache.forget(group);
             model.group_in.retain(|_, &mut g| g != group);
-            model.transient.remove(&group).map(|index| model.transient.insert(GROUPS + index, index));
+            model.transient.remove(&group).map(|index| model.transient.insert(GroupId(GROUPS + index), index));
             assert_eq!(cache.peek(group), None);
         }
     }
@@ -153,7 +153,7 @@ proptest! {
         let mut cache = LayerCache::new(GROUPS, GROUPS, PolicyKind::Window(k));
         for at in 0..steps.len() {
             cache.begin();
-            let recent: BTreeSet<u32> =
+            let recent: BTreeSet<GroupId> =
                 steps[at.saturating_sub(k as usize)..at].iter().flat_map(|s| s.wanted.iter().copied()).collect();
             for &group in &steps[at].wanted {
                 prop_assert_eq!(cache.lookup(group).is_some(), recent.contains(&group));
@@ -167,11 +167,11 @@ proptest! {
     #[test]
     fn lru_keeps_the_most_recent(steps in steps(), slots in 20u32..40) {
         let mut cache = LayerCache::new(GROUPS, slots, PolicyKind::Lru);
-        let mut recent: Vec<u32> = Vec::new();
+        let mut recent: Vec<GroupId> = Vec::new();
         for step in &steps {
             cache.begin();
-            let hits: Vec<u32> = step.wanted.iter().copied().filter(|g| recent.contains(g)).collect();
-            let misses: Vec<u32> = step.wanted.iter().copied().filter(|g| !recent.contains(g)).collect();
+            let hits: Vec<GroupId> = step.wanted.iter().copied().filter(|g| recent.contains(g)).collect();
+            let misses: Vec<GroupId> = step.wanted.iter().copied().filter(|g| !recent.contains(g)).collect();
             for &group in &step.wanted {
                 prop_assert_eq!(cache.lookup(group).is_some(), hits.contains(&group));
             }
@@ -193,7 +193,7 @@ fn nothing_is_evicted_while_there_is_room() {
         let mut cache = LayerCache::new(GROUPS, GROUPS, kind);
         for token in 0..200u32 {
             cache.begin();
-            for group in (0..GROUPS).filter(|g| (g * 7 + token) % 5 == 0) {
+            for group in (0..GROUPS).filter(|g| (g * 7 + token) % 5 == 0).map(GroupId) {
                 if cache.lookup(group).is_none() {
                     assert!(matches!(cache.admit(group), Placement::Kept(_)), "{kind}");
                 }
@@ -212,9 +212,8 @@ fn frequency_pays_on_a_skewed_layer() {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (state >> 33) as f64 / (1u64 << 31) as f64
     };
-    let tokens: Vec<Vec<u32>> = (0..3000)
-        .map(|_| (0..1000u32).filter(|&g| random() < (1.0 / (1.0 + g as f64 / 20.0)).min(0.9)).collect())
-        .collect();
+    let mut uses = |g: &u32| random() < (1.0 / (1.0 + f64::from(*g) / 20.0)).min(0.9);
+    let tokens: Vec<Vec<GroupId>> = (0..3000).map(|_| (0..1000).filter(&mut uses).map(GroupId).collect()).collect();
     let misses = |kind| {
         let mut cache = LayerCache::new(1000, 200, kind);
         let (mut hits, mut missing) = (Vec::new(), Vec::new());

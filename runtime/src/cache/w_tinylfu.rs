@@ -4,8 +4,11 @@
 //! part would give up for it. The main part is a segmented LRU: groups used again there are protected, up to four fifths.
 //! The counters are exact, one per group and at most 15, and all are halved after every ten uses per slot.
 
+use flashlm_formats::ids::GroupId;
+
 use super::lists::Lists;
 use super::policy::Policy;
+use super::slot::SlotId;
 use crate::buffers::Buffers;
 
 const WINDOW: u32 = 0;
@@ -17,7 +20,7 @@ const USES_PER_SLOT: u64 = 10;
 #[derive(Debug)]
 pub(super) struct WTinyLfu {
     lists: Lists,
-    group_in: Box<[u32]>,
+    group_in: Box<[GroupId]>,
     segment: Box<[u8]>,
     used_at: Box<[u64]>,
     /// Members of each segment.
@@ -38,7 +41,7 @@ impl WTinyLfu {
         let sample = (slots as u64 * USES_PER_SLOT).max(groups as u64);
         WTinyLfu {
             lists: Lists::new(buffers, slots, 3),
-            group_in: buffers.zeros(slots as usize).into(),
+            group_in: buffers.filled(slots as usize, GroupId(0)).into(),
             segment: buffers.zeros(slots as usize).into(),
             used_at: buffers.zeros(slots as usize).into(),
             members: [0; 3],
@@ -51,8 +54,8 @@ impl WTinyLfu {
         }
     }
 
-    fn count(&mut self, group: u32) {
-        let count = &mut self.count[group as usize];
+    fn count(&mut self, group: GroupId) {
+        let count = &mut self.count[group.index()];
         *count = (*count + 1).min(COUNT_MAX);
         self.until_halved -= 1;
         if self.until_halved == 0 {
@@ -61,24 +64,24 @@ impl WTinyLfu {
         }
     }
 
-    fn enter(&mut self, segment: u32, slot: u32) {
-        self.segment[slot as usize] = segment as u8;
+    fn enter(&mut self, segment: u32, slot: SlotId) {
+        self.segment[slot.index()] = segment as u8;
         self.members[segment as usize] += 1;
         self.lists.push_front(segment, slot);
     }
 
-    fn leave(&mut self, slot: u32) {
-        self.members[self.segment[slot as usize] as usize] -= 1;
+    fn leave(&mut self, slot: SlotId) {
+        self.members[self.segment[slot.index()] as usize] -= 1;
         self.lists.unlink(slot);
     }
 
     /// The last slot of a segment, unless the token holds it.
-    fn last(&self, segment: u32) -> Option<u32> {
-        self.lists.back(segment).filter(|&s| self.used_at[s as usize] != self.token)
+    fn last(&self, segment: u32) -> Option<SlotId> {
+        self.lists.back(segment).filter(|&s| self.used_at[s.index()] != self.token)
     }
 
-    fn frequency(&self, slot: u32) -> u8 {
-        self.count[self.group_in[slot as usize] as usize]
+    fn frequency(&self, slot: SlotId) -> u8 {
+        self.count[self.group_in[slot.index()].index()]
     }
 }
 
@@ -87,10 +90,10 @@ impl Policy for WTinyLfu {
         self.token = token;
     }
 
-    fn used(&mut self, slot: u32, group: u32) {
+    fn used(&mut self, slot: SlotId, group: GroupId) {
         self.count(group);
-        let segment = self.segment[slot as usize] as u32;
-        self.used_at[slot as usize] = self.token;
+        let segment = self.segment[slot.index()] as u32;
+        self.used_at[slot.index()] = self.token;
         self.leave(slot);
         if segment == WINDOW || self.protected_max == 0 {
             self.enter(segment, slot);
@@ -105,18 +108,18 @@ impl Policy for WTinyLfu {
         }
     }
 
-    fn missed(&mut self, group: u32) {
+    fn missed(&mut self, group: GroupId) {
         self.count(group);
     }
 
-    fn hold(&mut self, slot: u32) {
-        let segment = self.segment[slot as usize] as u32;
-        self.used_at[slot as usize] = self.token;
+    fn hold(&mut self, slot: SlotId) {
+        let segment = self.segment[slot.index()] as u32;
+        self.used_at[slot.index()] = self.token;
         self.leave(slot);
         self.enter(segment, slot);
     }
 
-    fn victim(&mut self, group: u32) -> Option<u32> {
+    fn victim(&mut self, group: GroupId) -> Option<SlotId> {
         let main = self.last(PROBATION).or_else(|| self.last(PROTECTED));
         let Some(resident) = main else {
             let slot = self.last(WINDOW)?;
@@ -131,7 +134,7 @@ impl Policy for WTinyLfu {
                 }
                 Some(_) => {}
                 // The token itself fills the window: the newcomer is the candidate.
-                None if self.count[group as usize] <= self.frequency(resident) => return None,
+                None if self.count[group.index()] <= self.frequency(resident) => return None,
                 None => {}
             }
         }
@@ -139,9 +142,9 @@ impl Policy for WTinyLfu {
         Some(resident)
     }
 
-    fn placed(&mut self, slot: u32, group: u32) {
-        self.group_in[slot as usize] = group;
-        self.used_at[slot as usize] = self.token;
+    fn placed(&mut self, slot: SlotId, group: GroupId) {
+        self.group_in[slot.index()] = group;
+        self.used_at[slot.index()] = self.token;
         self.enter(WINDOW, slot);
         // Either a contest was won or there was room to spare.
         if self.members[WINDOW as usize] > self.window_max
@@ -152,7 +155,7 @@ impl Policy for WTinyLfu {
         }
     }
 
-    fn removed(&mut self, slot: u32) {
+    fn removed(&mut self, slot: SlotId) {
         self.leave(slot);
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use flashlm_formats::bundle::{Bundle, checksum};
+use flashlm_formats::ids::GroupId;
 use flashlm_kernels::Threads;
 
 use crate::error::{Result, RuntimeError};
@@ -34,9 +35,9 @@ impl GroupChecks {
     ///
     /// # Errors
     /// `Checksum` with the first group that is not as it was written.
-    pub fn contiguous(&self, threads: &Threads, layer: usize, first: usize, bytes: &[u8]) -> Result<()> {
+    pub fn contiguous(&self, threads: &Threads, layer: usize, first: GroupId, bytes: &[u8]) -> Result<()> {
         let group = |i: usize| &bytes[i * self.group_bytes..][..self.group_bytes];
-        self.each(threads, layer, bytes.len() / self.group_bytes, &|i| (first + i, group(i)))
+        self.each(threads, layer, bytes.len() / self.group_bytes, &|i| (first.after(i as u32), group(i)))
     }
 
     /// Checks `count` groups of `layer`; `group` gives the number and the bytes of each.
@@ -48,14 +49,14 @@ impl GroupChecks {
         threads: &Threads,
         layer: usize,
         count: usize,
-        group: &(dyn Fn(usize) -> (usize, &'a [u8]) + Sync),
+        group: &(dyn Fn(usize) -> (GroupId, &'a [u8]) + Sync),
     ) -> Result<()> {
         let sums = &self.layers[layer];
         let first_bad = AtomicUsize::new(usize::MAX);
         threads.run(count.div_ceil(GROUPS_PER_TASK), &|task| {
             for i in task * GROUPS_PER_TASK..count.min((task + 1) * GROUPS_PER_TASK) {
                 let (number, bytes) = group(i);
-                if checksum(bytes) != sums[number] {
+                if checksum(bytes) != sums[number.index()] {
                     first_bad.fetch_min(i, Ordering::Relaxed);
                 }
             }
@@ -67,7 +68,7 @@ impl GroupChecks {
                 Err(RuntimeError::Checksum {
                     path: self.path.clone(),
                     part: format!("group {number} of layer {layer}"),
-                    expected: sums[number],
+                    expected: sums[number.index()],
                     found: checksum(bytes),
                 })
             }

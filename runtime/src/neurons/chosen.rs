@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 
+use flashlm_formats::ids::Position;
 use flashlm_formats::model::Ffn;
 use flashlm_kernels::{
     Element, Row, TASK_BYTES, Threads, gathered_add, gathered_add_each, gathered_dots, gathered_dots_each,
@@ -26,8 +27,8 @@ pub struct Entry {
 
 /// What a few tokens chose: the neurons of all, and which is for which token.
 pub struct Choice {
-    /// Storage positions, ascending, each once.
-    pub neurons: Vec<u32>,
+    /// Ascending, each once.
+    pub neurons: Vec<Position>,
     /// By neuron, then by token.
     entries: Vec<Entry>,
     /// Where the entries of each neuron begin, and where those of the last end.
@@ -118,7 +119,7 @@ pub struct Chosen<'a> {
     /// Elements of a row.
     pub hidden: usize,
     /// A row of a chosen neuron: its place in the choice, which neuron it is, and which of its vectors.
-    pub row: &'a (dyn Fn(usize, usize, usize) -> Row<'a> + Sync),
+    pub row: &'a (dyn Fn(usize, Position, usize) -> Row<'a> + Sync),
 }
 
 impl Chosen<'_> {
@@ -198,7 +199,7 @@ impl Chosen<'_> {
     ) -> impl Fn(usize) -> Row<'s> + Sync + 's {
         move |i| {
             let place = choice.place(ready[i]);
-            (self.row)(place, choice.neurons[place] as usize, vector)
+            (self.row)(place, choice.neurons[place], vector)
         }
     }
 
@@ -212,7 +213,7 @@ impl Chosen<'_> {
             gathered_dots_each(self.threads, self.element, &row, &token, (self.input, self.hidden), results);
         }
         if let Some(bias) = bias {
-            let biases = ready.iter().map(|&entry| bias[choice.neurons[choice.place(entry)] as usize]);
+            let biases = ready.iter().map(|&entry| bias[choice.neurons[choice.place(entry)].index()]);
             results.iter_mut().zip(biases).for_each(|(result, bias)| *result += bias);
         }
     }

@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use flashlm_formats::ids::Position;
 use flashlm_formats::model::Ffn;
 use flashlm_kernels::{
     MatmulScratch, Matrix, RowTokens, Threads, add_scaled_rows, add_scaled_rows_serial, matmul, matmul_rows_add,
@@ -49,13 +50,13 @@ fn chosen_piece(
 ) {
     let (first, hidden, tokens) = (block.first, call.inputs.hidden(), call.inputs.tokens);
     let FfnScratch { chosen, batch, .. } = &mut *call.scratch;
-    let row = |_: usize, neuron: usize, vector: usize| {
+    let row = |_: usize, neuron: Position, vector: usize| {
         let matrix = match vector {
             0 => block.gate.unwrap_or(block.up),
             1 if block.gate.is_some() => block.up,
             _ => block.down,
         };
-        matrix.row(neuron - first)
+        matrix.row(neuron.index() - first)
     };
     for start in (0..tokens).step_by(*batch) {
         let tokens = start..(start + *batch).min(tokens);
@@ -209,7 +210,7 @@ fn dense_piece(
     if let Some(selection) = call.selection {
         for (token, row) in activations.chunks_exact_mut(count).enumerate() {
             for (neuron, a) in neurons.clone().zip(row) {
-                *a = if selection.contains(token, neuron) { *a } else { 0.0 };
+                *a = if selection.contains(token, Position(neuron as u32)) { *a } else { 0.0 };
             }
         }
     }

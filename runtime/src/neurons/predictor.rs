@@ -275,7 +275,7 @@ pub const SCORED_TOGETHER: usize = 8;
 
 /// Which neurons the decoder's rows are of; the others are never predicted.
 struct Placed {
-    /// Ascending.
+    /// Places among the scores, ascending: positions in a bundle, ids of neurons in a file that `train` wrote.
     neurons: Vec<u32>,
     /// Scores of the rows.
     scores: Vec<f32>,

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use flashlm_formats::bundle::{Bundle, FlashLayout};
+use flashlm_formats::ids::Position;
 use flashlm_formats::weight_format::WeightFormat;
 use flashlm_kernels::{Matrix, Row, RowLayout, SCALE_BYTES};
 
@@ -30,9 +31,9 @@ impl Records {
         self.format.scales(self.cols) * SCALE_BYTES
     }
 
-    /// Row `vector` of the neuron at storage position `neuron`, whose group is `group`; `scales` are those of the layer.
-    pub fn row<'a>(&self, group: &'a [u8], scales: &'a [u8], neuron: usize, vector: usize) -> Row<'a> {
-        let (layout, row_bytes) = (&self.layout, self.layout.row_bytes());
+    /// Row `vector` of a neuron, whose group is `group`; `scales` are those of the layer.
+    pub fn row<'a>(&self, group: &'a [u8], scales: &'a [u8], neuron: Position, vector: usize) -> Row<'a> {
+        let (layout, row_bytes, neuron) = (&self.layout, self.layout.row_bytes(), neuron.index());
         let start = neuron % layout.records_per_group() * layout.record_bytes() + vector * row_bytes;
         let values = &group[start..start + row_bytes];
         match scale_group(self.format) {

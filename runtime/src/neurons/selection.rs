@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use flashlm_formats::ids::Position;
+
 use crate::buffers::Buffers;
 
 /// For every token the neurons that are computed; the others are taken for zero.
@@ -34,7 +36,7 @@ impl Selection {
     }
 
     /// Calls `each` with every selected neuron within `neurons` and each of `tokens` that it is selected for: by neuron, then by token.
-    pub fn each(&self, tokens: Range<usize>, neurons: Range<usize>, mut each: impl FnMut(u32, usize)) {
+    pub fn each(&self, tokens: Range<usize>, neurons: Range<usize>, mut each: impl FnMut(Position, usize)) {
         let row = |token: usize| &self.words[token * self.words_per_token..][..self.words_per_token];
         for at in neurons.start / 64..neurons.end.div_ceil(64) {
             let inside = |bit: usize| u64::from(neurons.contains(&(at * 64 + bit))) << bit;
@@ -46,7 +48,7 @@ impl Selection {
                 left &= left - 1;
                 for token in tokens.clone() {
                     if row(token)[at] >> bit & 1 == 1 {
-                        each(at as u32 * 64 + bit, token);
+                        each(Position(at as u32 * 64 + bit), token);
                     }
                 }
             }
@@ -87,7 +89,8 @@ impl Selection {
     }
 
     /// Whether `neuron` is computed for `token`.
-    pub fn contains(&self, token: usize, neuron: usize) -> bool {
+    pub fn contains(&self, token: usize, neuron: Position) -> bool {
+        let neuron = neuron.index();
         self.words[token * self.words_per_token + neuron / 64] >> (neuron % 64) & 1 == 1
     }
 }
@@ -114,7 +117,7 @@ mod tests {
         for range in [0..200, 0..64, 1..63, 63..65, 64..128, 70..70, 199..200, 130..200] {
             for of in [0..3, 1..2, 1..3] {
                 let mut found = Vec::new();
-                selection.each(of.clone(), range.clone(), |neuron, token| found.push((neuron as usize, token)));
+                selection.each(of.clone(), range.clone(), |neuron, token| found.push((neuron.index(), token)));
                 let all = range.clone().flat_map(|n| of.clone().map(move |t| (n, t)));
                 let expected: Vec<_> = all.filter(|(n, t)| chosen(*t, *n)).collect();
                 assert_eq!(found, expected, "{range:?} {of:?}");

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use flashlm_formats::bundle::{Bundle, FlashLayout};
+use flashlm_formats::ids::Position;
 use flashlm_formats::model::Ffn;
 use flashlm_io::{AlignedMemory, DirectFile, Extent, SequentialReader, StreamOptions};
 use flashlm_kernels::ROW_BLOCK;
@@ -174,7 +175,8 @@ impl StreamedFfn {
             let groups = chunk.bytes.len() / self.layout.group_bytes();
             let count = (groups * self.layout.records_per_group()).min(self.ffn.size - neuron);
             if let Some(checks) = &self.checks {
-                checks.contiguous(threads, layer, neuron / self.layout.records_per_group(), chunk.bytes)?;
+                let first = Position(neuron as u32).group(self.layout.records_per_group() as u32);
+                checks.contiguous(threads, layer, first, chunk.bytes)?;
             }
             let params = &self.params[layer];
             let block = NeuronBlock::new(&self.records, chunk.bytes, params.scales(), neuron..neuron + count);

@@ -136,6 +136,7 @@ mod tests {
     use super::*;
     use crate::planner::{PlanLimits, Planner};
     use flashlm_formats::bundle::ReusePoint;
+    use flashlm_formats::ids::GroupId;
 
     #[test]
     fn curves_are_straight_between_their_points() {
@@ -157,16 +158,17 @@ mod tests {
         let mut planner = Planner::new(PlanLimits::for_cost(&cost, group_bytes, u64::MAX), groups);
         for step in [3, 7, 20, 60, 200] {
             let mut state = 1u64;
-            let missing: Vec<u32> = (0..groups)
+            let missing: Vec<GroupId> = (0..groups)
                 .filter(|_| {
                     state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                     (state >> 33).is_multiple_of(step)
                 })
+                .map(GroupId)
                 .collect();
             let mut requests = Vec::new();
             planner.plan(&missing, &mut requests);
             let read: u32 = requests.iter().map(|request| request.groups).sum();
-            let runs = 1 + missing.windows(2).filter(|pair| pair[1] != pair[0] + 1).count();
+            let runs = 1 + missing.windows(2).filter(|pair| pair[1] != pair[0].after(1)).count();
             let said = through_gaps(missing.len() as f64, runs as f64, groups.into(), group_bytes as f64, &cost);
             let near = |said: f64, found: f64| (said / found - 1.0).abs() < 0.2;
             assert!(

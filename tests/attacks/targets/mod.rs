@@ -17,6 +17,7 @@ use flashlm::tensors::SharedBytes;
 use flashlm::text::Tokenizer;
 use flashlm_formats::bundle::{Bundle, LayerPredictor, PredictorDType, PredictorInfo, PredictorKind, Section, verify};
 use flashlm_formats::checkpoint::{Checkpoint, FfnMatrix, PublishedTensor, published_tensors};
+use flashlm_formats::ids::NeuronId;
 use flashlm_formats::model::ModelSpec;
 use flashlm_formats::orders::OrderFile;
 use flashlm_formats::recording::{Recording, RecordingInfo};
@@ -249,7 +250,7 @@ pub fn predictors(bytes: &[u8]) {
     mend::order(&mut order);
     let files: [(&str, &[u8]); 2] = [("predictor-000.safetensors", &sealed), ("layer-000.order.safetensors", &order)];
     in_directory(&files, |dir| {
-        if let Ok((info, blob)) = assemble(dir, &spec, &[(0..9).rev().collect()]) {
+        if let Ok((info, blob)) = assemble(dir, &spec, &[(0..9).rev().map(NeuronId).collect()]) {
             score(blob, &info, &spec);
         }
         _ = OrderFile::read(dir, 0, 9);

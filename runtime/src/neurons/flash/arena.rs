@@ -1,8 +1,10 @@
 //! How much memory the neurons get, and how it is divided over the layers.
 
+use std::ops::Range;
+
 use flashlm_formats::bundle::Bundle;
 
-use crate::cache::{BenefitCurve, divide_slots};
+use crate::cache::{BenefitCurve, SlotId, divide_slots};
 use crate::disk_cost::ReadCost;
 use crate::reuse::benefit_curves;
 
@@ -10,6 +12,23 @@ use crate::reuse::benefit_curves;
 const TRANSIENT_MIN: u32 = 32;
 /// An area has one place for this many groups of a layer: about what one token misses.
 const GROUPS_PER_TRANSIENT: usize = 16;
+
+flashlm_formats::id! {
+    /// A slot of the arena, of whichever layer's cache, or a transient place.
+    pub(super) ArenaSlot
+}
+
+impl ArenaSlot {
+    /// Where the slot of a cache is whose first one this is.
+    pub(super) fn of_cache(self, slot: SlotId) -> Self {
+        self.after(slot.0)
+    }
+
+    /// The slots of the reader that make this one, where `parts` do.
+    pub(super) fn parts(self, parts: u32) -> Range<u32> {
+        self.0 * parts..(self.0 + 1) * parts
+    }
+}
 
 /// How the arena is divided.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,11 +4,12 @@ use std::ops::Range;
 use std::time::Instant;
 
 use flashlm_formats::bundle::FlashLayout;
+use flashlm_formats::ids::{GroupId, Position};
 use flashlm_formats::model::Ffn;
 use flashlm_kernels::{Element, Threads};
 
 use super::FlashFfn;
-use super::store::{NONE, Store, Wanted};
+use super::store::{NO_SLOT, Store, Wanted};
 use super::turn::Turn;
 use crate::buffers::Buffers;
 use crate::error::Result;
@@ -41,7 +42,7 @@ pub(super) struct DecodeScratch {
     /// Those of the arrived ones that are to be checked.
     unchecked: Vec<u32>,
     /// Groups that the next layer, or a token of a prompt, will want.
-    pub(super) ahead: Vec<u32>,
+    pub(super) ahead: Vec<GroupId>,
 }
 
 impl DecodeScratch {
@@ -72,9 +73,9 @@ impl DecodeScratch {
         self.first_neuron.clear();
         self.group_of.clear();
         for (at, neuron) in self.chosen.choice.neurons.iter().enumerate() {
-            let group = neuron / records_per_group;
+            let group = neuron.group(records_per_group);
             if self.wanted.last().is_none_or(|last| last.group != group) {
-                self.wanted.push(Wanted { group, slot: NONE });
+                self.wanted.push(Wanted { group, slot: NO_SLOT });
                 self.first_neuron.push(at as u32);
             }
             self.group_of.push(self.wanted.len() as u32 - 1);
@@ -101,10 +102,10 @@ pub(super) enum AheadPredictor {
 }
 
 /// The groups of the neurons with a score above `margin`, ascending.
-pub(super) fn groups_of(scores: &[f32], margin: f32, records_per_group: u32, groups: &mut Vec<u32>) {
+pub(super) fn groups_of(scores: &[f32], margin: f32, records_per_group: u32, groups: &mut Vec<GroupId>) {
     groups.clear();
     for (neuron, _) in scores.iter().enumerate().filter(|(_, score)| **score > margin) {
-        let group = neuron as u32 / records_per_group;
+        let group = Position(neuron as u32).group(records_per_group);
         if groups.last() != Some(&group) {
             groups.push(group);
         }
@@ -217,7 +218,7 @@ impl FlashFfn {
         let mut first = 0;
         loop {
             let rest = &few.scratch.wanted[first..];
-            let end = first + rest.iter().position(|w| w.slot == NONE).unwrap_or(rest.len());
+            let end = first + rest.iter().position(|w| w.slot == NO_SLOT).unwrap_or(rest.len());
             few.activations(first..end)?;
             touched += few.add_down(first..end, output);
             if end == few.scratch.wanted.len() {
@@ -286,7 +287,7 @@ impl FewTokens<'_> {
         let store = self.store.arrived();
         let checked = checks.each(self.threads, self.layer, unchecked.len(), &|i| {
             let entry = wanted[unchecked[i] as usize];
-            (entry.group as usize, store.bytes(entry).expect("it has arrived"))
+            (entry.group, store.bytes(entry).expect("it has arrived"))
         });
         if checked.is_err() {
             // What the disk gives next time may be whole.
@@ -306,7 +307,7 @@ impl FewTokens<'_> {
             ready.extend(choice.entries_of(first_neuron[g as usize] as usize..first_neuron[g as usize + 1] as usize));
         }
         let (records, scales, store) = (self.records, self.params.scales(), self.store.arrived());
-        let row = |place: usize, neuron: usize, vector: usize| {
+        let row = |place: usize, neuron: Position, vector: usize| {
             let group = store.bytes(wanted[group_of[place] as usize]).expect("it has arrived");
             records.row(group, scales, neuron, vector)
         };
@@ -322,7 +323,7 @@ impl FewTokens<'_> {
         let entries = chosen.choice.entries_of(places);
         let count = entries.len() as u64;
         let (records, scales, store) = (self.records, self.params.scales(), self.store.arrived());
-        let row = |place: usize, neuron: usize, vector: usize| {
+        let row = |place: usize, neuron: Position, vector: usize| {
             let group = store.bytes(wanted[group_of[place] as usize]).expect("it was computed");
             records.row(group, scales, neuron, vector)
         };

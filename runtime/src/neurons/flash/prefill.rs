@@ -1,5 +1,6 @@
 //! Many tokens through one layer: every group once, in order, with matrix products.
 
+use flashlm_formats::ids::GroupId;
 use flashlm_kernels::ROW_BLOCK;
 
 use super::FlashFfn;
@@ -38,12 +39,16 @@ impl FlashFfn {
         };
         let chunks = groups.div_ceil(chunk);
         let ring = (ring_slots / chunk).max(1);
-        let place = |at: u32| ring_first + at % ring * chunk;
-        let range = |at: u32| at * chunk..((at + 1) * chunk).min(groups);
+        // Of a chunk its first slot, its first group and how many there are.
+        let piece = |at: u32| {
+            let first = at * chunk;
+            (ring_first.after(at % ring * chunk), GroupId(first), chunk.min(groups - first))
+        };
 
         let mut issued = 0;
         while issued < chunks.min(ring) {
-            self.store.read_into_ring(layer, range(issued), place(issued))?;
+            let (slot, first, count) = piece(issued);
+            self.store.read_into_ring(layer, first, count, slot)?;
             issued += 1;
         }
         // The disk works while the neurons are chosen.
@@ -52,23 +57,24 @@ impl FlashFfn {
         let (threads, params) = (call.threads, &self.params[layer]);
         let mut call = FfnCall { selection, ..call };
         for at in 0..chunks {
-            let (slot, groups) = (place(at), range(at));
-            while self.store.ring_bytes(slot, groups.len() as u32).is_none() {
+            let (slot, first, count) = piece(at);
+            while self.store.ring_bytes(slot, count).is_none() {
                 self.store.wait(1)?;
             }
-            let bytes = self.store.ring_bytes(slot, groups.len() as u32).expect("just seen");
+            let bytes = self.store.ring_bytes(slot, count).expect("just seen");
             if let Some(checks) = &self.checks {
-                checks.contiguous(threads, layer, groups.start as usize, bytes)?;
+                checks.contiguous(threads, layer, first, bytes)?;
             }
-            let first = groups.start as usize * records;
-            let count = (groups.len() * records).min(self.ffn.size - first);
-            let block = NeuronBlock::new(&self.records, bytes, params.scales(), first..first + count);
+            let start = first.index() * records;
+            let end = (start + count as usize * records).min(self.ffn.size);
+            let block = NeuronBlock::new(&self.records, bytes, params.scales(), start..end);
             dense(&self.ffn, &mut call, params, block)?;
-            for (i, group) in groups.enumerate() {
-                self.store.keep(layer, group, slot + i as u32);
+            for i in 0..count {
+                self.store.keep(layer, first.after(i), slot.after(i));
             }
             if issued < chunks {
-                self.store.read_into_ring(layer, range(issued), place(issued))?;
+                let (slot, first, count) = piece(issued);
+                self.store.read_into_ring(layer, first, count, slot)?;
                 issued += 1;
             }
         }

@@ -7,32 +7,33 @@
 use std::sync::Arc;
 
 use flashlm_formats::bundle::{Bundle, FlashLayout};
+use flashlm_formats::ids::GroupId;
 use flashlm_io::{Completion, DirectFile, Engines, ReadBatch, ReadEngine, SlotState, Slots};
 
 use super::FlashOptions;
-use super::arena::ArenaPlan;
+use super::arena::{ArenaPlan, ArenaSlot};
 use crate::cache::{LayerCache, Placement, PolicyKind, Prefetch};
 use crate::error::Result;
 use crate::neurons::place::LayerPlaces;
 use crate::planner::{PlanLimits, Planner, ReadPlan, ReadRequest};
 
-/// No slot, no group.
-pub(super) const NONE: u32 = u32::MAX;
+pub(super) const NO_SLOT: ArenaSlot = ArenaSlot(u32::MAX);
+const NO_GROUP: GroupId = GroupId(u32::MAX);
 /// The largest request: beyond it a disk gives no more bandwidth, and its bytes come late.
 const REQUEST_BYTES_MAX: u64 = 512 << 10;
 
 /// A group that is wanted, and the slot its bytes are in or will be in.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted {
-    pub(super) group: u32,
-    /// `NONE` while there is no place for it.
-    pub(super) slot: u32,
+    pub(super) group: GroupId,
+    /// `NO_SLOT` while there is no place for it.
+    pub(super) slot: ArenaSlot,
 }
 
 struct Layer {
     offset: u64,
     cache: LayerCache,
-    first_slot: u32,
+    first_slot: ArenaSlot,
     ahead: AheadRecord,
 }
 
@@ -62,11 +63,11 @@ const BYTES_OF_GROUP: u64 = 128;
 
 /// Transient places of the layers of one parity.
 struct Area {
-    free: Vec<u32>,
+    free: Vec<ArenaSlot>,
     /// Places handed out, which may be in flight.
-    taken: Vec<u32>,
-    /// Slot of the i-th transient group of the layer, or `NONE`.
-    slot_of: Vec<u32>,
+    taken: Vec<ArenaSlot>,
+    /// Slot of the i-th transient group of the layer, or `NO_SLOT`.
+    slot_of: Vec<ArenaSlot>,
 }
 
 /// What the store did.
@@ -85,19 +86,19 @@ pub(super) struct Store {
     layers: Vec<Layer>,
     areas: [Area; 2],
     /// For each slot the group whose bytes it holds or awaits.
-    content: Vec<u32>,
+    content: Vec<GroupId>,
     /// Slots whose bytes have not been verified against their checksum.
     unchecked: Vec<bool>,
     planner: Planner,
     group_bytes: u32,
     /// What is to be read next, ascending.
     reads: Vec<Wanted>,
-    missing: Vec<u32>,
+    missing: Vec<GroupId>,
     requests: Vec<ReadRequest>,
     batch: ReadBatch,
     done: Vec<Completion>,
-    ring_first: u32,
-    /// Slots of the engine that make one of ours.
+    ring_first: ArenaSlot,
+    /// How many slots of the engine make one of ours.
     parts: u32,
     /// Requests of this many groups.
     sizes: Vec<u64>,
@@ -105,27 +106,28 @@ pub(super) struct Store {
 }
 
 /// Bytes of one of our slots, once all have arrived.
-fn slot_bytes(slots: &Slots, parts: u32, slot: u32) -> Option<&[u8]> {
-    if parts == 1 { slots.slot(slot) } else { slots.contiguous(slot * parts, parts as usize) }
+fn slot_bytes(slots: &Slots, parts: u32, slot: ArenaSlot) -> Option<&[u8]> {
+    let first = slot.parts(parts).start;
+    if parts == 1 { slots.slot(first) } else { slots.contiguous(first, parts as usize) }
 }
 
 /// Whether a read is under way to one of our slots.
-fn in_flight(slots: &Slots, parts: u32, slot: u32) -> bool {
-    (slot * parts..(slot + 1) * parts).any(|part| slots.state(part) == Some(SlotState::InFlight))
+fn in_flight(slots: &Slots, parts: u32, slot: ArenaSlot) -> bool {
+    slot.parts(parts).any(|part| slots.state(part) == Some(SlotState::InFlight))
 }
 
 /// The groups that are in memory, for all threads to see.
 #[derive(Clone, Copy)]
 pub(super) struct Arrived<'a> {
     slots: &'a Slots,
-    content: &'a [u32],
+    content: &'a [GroupId],
     parts: u32,
 }
 
 impl<'a> Arrived<'a> {
     /// Bytes of a group, once they have arrived.
     pub(super) fn bytes(self, wanted: Wanted) -> Option<&'a [u8]> {
-        let there = wanted.slot != NONE && self.content[wanted.slot as usize] == wanted.group;
+        let there = wanted.slot != NO_SLOT && self.content[wanted.slot.index()] == wanted.group;
         if there { slot_bytes(self.slots, self.parts, wanted.slot) } else { None }
     }
 }
@@ -137,28 +139,28 @@ impl Store {
         let parts = if options.reads == ReadPlan::Halves { 2 } else { 1 };
         let slots = Slots::new(plan.total() * parts, group_bytes / parts, file.alignment())?;
         let engine = options.engines.open(file, slots, Engines::DEPTH)?;
-        let mut first_slot = 0;
+        let mut first_slot = ArenaSlot(0);
         let layers = plan.slots.iter().enumerate().map(|(layer, &slots)| {
             let first = first_slot;
-            first_slot += slots;
+            first_slot = first.after(slots);
             // Half of the places stay for what is known to be wanted, so that there is always room to go on.
             let cache = LayerCache::new(groups as u32, slots, options.policies[layer]);
             let cache = cache.with_prefetch_transients(plan.transient / 2);
             Layer { offset: bundle.layer(layer).offset, cache, first_slot: first, ahead: AheadRecord::default() }
         });
         let layers: Vec<Layer> = layers.collect();
-        let area = |first: u32| Area {
-            free: (first..first + plan.transient).rev().collect(),
+        let area = |first: ArenaSlot| Area {
+            free: (0..plan.transient).rev().map(|place| first.after(place)).collect(),
             taken: Vec::with_capacity(plan.transient as usize),
-            slot_of: vec![NONE; groups],
+            slot_of: vec![NO_SLOT; groups],
         };
         let limits = match &options.reads {
             ReadPlan::Cost(cost) => PlanLimits::for_cost(cost, group_bytes as u64, REQUEST_BYTES_MAX),
             ReadPlan::Groups | ReadPlan::Halves => PlanLimits::alone(group_bytes as u64),
         };
         Ok(Self {
-            areas: [area(first_slot), area(first_slot + plan.transient)],
-            content: vec![NONE; plan.total()],
+            areas: [area(first_slot), area(first_slot.after(plan.transient))],
+            content: vec![NO_GROUP; plan.total()],
             unchecked: vec![false; plan.total()],
             planner: Planner::new(limits, groups as u32),
             group_bytes: group_bytes as u32,
@@ -232,14 +234,14 @@ impl Store {
     }
 
     /// Starts reading those of `groups` (ascending) that will probably be wanted by `layer`, as far as there is room.
-    pub(super) fn read_ahead(&mut self, layer: usize, groups: &[u32]) -> Result<()> {
+    pub(super) fn read_ahead(&mut self, layer: usize, groups: &[GroupId]) -> Result<()> {
         self.reads.clear();
         let Layer { cache, first_slot, ahead, .. } = &mut self.layers[layer];
         let area = &mut self.areas[layer % 2];
         for &group in groups {
             match cache.prefetch(group) {
                 Prefetch::Read(Placement::Kept(slot)) => {
-                    let slot = *first_slot + slot;
+                    let slot = first_slot.of_cache(slot);
                     self.reads.push(Wanted { group, slot });
                 }
                 Prefetch::Read(Placement::Transient(index)) => match area.free.pop() {
@@ -250,7 +252,7 @@ impl Store {
                     }
                     // Places of an earlier token are still being read to: the lookup misses, and the group is read then.
                     None => {
-                        area.slot_of[index as usize] = NONE;
+                        area.slot_of[index as usize] = NO_SLOT;
                         cache.forget(group);
                     }
                 },
@@ -268,9 +270,9 @@ impl Store {
         let before = cache.counters();
         for entry in wanted.iter_mut() {
             entry.slot = match cache.lookup(entry.group) {
-                Some(Placement::Kept(slot)) => *first_slot + slot,
+                Some(Placement::Kept(slot)) => first_slot.of_cache(slot),
                 Some(Placement::Transient(index)) => area.slot_of[index as usize],
-                None => NONE,
+                None => NO_SLOT,
             };
         }
         let (issued, counters) = (std::mem::take(&mut ahead.groups), cache.counters());
@@ -281,17 +283,17 @@ impl Store {
         ahead.margin = (ahead.margin + step).clamp(-MARGIN_MAX, MARGIN_MAX);
         self.reads.clear();
         for entry in wanted.iter_mut() {
-            if entry.slot == NONE {
+            if entry.slot == NO_SLOT {
                 match cache.admit(entry.group) {
-                    Placement::Kept(slot) => entry.slot = *first_slot + slot,
+                    Placement::Kept(slot) => entry.slot = first_slot.of_cache(slot),
                     Placement::Transient(index) => {
-                        area.slot_of[index as usize] = NONE;
+                        area.slot_of[index as usize] = NO_SLOT;
                         let Some(slot) = area.free.pop() else { continue };
                         area.taken.push(slot);
                         entry.slot = slot;
                     }
                 }
-            } else if self.content[entry.slot as usize] == entry.group {
+            } else if self.content[entry.slot.index()] == entry.group {
                 continue;
             }
             // Also what an interrupted prefill promised and never brought.
@@ -305,7 +307,7 @@ impl Store {
         self.reclaim_unwanted(layer % 2, wanted);
         let area = &mut self.areas[layer % 2];
         self.reads.clear();
-        for entry in wanted.iter_mut().filter(|w| w.slot == NONE) {
+        for entry in wanted.iter_mut().filter(|w| w.slot == NO_SLOT) {
             let Some(slot) = area.free.pop() else { break };
             area.taken.push(slot);
             entry.slot = slot;
@@ -319,7 +321,7 @@ impl Store {
         let (area, slots, content, parts) = (&mut self.areas[parity], self.engine.slots(), &self.content, self.parts);
         let free = &mut area.free;
         area.taken.retain(|&slot| {
-            let group = content[slot as usize];
+            let group = content[slot.index()];
             let wanted_still = wanted.binary_search_by_key(&group, |w| w.group).is_ok_and(|at| wanted[at].slot == slot);
             let keep = wanted_still || in_flight(slots, parts, slot);
             if !keep {
@@ -347,21 +349,21 @@ impl Store {
         let bytes = self.group_bytes;
         let mut next = 0;
         for request in &self.requests {
-            let offset = self.layers[layer].offset + request.first as u64 * bytes as u64;
+            let offset = self.layers[layer].offset + u64::from(request.first.0) * u64::from(bytes);
             self.batch.begin(layer as u64, offset);
             self.sizes[request.groups as usize] += 1;
             let mut at = request.first;
             while let Some(read) = self.reads.get(next).filter(|read| read.group < request.range().end) {
-                self.batch.gap((read.group - at) * bytes);
-                for part in 0..self.parts {
+                self.batch.gap((read.group.0 - at.0) * bytes);
+                for (part, slot) in (0..).zip(read.slot.parts(self.parts)) {
                     if part > 0 {
                         self.batch.begin(layer as u64, offset + u64::from(part * (bytes / self.parts)));
                     }
-                    self.batch.slot(read.slot * self.parts + part, bytes / self.parts);
+                    self.batch.slot(slot, bytes / self.parts);
                 }
-                self.content[read.slot as usize] = read.group;
-                self.unchecked[read.slot as usize] = true;
-                (at, next) = (read.group + 1, next + 1);
+                self.content[read.slot.index()] = read.group;
+                self.unchecked[read.slot.index()] = true;
+                (at, next) = (read.group.after(1), next + 1);
             }
         }
         self.engine.submit(&self.batch)?;
@@ -385,9 +387,9 @@ impl Store {
     /// After an error nothing in memory is trusted: every group will be read again.
     pub(super) fn forget_all(&mut self) {
         for layer in &mut self.layers {
-            (0..layer.cache.groups()).for_each(|group| layer.cache.forget(group));
+            (0..layer.cache.groups()).map(GroupId).for_each(|group| layer.cache.forget(group));
         }
-        self.content.fill(NONE);
+        self.content.fill(NO_GROUP);
     }
 
     /// Waits for all reads, wanted or not.
@@ -404,16 +406,16 @@ impl Store {
     }
 
     /// Whether the bytes in a slot still have to be verified against their checksum.
-    pub(super) fn is_unchecked(&self, slot: u32) -> bool {
-        self.unchecked[slot as usize]
+    pub(super) fn is_unchecked(&self, slot: ArenaSlot) -> bool {
+        self.unchecked[slot.index()]
     }
 
-    pub(super) fn set_checked(&mut self, slot: u32) {
-        self.unchecked[slot as usize] = false;
+    pub(super) fn set_checked(&mut self, slot: ArenaSlot) {
+        self.unchecked[slot.index()] = false;
     }
 
     /// Takes all transient places for a ring of neighbouring slots: the first, and how many. Nothing may be in flight.
-    pub(super) fn borrow_ring(&mut self) -> (u32, u32) {
+    pub(super) fn borrow_ring(&mut self) -> (ArenaSlot, u32) {
         self.reclaim(0);
         self.reclaim(1);
         let places = self.areas.iter().map(|area| area.free.len()).sum::<usize>();
@@ -426,31 +428,31 @@ impl Store {
         slots.arena_bytes() == slots.count() * slots.slot_bytes()
     }
 
-    /// Starts reading neighbouring groups of `layer` into neighbouring slots of the ring.
-    pub(super) fn read_into_ring(&mut self, layer: usize, groups: std::ops::Range<u32>, slot: u32) -> Result<()> {
+    /// Starts reading `count` neighbouring groups of `layer`, from `group` on, into neighbouring slots of the ring.
+    pub(super) fn read_into_ring(&mut self, layer: usize, group: GroupId, count: u32, slot: ArenaSlot) -> Result<()> {
         let bytes = self.group_bytes;
         self.batch.clear();
-        self.batch.begin(layer as u64, self.layers[layer].offset + groups.start as u64 * bytes as u64);
-        for (at, group) in groups.enumerate() {
-            let slot = slot + at as u32;
-            self.content[slot as usize] = group;
-            (0..self.parts).for_each(|part| self.batch.slot(slot * self.parts + part, bytes / self.parts));
+        self.batch.begin(layer as u64, self.layers[layer].offset + u64::from(group.0) * u64::from(bytes));
+        for at in 0..count {
+            let slot = slot.after(at);
+            self.content[slot.index()] = group.after(at);
+            slot.parts(self.parts).for_each(|part| self.batch.slot(part, bytes / self.parts));
         }
         self.engine.submit(&self.batch)?;
         Ok(())
     }
 
     /// The bytes of neighbouring slots of the ring, once all have arrived.
-    pub(super) fn ring_bytes(&self, slot: u32, count: u32) -> Option<&[u8]> {
+    pub(super) fn ring_bytes(&self, slot: ArenaSlot, count: u32) -> Option<&[u8]> {
         let slots = self.engine.slots();
         match count {
             1 => slot_bytes(slots, self.parts, slot),
-            _ => slots.contiguous(slot * self.parts, (count * self.parts) as usize),
+            _ => slots.contiguous(slot.parts(self.parts).start, (count * self.parts) as usize),
         }
     }
 
     /// Makes the cache of `layer` as it would be had a token wanted these groups, without their bytes.
-    pub(super) fn warm(&mut self, layer: usize, groups: &[u32]) {
+    pub(super) fn warm(&mut self, layer: usize, groups: &[GroupId]) {
         let cache = &mut self.layers[layer].cache;
         cache.begin();
         self.missing.clear();
@@ -465,17 +467,17 @@ impl Store {
     }
 
     /// Copies a checked group from the ring to the cache slot that waits for it, if one does.
-    pub(super) fn keep(&mut self, layer: usize, group: u32, ring_slot: u32) {
+    pub(super) fn keep(&mut self, layer: usize, group: GroupId, ring_slot: ArenaSlot) {
         let Layer { cache, first_slot, .. } = &self.layers[layer];
         let Some(Placement::Kept(slot)) = cache.peek(group) else { return };
-        let slot = first_slot + slot;
+        let slot = first_slot.of_cache(slot);
         let parts = self.parts;
-        if self.content[slot as usize] != group || slot_bytes(self.engine.slots(), parts, slot).is_none() {
-            self.content[slot as usize] = NONE;
+        if self.content[slot.index()] != group || slot_bytes(self.engine.slots(), parts, slot).is_none() {
+            self.content[slot.index()] = NO_GROUP;
             let slots = self.engine.slots_mut();
-            if (0..parts).all(|part| slots.copy(ring_slot * parts + part, slot * parts + part)) {
-                self.content[slot as usize] = group;
-                self.unchecked[slot as usize] = false;
+            if ring_slot.parts(parts).zip(slot.parts(parts)).all(|(from, to)| slots.copy(from, to)) {
+                self.content[slot.index()] = group;
+                self.unchecked[slot.index()] = false;
             }
         }
     }
