@@ -122,16 +122,19 @@ impl<W: Weight> Op for Of<Dots<'_>, W> {
         let of = |row: usize| {
             &selected.tokens[selected.starts[first + row] as usize..selected.starts[first + row + 1] as usize]
         };
+        let selects = |row: usize| of(row).iter().all(|token| usize::from(*token) < tokens);
+        assert!((0..w.rows()).all(selects), "tokens of the vectors");
         for (block, packed) in packed.chunks_exact((tokens * (BLOCK_FLOATS + 1)).max(1)).enumerate() {
             let (scales, numbers) = packed.split_at(tokens);
             let at = block * INPUT_BLOCK;
             let len = INPUT_BLOCK.min(whole - at);
-            let mut sums = sums.as_chunks_mut::<LANES_MAX>().0.iter_mut();
+            let mut sums = sums.as_mut_ptr();
             for row in 0..w.rows() {
-                let of_row = of(row);
+                let mut of_row = of(row);
                 if of_row.is_empty() {
                     continue;
                 }
+                // What is behind the end of a shorter block stays zero, and so does what it is multiplied with.
                 let mut weights = [0; INPUT_BLOCK];
                 let mut groups = [0.0; INPUT_BLOCK / PIECE_MIN];
                 let places = w.row(row).places();
@@ -142,19 +145,39 @@ impl<W: Weight> Op for Of<Dots<'_>, W> {
                         *scale = W::scale_of(places, at + g * group);
                     }
                 }
-                for &token in of_row {
-                    let (sum, token) = (sums.next().expect("one for each pair"), usize::from(token));
-                    let numbers = &numbers[token * BLOCK_FLOATS..][..BLOCK_FLOATS];
-                    let numbers = numbers.as_ptr().cast::<i16>();
-                    // SAFETY: `len` weights and numbers are there, a multiple of `PIECE_MIN` and so of the pairs of a vector.
-                    unsafe {
-                        let dots = match group {
-                            32 => block_dots::<S, 32>(s, &weights, &groups, numbers, len),
-                            64 => block_dots::<S, 64>(s, &weights, &groups, numbers, len),
-                            _ => block_dots::<S, INPUT_BLOCK>(s, &weights, &groups, numbers, len),
-                        };
-                        let sum = sum.as_mut_ptr();
-                        s.store(sum, s.fma(dots, s.splat(scales[token]), s.load(sum)));
+                macro_rules! tokens_of {
+                    ($T:literal, $GROUP:expr) => {
+                        while of_row.len() >= $T {
+                            let token: [usize; $T] = std::array::from_fn(|t| usize::from(of_row[t]));
+                            // SAFETY: tokens were asserted to be among those that are packed, and sums to be there for each pair.
+                            unsafe {
+                                let numbers = token.map(|token| numbers.as_ptr().add(token * BLOCK_FLOATS).cast());
+                                let dots = block_dots::<S, { $GROUP }, $T>(s, &weights, &groups, numbers);
+                                for t in 0..$T {
+                                    let scale = s.splat(*scales.as_ptr().add(token[t]));
+                                    s.store(sums, s.fma(dots[t], scale, s.load(sums)));
+                                    sums = sums.add(LANES_MAX);
+                                }
+                            }
+                            of_row = &of_row[$T..];
+                        }
+                    };
+                }
+                macro_rules! groups_of {
+                    ($GROUP:expr) => {
+                        tokens_of!(2, $GROUP);
+                        tokens_of!(1, $GROUP);
+                    };
+                }
+                match group {
+                    32 => {
+                        groups_of!(32);
+                    }
+                    64 => {
+                        groups_of!(64);
+                    }
+                    _ => {
+                        groups_of!(INPUT_BLOCK);
                     }
                 }
             }
@@ -164,9 +187,10 @@ impl<W: Weight> Op for Of<Dots<'_>, W> {
             for &token in of(row) {
                 let (sum, y) = pairs.next().expect("one for each pair");
                 // SAFETY: a sum has LANES_MAX values.
-                let sum = unsafe { s.sum(s.load(sum.as_ptr())) };
-                let floats = &inputs.token(usize::from(token)).floats[whole..];
-                *y = sum + rest::<S, W>(s, w, row, whole, floats);
+                *y = unsafe { s.sum(s.load(sum.as_ptr())) };
+                if whole < w.cols() {
+                    *y += rest::<S, W>(s, w, row, whole, &inputs.token(usize::from(token)).floats[whole..]);
+                }
             }
         }
     }
@@ -175,37 +199,39 @@ impl<W: Weight> Op for Of<Dots<'_>, W> {
 /// The dot product of the elements of `row` after its last block with as many floats, fewer than [`PIECE_MIN`].
 #[inline(always)]
 fn rest<S: Simd, W: Weight>(s: S, w: Matrix<'_>, row: usize, at: usize, floats: &[f32]) -> f32 {
-    if floats.is_empty() {
-        return 0.0;
-    }
     let mut weights = [0.0; PIECE_MIN];
     // SAFETY: the row has as many elements behind `at`.
     unsafe { crate::convert::widen::<S, W>(s, w.row(row).places(), at, weights.as_mut_ptr(), floats.len()) };
     weights.iter().zip(floats).fold(0.0, |sum, (weight, float)| sum + weight * float)
 }
 
-/// A block's products with one token, in lanes: groups of `GROUP` weights in order, each times its scale.
+/// A block's products with `T` tokens, in lanes: groups of `GROUP` weights in order, each times its scale.
 ///
 /// # Safety
-/// `len` numbers must be readable, a multiple of [`PIECE_MIN`].
+/// A block of numbers must be readable of each token.
 #[inline(always)]
-unsafe fn block_dots<S: Simd, const GROUP: usize>(
+unsafe fn block_dots<S: Simd, const GROUP: usize, const T: usize>(
     s: S,
     weights: &[i16; INPUT_BLOCK],
     scales: &[f32; INPUT_BLOCK / PIECE_MIN],
-    numbers: *const i16,
-    len: usize,
-) -> S::V {
-    let mut parts = s.splat(0.0);
-    for (g, start) in (0..len).step_by(GROUP).enumerate() {
-        let mut sums = s.no_sums();
-        for at in (start..len.min(start + GROUP)).step_by(2 * S::LANES) {
-            // SAFETY: `at + 2 * LANES` weights and numbers are there.
+    numbers: [*const i16; T],
+) -> [S::V; T] {
+    let mut parts = [s.splat(0.0); T];
+    for g in 0..INPUT_BLOCK / GROUP {
+        let mut sums = [s.no_sums(); T];
+        for at in (g * GROUP..(g + 1) * GROUP).step_by(2 * S::LANES) {
+            // SAFETY: `at + 2 * LANES` is at most a block.
             unsafe {
-                sums = s.add_pairs(sums, s.load_pairs(weights.as_ptr().add(at)), s.load_pairs(numbers.add(at)));
+                let weights = s.load_pairs(weights.as_ptr().add(at));
+                for t in 0..T {
+                    sums[t] = s.add_pairs(sums[t], weights, s.load_pairs(numbers[t].add(at)));
+                }
             }
         }
-        parts = s.fma(s.floats(sums), s.splat(scales[g]), parts);
+        let scale = s.splat(scales[g]);
+        for t in 0..T {
+            parts[t] = s.fma(s.floats(sums[t]), scale, parts[t]);
+        }
     }
     parts
 }

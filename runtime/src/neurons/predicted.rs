@@ -3,12 +3,10 @@
 //! Neurons that the predictor does not choose are taken for zero: to the bit what a run from flash computes, whether all neurons are
 //! in memory, are read for every token, or come from a checkpoint whose bundle is measured.
 
-use flashlm_kernels::Threads;
-
 use super::counters::ReadCounters;
 use super::predictor::{Predictor, SCORED_TOGETHER};
 use super::selection::Selection;
-use super::source::{FfnCall, FfnSource, Inputs};
+use super::source::{FfnCall, FfnSource};
 use crate::buffers::Buffers;
 use crate::error::Result;
 
@@ -31,22 +29,19 @@ impl<S: FfnSource> PredictedFfn<S> {
         Self { source, predictors, selection: Selection::default(), neurons, scores }
     }
 
-    fn select(&mut self, threads: &Threads, layer: usize, inputs: Inputs<'_>) {
-        let (hidden, neurons) = (inputs.hidden(), self.neurons);
-        self.selection.reset(inputs.tokens, neurons);
-        let batch = self.scores.len() / neurons;
-        for first in (0..inputs.tokens).step_by(batch) {
-            let count = batch.min(inputs.tokens - first);
-            match &mut self.predictors {
-                Some(predictors) => {
-                    let values = &inputs.values[first * hidden..(first + count) * hidden];
-                    predictors[layer].scores_of_each(threads, values, count, &mut self.scores);
-                }
-                None => self.scores.fill(1.0),
+    fn select(&mut self, layer: usize, call: &mut FfnCall<'_, '_>) {
+        let Self { predictors, selection, neurons, scores, .. } = self;
+        let tokens = call.inputs.tokens;
+        selection.reset(tokens, *neurons);
+        match predictors {
+            Some(predictors) => {
+                let room = (&mut scores[..], call.scratch.matmul());
+                let predictor = &mut predictors[layer];
+                predictor.score_each(call.threads, call.inputs, room, &mut |token, scores| {
+                    selection.select_positive(token, scores);
+                });
             }
-            for (at, scores) in self.scores.chunks_exact(neurons).take(count).enumerate() {
-                self.selection.select_positive(first + at, scores);
-            }
+            None => (0..tokens).for_each(|token| selection.select_all(token, *neurons)),
         }
     }
 }
@@ -62,8 +57,8 @@ fn scores(buffers: &mut Buffers, neurons: usize, batch: usize) -> Vec<f32> {
 }
 
 impl<S: FfnSource> FfnSource for PredictedFfn<S> {
-    fn run(&mut self, call: FfnCall<'_, '_>) -> Result<()> {
-        self.select(call.threads, call.layer, call.inputs);
+    fn run(&mut self, mut call: FfnCall<'_, '_>) -> Result<()> {
+        self.select(call.layer, &mut call);
         self.source.run(FfnCall { selection: Some(&self.selection), ..call })
     }
 

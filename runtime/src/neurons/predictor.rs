@@ -9,10 +9,13 @@ use std::ops::Range;
 
 use flashlm_formats::bundle::{LayerPredictor, PREDICTOR_ROWS, PredictorDType, PredictorInfo, PredictorKind};
 use flashlm_formats::model::ModelSpec;
-use flashlm_kernels::{Element, Matrix, ScaleGroup, Threads, matvec, matvec_each};
+use flashlm_kernels::{
+    Element, MATMUL_TOKENS_MIN, MatmulScratch, Matrix, ScaleGroup, Threads, matmul, matvec, matvec_each,
+};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
+use super::source::{Arithmetic, Inputs};
 use crate::error::{Result, RuntimeError};
 use crate::tensors::SharedBytes;
 
@@ -84,7 +87,7 @@ impl BlobMatrix {
     }
 
     /// `[tokens, cols]` to `[tokens, rows]`.
-    fn apply(&self, threads: &Threads, x: &[f32], tokens: usize, y: &mut [f32]) {
+    fn apply(&self, threads: &Threads, x: &[f32], tokens: usize, y: &mut [f32], piece: Option<&mut MatmulScratch>) {
         let blob = (*self.blob).as_ref();
         let matrix = Matrix::new(self.element, &blob[self.range.clone()], self.rows, self.cols);
         let mut matrix = matrix.expect("checked when it was loaded");
@@ -92,9 +95,10 @@ impl BlobMatrix {
             let scaled = matrix.with_scales(&blob[range.clone()], GROUP.scale_bytes(self.cols), GROUP);
             matrix = scaled.expect("checked when it was loaded");
         }
-        match tokens {
-            1 => matvec(threads, matrix, x, y),
-            _ => matvec_each(threads, matrix, x, tokens, y, &mut || {}),
+        match (tokens, piece) {
+            (_, Some(scratch)) => matmul(threads, matrix, x, tokens, y, self.rows, scratch),
+            (1, None) => matvec(threads, matrix, x, y),
+            (_, None) => matvec_each(threads, matrix, x, tokens, y, &mut || {}),
         }
         if let Scales::Rows(scales) = &self.scales {
             for y in y.chunks_exact_mut(self.rows) {
@@ -271,7 +275,9 @@ struct Maps {
 }
 
 /// Tokens of a prompt whose scores are computed together, at least.
-pub const SCORED_TOGETHER: usize = 8;
+pub const SCORED_TOGETHER: usize = 32;
+const _: () =
+    assert!(SCORED_TOGETHER / 2 >= MATMUL_TOKENS_MIN, "so many that equal parts of a piece are not too short");
 
 /// Which neurons the decoder's rows are of; the others are never predicted.
 struct Placed {
@@ -290,13 +296,46 @@ impl Predictor {
     /// Scores `[tokens, neurons]` for the FFN inputs of a few tokens, `[tokens, hidden]`: of each what it has alone. `scores` may be
     /// longer.
     pub fn scores_of_each(&mut self, threads: &Threads, inputs: &[f32], tokens: usize, scores: &mut [f32]) {
+        self.scores_of(threads, inputs, tokens, scores, None);
+    }
+
+    /// Calls `each` with every token of `inputs` and the scores of all neurons for it: a piece of a prompt meets the matrices in
+    /// products of many tokens, other tokens as if each were alone. `scores` is room for the scores of [`SCORED_TOGETHER`] tokens at
+    /// least.
+    pub fn score_each(
+        &mut self,
+        threads: &Threads,
+        inputs: Inputs<'_>,
+        (scores, scratch): (&mut [f32], &mut MatmulScratch),
+        each: &mut dyn FnMut(usize, &[f32]),
+    ) {
+        let (neurons, hidden, tokens) = (self.neurons, inputs.hidden(), inputs.tokens);
+        let mut piece = (inputs.arithmetic == Arithmetic::Piece).then_some(scratch);
+        // In equal parts: of a piece each has enough tokens for the products of many.
+        let parts = tokens.div_ceil(scores.len() / neurons);
+        for part in 0..parts {
+            let of_part = part * tokens / parts..(part + 1) * tokens / parts;
+            let values = &inputs.values[of_part.start * hidden..of_part.end * hidden];
+            self.scores_of(threads, values, of_part.len(), scores, piece.as_deref_mut());
+            of_part.zip(scores.chunks_exact(neurons)).for_each(|(token, scores)| each(token, scores));
+        }
+    }
+
+    fn scores_of(
+        &mut self,
+        threads: &Threads,
+        inputs: &[f32],
+        tokens: usize,
+        scores: &mut [f32],
+        piece: Option<&mut MatmulScratch>,
+    ) {
         let scores = &mut scores[..tokens * self.neurons];
-        let Some(placed) = &mut self.placed else { return self.maps.scores(threads, inputs, tokens, scores) };
+        let Some(placed) = &mut self.placed else { return self.maps.scores(threads, inputs, tokens, scores, piece) };
         let rows = placed.neurons.len();
         // Grows with the first step of this many tokens.
         placed.scores.resize(placed.scores.len().max(tokens * rows), 0.0);
         let of_rows = &mut placed.scores[..tokens * rows];
-        self.maps.scores(threads, inputs, tokens, of_rows);
+        self.maps.scores(threads, inputs, tokens, of_rows, piece);
         scores.fill(f32::NEG_INFINITY);
         for (scores, of_rows) in scores.chunks_exact_mut(self.neurons).zip(of_rows.chunks_exact(rows)) {
             placed.neurons.iter().zip(of_rows).for_each(|(&neuron, score)| scores[neuron as usize] = *score);
@@ -323,18 +362,25 @@ impl Predictor {
 
 impl Maps {
     /// Scores `[tokens, rows]`.
-    fn scores(&mut self, threads: &Threads, inputs: &[f32], tokens: usize, scores: &mut [f32]) {
+    fn scores(
+        &mut self,
+        threads: &Threads,
+        inputs: &[f32],
+        tokens: usize,
+        scores: &mut [f32],
+        mut piece: Option<&mut MatmulScratch>,
+    ) {
         match &self.encoder {
-            None => self.decoder.apply(threads, inputs, tokens, scores),
+            None => self.decoder.apply(threads, inputs, tokens, scores, piece),
             Some(encoder) => {
                 // Grows with the first step of this many tokens.
                 self.middle.resize(self.middle.len().max(tokens * encoder.rows), 0.0);
                 let middle = &mut self.middle[..tokens * encoder.rows];
-                encoder.apply(threads, inputs, tokens, middle);
+                encoder.apply(threads, inputs, tokens, middle, piece.as_deref_mut());
                 if self.relu {
                     middle.iter_mut().for_each(|h| *h = h.max(0.0));
                 }
-                self.decoder.apply(threads, middle, tokens, scores);
+                self.decoder.apply(threads, middle, tokens, scores, piece);
             }
         }
         for scores in scores.chunks_exact_mut(self.bias.len().max(1)) {

@@ -35,6 +35,14 @@ impl Selection {
         }
     }
 
+    /// Selects every neuron of `token`.
+    pub fn select_all(&mut self, token: usize, neurons: usize) {
+        let words = &mut self.words[token * self.words_per_token..][..self.words_per_token];
+        for (at, word) in words.iter_mut().enumerate() {
+            *word = u64::MAX >> (64 * (at + 1)).saturating_sub(neurons);
+        }
+    }
+
     /// Calls `each` with every selected neuron within `neurons` and each of `tokens` that it is selected for: by neuron, then by token.
     pub fn each(&self, tokens: Range<usize>, neurons: Range<usize>, mut each: impl FnMut(Position, usize)) {
         let row = |token: usize| &self.words[token * self.words_per_token..][..self.words_per_token];

@@ -4,6 +4,7 @@ use flashlm_formats::ids::GroupId;
 use flashlm_kernels::ROW_BLOCK;
 
 use super::FlashFfn;
+use super::arena::ArenaSlot;
 use super::decode::{DecodeScratch, groups_of};
 use super::turn::Turn;
 use crate::error::Result;
@@ -18,93 +19,157 @@ const CHUNKS_MIN: u32 = 4;
 /// Tokens at the end of a prompt that leave their mark in the cache.
 const WARM_TOKENS: usize = 32;
 
+/// The slots through which a layer is streamed, in chunks of neighbouring groups.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Ring {
+    first: ArenaSlot,
+    /// Groups of a chunk.
+    chunk: u32,
+    /// Chunks that there is room for.
+    places: u32,
+    /// Groups of a layer.
+    groups: u32,
+}
+
+impl Ring {
+    /// Chunks of a layer.
+    fn chunks(&self) -> u32 {
+        self.groups.div_ceil(self.chunk)
+    }
+
+    /// Where chunk `at` of a layer goes whose first chunk is at `place`; its first group and how many it has.
+    fn piece(&self, place: u32, at: u32) -> (ArenaSlot, GroupId, u32) {
+        let first = at * self.chunk;
+        (self.first.after((place + at) % self.places * self.chunk), GroupId(first), self.chunk.min(self.groups - first))
+    }
+}
+
 impl FlashFfn {
-    /// Computes all tokens of the call.
-    pub(super) fn prefill(&mut self, call: FfnCall<'_, '_>) -> Result<()> {
-        let layer = call.layer;
-        // What was read ahead for a token that did not come.
-        self.turn = Turn::Idle;
-        self.store.settle()?;
-        let (ring_first, ring_slots) = self.store.borrow_ring();
-        let records = self.layout.records_per_group();
-        let groups = self.layout.groups() as u32;
-        let whole = (ROW_BLOCK / records).max(1) as u32;
+    fn ring(&self, layer: usize) -> Ring {
+        let (first, slots) = self.store.ring(layer);
+        let whole = (ROW_BLOCK / self.layout.records_per_group()).max(1) as u32;
         let chunk = match self.store.slots_are_contiguous() {
             true => ((CHUNK_BYTES / self.layout.group_bytes()) as u32 / whole * whole)
                 .max(whole)
-                .min(ring_slots / CHUNKS_MIN)
+                .min(slots / CHUNKS_MIN)
                 .max(1),
             // A disk that is read in larger steps than groups: they come one by one.
             false => 1,
         };
-        let chunks = groups.div_ceil(chunk);
-        let ring = (ring_slots / chunk).max(1);
-        // Of a chunk its first slot, its first group and how many there are.
-        let piece = |at: u32| {
-            let first = at * chunk;
-            (ring_first.after(at % ring * chunk), GroupId(first), chunk.min(groups - first))
-        };
+        Ring { first, chunk, places: (slots / chunk).max(1), groups: self.layout.groups() as u32 }
+    }
 
-        let mut issued = 0;
-        while issued < chunks.min(ring) {
-            let (slot, first, count) = piece(issued);
-            self.store.read_into_ring(layer, first, count, slot)?;
+    /// Reads chunk `at` of `layer`, whose first is at `place`.
+    fn read_chunk(&mut self, ring: Ring, layer: usize, place: u32, at: u32) -> Result<()> {
+        let (slot, first, count) = ring.piece(place, at);
+        self.store.read_into_ring(layer, first, count, slot)
+    }
+
+    /// Computes all tokens of the call.
+    pub(super) fn prefill(&mut self, call: FfnCall<'_, '_>) -> Result<()> {
+        let layer = call.layer;
+        let ring = self.ring(layer);
+        let (place, mut issued) = match self.turn {
+            Turn::Streaming { layer: of, place, issued } if of == layer => (place, issued),
+            _ => {
+                // What was read ahead for a token that did not come.
+                self.store.settle()?;
+                self.store.free_transients();
+                (0, 0)
+            }
+        };
+        self.turn = Turn::Idle;
+        let chunks = ring.chunks();
+        while issued < chunks.min(ring.places) {
+            self.read_chunk(ring, layer, place, issued)?;
             issued += 1;
         }
         // The disk works while the neurons are chosen.
-        self.select(&call);
-        let selection = self.predictors.is_some().then_some(&self.selection);
-        let (threads, params) = (call.threads, &self.params[layer]);
-        let mut call = FfnCall { selection, ..call };
+        let mut call = call;
+        self.select(&mut call);
+        let next = (layer + 1 < self.params.len()).then(|| self.ring(layer + 1));
+        let next_place = (place + chunks) % ring.places;
+        let mut issued_next = 0;
         for at in 0..chunks {
-            let (slot, first, count) = piece(at);
+            let (slot, first, count) = ring.piece(place, at);
             while self.store.ring_bytes(slot, count).is_none() {
                 self.store.wait(1)?;
             }
-            let bytes = self.store.ring_bytes(slot, count).expect("just seen");
-            if let Some(checks) = &self.checks {
-                checks.contiguous(threads, layer, first, bytes)?;
-            }
-            let start = first.index() * records;
-            let end = (start + count as usize * records).min(self.ffn.size);
-            let block = NeuronBlock::new(&self.records, bytes, params.scales(), start..end);
-            dense(&self.ffn, &mut call, params, block)?;
+            self.compute_chunk(&mut call, slot, first, count)?;
             for i in 0..count {
                 self.store.keep(layer, first.after(i), slot.after(i));
             }
+            // In the place that has become free.
             if issued < chunks {
-                let (slot, first, count) = piece(issued);
-                self.store.read_into_ring(layer, first, count, slot)?;
+                self.read_chunk(ring, layer, place, issued)?;
                 issued += 1;
+            } else if next == Some(ring) && issued_next < chunks {
+                self.read_chunk(ring, layer + 1, next_place, issued_next)?;
+                issued_next += 1;
             }
+        }
+        // So that the disk works while attention is computed.
+        if let Some(next) = next {
+            let place = if next == ring { next_place } else { 0 };
+            while issued_next < next.chunks().min(next.places) {
+                self.read_chunk(next, layer + 1, place, issued_next)?;
+                issued_next += 1;
+            }
+            self.turn = Turn::Streaming { layer: layer + 1, place, issued: issued_next };
         }
         Ok(())
     }
 
+    /// Checks and computes a chunk that has arrived.
+    fn compute_chunk(&self, call: &mut FfnCall<'_, '_>, slot: ArenaSlot, first: GroupId, count: u32) -> Result<()> {
+        let bytes = self.store.ring_bytes(slot, count).expect("it has arrived");
+        let params = &self.params[call.layer];
+        if let Some(checks) = &self.checks {
+            checks.contiguous(call.threads, call.layer, first, bytes)?;
+        }
+        let records = self.layout.records_per_group();
+        let start = first.index() * records;
+        let end = (start + count as usize * records).min(self.ffn.size);
+        let block = NeuronBlock::new(&self.records, bytes, params.scales(), start..end);
+        let selection = self.predictors.is_some().then_some(&self.selection);
+        let mut call = FfnCall {
+            selection,
+            hook: call.hook.as_deref_mut(),
+            output: &mut *call.output,
+            scratch: &mut *call.scratch,
+            ..*call
+        };
+        dense(&self.ffn, &mut call, params, block)
+    }
+
     /// Chooses the neurons of every token, and tells the cache what the last ones want.
-    fn select(&mut self, call: &FfnCall<'_, '_>) {
+    fn select(&mut self, call: &mut FfnCall<'_, '_>) {
         let (layer, tokens) = (call.layer, call.inputs.tokens);
         let records = self.layout.records_per_group() as u32;
-        self.selection.reset(tokens, self.ffn.size);
-        let (neurons, hidden) = (self.ffn.size, call.inputs.hidden());
-        let DecodeScratch { scores, ahead, .. } = &mut self.scratch;
-        let batch = scores.len() / neurons;
-        for first in (0..tokens).step_by(batch) {
-            let count = batch.min(tokens - first);
-            match &mut self.predictors {
-                Some(predictors) => {
-                    let values = &call.inputs.values[first * hidden..(first + count) * hidden];
-                    predictors[layer].own.scores_of_each(call.threads, values, count, scores);
-                }
-                None => scores.fill(1.0),
+        let Self { predictors, selection, store, scratch, ffn, layout, .. } = self;
+        let DecodeScratch { scores, ahead, .. } = scratch;
+        selection.reset(tokens, ffn.size);
+        let warms = |token: usize| token + WARM_TOKENS >= tokens;
+        match predictors {
+            Some(predictors) => {
+                let room = (&mut scores[..], call.scratch.matmul());
+                predictors[layer].own.score_each(call.threads, call.inputs, room, &mut |token, scores| {
+                    selection.select_positive(token, scores);
+                    if warms(token) {
+                        groups_of(scores, 0.0, records, ahead);
+                        store.warm(layer, ahead);
+                    }
+                });
             }
-            for (token, scores) in (first..first + count).zip(scores.chunks_exact(neurons)) {
-                self.selection.select_positive(token, scores);
-                if token + WARM_TOKENS < tokens {
-                    continue;
+            None => {
+                ahead.clear();
+                ahead.extend((0..layout.groups() as u32).map(GroupId));
+                for token in 0..tokens {
+                    selection.select_all(token, ffn.size);
+                    if warms(token) {
+                        store.warm(layer, ahead);
+                    }
                 }
-                groups_of(scores, 0.0, records, ahead);
-                self.store.warm(layer, ahead);
             }
         }
     }

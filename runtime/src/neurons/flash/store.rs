@@ -98,6 +98,8 @@ pub(super) struct Store {
     batch: ReadBatch,
     done: Vec<Completion>,
     ring_first: ArenaSlot,
+    /// The first of the layers whose caches lengthen the ring for those before it.
+    lent: usize,
     /// How many slots of the engine make one of ours.
     parts: u32,
     /// Requests of this many groups.
@@ -130,6 +132,16 @@ impl<'a> Arrived<'a> {
         let there = wanted.slot != NO_SLOT && self.content[wanted.slot.index()] == wanted.group;
         if there { slot_bytes(self.slots, self.parts, wanted.slot) } else { None }
     }
+}
+
+/// The first of the last layers whose slots together hold a whole layer, or of the later half.
+fn lent(slots: &[u32], groups: usize) -> usize {
+    let (mut lent, mut room) = (slots.len(), 0);
+    while lent > slots.len().div_ceil(2) && room < groups {
+        lent -= 1;
+        room += slots[lent] as usize;
+    }
+    lent
 }
 
 impl Store {
@@ -171,6 +183,7 @@ impl Store {
             batch: ReadBatch::with_capacity(groups * parts, 2 * groups * parts),
             done: Vec::with_capacity(groups),
             ring_first: first_slot,
+            lent: lent(&plan.slots, groups),
             parts: parts as u32,
             sizes: vec![0; (REQUEST_BYTES_MAX as usize / group_bytes).max(1) + 1],
             places: LayerPlaces::new(bundle),
@@ -414,12 +427,18 @@ impl Store {
         self.unchecked[slot.index()] = false;
     }
 
-    /// Takes all transient places for a ring of neighbouring slots: the first, and how many. Nothing may be in flight.
-    pub(super) fn borrow_ring(&mut self) -> (ArenaSlot, u32) {
+    /// Makes all transient places free. Nothing may be in flight.
+    pub(super) fn free_transients(&mut self) {
         self.reclaim(0);
         self.reclaim(1);
-        let places = self.areas.iter().map(|area| area.free.len()).sum::<usize>();
-        (self.ring_first, places as u32)
+    }
+
+    /// Neighbouring slots through which `layer` can be streamed, the first and how many: the transient places, and the caches of the
+    /// last layers while it is not their turn. What these held is streamed past them before the prompt ends, and kept again.
+    pub(super) fn ring(&self, layer: usize) -> (ArenaSlot, u32) {
+        let lent = self.layers.get(self.lent).filter(|_| layer < self.lent);
+        let first = lent.map_or(self.ring_first, |lent| lent.first_slot);
+        (first, self.content.len() as u32 - first.0)
     }
 
     /// Whether slots lie side by side without gaps.
@@ -435,7 +454,8 @@ impl Store {
         self.batch.begin(layer as u64, self.layers[layer].offset + u64::from(group.0) * u64::from(bytes));
         for at in 0..count {
             let slot = slot.after(at);
-            self.content[slot.index()] = group.after(at);
+            // Not for those who ask by group: the slot may be another layer's.
+            self.content[slot.index()] = NO_GROUP;
             slot.parts(self.parts).for_each(|part| self.batch.slot(part, bytes / self.parts));
         }
         self.engine.submit(&self.batch)?;

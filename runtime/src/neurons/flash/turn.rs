@@ -11,13 +11,15 @@ pub(super) enum Turn {
     ReadingAhead { layer: usize },
     /// The neurons of `layer` are chosen and being read; `next_begun`: reads ahead for the layer after it have begun, too.
     Chosen { layer: usize, next_begun: bool },
+    /// The first `issued` chunks of `layer` are being read for a prompt, from chunk `place` of the ring on.
+    Streaming { layer: usize, place: u32, issued: u32 },
 }
 
 impl Turn {
     /// Whether the store has been told that `layer` is next.
     pub(super) fn has_begun(self, layer: usize) -> bool {
         match self {
-            Turn::Idle => false,
+            Turn::Idle | Turn::Streaming { .. } => false,
             Turn::Predicted { layer: of, begun } => begun && of == layer,
             Turn::ReadingAhead { layer: of } => of == layer,
             Turn::Chosen { layer: of, next_begun } => next_begun && of + 1 == layer,
