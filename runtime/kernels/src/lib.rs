@@ -22,6 +22,7 @@
 //!
 //! Other instruction sets give other roundings (other lane counts, and no fused multiply-add without SIMD).
 
+mod above;
 mod activation;
 mod bandwidth;
 mod convert;
@@ -47,6 +48,7 @@ mod threads;
 mod tile;
 mod whole;
 
+pub use above::above;
 pub use activation::{gelu, gelu_tanh, relu, silu, softmax};
 pub use bandwidth::{read_bandwidth, read_bandwidth_of};
 pub use convert::{store_bf16, store_f16, to_f32};

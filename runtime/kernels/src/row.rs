@@ -89,7 +89,7 @@ impl<'a> Row<'a> {
 
     /// # Panics
     /// If this is not a row of `cols` elements.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn check(self, element: Element, cols: usize) {
         assert_eq!(self.values.len(), element.row_bytes(cols), "bytes of a row of {cols} {element:?}");
         if element.is_quantised() {

@@ -2,6 +2,7 @@
 //!
 //! A score that fades by itself never changes while a group is idle, so slots can wait in buckets of equal score.
 //! The buckets are a ring: as time passes the lowest ones are poured into the next and their place serves new scores.
+//! A use only raises a score, so a slot waits where it was filed until it is looked at as a victim; then it is filed anew.
 
 use flashlm_formats::ids::GroupId;
 
@@ -17,9 +18,11 @@ const DEPTH: u64 = 64;
 #[derive(Debug)]
 pub(super) struct Lfu {
     frequency: Frequency,
-    /// One list per bucket, and after them the list of slots that the token holds.
+    /// One list per bucket, and after them the list of slots that would have been victims, had the token not held them.
     lists: Lists,
     group_in: Box<[GroupId]>,
+    /// The token that last placed, used or held each slot.
+    held_by: Box<[u64]>,
     /// A bit for each bucket that may have members.
     filled: Box<[u64]>,
     buckets: u64,
@@ -36,6 +39,7 @@ impl Lfu {
             frequency,
             lists: Lists::new(buffers, slots, buckets as u32 + 1),
             group_in: buffers.filled(slots as usize, GroupId(0)).into(),
+            held_by: buffers.zeros(slots as usize).into(),
             filled: buffers.zeros(buckets as usize / 64).into(),
             buckets,
             base: 0,
@@ -47,9 +51,13 @@ impl Lfu {
         self.buckets as u32
     }
 
+    /// The score of a slot's group, as far as it is told apart.
+    fn score(&self, slot: SlotId) -> u64 {
+        self.frequency.score(self.group_in[slot.index()]).clamp(self.base, self.base + self.buckets - 1)
+    }
+
     fn file(&mut self, slot: SlotId) {
-        let score = self.frequency.score(self.group_in[slot.index()]);
-        let bucket = score.clamp(self.base, self.base + self.buckets - 1) % self.buckets;
+        let bucket = self.score(slot) % self.buckets;
         self.lists.push_front(bucket as u32, slot);
         self.filled[bucket as usize / 64] |= 1 << (bucket % 64);
     }
@@ -123,21 +131,32 @@ impl Policy for Lfu {
     }
 
     fn hold(&mut self, slot: SlotId) {
-        self.lists.unlink(slot);
-        self.lists.push_front(self.held(), slot);
+        self.held_by[slot.index()] = self.token;
     }
 
     fn victim(&mut self, group: GroupId) -> Option<SlotId> {
-        let (bucket, score) = self.lowest()?;
-        if self.frequency.score_when_used(group, self.token) < score {
-            return None;
+        let newcomer = self.frequency.score_when_used(group, self.token);
+        loop {
+            let (bucket, score) = self.lowest()?;
+            if newcomer < score {
+                return None;
+            }
+            let slot = self.lists.pop_back(bucket)?;
+            if self.held_by[slot.index()] == self.token {
+                let held = self.held();
+                self.lists.push_front(held, slot);
+            } else if self.score(slot) > score {
+                self.file(slot);
+            } else {
+                return Some(slot);
+            }
         }
-        self.lists.pop_back(bucket)
     }
 
     fn placed(&mut self, slot: SlotId, group: GroupId) {
         self.group_in[slot.index()] = group;
         self.hold(slot);
+        self.file(slot);
     }
 
     fn removed(&mut self, slot: SlotId) {

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use flashlm_kernels::above;
+
 use flashlm_formats::ids::Position;
 
 use crate::buffers::Buffers;
@@ -29,10 +31,7 @@ impl Selection {
 
     /// Selects the neurons of `token` whose score is above zero.
     pub fn select_positive(&mut self, token: usize, scores: &[f32]) {
-        let words = &mut self.words[token * self.words_per_token..][..self.words_per_token];
-        for (word, scores) in words.iter_mut().zip(scores.chunks(64)) {
-            *word = scores.iter().enumerate().fold(0, |word, (bit, score)| word | u64::from(*score > 0.0) << bit);
-        }
+        above(scores, 0.0, &mut self.words[token * self.words_per_token..][..self.words_per_token]);
     }
 
     /// Selects every neuron of `token`.
@@ -46,6 +45,13 @@ impl Selection {
     /// Calls `each` with every selected neuron within `neurons` and each of `tokens` that it is selected for: by neuron, then by token.
     pub fn each(&self, tokens: Range<usize>, neurons: Range<usize>, mut each: impl FnMut(Position, usize)) {
         let row = |token: usize| &self.words[token * self.words_per_token..][..self.words_per_token];
+        if tokens.len() == 1 && neurons.start == 0 {
+            // As every token that is decoded alone does.
+            let (token, last) = (tokens.start, neurons.end / 64);
+            let mut words = row(token)[..neurons.end.div_ceil(64)].iter().enumerate();
+            words.by_ref().take(last).for_each(|(at, word)| ones(*word, at, |neuron| each(neuron, token)));
+            return words.for_each(|(at, word)| ones(word & !(u64::MAX << (neurons.end % 64)), at, |n| each(n, token)));
+        }
         for at in neurons.start / 64..neurons.end.div_ceil(64) {
             let inside = |bit: usize| u64::from(neurons.contains(&(at * 64 + bit))) << bit;
             let whole = neurons.start <= at * 64 && (at + 1) * 64 <= neurons.end;
@@ -100,6 +106,16 @@ impl Selection {
     pub fn contains(&self, token: usize, neuron: Position) -> bool {
         let neuron = neuron.index();
         self.words[token * self.words_per_token + neuron / 64] >> (neuron % 64) & 1 == 1
+    }
+}
+
+/// Calls `each` with the neuron of every bit that is set in word `at`.
+#[inline(always)]
+pub fn ones(word: u64, at: usize, mut each: impl FnMut(Position)) {
+    let mut left = word;
+    while left != 0 {
+        each(Position(at as u32 * 64 + left.trailing_zeros()));
+        left &= left - 1;
     }
 }
 

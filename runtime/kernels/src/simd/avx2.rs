@@ -94,6 +94,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn greater(self, a: Self::V, b: Self::V) -> u32 {
+        // SAFETY: the token proves the instructions.
+        unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, b)) as u32 }
+    }
+
+    #[inline(always)]
     unsafe fn load(self, p: *const f32) -> Self::V {
         // SAFETY: the token proves the instructions, the caller vouches for LANES f32 at `p`.
         unsafe { _mm256_loadu_ps(p) }

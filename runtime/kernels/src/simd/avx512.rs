@@ -123,6 +123,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn greater(self, a: Self::V, b: Self::V) -> u32 {
+        // SAFETY: the token proves the instructions.
+        unsafe { u32::from(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b)) }
+    }
+
+    #[inline(always)]
     unsafe fn load(self, p: *const f32) -> Self::V {
         // SAFETY: the token proves the instructions, the caller vouches for LANES f32 at `p`.
         unsafe { _mm512_loadu_ps(p) }

@@ -62,6 +62,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn exp2_whole(self, n: Self::V) -> Self::V;
     /// The sum of all lanes, in an order fixed per instruction set.
     fn sum(self, v: Self::V) -> f32;
+    /// A bit for each lane of `a` that is greater than that of `b`, the first lowest; none where either is NaN.
+    fn greater(self, a: Self::V, b: Self::V) -> u32;
 
     /// # Safety
     /// `LANES` f32 must be readable at `p`.

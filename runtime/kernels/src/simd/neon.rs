@@ -105,6 +105,13 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn greater(self, a: Self::V, b: Self::V) -> u32 {
+        const BITS: [u32; 4] = [1, 2, 4, 8];
+        // SAFETY: the token proves the instructions.
+        unsafe { vaddvq_u32(vandq_u32(vcgtq_f32(a, b), vld1q_u32(BITS.as_ptr()))) }
+    }
+
+    #[inline(always)]
     unsafe fn load(self, p: *const f32) -> Self::V {
         // SAFETY: the token proves the instructions, the caller vouches for LANES f32 at `p`.
         unsafe { vld1q_f32(p) }

@@ -83,6 +83,11 @@ impl Simd for Plain {
     }
 
     #[inline(always)]
+    fn greater(self, a: Self::V, b: Self::V) -> u32 {
+        (0..LANES).fold(0, |bits, i| bits | u32::from(a[i] > b[i]) << i)
+    }
+
+    #[inline(always)]
     unsafe fn load(self, p: *const f32) -> Self::V {
         // SAFETY: the caller vouches for LANES f32 at `p`.
         unsafe { p.cast::<Self::V>().read_unaligned() }

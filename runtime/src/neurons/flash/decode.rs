@@ -6,7 +6,7 @@ use std::time::Instant;
 use flashlm_formats::bundle::FlashLayout;
 use flashlm_formats::ids::{GroupId, Position};
 use flashlm_formats::model::Ffn;
-use flashlm_kernels::{Element, Threads};
+use flashlm_kernels::{Element, Threads, above};
 
 use super::FlashFfn;
 use super::store::{NO_SLOT, Store, Wanted};
@@ -18,7 +18,7 @@ use crate::neurons::chosen::{Chosen, ChosenScratch};
 use crate::neurons::params::NeuronParams;
 use crate::neurons::predictor::SCORED_TOGETHER;
 use crate::neurons::records::Records;
-use crate::neurons::selection::Selection;
+use crate::neurons::selection::{Selection, ones};
 use crate::neurons::source::{FfnCall, Inputs};
 use crate::tensors::element;
 
@@ -103,11 +103,18 @@ pub(super) enum AheadPredictor {
 
 /// The groups of the neurons with a score above `margin`, ascending.
 pub(super) fn groups_of(scores: &[f32], margin: f32, records_per_group: u32, groups: &mut Vec<GroupId>) {
+    const WORDS: usize = 16;
     groups.clear();
-    for (neuron, _) in scores.iter().enumerate().filter(|(_, score)| **score > margin) {
-        let group = Position(neuron as u32).group(records_per_group);
-        if groups.last() != Some(&group) {
-            groups.push(group);
+    for (part, scores) in scores.chunks(WORDS * 64).enumerate() {
+        let bits = &mut [0; WORDS][..scores.len().div_ceil(64)];
+        above(scores, margin, bits);
+        for (at, word) in bits.iter().enumerate() {
+            ones(*word, part * WORDS + at, |neuron| {
+                let group = neuron.group(records_per_group);
+                if groups.last() != Some(&group) {
+                    groups.push(group);
+                }
+            });
         }
     }
 }
