@@ -127,7 +127,7 @@ pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64
             let flash = FlashOptions {
                 arena: arena.expect("planned with this choice"),
                 policies: options.policies(bundle),
-                reads: options.reads.unwrap_or(ReadPlan::Cost(cost)),
+                reads: options.reads.unwrap_or(ReadPlan::Observed(cost)),
                 engines,
                 verify: options.verify,
                 look_ahead: options.look_ahead,

@@ -124,7 +124,7 @@ impl LoadOptions {
     /// What reading the bundle costs, and where that is known from.
     pub(crate) fn disk_cost(&self, bundle: &Bundle) -> (ReadCost, String) {
         match self.reads {
-            Some(ReadPlan::Cost(cost)) => (cost, "reads planned with a given cost".into()),
+            Some(ReadPlan::Cost(cost) | ReadPlan::Observed(cost)) => (cost, "reads planned with a given cost".into()),
             _ => known_cost(bundle.path()),
         }
     }

@@ -64,9 +64,9 @@ impl fmt::Display for Disk {
 }
 
 impl Disk {
-    /// How reads are planned for it.
+    /// How reads are planned, starting from it.
     pub(crate) fn reads(&self) -> Result<ReadPlan, DiskProfileError> {
-        Ok(ReadPlan::Cost(match self {
+        Ok(ReadPlan::Observed(match self {
             Self::Typical => ReadCost::USUAL,
             Self::Profile(path) => profiled_cost(path)?,
         }))

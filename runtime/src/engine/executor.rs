@@ -7,6 +7,7 @@ use super::blocks::{Blocks, KV_BLOCK};
 use super::limits::{check_context, check_ids};
 use super::room::{Room, Working, parts};
 use crate::buffers::Buffers;
+use crate::disk_cost::ReadCost;
 use crate::error::{Result, RuntimeError};
 use crate::forward::attention::{Batch, TokenPlace};
 use crate::forward::block::Pass;
@@ -194,6 +195,11 @@ impl Executor {
     pub fn read_counters(&self) -> ReadCounters {
         let tables = self.tables.as_ref().map_or_else(ReadCounters::default, |tables| tables.read_counters());
         self.ffn.read_counters().and(tables)
+    }
+
+    /// What reads are seen to cost, where plans follow that.
+    pub fn read_cost(&self) -> Option<ReadCost> {
+        self.ffn.read_cost()
     }
 
     /// How often reads of each size, in bytes, were asked for so far.

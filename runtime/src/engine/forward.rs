@@ -3,6 +3,7 @@
 use flashlm_formats::model::ModelSpec;
 
 use super::executor::{Executor, Row, SequenceId, Work};
+use crate::disk_cost::ReadCost;
 use crate::error::Result;
 use crate::neurons::counters::ReadCounters;
 use crate::neurons::hook::FfnHook;
@@ -61,6 +62,11 @@ impl Forward {
     /// What has been read from flash so far.
     pub fn read_counters(&self) -> ReadCounters {
         self.executor.read_counters()
+    }
+
+    /// What reads are seen to cost, where plans follow that.
+    pub fn read_cost(&self) -> Option<ReadCost> {
+        self.executor.read_cost()
     }
 
     /// How often reads of each size, in bytes, were asked for so far.

@@ -81,6 +81,20 @@ fn selected_piece(
     selection: &Selection,
     rows: Range<usize>,
 ) {
+    selected_activations(ffn, call, params, block, selection, rows.clone());
+    let FfnScratch { active, row_starts, .. } = &*call.scratch;
+    selected_add(call.threads, block.down.rows_range(rows), active, row_starts, call.output);
+}
+
+/// The activations of selected neurons that are not zero, token after token: `active` and `row_starts` of the scratch.
+fn selected_activations(
+    ffn: &Ffn,
+    call: &mut FfnCall<'_, '_>,
+    params: &NeuronParams,
+    block: NeuronBlock<'_>,
+    selection: &Selection,
+    rows: Range<usize>,
+) {
     let (threads, biases, input, tokens) = (call.threads, params.biases(), call.inputs.values, call.inputs.tokens);
     let FfnScratch { activations, gates, active, row_starts, selected, selected_starts: starts, matmul, .. } =
         &mut *call.scratch;
@@ -117,7 +131,6 @@ fn selected_piece(
         }
     };
     by_token(tokens, starts, selected, activations, active, row_starts);
-    selected_add(threads, block.down.rows_range(rows), active, row_starts, call.output);
 }
 
 /// Removes the pairs of a neuron and a token whose value is zero.
@@ -175,6 +188,11 @@ fn dense_piece(
 ) -> Result<()> {
     let (inputs, threads, biases) = (call.inputs, call.threads, params.biases());
     let (tokens, arithmetic) = (inputs.tokens, inputs.arithmetic);
+    // Who watches sees all neurons, and of the selected ones what is computed when nobody watches.
+    let selected = call.selection.filter(|_| arithmetic == Arithmetic::Piece);
+    if let Some(selection) = selected {
+        selected_activations(ffn, call, params, block, selection, start..start + count);
+    }
     let product = |w: Matrix<'_>, y: &mut [f32], scratch: &mut MatmulScratch| {
         product(threads, w, inputs.values, (tokens, arithmetic), y, scratch);
     };
@@ -182,6 +200,7 @@ fn dense_piece(
     let activations = &mut activations[..tokens * count];
     let neurons = block.first + start..block.first + start + count;
     let rows = start..start + count;
+    let position = |at: usize| Position((neurons.start + at) as u32);
 
     product(block.up.rows_range(rows.clone()), activations, scratch);
     let add_bias = |bias: Option<&[f32]>, values: &mut [f32]| {
@@ -202,6 +221,13 @@ fn dense_piece(
         activations.iter_mut().zip(gates.iter()).for_each(|(a, g)| *a *= g);
     } else {
         activate(ffn.activation, activations);
+    }
+    if let Some(selection) = selected {
+        zero(activations, count, |token, at| selection.contains(token, position(at)));
+        for (token, row) in activations.chunks_exact_mut(count).enumerate() {
+            let of_token = &active[row_starts[token]..row_starts[token + 1]];
+            of_token.iter().for_each(|(at, value)| row[*at as usize] = *value);
+        }
     }
     if let Some(hook) = &mut call.hook {
         let (layer, first, selection) = (call.layer, neurons.start, call.selection);
@@ -239,6 +265,13 @@ fn dense_piece(
         add_scaled_rows_serial(down, &active[row_starts[token]..row_starts[token + 1]], output);
     });
     Ok(())
+}
+
+/// Zeroes the activations `[tokens, count]` for which `of` holds.
+fn zero(activations: &mut [f32], count: usize, of: impl Fn(usize, usize) -> bool) {
+    for (token, row) in activations.chunks_exact_mut(count).enumerate() {
+        row.iter_mut().enumerate().filter(|(at, _)| of(token, *at)).for_each(|(_, a)| *a = 0.0);
+    }
 }
 
 /// `y[t, r] = sum_c x[t, c] * w[r, c]`.

@@ -8,6 +8,7 @@ use super::predictor::{Predictor, SCORED_TOGETHER};
 use super::selection::Selection;
 use super::source::{FfnCall, FfnSource};
 use crate::buffers::Buffers;
+use crate::disk_cost::ReadCost;
 use crate::error::Result;
 
 /// A source whose neurons a predictor chooses, token by token.
@@ -64,6 +65,10 @@ impl<S: FfnSource> FfnSource for PredictedFfn<S> {
 
     fn poll(&mut self) -> Result<()> {
         self.source.poll()
+    }
+
+    fn read_cost(&self) -> Option<ReadCost> {
+        self.source.read_cost()
     }
 
     fn read_sizes(&self) -> Vec<(u64, u64)> {

@@ -6,6 +6,7 @@ use super::counters::ReadCounters;
 use super::hook::FfnHook;
 use super::scratch::FfnScratch;
 use super::selection::Selection;
+use crate::disk_cost::ReadCost;
 use crate::error::Result;
 
 /// How the products of several tokens are computed. It decides their roundings, so it follows from what the tokens are, never from
@@ -91,6 +92,11 @@ pub trait FfnSource: Send {
     /// How often the source asked for reads of each size, in bytes.
     fn read_sizes(&self) -> Vec<(u64, u64)> {
         Vec::new()
+    }
+
+    /// What reads are seen to cost, where plans follow that.
+    fn read_cost(&self) -> Option<ReadCost> {
+        None
     }
 
     /// Bytes and device requests read so far.

@@ -148,6 +148,7 @@ pub(crate) fn run_step(args: &StepArgs) -> Result<ExitCode> {
         "compute_ms": (mean_ms - figures.io_wait_ms - figures.planning_ms).max(0.0),
         "touched_bytes_per_token": touched,
         "read_sizes": sizes,
+        "read_cost": forward.read_cost(),
         "peak_memory_bytes": peak_bytes,
         "memory_source": source,
         "tokens": times.len(),

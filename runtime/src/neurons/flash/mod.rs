@@ -32,6 +32,7 @@ use super::selection::Selection;
 use super::source::{Arithmetic, FfnCall, FfnSource, Inputs};
 use crate::buffers::Buffers;
 use crate::cache::PolicyKind;
+use crate::disk_cost::ReadCost;
 use crate::error::Result;
 use crate::planner::ReadPlan;
 pub use arena::ArenaPlan;
@@ -186,6 +187,10 @@ impl FfnSource for FlashFfn {
     fn poll(&mut self) -> Result<()> {
         let result = self.read_predicted().and_then(|begun| if begun { Ok(()) } else { self.store.wait(0) });
         self.or_anew(result)
+    }
+
+    fn read_cost(&self) -> Option<ReadCost> {
+        self.store.observed_cost()
     }
 
     fn read_sizes(&self) -> Vec<(u64, u64)> {

@@ -5,6 +5,7 @@
 //! decides nothing about neurons and computes nothing: it is asked for groups.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use flashlm_formats::bundle::{Bundle, FlashLayout};
 use flashlm_formats::ids::GroupId;
@@ -13,6 +14,7 @@ use flashlm_io::{Completion, DirectFile, Engines, ReadBatch, ReadEngine, SlotSta
 use super::FlashOptions;
 use super::arena::{ArenaPlan, ArenaSlot};
 use crate::cache::{LayerCache, Placement, PolicyKind, Prefetch};
+use crate::disk_cost::{ObservedCost, ReadCost};
 use crate::error::Result;
 use crate::neurons::place::LayerPlaces;
 use crate::planner::{PlanLimits, Planner, ReadPlan, ReadRequest};
@@ -21,6 +23,10 @@ pub(super) const NO_SLOT: ArenaSlot = ArenaSlot(u32::MAX);
 const NO_GROUP: GroupId = GroupId(u32::MAX);
 /// The largest request: beyond it a disk gives no more bandwidth, and its bytes come late.
 const REQUEST_BYTES_MAX: u64 = 512 << 10;
+/// A wait of this length was for the disk, and not for what had arrived before.
+const BLOCKED_NS_MIN: u64 = 20_000;
+/// One plan of so many reads through no gap, to learn what that costs.
+const PLANS_OF_ONE_APART: u64 = 16;
 
 /// A group that is wanted, and the slot its bytes are in or will be in.
 #[derive(Clone, Copy, Debug)]
@@ -90,6 +96,10 @@ pub(super) struct Store {
     /// Slots whose bytes have not been verified against their checksum.
     unchecked: Vec<bool>,
     planner: Planner,
+    /// What reads are seen to cost, where plans follow that.
+    observed: Option<ObservedCost>,
+    /// Plans made so far.
+    plans: u64,
     group_bytes: u32,
     /// What is to be read next, ascending.
     reads: Vec<Wanted>,
@@ -167,7 +177,9 @@ impl Store {
             slot_of: vec![NO_SLOT; groups],
         };
         let limits = match &options.reads {
-            ReadPlan::Cost(cost) => PlanLimits::for_cost(cost, group_bytes as u64, REQUEST_BYTES_MAX),
+            ReadPlan::Cost(cost) | ReadPlan::Observed(cost) => {
+                PlanLimits::for_cost(cost, group_bytes as u64, REQUEST_BYTES_MAX)
+            }
             ReadPlan::Groups | ReadPlan::Halves => PlanLimits::alone(group_bytes as u64),
         };
         Ok(Self {
@@ -175,6 +187,11 @@ impl Store {
             content: vec![NO_GROUP; plan.total()],
             unchecked: vec![false; plan.total()],
             planner: Planner::new(limits, groups as u32),
+            observed: match options.reads {
+                ReadPlan::Observed(cost) => Some(ObservedCost::new(cost)),
+                _ => None,
+            },
+            plans: 0,
             group_bytes: group_bytes as u32,
             reads: Vec::with_capacity(groups),
             missing: Vec::with_capacity(groups),
@@ -209,6 +226,11 @@ impl Store {
         let sizes = self.sizes.iter().enumerate().filter(|(_, count)| **count > 0);
         let parts = u64::from(self.parts);
         sizes.map(|(n, count)| (n as u64 * u64::from(self.group_bytes) / parts, count * parts)).collect()
+    }
+
+    /// What reads are seen to cost, where plans follow that.
+    pub(super) fn observed_cost(&self) -> Option<ReadCost> {
+        self.observed.as_ref().map(ObservedCost::cost)
     }
 
     pub(super) fn counters(&self) -> StoreCounters {
@@ -357,6 +379,12 @@ impl Store {
         }
         self.missing.clear();
         self.missing.extend(self.reads.iter().map(|read| read.group));
+        if let Some(observed) = &self.observed {
+            // Now and then no gap is read through: other mixes of requests and bytes tell what each of them costs.
+            let apart = self.plans % PLANS_OF_ONE_APART == 0;
+            self.planner.set_gap_bytes_max(if apart { 0 } else { observed.cost().gap_bytes_max() });
+            self.plans += 1;
+        }
         self.planner.plan(&self.missing, &mut self.requests);
         self.batch.clear();
         let bytes = self.group_bytes;
@@ -379,6 +407,16 @@ impl Store {
                 (at, next) = (read.group.after(1), next + 1);
             }
         }
+        self.send()
+    }
+
+    /// Starts the reads in `self.batch`.
+    fn send(&mut self) -> Result<()> {
+        if let Some(observed) = &mut self.observed
+            && self.engine.in_flight() == 0
+        {
+            observed.begins(Instant::now());
+        }
         self.engine.submit(&self.batch)?;
         Ok(())
     }
@@ -386,7 +424,17 @@ impl Store {
     /// Lets the disk go on, and takes note of what has arrived; blocks until `at_least` reads have.
     pub(super) fn wait(&mut self, at_least: usize) -> Result<()> {
         self.done.clear();
+        let waited = self.engine.counters().wait_ns;
         let outcome = self.engine.wait(at_least, &mut self.done);
+        if let Some(observed) = &mut self.observed {
+            observed.arrived(self.done.len() as u64, self.done.iter().map(|done| done.bytes).sum());
+            let blocked = at_least > 0 && self.engine.counters().wait_ns - waited > BLOCKED_NS_MIN;
+            match (blocked, self.engine.in_flight() > 0) {
+                (true, busy) => observed.waited(Instant::now(), busy),
+                (false, false) => observed.idled(),
+                (false, true) => {}
+            }
+        }
         let failed = self.done.drain(..).find_map(|completion| completion.result.err());
         match failed.map_or(outcome.map(|_| ()), Err) {
             Ok(()) => Ok(()),
@@ -458,8 +506,7 @@ impl Store {
             self.content[slot.index()] = NO_GROUP;
             slot.parts(self.parts).for_each(|part| self.batch.slot(part, bytes / self.parts));
         }
-        self.engine.submit(&self.batch)?;
-        Ok(())
+        self.send()
     }
 
     /// The bytes of neighbouring slots of the ring, once all have arrived.
