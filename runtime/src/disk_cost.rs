@@ -150,6 +150,19 @@ impl Sums {
         Self { rr, rb, bb, r1, b1, weight }
     }
 
+    /// The same, had every time been longer by `factor`.
+    fn slower(self, factor: f64) -> Self {
+        let Self { rr, rb, bb, r1, b1, weight } = self;
+        let [rr, rb, bb] = [rr, rb, bb].map(|sum| sum / factor / factor);
+        Self { rr, rb, bb, r1: r1 / factor, b1: b1 / factor, weight }
+    }
+
+    /// The factor that fits times that `cost` says to those that were measured.
+    fn slowness(&self, cost: &ReadCost) -> f64 {
+        let ReadCost { request_ns: r, byte_ns: b } = *cost;
+        (r * self.r1 + b * self.b1) / (r * r * self.rr + 2.0 * r * b * self.rb + b * b * self.bb)
+    }
+
     fn scale(&mut self, factor: f64) {
         *self = self.times(factor);
     }

@@ -17,7 +17,7 @@ use crate::threads;
 pub enum FfnChoice {
     /// All neurons in memory, read once.
     Resident,
-    /// All neurons read for every token.
+    /// All neurons read for every token; those of the layers that fit stay in memory, unless this was asked for by name.
     Streamed,
     /// Predicted neurons read where they are not cached.
     Flash,

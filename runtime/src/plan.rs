@@ -2,10 +2,12 @@
 
 mod choice;
 mod expectation;
+mod planned;
 
+pub use choice::plan;
 pub(crate) use choice::plan_reading;
-pub use choice::{Planned, plan};
 pub use expectation::Expectation;
+pub use planned::Planned;
 
 use flashlm_formats::bundle::{Bundle, Section, TensorEntry};
 

@@ -36,6 +36,7 @@ mod many_whole;
 mod matmul;
 mod matrix;
 mod matvec;
+mod pairs;
 #[cfg(feature = "product")]
 mod product;
 pub mod reference;
@@ -60,9 +61,10 @@ pub use gathered::{TokenAt, gathered_add_each, gathered_dots_each};
 pub use matmul::{MATMUL_TOKENS_MIN, MatmulScratch, ROW_BLOCK, matmul, matmul_rows_add};
 pub use matrix::{Matrix, MatrixError, RowLayout};
 pub use matvec::{RowAt, TASK_BYTES, dot, gathered_dots, matvec, matvec_beside, matvec_serial};
+pub use pairs::RowTokens;
 #[cfg(feature = "product")]
 pub use product::{View, product};
 pub use row::{Row, SCALE_BYTES, ScaleGroup};
 pub use rows::{add_scaled, add_scaled_rows, add_scaled_rows_serial, add_weighted_rows_serial, gathered_add};
-pub use selected::{RowTokens, selected_add, selected_dots};
+pub use selected::{selected_add, selected_dots};
 pub use threads::Threads;

@@ -7,7 +7,6 @@ use std::marker::PhantomData;
 
 use crate::convert::widen;
 use crate::dispatch::Kernels;
-use crate::many_whole;
 use crate::matrix::Matrix;
 use crate::simd::{LANES_MAX, Op, Simd, Weight, with_weight};
 use crate::threads::{SendPtr, Threads};
@@ -45,15 +44,18 @@ fn own_cols_floats(cols: usize, block: usize) -> usize {
     BLOCK * cols + block * A_STRIDE
 }
 
+/// Tokens of the largest block of up to `tokens` tokens: of fewer tokens a block can be larger, 241 make two blocks of 144, 240 one of
+/// 240.
+pub(crate) fn largest_block(tokens: usize) -> usize {
+    tokens.min(TOKENS_MAX).next_multiple_of(TOKENS_UNIT)
+}
+
 /// The most that the products of up to `tokens` tokens keep.
 pub(crate) fn floats_needed(threads: usize, tokens: usize, cols: usize) -> usize {
-    // Of fewer tokens a block can be larger: 241 make two blocks of 144, 240 one of 240.
-    let block = tokens.min(TOKENS_MAX).next_multiple_of(TOKENS_UNIT);
+    let block = largest_block(tokens);
     let width = strips_width(block);
     let rows = width * cols + threads * own_rows_floats(width);
-    let whole = many_whole::floats_needed(threads, width, cols);
-    let selected = crate::selected_whole::floats_needed(threads, tokens, cols);
-    rows.max(whole).max(selected).max(threads * own_cols_floats(TASK_COLS_MAX, block))
+    rows.max(threads * own_cols_floats(TASK_COLS_MAX, block))
 }
 
 /// A product's arrays. `Kernels::matmul` and `matmul_rows_add` check their shapes.

@@ -6,7 +6,8 @@
 
 use crate::dispatch::Kernels;
 use crate::many::{
-    Floats, Of, PAD, ROWS_AHEAD, Shape, TASK_ROWS, ask, lanes_of_strip, room, strips_width, tokens_of_block,
+    Floats, Of, PAD, ROWS_AHEAD, Shape, TASK_ROWS, ask, lanes_of_strip, largest_block, room, strips_width,
+    tokens_of_block,
 };
 use crate::matrix::Matrix;
 use crate::simd::{LANES_MAX, Op, Simd, Weight, with_weight};
@@ -24,10 +25,11 @@ const fn floats_of(numbers: usize) -> usize {
     numbers.div_ceil(2)
 }
 
-/// Floats of a thread's own: rows of integers, their scales, rows of the elements after the last block, and sums.
+/// Floats of a thread's own: sums, scales, and rows of integers or, later, of the elements after the last block.
 pub(crate) fn own_floats(width: usize) -> usize {
-    TASK_ROWS * (floats_of(PANEL_STRIDE) + GROUPS_MAX + A_STRIDE + width + PAD)
+    TASK_ROWS * (width + PAD + GROUPS_MAX + A_STRIDE)
 }
+const _: () = assert!(floats_of(PANEL_STRIDE) <= A_STRIDE);
 
 /// Floats that the vectors of a block of tokens take, as strips.
 pub(crate) fn strips_floats(width: usize, cols: usize) -> usize {
@@ -157,9 +159,8 @@ impl<W: Weight> Op for Of<RowsTask<'_>, W> {
         assert!(width >= tokens.next_multiple_of(lanes) && strips.len() >= tokens.div_ceil(lanes) * of_strip.floats());
         let (sums, own) = own.split_at_mut(rows * width);
         let (scales, own) = own.split_at_mut(rows * GROUPS_MAX);
-        let (panel, numbers) = own.split_at_mut(rows * A_STRIDE);
-        assert!(numbers.len() >= rows * floats_of(PANEL_STRIDE));
-        let numbers = numbers.as_mut_ptr().cast::<i16>();
+        let panel = &mut own[..rows * A_STRIDE];
+        let numbers = panel.as_mut_ptr().cast::<i16>();
         // A group of weights, or a block of the vectors.
         let group = match w.row(0).places().shift {
             shift @ (5 | 6) => 1 << shift,
@@ -311,8 +312,9 @@ unsafe fn tile<S: Simd, const M: usize, const V: usize>(s: S, tiles: &Tiles, fir
     }
 }
 
-/// The most that products of up to `block` tokens, `width` wide as strips, keep.
-pub(crate) fn floats_needed(threads: usize, width: usize, cols: usize) -> usize {
+/// The most that the products of up to `tokens` tokens keep.
+pub(crate) fn floats_needed(threads: usize, tokens: usize, cols: usize) -> usize {
+    let width = strips_width(largest_block(tokens));
     strips_floats(width, cols) + threads * own_floats(width)
 }
 

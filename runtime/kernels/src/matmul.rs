@@ -1,8 +1,10 @@
 //! Matrix products for several tokens at once: which way is taken for how many.
 
 use crate::dispatch::Kernels;
-use crate::many::Shape;
+use crate::many::{self, Shape};
+use crate::many_whole;
 use crate::matrix::Matrix;
+use crate::selected_whole;
 use crate::threads::Threads;
 
 /// From this number of tokens on, [`matmul`] works in blocks; with fewer it equals [`crate::matvec`] per token.
@@ -32,7 +34,11 @@ impl MatmulScratch {
 
     /// Bytes that products of up to `tokens` tokens make it hold, on this many threads, where no input has more than `cols` elements.
     pub fn bytes_needed(threads: usize, tokens: usize, cols: usize) -> usize {
-        if tokens < ROWS_ADD_TOKENS_MIN { 0 } else { crate::many::floats_needed(threads, tokens, cols) * 4 }
+        if tokens < ROWS_ADD_TOKENS_MIN {
+            return 0;
+        }
+        let of = [many::floats_needed, many_whole::floats_needed, selected_whole::floats_needed];
+        of.map(|floats| floats(threads, tokens, cols)).into_iter().fold(0, usize::max) * 4
     }
 }
 

@@ -8,6 +8,7 @@ use crate::many::Of;
 use crate::matmul::MatmulScratch;
 use crate::matrix::Matrix;
 use crate::matvec::{dots, rows_per_task};
+use crate::pairs::RowTokens;
 use crate::rows::Picked;
 use crate::simd::{Op, Simd, Weight, with_weight};
 use crate::threads::{SendPtr, Threads};
@@ -17,21 +18,6 @@ use crate::whole::Inputs;
 const TOKENS_AT_ONCE: usize = 4;
 /// Bytes of rows that stay in a processor's second-level cache while every token meets them.
 const CACHED_BYTES: usize = 512 << 10;
-
-/// The tokens that selected each row of a matrix.
-#[derive(Clone, Copy, Debug)]
-pub struct RowTokens<'a> {
-    /// Where the tokens of each row begin among `tokens`, and where those of the last row end.
-    pub starts: &'a [u32],
-    /// Row by row.
-    pub tokens: &'a [u16],
-}
-
-impl RowTokens<'_> {
-    fn of_row(&self, row: usize) -> &[u16] {
-        &self.tokens[self.starts[row] as usize..self.starts[row + 1] as usize]
-    }
-}
 
 /// `y[i]` = dot product of the row that the `i`-th of `selected.tokens` selected with that token's vector, on all threads; `x` is
 /// `[tokens, cols]`. A pair's bits do not depend on the others.

@@ -8,7 +8,7 @@ use crate::dispatch::Kernels;
 use crate::many::{Of, room};
 use crate::matrix::Matrix;
 use crate::matvec::rows_per_task;
-use crate::selected::RowTokens;
+use crate::pairs::RowTokens;
 use crate::simd::{LANES_MAX, Op, Simd, Weight, with_weight};
 use crate::threads::{SendPtr, Threads};
 use crate::whole::{INPUT_BLOCK, Inputs, PIECE_MIN, whole_cols};
@@ -119,9 +119,7 @@ impl<W: Weight> Op for Of<Dots<'_>, W> {
             shift @ (5 | 6) => 1 << shift,
             _ => INPUT_BLOCK,
         };
-        let of = |row: usize| {
-            &selected.tokens[selected.starts[first + row] as usize..selected.starts[first + row + 1] as usize]
-        };
+        let of = |row: usize| selected.of_row(first + row);
         let selects = |row: usize| of(row).iter().all(|token| usize::from(*token) < tokens);
         assert!((0..w.rows()).all(selects), "tokens of the vectors");
         for (block, packed) in packed.chunks_exact((tokens * (BLOCK_FLOATS + 1)).max(1)).enumerate() {

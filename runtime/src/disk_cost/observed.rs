@@ -6,9 +6,9 @@ use super::{ReadCost, Sums};
 
 /// Time of a busy disk that is remembered; what is older fades.
 const MEMORY_NS: f64 = 2e9;
-/// What the cost that was known at the start is worth: as much as this time of observation.
-const START_NS: f64 = 0.1e9;
-/// Its share for good, so that requests of one size alone never leave the other half of the cost undetermined.
+/// The shape of the cost that was known at the start, a request against a byte, is worth as much as this time of observation, ...
+const START_NS: f64 = 0.02e9;
+/// ... and this share of all, for good: requests of one size alone would leave one of the two undetermined.
 const ANCHOR: f64 = 0.02;
 /// Sizes at which the cost known at the start stands in for observations.
 const START_BYTES: [u64; 2] = [16 << 10, 256 << 10];
@@ -37,9 +37,7 @@ impl ObservedCost {
         for bytes in START_BYTES {
             known.add(1, bytes, start.nanoseconds(1, bytes), 1.0 / START_BYTES.len() as f64);
         }
-        let mut seen = known;
-        seen.scale(START_NS);
-        Self { start, known, seen, now: start, since: None, requests: 0, bytes: 0, spans: 0 }
+        Self { start, known, seen: Sums::default(), now: start, since: None, requests: 0, bytes: 0, spans: 0 }
     }
 
     /// What reads cost as far as is known now.
@@ -87,8 +85,10 @@ impl ObservedCost {
         self.seen.scale(kept);
         self.seen.add(requests, bytes, ns, weight);
         self.spans += 1;
-        let mut sums = self.known;
-        sums.scale(ANCHOR * self.seen.weight);
+        // How much slower than known the disk is, whatever the shape.
+        let mut both = self.known.times(START_NS);
+        both.join(&self.seen);
+        let mut sums = self.known.slower(both.slowness(&self.start)).times(START_NS + ANCHOR * self.seen.weight);
         sums.join(&self.seen);
         let (request_ns, byte_ns) = sums.solve(self.start.byte_ns());
         let near = |value: f64, start: f64| value.clamp(start / FARTHEST, start * FARTHEST);

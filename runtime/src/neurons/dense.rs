@@ -26,11 +26,15 @@ pub fn dense(ffn: &Ffn, call: &mut FfnCall<'_, '_>, params: &NeuronParams, block
     let step = neurons_at_once(call.inputs.tokens);
     let mut start = 0;
     while start < block.count {
-        let end = (start + step).min(block.count);
+        let mut end = (start + step).min(block.count);
         match call.selection {
             Some(selection) if call.hook.is_none() => match call.inputs.arithmetic {
                 Arithmetic::Each => chosen_piece(ffn, call, params, block, selection, start..end),
-                Arithmetic::Piece => selected_piece(ffn, call, params, block, selection, start..end),
+                Arithmetic::Piece => {
+                    let neurons = block.first + start..block.first + block.count;
+                    end = selection.end_of(call.inputs.tokens, neurons, call.scratch.pairs) - block.first;
+                    selected_piece(ffn, call, params, block, selection, start..end);
+                }
             },
             _ => dense_piece(ffn, call, params, block, start, end - start)?,
         }

@@ -47,9 +47,14 @@ impl<S: FfnSource> PredictedFfn<S> {
     }
 }
 
+/// Bytes that selecting takes for pieces of this many tokens.
+pub fn selection_bytes(neurons: usize, tokens: usize) -> u64 {
+    Buffers::bytes_of(|buffers| Selection::new(buffers, tokens, neurons))
+}
+
 /// Bytes that a [`PredictedFfn`] keeps beside its source and the predictors, for pieces of this many tokens.
 pub fn bytes(neurons: usize, tokens: usize, batch: usize) -> u64 {
-    Buffers::bytes_of(|buffers| (Selection::new(buffers, tokens, neurons), scores(buffers, neurons, batch)))
+    selection_bytes(neurons, tokens) + Buffers::bytes_of(|buffers| scores(buffers, neurons, batch))
 }
 
 /// Room for the scores of `batch` tokens, and of some of a prompt.

@@ -16,6 +16,8 @@ pub struct FfnScratch {
     /// The tokens of a prompt that selected each neuron, and where each neuron's begin.
     pub(super) selected: Vec<u16>,
     pub(super) selected_starts: Vec<u32>,
+    /// Pairs of a selected neuron and a token that are computed at once, at most.
+    pub(super) pairs: usize,
     /// Neurons that were chosen for a few tokens, and how many tokens at a time.
     pub(super) chosen: ChosenScratch,
     pub(super) batch: usize,
@@ -33,13 +35,16 @@ impl FfnScratch {
     /// Scratch for pieces of up to `tokens` tokens; neurons are chosen for `batch` tokens at a time.
     pub fn new(buffers: &mut Buffers, spec: &ModelSpec, tokens: usize, batch: usize) -> Self {
         let (len, neurons) = (room(spec.ffn().size, tokens), spec.ffn().size.min(ACTIVATIONS));
+        // Of 64 neurons every pair fits.
+        let pairs = (len / SPARSE).max(u64::BITS as usize * tokens).min(len);
         Self {
             activations: buffers.zeros(len),
             gates: buffers.zeros(if spec.ffn().gated { len } else { 0 }),
-            active: buffers.room(neurons.max(len)),
+            active: buffers.room(neurons.max(pairs)),
             row_starts: buffers.room(tokens + 1),
-            selected: buffers.room(len),
+            selected: buffers.room(pairs),
             selected_starts: buffers.room(neurons + 1),
+            pairs,
             chosen: ChosenScratch::new(buffers, neurons, room(spec.ffn().size, batch)),
             batch,
             matmul: MatmulScratch::default(),

@@ -69,6 +69,21 @@ impl Selection {
         }
     }
 
+    /// The end of the longest part of `neurons`, in whole words of their selection, that the first `tokens` select no more than `pairs`
+    /// times.
+    pub fn end_of(&self, tokens: usize, neurons: Range<usize>, pairs: usize) -> usize {
+        let mut left = pairs;
+        for at in neurons.start / 64..neurons.end.div_ceil(64) {
+            let words = self.words[at..].iter().step_by(self.words_per_token).take(tokens);
+            let selected: usize = words.map(|word| word.count_ones() as usize).sum();
+            if selected > left {
+                return at * 64;
+            }
+            left -= selected;
+        }
+        neurons.end
+    }
+
     /// The tokens, of the first `tokens`, that each of `neurons` is selected for: where those of each neuron begin, and those of the
     /// last end, in `starts`.
     pub fn by_neuron(&self, tokens: usize, neurons: Range<usize>, starts: &mut Vec<u32>, list: &mut Vec<u16>) {

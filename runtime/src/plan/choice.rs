@@ -6,9 +6,11 @@
 use flashlm_formats::bundle::Bundle;
 use flashlm_io::{Alignment, DirectFile, Engines, Slots, StreamOptions};
 
+use super::expectation::Expectation;
+use super::planned::Planned;
 use super::{Base, MemoryPlan, PlanItem};
 use crate::budget::human_bytes;
-use crate::disk_cost::ReadCost;
+use crate::disk_cost::{DRAM_BYTE_NS, ReadCost};
 use crate::engine::{PIECE_TOKENS, SCRATCH_TOKENS_MIN, check_context};
 use crate::error::Result;
 use crate::memory;
@@ -24,32 +26,6 @@ const SCRATCH_SHARE: u64 = 16;
 
 /// What a disk is supposed to ask for where the bundle cannot be opened for reading.
 const USUAL_ALIGNMENT: Alignment = Alignment { offset: 512, memory: 512, length: 512 };
-
-/// What was chosen for a run, and the memory it takes.
-pub struct Planned {
-    /// Where the FFN comes from.
-    pub choice: FfnChoice,
-    /// The memory.
-    pub plan: MemoryPlan,
-    /// How the memory for neurons is divided, for [`FfnChoice::Flash`].
-    pub arena: Option<ArenaPlan>,
-    /// Layers whose neurons stay in memory, for [`FfnChoice::Hybrid`].
-    pub pinned: usize,
-    /// Pieces of a layer that are read ahead, for the choices that read whole layers.
-    pub chunks: usize,
-    /// Tokens of a prompt that go through a block together.
-    pub scratch_tokens: usize,
-    /// What stays in memory of the vocabulary's matrices.
-    pub tables: TablePlan,
-    /// Bytes of the ring that the bundle is loaded through.
-    pub loading_bytes: u64,
-    /// Whether predictors choose what is computed; every neuron is where they do not.
-    pub predicted: bool,
-    /// What reading costs on the bundle's disk, and where that is known from, in words.
-    pub cost: (ReadCost, String),
-    /// Why it is slow, where the budget allowed nothing better.
-    pub fallback: Option<String>,
-}
 
 /// The FFN source and its memory plan: what was asked for, else the first that fits.
 ///
@@ -69,7 +45,7 @@ pub(crate) fn plan_reading(file: Option<&DirectFile>, bundle: &Bundle, options: 
         None if predicted => vec![FfnChoice::Resident, FfnChoice::Flash, FfnChoice::Streamed],
         None => vec![FfnChoice::Resident, FfnChoice::Streamed],
     };
-    let disk = Disk::new(file, bundle, options);
+    let (disk, spec_layers) = (Disk::new(file, bundle, options), bundle.spec().layers.len());
     let mut refused: Vec<MemoryPlan> = Vec::new();
     for (number, &choice) in choices.iter().enumerate() {
         let case = Case::new(bundle, options, &disk, choice, budget);
@@ -78,14 +54,23 @@ pub(crate) fn plan_reading(file: Option<&DirectFile>, bundle: &Bundle, options: 
             refused.push(planned.plan);
             continue;
         }
+        if options.ffn.is_none() && choice == FfnChoice::Flash {
+            let streamed = Case::new(bundle, options, &disk, FfnChoice::Streamed, budget).best();
+            if streamed.plan.total() <= budget && costs_less(bundle, options, &streamed, &planned) {
+                planned = streamed;
+            }
+        }
         let mut reasons = Vec::new();
         if let (FfnChoice::Streamed, Some(better)) = (choice, refused.last()) {
             let what = if predicted { "a neuron cache does" } else { "all neurons do" };
-            reasons.push(format!(
-                "{what} not fit in {}: all neurons are read for every token; {}",
-                human_bytes(budget),
-                avoided_with(better.total())
-            ));
+            let read = match planned.pinned {
+                0 => "all neurons are read for every token".to_owned(),
+                pinned => {
+                    format!("those of {} of {} layers are read for every token", spec_layers - pinned, spec_layers)
+                }
+            };
+            let (budget, way_out) = (human_bytes(budget), avoided_with(better.total()));
+            reasons.push(format!("{what} not fit in {budget}: {read}; {way_out}"));
         }
         let whole = TablePlan::whole(bundle.spec());
         if planned.tables != whole {
@@ -106,6 +91,16 @@ pub(crate) fn plan_reading(file: Option<&DirectFile>, bundle: &Bundle, options: 
     let plan = refused.into_iter().min_by_key(MemoryPlan::total).expect("there is at least one choice");
     plan.check(budget)?;
     unreachable!("a plan within the budget was returned")
+}
+
+/// Whether a token is expected to take less time with `one` than with `other`: half way between what is read beside computing and what
+/// is read before.
+fn costs_less(bundle: &Bundle, options: &LoadOptions, one: &Planned, other: &Planned) -> bool {
+    let ms = |planned: &Planned| {
+        let (least, most) = Expectation::new(bundle, planned, options.context)?.ms_per_token(1e9 / DRAM_BYTE_NS);
+        Some((least + most) / 2.0)
+    };
+    ms(one).zip(ms(other)).is_some_and(|(one, other)| one < other)
 }
 
 /// The words about the budget that avoids a slow source.
@@ -221,6 +216,8 @@ impl<'a> Case<'a> {
         let pieces = scratch_tokens.min(self.options.context);
         let chosen = match self.predictors {
             0 => 0,
+            // Has its own room for scores.
+            _ if choice == FfnChoice::Flash => predicted::selection_bytes(spec.ffn().size, pieces),
             _ => predicted::bytes(spec.ffn().size, pieces, self.options.batch),
         };
         let common = [item("predictors", self.predictors + chosen), item("vocabulary", tables.bytes(self.bundle))];
@@ -243,19 +240,19 @@ impl<'a> Case<'a> {
         let buffers = |chunks| item("FFN buffers", StreamedFfn::bytes(layout, chunks));
         match choice {
             FfnChoice::Resident => planned(whole(&[item("FFN", spec.layers.len() as u64 * layer)]), None, 0, 0),
-            FfnChoice::Streamed => {
-                let most = (CHUNKS_MIN..=CHUNKS).rev().find(|chunks| parts == Parts::Most && fits(&[buffers(*chunks)]));
-                let chunks = most.unwrap_or(CHUNKS_MIN);
-                planned(whole(&[buffers(chunks)]), None, 0, chunks)
-            }
             FfnChoice::Naive => planned(whole(&[buffers(CHUNKS)]), None, 0, CHUNKS),
-            FfnChoice::Hybrid => {
-                let items = |pinned: u64| [buffers(CHUNKS), item("pinned layers", pinned * layer)];
-                let pinned = match parts {
-                    Parts::Least => 0,
-                    Parts::Most => largest(spec.layers.len() as u64, |pinned| fits(&items(pinned))),
+            FfnChoice::Streamed | FfnChoice::Hybrid => {
+                let items = |chunks, pinned: u64| [buffers(chunks), item("pinned layers", pinned * layer)];
+                let chunks = match choice {
+                    FfnChoice::Hybrid => CHUNKS,
+                    _ if parts == Parts::Least => CHUNKS_MIN,
+                    _ => (CHUNKS_MIN..=CHUNKS).rev().find(|chunks| fits(&items(*chunks, 0))).unwrap_or(CHUNKS_MIN),
                 };
-                planned(whole(&items(pinned)), None, pinned as usize, CHUNKS)
+                // Asked for by name, it reads every neuron for every token.
+                let pins = parts == Parts::Most && (choice == FfnChoice::Hybrid || self.options.ffn.is_none());
+                let most = if pins { spec.layers.len() as u64 } else { 0 };
+                let pinned = largest(most, |pinned| fits(&items(chunks, pinned)));
+                planned(whole(&items(chunks, pinned)), None, pinned as usize, chunks)
             }
             FfnChoice::Flash => {
                 let policies = self.options.policies(self.bundle);

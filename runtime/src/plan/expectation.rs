@@ -2,7 +2,8 @@
 
 use flashlm_formats::bundle::{Bundle, LayerSparsity};
 
-use super::{Planned, resident_bytes_touched};
+use super::planned::Planned;
+use super::resident_bytes_touched;
 use crate::disk_cost::ReadCost;
 use crate::neurons::records::Records;
 use crate::options::FfnChoice;
@@ -43,6 +44,7 @@ impl Expectation {
                     most.add(Reads { count: runs, bytes: missed * group_bytes });
                 }
                 (None, FfnChoice::Resident) => {}
+                _ if at < planned.pinned => {}
                 _ => {
                     let (bytes, chunk) = (layout.layer_bytes() as f64, STREAMED_BYTES);
                     let reads = Reads { count: (bytes / chunk).ceil(), bytes };
