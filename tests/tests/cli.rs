@@ -430,7 +430,7 @@ fn plans_and_machines_are_told() {
 #[test]
 fn the_ladder_has_every_step_and_all_steps_read_what_they_say() {
     let args = ["bench", bundle(), "--memory", "70MB", "--tokens", "12", "--prompt-tokens", "20", "--repeats", "1"];
-    let report = json(&flashlm(&[&args[..], &["--json"]].concat()).succeeded());
+    let report = json(&flashlm(&[&args[..], &["--ladder", "--json"]].concat()).succeeded());
     let steps = report["steps"].as_array().unwrap();
     let names: Vec<_> = steps.iter().map(|step| step["name"].as_str().unwrap()).collect();
     let all = ["naive", "hybrid", "predictor", "windowing", "bundling", "storage_order", "policy", "overlap"];
@@ -444,6 +444,22 @@ fn the_ladder_has_every_step_and_all_steps_read_what_they_say() {
     assert!(read > 0.99 * model && read < 1.1 * model, "{read} of {model}");
     flashlm(&[&args[..], &["--steps", "naive,speed"]].concat()).failed(1, &["no step `speed`", "overlap"]);
     flashlm(&["bench", bundle(), "--memory", "1MB"]).failed(1, &["too small", "smallest that works"]);
+}
+
+#[test]
+fn bench_says_how_fast_a_run_is_and_what_bounds_it() {
+    let args =
+        |memory| ["bench", bundle(), "--memory", memory, "--tokens", "12", "--prompt-tokens", "20", "--repeats", "1"];
+    let said = flashlm(&args("70MB")).succeeded();
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(lines[1].starts_with("prompt") && lines[2].starts_with("generation"), "{said}");
+    assert!(lines.iter().all(|line| line.len() <= 80 || line.contains("flashlm:")), "{said}");
+    assert!(said.contains("tokens/s") && said.contains("of memory, by "), "{said}");
+    let said = flashlm(&args("1GB")).succeeded();
+    assert!(said.contains("by resident") && said.contains("more memory gives nothing"), "{said}");
+    let report = json(&flashlm(&[&args("70MB")[..], &["--json"]].concat()).succeeded());
+    assert_eq!(report["steps"][0]["name"], "run");
+    assert_eq!(report["steps"].as_array().unwrap().len(), 1);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::many::{
     tokens_of_block,
 };
 use crate::matrix::Matrix;
-use crate::simd::{LANES_MAX, Op, Simd, Weight, with_weight};
+use crate::simd::{Op, Simd, Weight, with_weight};
 use crate::threads::{SendPtr, Threads};
 use crate::tile::{A_STRIDE, BLOCK, strip};
 use crate::whole::{INPUT_BLOCK, Inputs, PIECE_MIN, whole_cols};
@@ -318,4 +318,4 @@ pub(crate) fn floats_needed(threads: usize, tokens: usize, cols: usize) -> usize
     strips_floats(width, cols) + threads * own_floats(width)
 }
 
-const _: () = assert!(LANES_MAX >= 4 && BLOCK % INPUT_BLOCK == 0 && INPUT_BLOCK % PIECE_MIN == 0);
+const _: () = assert!(BLOCK.is_multiple_of(INPUT_BLOCK) && INPUT_BLOCK.is_multiple_of(PIECE_MIN));

@@ -1,10 +1,12 @@
-//! `flashlm bench`: what each optimisation gains, in one run on one machine, compared with the machine's limits.
+//! `flashlm bench`: how fast a model runs, and what bounds it; or, as a ladder, what each optimisation gains, in one run on one
+//! machine, compared with the machine's limits.
 //!
 //! Every step is a process of its own, in a memory cgroup of its own where that is permitted; all are fed the same ids. The steps
 //! are repeated in turn, so that a machine that grows slower does so for all of them.
 
 mod limited;
 mod limits;
+mod speed;
 mod step;
 mod table;
 
@@ -18,7 +20,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use flashlm::budget::{Budget, counted};
+use flashlm::budget::{Budget, counted, human_bytes};
 use flashlm::error::longest;
 use flashlm::memory;
 use flashlm::options::LoadOptions;
@@ -36,14 +38,14 @@ use serde_json::{Value, json};
 
 use super::values::Disk;
 use limits::{Limits, Machine};
-use step::{STEPS, Step};
+use step::{RUN, STEPS, Step};
 pub(crate) use step::{StepArgs, run_step};
 use table::write_table;
 
 /// Arguments of `flashlm bench`.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  flashlm bench model.flashlm --memory 50%\n  \
-    flashlm bench model.flashlm --memory 50% --text held-out.txt --json > ladder.json\n\n\
+    flashlm bench model.flashlm --memory 50% --ladder --text held-out.txt --json > ladder.json\n\n\
     Measure the disk first: flashlm disk model.flashlm")]
 pub(crate) struct BenchArgs {
     /// The bundle, made by `flashlm-prep`
@@ -58,9 +60,9 @@ pub(crate) struct BenchArgs {
     /// Tokens of the prompt
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..))]
     prompt_tokens: u64,
-    /// Tokens decoded in each repeat of a step
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u64).range(2..))]
-    tokens: u64,
+    /// Tokens decoded in each repeat of a step [default: 64, of the ladder 256]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..))]
+    tokens: Option<u64>,
     /// Number of repeats of every step
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
     repeats: u64,
@@ -71,12 +73,32 @@ pub(crate) struct BenchArgs {
     /// profile kept for the bundle's disk, if there is one]
     #[arg(long, value_name = "FILE|none")]
     disk: Option<Disk>,
-    /// Steps to run, such as naive,overlap [default: all]
+    /// What each optimisation gains, step by step, beside the machine's limits
+    #[arg(long)]
+    ladder: bool,
+    /// The ladder's steps to run, such as naive,overlap [default: all]
     #[arg(long, value_name = "STEPS", value_delimiter = ',')]
     steps: Option<Vec<String>>,
     /// Print one JSON object instead of the table
     #[arg(long)]
     json: bool,
+}
+
+impl BenchArgs {
+    fn is_ladder(&self) -> bool {
+        self.ladder || self.steps.is_some()
+    }
+
+    /// Tokens decoded in each repeat.
+    fn tokens(&self) -> u64 {
+        self.tokens.unwrap_or(if self.is_ladder() { 256 } else { 64 })
+    }
+
+    /// How a step loads the model.
+    fn options(&self, step: &Step, budget: u64, tokens: usize) -> LoadOptions {
+        let threads = self.threads.unwrap_or_else(threads::default_count);
+        LoadOptions { budget: Some(budget), ffn: step.ffn, threads, ..LoadOptions::new(tokens) }
+    }
 }
 
 /// The default memory: half of the model is what a machine too small for the model may well have.
@@ -104,13 +126,14 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     args.disk.as_ref().map(Disk::reads).transpose()?;
     let names: Vec<&str> = match &args.steps {
         Some(steps) => steps.iter().map(String::as_str).collect(),
-        None => STEPS.iter().map(|step| step.name).collect(),
+        None if args.ladder => STEPS.iter().map(|step| step.name).collect(),
+        None => vec![RUN.name],
     };
-    if let Some(unknown) = names.iter().find(|name| STEPS.iter().all(|step| step.name != **name)) {
+    if let Some(unknown) = names.iter().find(|name| step::step(name).is_none()) {
         bail!("there is no step `{unknown}`; the steps are {}", STEPS.map(|step| step.name).join(","));
     }
     let ids = ids(args, &bundle)?;
-    let steps = || STEPS.iter().filter(|step| names.contains(&step.name));
+    let steps = || names.iter().filter_map(|name| step::step(name));
     if !steps().any(|step| fits(args, step, &bundle, budget, ids.len()).is_ok()) {
         explain(steps().try_for_each(|step| fits(args, step, &bundle, budget, ids.len())))?;
     }
@@ -126,9 +149,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
 
 /// Whether a step's process can live in the budget. Said here, with the number needed: its cgroup would end it before it could.
 fn fits(args: &BenchArgs, step: &Step, bundle: &Bundle, budget: u64, tokens: usize) -> flashlm::error::Result<()> {
-    let threads = args.threads.unwrap_or_else(threads::default_count);
-    let options = LoadOptions { budget: Some(budget), ffn: Some(step.ffn), threads, ..LoadOptions::new(tokens) };
-    plan(bundle, &options).map(|_| ())
+    plan(bundle, &args.options(step, budget, tokens)).map(|_| ())
 }
 
 fn ladder(args: &BenchArgs, bundle: &Bundle, budget: u64, names: &[&str], ids: &[u32]) -> Result<()> {
@@ -145,7 +166,7 @@ fn ladder(args: &BenchArgs, bundle: &Bundle, budget: u64, names: &[&str], ids: &
     for _ in 0..args.repeats {
         for (at, name) in names.iter().enumerate() {
             bar.set_message((*name).to_owned());
-            let step = STEPS.iter().find(|step| step.name == *name).expect("the names were looked at");
+            let step = step::step(name).expect("the names were looked at");
             rounds[at].push(match fits(args, step, bundle, budget, ids.len()) {
                 Ok(()) => child(args, budget, name, ids)?,
                 Err(reason) => json!({ "not_applicable": reason.to_string() }),
@@ -171,6 +192,14 @@ fn ladder(args: &BenchArgs, bundle: &Bundle, budget: u64, names: &[&str], ids: &
     let mut out = flashlm::terminal::Printable(std::io::stdout().lock());
     if args.json {
         writeln!(out, "{report:#}")?;
+    } else if !args.is_ladder() {
+        let (step, rounds) = (&report["steps"][0], &rounds[0]);
+        let source = rounds[0]["source"].as_str().unwrap_or_default();
+        let speed = speed::Speed { step, source, prompt_tokens: args.prompt_tokens };
+        let verdict = speed.verdict(bundle, &args.options(&RUN, budget, ids.len()), budget, machine.dram_bytes_per_s);
+        let sizes = [bundle.manifest().model_bytes, budget].map(human_bytes);
+        let model = format!("{}: {} in {} of memory, by {source}", args.bundle.display(), sizes[0], sizes[1]);
+        speed.write(&mut out, &model, &verdict)?;
     } else {
         let (bundle, repeats) = (args.bundle.display(), counted(args.repeats as usize, "repeat"));
         let of = format!("{bundle}, prompt of {}, {repeats} in turn", counted(args.prompt_tokens as usize, "token"));
@@ -181,13 +210,13 @@ fn ladder(args: &BenchArgs, bundle: &Bundle, budget: u64, names: &[&str], ids: &
 
 /// The ids that every step is fed.
 fn ids(args: &BenchArgs, bundle: &Bundle) -> Result<Vec<u32>> {
-    let wanted = usize::try_from(args.prompt_tokens.saturating_add(args.tokens)).unwrap_or(usize::MAX);
+    let wanted = usize::try_from(args.prompt_tokens.saturating_add(args.tokens())).unwrap_or(usize::MAX);
     let spec = bundle.spec();
     if wanted > spec.max_positions {
         bail!(
             "a prompt of {} and {} further tokens are more than {}; give fewer --prompt-tokens or --tokens",
             args.prompt_tokens,
-            args.tokens,
+            args.tokens(),
             longest(spec.max_positions)
         );
     }
@@ -226,9 +255,9 @@ fn machine(args: &BenchArgs) -> Result<Machine> {
 fn child(args: &BenchArgs, budget: u64, name: &str, ids: &[u32]) -> Result<Value> {
     let group = limited::LimitedGroup::new(budget).ok();
     let tokens = match name {
-        "naive" => args.tokens.min(NAIVE_TOKENS),
-        "hybrid" => args.tokens.min(HYBRID_TOKENS),
-        _ => args.tokens,
+        "naive" => args.tokens().min(NAIVE_TOKENS),
+        "hybrid" => args.tokens().min(HYBRID_TOKENS),
+        _ => args.tokens(),
     };
     let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
     command.arg("bench-step").arg(&args.bundle).args(["--step", name]);
@@ -296,6 +325,7 @@ fn summary(name: &str, rounds: &[Value], limits: &Limits<'_>) -> Value {
     let (io_limit_ms, dram_limit_ms) = (limits.io_ms(rounds), limits.dram_ms(rounds));
     json!({
         "name": name,
+        "source": rounds[0]["source"],
         "decode_ms_per_token": {
             "median": middle, "p95": median(decode("p95")), "p99": median(decode("p99")),
             "spread": if middle > 0.0 { (high - low) / middle } else { 0.0 },
@@ -315,5 +345,6 @@ fn summary(name: &str, rounds: &[Value], limits: &Limits<'_>) -> Value {
         "peak_memory_bytes": of("peak_memory_bytes"),
         "memory_source": rounds[0]["memory_source"],
         "tokens": rounds[0]["tokens"],
+        "read_cost": rounds[rounds.len() - 1]["read_cost"],
     })
 }

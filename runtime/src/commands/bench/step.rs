@@ -27,14 +27,15 @@ use super::super::{parse_ids, with_figures};
 /// A step: each has all that the one before it has.
 pub(crate) struct Step {
     pub(crate) name: &'static str,
-    pub(crate) ffn: FfnChoice,
+    /// What `run` would choose, where none is named.
+    pub(crate) ffn: Option<FfnChoice>,
     policy: Option<PolicyKind>,
     reads: Option<ReadPlan>,
     look_ahead: bool,
 }
 
 const fn flash(name: &'static str, policy: Option<PolicyKind>, reads: Option<ReadPlan>, look_ahead: bool) -> Step {
-    Step { name, ffn: FfnChoice::Flash, policy, reads, look_ahead }
+    Step { name, ffn: Some(FfnChoice::Flash), policy, reads, look_ahead }
 }
 
 const WINDOW: Option<PolicyKind> = Some(PolicyKind::Window(4));
@@ -43,8 +44,8 @@ const BEST: Option<PolicyKind> = None;
 
 /// The ladder.
 pub(crate) const STEPS: [Step; 8] = [
-    Step { ffn: FfnChoice::Naive, ..flash("naive", WINDOW, None, false) },
-    Step { ffn: FfnChoice::Hybrid, ..flash("hybrid", WINDOW, None, false) },
+    Step { ffn: Some(FfnChoice::Naive), ..flash("naive", WINDOW, None, false) },
+    Step { ffn: Some(FfnChoice::Hybrid), ..flash("hybrid", WINDOW, None, false) },
     flash("predictor", Some(PolicyKind::Window(0)), Some(ReadPlan::Halves), false),
     flash("windowing", WINDOW, Some(ReadPlan::Halves), false),
     flash("bundling", WINDOW, Some(ReadPlan::Groups), false),
@@ -52,6 +53,14 @@ pub(crate) const STEPS: [Step; 8] = [
     flash("policy", BEST, None, false),
     flash("overlap", BEST, None, true),
 ];
+
+/// What `run` does with this budget: no step of the ladder.
+pub(crate) const RUN: Step = Step { ffn: None, ..flash("run", BEST, None, true) };
+
+/// A step by its name.
+pub(crate) fn step(name: &str) -> Option<&'static Step> {
+    STEPS.iter().chain([&RUN]).find(|step| step.name == name)
+}
 
 /// Arguments of a step's process.
 #[derive(Args)]
@@ -80,11 +89,11 @@ pub(crate) fn run_step(args: &StepArgs) -> Result<ExitCode> {
         std::fs::write(cgroup, std::process::id().to_string())
             .with_context(|| format!("cannot join the memory cgroup {}", cgroup.display()))?;
     }
-    let step = STEPS.iter().find(|step| step.name == args.step).ok_or_else(|| anyhow!("no step {}", args.step))?;
+    let step = step(&args.step).ok_or_else(|| anyhow!("no step {}", args.step))?;
     let ids = std::io::read_to_string(std::io::stdin()).context("cannot read the ids")?;
     let ids = parse_ids(&ids).map_err(|e| anyhow!(e))?;
     let bundle = Bundle::open(&args.bundle)?;
-    if step.reads == Some(ReadPlan::Halves) && step.ffn == FfnChoice::Flash {
+    if step.reads == Some(ReadPlan::Halves) && step.ffn == Some(FfnChoice::Flash) {
         let layout = bundle.layout();
         let half = layout.group_bytes() / 2;
         if layout.records_per_group() != 1 || half != layout.row_bytes() || !half.is_multiple_of(layout.alignment()) {
@@ -96,14 +105,15 @@ pub(crate) fn run_step(args: &StepArgs) -> Result<ExitCode> {
     let begin = Instant::now();
     let options = LoadOptions {
         budget: Some(args.memory),
-        ffn: Some(step.ffn),
+        ffn: step.ffn,
         policy: step.policy,
         reads: step.reads.or(args.disk.as_ref().map(Disk::reads).transpose()?),
         look_ahead: step.look_ahead,
         threads: args.threads.unwrap_or_else(threads::default_count),
         ..LoadOptions::new(args.prompt_tokens + args.tokens)
     };
-    let mut forward = load(&bundle, &options, &mut |_, _| {})?.forward;
+    let loaded = load(&bundle, &options, &mut |_, _| {})?;
+    let (mut forward, source) = (loaded.forward, loaded.plan.ffn);
     let load_ms = begin.elapsed().as_secs_f64() * 1e3;
     let mut sampler = Sampler::new(Sampling::default(), bundle.spec().vocab_size);
     let (prompt, rest) =
@@ -136,13 +146,14 @@ pub(crate) fn run_step(args: &StepArgs) -> Result<ExitCode> {
         .collect();
     let peak = memory::peak();
     // The bench made that cgroup for this process alone.
-    let (peak_bytes, source) = match peak.cgroup_bytes.filter(|_| args.cgroup.is_some()) {
+    let (peak_bytes, memory_source) = match peak.cgroup_bytes.filter(|_| args.cgroup.is_some()) {
         Some(bytes) => (bytes, "cgroup"),
         None => (peak.bytes, "VmHWM"),
     };
-    let touched = touched(&bundle, &forward, step.ffn) as f64 + reads.touched_bytes as f64 / tokens;
+    let touched = touched(&bundle, &forward, source) as f64 + reads.touched_bytes as f64 / tokens;
     let report = json!({
         "decode_ms_per_token": Percentiles::of(&times),
+        "source": source,
         "prefill_ms": prefill_ms,
         "load_ms": load_ms,
         "compute_ms": (mean_ms - figures.io_wait_ms - figures.planning_ms).max(0.0),
@@ -150,7 +161,7 @@ pub(crate) fn run_step(args: &StepArgs) -> Result<ExitCode> {
         "read_sizes": sizes,
         "read_cost": forward.read_cost(),
         "peak_memory_bytes": peak_bytes,
-        "memory_source": source,
+        "memory_source": memory_source,
         "tokens": times.len(),
     });
     println!("{}", with_figures(figures, report));
@@ -165,13 +176,13 @@ fn end_with_parent() -> Result<()> {
 }
 
 /// Bytes of memory that a token touches outside the neurons that its source counts.
-fn touched(bundle: &Bundle, forward: &Forward, ffn: FfnChoice) -> u64 {
+fn touched(bundle: &Bundle, forward: &Forward, source: &str) -> u64 {
     let spec = bundle.spec();
     // Dense sources touch every up row, and few of the down rows.
     let dense = spec.layers.len()
         * spec.ffn().size
         * (spec.ffn().vectors() - 1)
         * (bundle.layout().row_bytes() + Records::of(bundle).scale_bytes());
-    let dense = if ffn == FfnChoice::Flash { 0 } else { dense as u64 };
+    let dense = if source == FfnChoice::Flash.name() { 0 } else { dense as u64 };
     resident_bytes_touched(bundle, forward.len()) + dense
 }

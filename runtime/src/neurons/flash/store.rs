@@ -381,7 +381,7 @@ impl Store {
         self.missing.extend(self.reads.iter().map(|read| read.group));
         if let Some(observed) = &self.observed {
             // Now and then no gap is read through: other mixes of requests and bytes tell what each of them costs.
-            let apart = self.plans % PLANS_OF_ONE_APART == 0;
+            let apart = self.plans.is_multiple_of(PLANS_OF_ONE_APART);
             self.planner.set_gap_bytes_max(if apart { 0 } else { observed.cost().gap_bytes_max() });
             self.plans += 1;
         }
