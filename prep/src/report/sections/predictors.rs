@@ -42,8 +42,7 @@ pub(super) fn section(all: &Facts) -> Result<Section, ReportError> {
     let recall = curves(
         "predictor-recall",
         layers,
-        "predicted neurons (% of the layer)",
-        "active neurons found (%)",
+        ["predicted neurons (% of the layer)", "active neurons found (%)"],
         |p| (100.0 * p.predicted_fraction, 100.0 * (1.0 - p.false_negative_rate)),
         format!(
             "Predicting {} of a layer finds {} of its active neurons; {} are active",
@@ -59,8 +58,7 @@ pub(super) fn section(all: &Facts) -> Result<Section, ReportError> {
     let errors = curves(
         "predictor-errors",
         layers,
-        "false positives (% of the inactive)",
-        "false negatives (% of the active)",
+        ["false positives (% of the inactive)", "false negatives (% of the active)"],
         |p| (100.0 * p.false_positive_rate, 100.0 * p.false_negative_rate),
         format!("At the chosen points {} are missed and {} fetched for nothing", percent(misses), percent(alarms)),
         format!(
@@ -83,8 +81,7 @@ pub(super) fn section(all: &Facts) -> Result<Section, ReportError> {
 fn curves(
     name: &'static str,
     layers: &[LayerReport],
-    x: &str,
-    y: &str,
+    [x, y]: [&str; 2],
     of: fn(&OperatingPoint) -> (f64, f64),
     title: String,
     text: String,
