@@ -11,7 +11,9 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 pub use directory::{Directory, DirectoryKind};
-pub use kind::{FileKind, LOGITS_FORMAT, ORDERS_FORMAT, PREDICTORS_FORMAT, REPORT_MARK, THRESHOLDS_FORMAT};
+pub use kind::{
+    FileKind, LOGITS_FORMAT, ORDERS_FORMAT, PREDICTORS_FORMAT, REPORT_DATA_FORMAT, REPORT_MARK, THRESHOLDS_FORMAT,
+};
 
 use crate::publish::{NewFile, is_same, temporary_path};
 

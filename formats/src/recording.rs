@@ -335,6 +335,9 @@ impl Recording {
     /// Opens and checks a layer. Activity and magnitudes are read into memory, inputs when asked for.
     pub fn layer(&self, layer: usize) -> Result<LayerRecording, RecordingError> {
         self.check_layer(layer)?;
+        if !self.has_layer(layer) {
+            return Err(RecordingError::NotRecorded { dir: self.dir.clone(), layer });
+        }
         LayerRecording::open(&self.layer_path(layer), &self.info, layer)
     }
 

@@ -9,44 +9,26 @@
 //! matrix's bias only where nothing is between. The first matrix is `[rank, hidden]`, the second `[neurons, rank]`; the files are those of
 //! `torch.save` (a state dict), or safetensors. Knows nothing of thresholds.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use flashlm_formats::checkpoint::{CheckpointError, NamedTensor, read_tensors};
 use ndarray::{Array1, Array2};
 
+use crate::layer_files::{self, LayerFilesError};
 use crate::train::LowRankPredictor;
 
 /// Predictors of others cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ForeignError {
-    /// The directory cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Io {
-        /// The directory.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
+    /// Not one file for each layer.
+    #[error(transparent)]
+    Files(#[from] LayerFilesError),
     /// A file cannot be read.
     #[error("{source}")]
     File {
         /// What is wrong.
         source: Box<CheckpointError>,
-    },
-    /// Not one file for each layer.
-    #[error(
-        "{}: expected one file for each of {layers} layers, such as model_0.pt or ..layer0...pt; {what}",
-        dir.display()
-    )]
-    Layers {
-        /// The directory.
-        dir: PathBuf,
-        /// Layers of the model.
-        layers: usize,
-        /// What is missing, or there twice.
-        what: String,
     },
     /// The tensors are no such predictor.
     #[error("{}: {what}; expected 0.weight and 1.weight (Deja Vu) or fc1.weight and fc2.weight (PowerInfer)", path.display())]
@@ -70,45 +52,8 @@ pub enum ForeignError {
 
 /// The file of each of `layers` layers, in order.
 pub fn find_files(dir: &Path, layers: usize) -> Result<Vec<PathBuf>, ForeignError> {
-    let failed = |source| ForeignError::Io { path: dir.to_owned(), source };
-    let mut found: BTreeMap<usize, PathBuf> = BTreeMap::new();
-    let mut paths = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(failed)? {
-        paths.push(entry.map_err(failed)?.path());
-    }
-    paths.sort();
-    let wrong = |what| ForeignError::Layers { dir: dir.to_owned(), layers, what };
-    for path in paths {
-        let is_tensors = path.extension().is_some_and(|e| ["pt", "pth", "bin", "safetensors"].iter().any(|x| e == *x));
-        let Some(layer) = path.file_stem().and_then(|stem| layer_of(stem.to_str()?)).filter(|_| is_tensors) else {
-            continue;
-        };
-        if let Some(other) = found.insert(layer, path.clone()) {
-            return Err(wrong(format!("{} and {} are both of layer {layer}", other.display(), path.display())));
-        }
-    }
-    let missing: Vec<String> = (0..layers).filter(|layer| !found.contains_key(layer)).map(|l| l.to_string()).collect();
-    if !missing.is_empty() {
-        return Err(wrong(format!("missing: {}", missing.join(", "))));
-    }
-    if let Some((layer, path)) = found.range(layers..).next() {
-        return Err(wrong(format!("{} is of layer {layer}", path.display())));
-    }
-    Ok(found.into_values().collect())
-}
-
-/// The number after `layer`, or else the one at the end.
-fn layer_of(stem: &str) -> Option<usize> {
-    let digits = |text: &str| text.chars().take_while(char::is_ascii_digit).collect::<String>();
-    let behind = stem.split("layer").skip(1).map(|rest| digits(rest.trim_start_matches(['_', '-'])));
-    let named = behind.filter(|number| !number.is_empty()).last();
-    let last = || {
-        let begin = stem.trim_end_matches(|c: char| c.is_ascii_digit()).len();
-        stem[begin..].to_owned()
-    };
-    let number = named.unwrap_or_else(last);
-    // One that no number holds is of no layer of any model, and not ignored.
-    (!number.is_empty()).then(|| number.parse().unwrap_or(usize::MAX))
+    let like = "model_0.pt or ..layer0...pt";
+    Ok(layer_files::find(dir, layers, &["pt", "pth", "bin", "safetensors"], like)?)
 }
 
 /// Reads one predictor. `relu` overrides what the tensors' names say of what is between the matrices.
@@ -165,20 +110,6 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn layers_are_found_in_file_names() {
-        for (stem, layer) in [
-            ("model_12", Some(12)),
-            ("activation_0", Some(0)),
-            ("c4_0_layer7_-0.9812-640", Some(7)),
-            ("opt-175b_layer_31", Some(31)),
-            ("predictor", None),
-            ("model_layer99999999999999999999999", Some(usize::MAX)),
-        ] {
-            assert_eq!(layer_of(stem), layer, "{stem}");
-        }
-    }
-
     fn save(path: &Path, tensors: &[(&str, &[usize], &[f32])]) {
         let bytes: Vec<Vec<u8>> = tensors.iter().map(|t| t.2.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
         let views =
@@ -212,18 +143,6 @@ mod tests {
         }
         save(&path, &[("linear.weight", &[2, 3], a)]);
         assert!(read(&path, None).unwrap_err().to_string().contains("linear.weight"));
-    }
-
-    #[test]
-    fn every_layer_has_one_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let missing = |layers| find_files(dir.path(), layers).map_err(|e| e.to_string());
-        std::fs::write(dir.path().join("model_0.pt"), "x").unwrap();
-        std::fs::write(dir.path().join("notes_1.txt"), "x").unwrap();
-        assert!(missing(3).unwrap_err().contains("missing: 1, 2"));
-        assert_eq!(missing(1).unwrap().len(), 1);
-        std::fs::write(dir.path().join("c4_layer0_-0.9.pt"), "x").unwrap();
-        assert!(missing(1).unwrap_err().contains("both of layer 0"));
     }
 
     #[test]

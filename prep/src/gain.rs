@@ -25,9 +25,8 @@ pub fn verdict(mean: f64) -> String {
 
 /// What the activation says by itself: nothing of a model with exact zeros, which has to be recorded to know more.
 pub fn dense_by_nature(spec: &ModelSpec) -> Option<String> {
-    let name = serde_json::to_value(spec.ffn().activation).unwrap_or_default();
-    let name = name.as_str().unwrap_or("this activation");
-    (!spec.ffn().activation.is_sparse()).then(|| {
+    let name = spec.ffn().activation;
+    (!name.is_sparse()).then(|| {
         format!(
             "no neuron of this model is ever exactly zero ({name}): what can be left out costs quality, and published models of \
              this kind need half of their neurons or more, so flash gains little; a relufied version gains much"

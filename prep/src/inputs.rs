@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 /// These files, and of directories the files that are read there.
 pub fn inputs<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Vec<PathBuf> {
-    const READ: [&str; 7] = ["json", "jsonl", "txt", "safetensors", "bin", "pt", "model"];
+    const READ: [&str; 8] = ["json", "jsonl", "txt", "safetensors", "bin", "pt", "model", "npy"];
     let mut inputs = Vec::new();
     for path in paths {
         inputs.push(path.clone());

@@ -23,13 +23,16 @@
 pub mod coactivation;
 pub mod demand;
 pub mod evaluate;
+pub mod foreign_orders;
 pub mod foreign_predictors;
 pub mod gain;
 pub mod hub;
 pub mod inputs;
 mod kv_range;
+pub mod layer_files;
 mod layers;
 mod linear;
+pub mod npy;
 pub mod ordering;
 mod own_text;
 pub mod pack;

@@ -50,6 +50,8 @@ enum Command {
     Order(commands::order::OrderArgs),
     /// Train predictors of the active neurons, on a recording
     Train(commands::train::TrainArgs),
+    /// Import storage orders that another program made
+    ImportOrder(commands::import_order::ImportOrderArgs),
     /// Import predictors that Deja Vu or PowerInfer trained
     ImportPredictors(commands::import_predictors::ImportArgs),
     /// Write a random-weight checkpoint of a published geometry, for measuring
@@ -101,6 +103,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Analyze(args) => commands::analyze::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Order(args) => commands::order::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Train(args) => commands::train::run(&args),
+        Command::ImportOrder(args) => commands::import_order::run(&args).map(|()| ExitCode::SUCCESS),
         Command::ImportPredictors(args) => commands::import_predictors::run(&args),
         Command::Synthesize(args) => commands::synthesize::run(&args),
         Command::Replay(args) => commands::replay::run(&args),

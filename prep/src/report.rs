@@ -1,9 +1,11 @@
-//! One page that shows what a recording, its predictors and its orders say: charts as inline SVG, nothing to load, no scripts.
+//! One page that shows what a recording, its predictors and its orders say: charts as inline SVG, nothing to load, no scripts; and
+//! the charts as files, with the numbers behind them.
 //!
 //! [`build`] counts in the recording what it shows, and reads what `train` and `order` left. A part whose input is missing says
 //! which command makes it. The same inputs give the same bytes.
 
 mod chart;
+mod data;
 mod html;
 mod inputs;
 mod measures;
@@ -17,6 +19,7 @@ use flashlm_formats::predictors::TrainReport;
 use flashlm_formats::recording::{Recording, RecordingError};
 use rayon::prelude::*;
 
+use html::Section;
 pub use inputs::Orders;
 use measures::{LayerMeasures, Storage};
 
@@ -52,6 +55,14 @@ pub enum ReportError {
     /// A cost of reading that is no cost, in the orders.
     #[error("orders.json: {0}")]
     Cost(#[from] flashlm::disk_cost::ReadCostError),
+    /// The system refused.
+    #[error("cannot write {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The drawing library refused.
     #[error("drawing a chart: {0}")]
     Chart(String),
@@ -85,8 +96,22 @@ struct Facts<'a> {
     matrix_layer: usize,
 }
 
-/// Makes the page. `progress` is called after each layer.
-pub fn build(input: &ReportInput, progress: &(dyn Fn() + Sync)) -> Result<String, ReportError> {
+/// What is shown, to be written as a page or as files.
+pub struct Report {
+    title: String,
+    recording: String,
+    sections: Vec<Section>,
+}
+
+impl Report {
+    /// The page.
+    pub fn page(&self) -> String {
+        html::page(&self.title, &self.sections)
+    }
+}
+
+/// Makes the report. `progress` is called after each layer.
+pub fn build(input: &ReportInput, progress: &(dyn Fn() + Sync)) -> Result<Report, ReportError> {
     let (recording, model) = (input.recording, &input.recording.info().model);
     let present: Vec<usize> = (0..model.layers.len()).filter(|&l| recording.has_layer(l)).collect();
     if present.is_empty() {
@@ -112,8 +137,11 @@ pub fn build(input: &ReportInput, progress: &(dyn Fn() + Sync)) -> Result<String
         .collect();
     let sampled_tokens = sample.iter().map(|s| s.len()).sum();
     let facts = Facts { input, layers: layers?, storage, cost_source, sampled_tokens, matrix_layer };
-    let body = sections::all(&facts)?;
-    Ok(html::page(&format!("How sparse and how predictable: {}", sections::model_name(model)), &body))
+    Ok(Report {
+        title: format!("How sparse and how predictable: {}", sections::model_name(model)),
+        recording: recording.info().id.clone(),
+        sections: sections::all(&facts)?,
+    })
 }
 
 /// Layout and cost of reading: from the disk, else from the orders, else the usual ones.

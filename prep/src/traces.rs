@@ -9,13 +9,8 @@ use std::path::{Path, PathBuf};
 use flashlm::replay::WantedSets;
 use flashlm_formats::ids::GroupId;
 use flashlm_formats::publish::publish_bytes;
-use flashlm_formats::regular::read_regular;
 
-/// Longest file that is read: four thousand million numbers are the most that offsets can count.
-const BYTES_MAX: u64 = 16 << 30;
-const MAGIC: &[u8] = b"\x93NUMPY";
-/// The header ends at a multiple of this.
-const ALIGNMENT: usize = 64;
+use crate::npy::{self, NpyError};
 
 /// A trace cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +24,10 @@ pub enum TraceError {
         /// Why.
         source: io::Error,
     },
-    /// The file holds something else.
+    /// No array.
+    #[error(transparent)]
+    Array(#[from] NpyError),
+    /// The array holds something else.
     #[error("{}: expected {expected}, found {found}", path.display())]
     Invalid {
         /// The file.
@@ -85,7 +83,7 @@ pub fn write(dir: &Path, layer: usize, sets: &WantedSets<GroupId>) -> Result<(),
     }
     for (what, values) in [("ids", ids), ("offsets", offsets)] {
         let path = path_of(dir, layer, what);
-        publish_bytes(&path, &npy(&values)).map_err(|source| TraceError::Io { path, source })?;
+        publish_bytes(&path, &npy::encode(&values)).map_err(|source| TraceError::Io { path, source })?;
     }
     Ok(())
 }
@@ -93,10 +91,11 @@ pub fn write(dir: &Path, layer: usize, sets: &WantedSets<GroupId>) -> Result<(),
 /// Reads what the tokens of a layer need; a layer has `groups`, or as many as the largest id says.
 ///
 /// # Errors
-/// `Io`, and `Invalid`.
+/// `Array`, and `Invalid`.
 pub fn read(dir: &Path, layer: usize, groups: Option<u32>) -> Result<WantedSets<GroupId>, TraceError> {
     let path = path_of(dir, layer, "offsets");
-    let (offsets, ids) = (read_npy(&path)?, read_npy(&path_of(dir, layer, "ids"))?);
+    // As many as offsets can count.
+    let (offsets, ids) = (npy::read(&path, u32::MAX)?, npy::read(&path_of(dir, layer, "ids"), u32::MAX)?);
     let invalid = |path, expected, found| Err(TraceError::Invalid { path, expected, found });
     if offsets.first() != Some(&0) || !offsets.is_sorted() || offsets.last().is_none_or(|&l| l as usize != ids.len()) {
         let found = format!("{:?} to {:?}, {} ids", offsets.first(), offsets.last(), ids.len());
@@ -117,44 +116,6 @@ pub fn read(dir: &Path, layer: usize, groups: Option<u32>) -> Result<WantedSets<
     Ok(sets)
 }
 
-/// An array of one dimension.
-fn npy(values: &[u32]) -> Vec<u8> {
-    let header = format!("{{'descr': '<u4', 'fortran_order': False, 'shape': ({},), }}", values.len());
-    let before = MAGIC.len() + 4;
-    let length = (before + header.len() + 1).next_multiple_of(ALIGNMENT) - before;
-    let mut bytes = [MAGIC, &[1, 0], &(length as u16).to_le_bytes(), header.as_bytes()].concat();
-    bytes.resize(before + length - 1, b' ');
-    bytes.push(b'\n');
-    bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-    bytes
-}
-
-fn read_npy(path: &Path) -> Result<Vec<u32>, TraceError> {
-    let bytes = read_regular(path, BYTES_MAX).map_err(|source| TraceError::Io { path: path.to_owned(), source })?;
-    let invalid = |found: &str| TraceError::Invalid {
-        path: path.to_owned(),
-        expected: "an array of numpy of one dimension, '<u4'",
-        found: found.to_owned(),
-    };
-    let rest = bytes.strip_prefix(MAGIC).ok_or_else(|| invalid("another file"))?;
-    let (length, rest) = match rest {
-        [1, 0, a, b, rest @ ..] => (u16::from_le_bytes([*a, *b]) as usize, rest),
-        [2 | 3, 0, a, b, c, d, rest @ ..] => (u32::from_le_bytes([*a, *b, *c, *d]) as usize, rest),
-        _ => return Err(invalid("an unknown version")),
-    };
-    let (header, data) = rest.split_at_checked(length).ok_or_else(|| invalid("less than its header"))?;
-    let header: String = String::from_utf8_lossy(header).split_whitespace().collect();
-    let shape = header.split_once("'shape':(").and_then(|(_, rest)| rest.split_once(",)")).map(|(shape, _)| shape);
-    let values = shape.and_then(|shape| shape.parse::<usize>().ok());
-    let plain = header.contains("'descr':'<u4'") && header.contains("'fortran_order':False");
-    match values {
-        Some(values) if plain && values.checked_mul(4) == Some(data.len()) => {
-            Ok(data.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect())
-        }
-        _ => Err(invalid(&format!("{} with {} bytes", header.chars().take(100).collect::<String>(), data.len()))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,33 +131,23 @@ mod tests {
         assert_eq!(layers(dir.path()).unwrap(), [12]);
         assert_eq!(read(dir.path(), 12, Some(9)).unwrap(), sets);
         assert_eq!(read(dir.path(), 12, None).unwrap().layer_size(), 8);
-        let refused = |groups| matches!(read(dir.path(), 12, groups), Err(TraceError::Invalid { .. }));
+        let refused = |groups| {
+            let read = read(dir.path(), 12, groups);
+            matches!(read, Err(TraceError::Invalid { .. } | TraceError::Array(NpyError::Invalid { .. })))
+        };
         assert!(refused(Some(7)));
         let (ids, offsets) = (path_of(dir.path(), 12, "ids"), path_of(dir.path(), 12, "offsets"));
         let good = std::fs::read(&ids).unwrap();
-        assert_eq!(good.len(), 128 + 3 * 4, "the header is padded");
-        let text = String::from_utf8_lossy(&good[10..128]).into_owned();
-        let other = |from: &str, to: &str| [&good[..10], text.replace(from, to).as_bytes(), &good[128..]].concat();
-        let bad = [
-            other("<u4", "<i4"),
-            other("(3,)", "(4,)"),
-            other("False", "True "),
-            good[1..].to_vec(),
-            good[..60].to_vec(),
-            good[..130].to_vec(),
-            npy(&[7, 0, 3]),
-            npy(&[0, 7]),
-            Vec::new(),
-        ];
+        let bad = [npy::encode(&[7, 0, 3]), npy::encode(&[0, 7]), Vec::new()];
         for bytes in bad {
             std::fs::write(&ids, bytes).unwrap();
             assert!(refused(None));
         }
         std::fs::write(&ids, &good).unwrap();
         for bad in [&[][..], &[1, 2, 2, 3], &[0, 2, 1, 3], &[0, 2, 2, 4]] {
-            std::fs::write(&offsets, npy(bad)).unwrap();
+            std::fs::write(&offsets, npy::encode(bad)).unwrap();
             assert!(refused(None), "{bad:?}");
         }
-        assert!(matches!(read(dir.path(), 13, None), Err(TraceError::Io { .. })));
+        assert!(matches!(read(dir.path(), 13, None), Err(TraceError::Array(NpyError::Io { .. }))));
     }
 }

@@ -32,6 +32,7 @@ pub use activity::{Activity, Inputs, TrainingSet, training_set};
 pub use adopt::adopt_layer;
 pub use curve::Curve;
 pub use fitted::Fitted;
+pub use look_ahead::LOOK_AHEAD_MISSES;
 pub use options::{RankChoice, TrainOptions, TrainingData};
 pub use params::{LowRankPredictorParams, LowRankPredictorValidParams, TrainError};
 pub use pipeline::{Progress, TRIAL_TOKENS, choose_ranks, judge_seed, train_layer, train_recording, write_report};

@@ -181,6 +181,9 @@ pub enum RuntimeError {
     /// A tensor that the architecture needs is not there.
     #[error("the model's tensor {0} is missing; convert the checkpoint again")]
     MissingTensor(String),
+    /// Predictors that are no file of tensors.
+    #[error("the predictors cannot be read, they are no safetensors: {0}; train and pack again")]
+    Predictors(String),
     /// A predictor does not fit the model, or is not one.
     #[error("predictor tensor {tensor}: {what}; train and pack again")]
     Predictor {
@@ -234,8 +237,11 @@ pub type Result<T, E = RuntimeError> = std::result::Result<T, E>;
 
 /// What helps, where the system's own message does not say it.
 fn next_step(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
-    match error.downcast_ref::<std::io::Error>()?.kind() {
-        std::io::ErrorKind::FileTooLarge => {
+    let error = error.downcast_ref::<std::io::Error>()?;
+    // Only the system's own: a file that we refuse to read is too large as well.
+    let is_of_system = error.raw_os_error().is_some();
+    match error.kind() {
+        std::io::ErrorKind::FileTooLarge if is_of_system => {
             Some("allow larger files (`ulimit -f`), or write to a file system that holds them")
         }
         _ => None,
@@ -282,6 +288,8 @@ mod tests {
             sentence(limit.as_ref())
                 .ends_with("; allow larger files (`ulimit -f`), or write to a file system that holds them")
         );
+        let input = std::io::Error::new(std::io::ErrorKind::FileTooLarge, "it has 9 bytes, and 8 are the most");
+        assert!(sentence(anyhow::Error::new(input).context("x.json").as_ref()).ends_with("and 8 are the most"));
         let hides = anyhow::Error::new(system()).context("cannot write x");
         assert_eq!(sentence(hides.as_ref()), "cannot write x: the disk is gone");
     }

@@ -600,6 +600,21 @@ fn a_report_is_one_page_that_needs_nothing_else() {
     let html = fs::read_to_string(&page).unwrap();
     assert!(html.starts_with("<!DOCTYPE html>") && html.contains("<svg") && html.ends_with("</html>\n"));
     assert!(!html.contains("<script") && !html.contains("http"));
+    let charts = dir.path().join("charts");
+    for _ in 0..2 {
+        prep(&["report", text(&recording), "-o", text(&page), "--data", text(&charts)]).succeeded();
+    }
+    let list = json(&fs::read_to_string(charts.join("report.json")).unwrap());
+    for chart in list["charts"].as_array().unwrap() {
+        for kind in ["svg", "csv"] {
+            assert!(charts.join(chart[kind].as_str().unwrap()).is_file(), "{chart}");
+        }
+    }
+    let foreign = ["report", text(&recording), "-o", text(&page), "--data", text(&recording)];
+    prep(&foreign).failed(1, &["which this command reads"]);
+    fs::write(charts.join("report.json"), "{}").unwrap();
+    prep(&["report", text(&recording), "-o", text(&page), "--data", text(&charts)])
+        .failed(1, &["is not a directory of a report's charts", "`flashlm-prep report --data` did not write"]);
     let nowhere = dir.path().join("nowhere");
     let said = prep(&["report", text(&nowhere), "-o", text(&page)]);
     said.failed(1, &["a recording is a directory made by `flashlm-prep record`"]);

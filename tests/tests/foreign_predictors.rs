@@ -4,9 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use flashlm_formats::bundle::{Bundle, PredictorKind};
+use flashlm_formats::predictors::TrainReport;
 use flashlm_formats::recording::Recording;
 use flashlm_prep::train::{LowRankPredictor, training_set};
-use flashlm_tests::{root, run, scratch, tiny_opt};
+use flashlm_tests::{root, run, scratch, tiny_falcon, tiny_opt};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::Value;
@@ -100,6 +101,37 @@ fn imported_predictors_decide_as_they_did_where_they_come_from() {
         assert!((a - b).abs() < 0.01, "{linear:?} {relu:?}");
     }
     assert_eq!(story, relu_story);
+
+    // On a recording of other text they are judged by the figures that `train` prints for one.
+    let other = path("other");
+    let more = ["--tokens", "500", "--seed", "1", "--sequence-tokens", "128", "-o", &other];
+    run("flashlm-prep", &[&["record", model, "--text", text.to_str().unwrap()][..], &more].concat(), "").succeeded();
+    let judged = path("judged");
+    let arguments =
+        ["import-predictors", &path("dejavu"), "--recording", &recording, "--held-out", &other, "-o", &judged];
+    let said = run("flashlm-prep", &[&arguments[..], &["--dtype", "f16"]].concat(), "").succeeded();
+    assert!(said.contains("(the recording held out)"), "{said}");
+    let layers = TrainReport::read(Path::new(&judged)).unwrap().layers;
+    let before = TrainReport::read(Path::new(&path("dejavu.predictors"))).unwrap().layers;
+    for (layer, before) in layers.iter().zip(&before) {
+        // The thresholds stay those that the first recording decides, and another text another figure.
+        assert_eq!((layer.held_out, before.validation), (before.held_out, None));
+        let on_other = layer.validation.unwrap();
+        assert_eq!(on_other.threshold, layer.held_out.threshold);
+        assert_ne!(on_other.active_fraction, layer.held_out.active_fraction);
+        assert!(on_other.false_negative_rate < 0.2 && on_other.predicted_fraction < 0.9, "{on_other:?}");
+    }
+    let mean = layers.iter().map(|layer| 100.0 * layer.judged().false_negative_rate).sum::<f64>() / layers.len() as f64;
+    assert!(said.contains(&format!("mean: misses {mean:.2} %")), "{said}");
+    let (falcon, of_falcon) = (tiny_falcon().to_str().unwrap().to_owned(), path("falcon"));
+    let sampling = ["--tokens", "300", "-o", &of_falcon];
+    run("flashlm-prep", &[&["record", &falcon, "--text", text.to_str().unwrap()][..], &sampling].concat(), "")
+        .succeeded();
+    let arguments = ["import-predictors", &path("dejavu"), "--recording", &recording, "-o", &path("x")];
+    run("flashlm-prep", &[&arguments[..], &["--held-out", &of_falcon]].concat(), "")
+        .failed(1, &["--held-out:", "is a recording of another model"]);
+    let train = ["train", &recording, "-o", &path("x"), "--validation", &of_falcon];
+    run("flashlm-prep", &train, "").failed(1, &["--validation:", "is a recording of another model"]);
 
     let refused = run(
         "flashlm-prep",

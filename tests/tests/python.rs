@@ -1,4 +1,5 @@
-//! `examples/flashlm_read.py`: our files are what their documents say, as read by a program that shares no code with us.
+//! Our files are what their documents say, and what we print is what they hold, as read by programs that share no code with us:
+//! `examples/flashlm_read.py`, and `tests/numpy`.
 
 use std::process::Command;
 
@@ -83,4 +84,50 @@ fn what_we_write_is_read_with_numpy() {
         let length = f64::from(recorded.layer(layer).unwrap().summary().down_norms[order[1] as usize]);
         assert!((stored[5] - length).abs() < 1e-3 * length, "{said}");
     }
+}
+
+#[test]
+fn what_we_print_is_recomputed_with_numpy() {
+    let Some(python) = python() else {
+        println!("skipped: python3 has no numpy; name one that has in FLASHLM_PYTHON");
+        return;
+    };
+    let dir = scratch();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let model = root().join("examples/tiny-opt").to_str().unwrap().to_owned();
+    let text = root().join("examples/synthetic.txt").to_str().unwrap().to_owned();
+    let recording = path("recording");
+    let prep = |args: &[&str]| run("flashlm-prep", args, "").succeeded();
+    let to_file = |name: &str, args: &[&str]| std::fs::write(dir.path().join(name), prep(args)).unwrap();
+    prep(&["record", &model, "--text", &text, "-o", &recording, "--tokens", "1200", "--sequence-tokens", "128"]);
+    to_file("analysis.json", &["analyze", &recording, "--json"]);
+    // With a policy of its own, a cache of its own, and the default.
+    prep(&["order", &recording, "--strategy", "path", "--policy", "s3-fifo", "--cache", "0.3", "-o", &path("path")]);
+    prep(&["order", &recording, "--strategy", "frequency", "-o", &path("orders")]);
+    let ranks = "16,projection,8,projection,8,8,8,8";
+    for dtype in ["f16", "int8"] {
+        let train = ["train", &recording, "--model", &model, "--rank", ranks, "--epochs", "2", "--dtype", dtype];
+        to_file(&format!("{dtype}.txt"), &[&train[..], &["-o", &path(dtype)]].concat());
+    }
+    let of = ["--predictors", &path("int8"), "--orders", &path("orders"), "--data", &path("charts")];
+    prep(&[&["report", &recording, "-o", &path("report.html")][..], &of].concat());
+
+    let mut command = Command::new(python);
+    command.arg("-B").arg(root().join("tests/numpy/recompute.py")).arg(&recording);
+    let said = [
+        ("analyze", "analysis.json"),
+        ("order", "path"),
+        ("order", "orders"),
+        ("train", "f16"),
+        ("printed", "f16.txt"),
+        ("train", "int8"),
+        ("printed", "int8.txt"),
+        ("report", "charts"),
+    ];
+    said.iter().for_each(|(what, name)| _ = command.arg(format!("{what}={}", path(name))));
+    let output = command.output().unwrap();
+    let (printed, complaint) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    println!("{printed}");
+    assert!(output.status.success(), "{printed}{complaint}");
+    assert_eq!(printed.matches(" numbers recomputed").count(), said.len(), "{printed}");
 }

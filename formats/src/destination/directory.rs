@@ -4,7 +4,9 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::kind::{ORDERS_FORMAT, PREDICTORS_FORMAT, contains, head, is_json_of, safetensors_header};
+use super::kind::{
+    ORDERS_FORMAT, PREDICTORS_FORMAT, REPORT_DATA_FORMAT, contains, head, is_json_of, safetensors_header,
+};
 use super::{DestinationError, input_that_is};
 use crate::publish::{create_directory, lock, sync_name};
 
@@ -17,6 +19,8 @@ pub enum DirectoryKind {
     Predictors,
     /// What `flashlm-prep order` writes.
     Orders,
+    /// What `flashlm-prep report --data` writes.
+    ReportData,
     /// Intermediate files of `flashlm-prep prepare`, which removes much of what is in it.
     Work,
 }
@@ -45,6 +49,7 @@ impl DirectoryKind {
             Self::Recording => "a recording",
             Self::Predictors => "a directory of predictors",
             Self::Orders => "a directory of orders",
+            Self::ReportData => "a directory of a report's charts",
             Self::Work => "a work directory",
         }
     }
@@ -54,6 +59,7 @@ impl DirectoryKind {
             Self::Recording => "`flashlm-prep record`",
             Self::Predictors => "`flashlm-prep train`",
             Self::Orders => "`flashlm-prep order`",
+            Self::ReportData => "`flashlm-prep report --data`",
             Self::Work => "`flashlm-prep prepare`",
         }
     }
@@ -78,6 +84,9 @@ impl DirectoryKind {
             (Self::Recording, "recording.json") => of(json("flashlm-recording"), Entry::Mark),
             (Self::Predictors, "predictors.json") => of(json(PREDICTORS_FORMAT), Entry::Mark),
             (Self::Orders, "orders.json") => of(json(ORDERS_FORMAT), Entry::Mark),
+            (Self::ReportData, "report.json") => of(json(REPORT_DATA_FORMAT), Entry::Mark),
+            // Pictures and tables say nothing of who made them: `report.json` is there before them.
+            (Self::ReportData, _) => Entry::Strange,
             (Self::Recording, "states") => of(is_our_states(path), Entry::Own),
             (_, name) if name.ends_with(".json") => of(is_list_of_figures(path), Entry::Own),
             _ => of(is_our_safetensors(path), Entry::Own),
@@ -99,6 +108,7 @@ impl DirectoryKind {
                     || numbered("predictor-", ".safetensors")
             }
             Self::Orders => name == "orders.json" || numbered("layer-", ".order.safetensors"),
+            Self::ReportData => name == "report.json" || name.ends_with(".svg") || name.ends_with(".csv"),
             Self::Work => name == WORK_MARK,
         }
     }
@@ -263,7 +273,13 @@ mod tests {
     fn directories_of_others_are_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out");
-        let kinds = [DirectoryKind::Recording, DirectoryKind::Predictors, DirectoryKind::Orders, DirectoryKind::Work];
+        let kinds = [
+            DirectoryKind::Recording,
+            DirectoryKind::Predictors,
+            DirectoryKind::Orders,
+            DirectoryKind::ReportData,
+            DirectoryKind::Work,
+        ];
         for kind in kinds {
             Directory::check(&path, kind, &[]).unwrap();
             drop(Directory::take(&path, kind, &[]).unwrap());
@@ -344,6 +360,21 @@ mod tests {
         assert!(!mine("timings.json", b"[\n  {\n    \"layer\": 0,"));
         assert!(!mine("training.json", b"[\n  {\n    \"layer\": 0,"));
         assert!(!mine("predictor-001.safetensors.partial", b""));
+    }
+
+    #[test]
+    fn charts_belong_to_the_report_beside_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let check = || Directory::check(dir.path(), DirectoryKind::ReportData, &[]);
+        fs::write(dir.path().join("runs.csv"), "layer,run\n").unwrap();
+        fs::write(dir.path().join("runs.svg.partial"), "").unwrap();
+        assert!(matches!(check(), Err(DestinationError::StrangeDirectory { entry, .. }) if entry == "runs.csv"));
+        fs::write(dir.path().join("report.json"), "{\"charts\": []}").unwrap();
+        assert!(matches!(check(), Err(DestinationError::StrangeDirectory { entry, .. }) if entry == "report.json"));
+        fs::write(dir.path().join("report.json"), format!("{{\"format\": \"{REPORT_DATA_FORMAT}\"}}")).unwrap();
+        check().unwrap();
+        fs::create_dir(dir.path().join("budget.svg")).unwrap();
+        assert!(matches!(check(), Err(DestinationError::NoFileInside { .. })));
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub const THRESHOLDS_FORMAT: &str = "flashlm-thresholds";
 pub const PREDICTORS_FORMAT: &str = "flashlm-predictors";
 /// Stands at the beginning of `orders.json`.
 pub const ORDERS_FORMAT: &str = "flashlm-orders";
+/// Stands at the beginning of `report.json`.
+pub const REPORT_DATA_FORMAT: &str = "flashlm-report";
 /// Stands in the head of a report's page.
 pub const REPORT_MARK: &str = "<meta name=\"generator\" content=\"flashlm-prep report\"/>";
 

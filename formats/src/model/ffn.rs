@@ -1,5 +1,7 @@
 //! The feed-forward part of a layer.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// The feed-forward part of a layer, by its kind.
@@ -60,6 +62,19 @@ pub enum Activation {
     GeluTanh,
     /// `x * sigmoid(x)`.
     Silu,
+}
+
+impl fmt::Display for Activation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Relu => f.write_str("relu"),
+            Self::Relu2 => f.write_str("relu2"),
+            Self::FatRelu(threshold) => write!(f, "fatrelu with threshold {threshold}"),
+            Self::Gelu => f.write_str("gelu"),
+            Self::GeluTanh => f.write_str("gelu, the tanh approximation"),
+            Self::Silu => f.write_str("silu"),
+        }
+    }
 }
 
 impl Activation {

@@ -173,16 +173,20 @@ impl OrderFile {
 
     /// Reads and checks the order of `layer` from `dir`, for a layer of `neurons` neurons.
     pub fn read(dir: &Path, layer: usize, neurons: usize) -> Result<Self, OrderFileError> {
-        let path = Self::path(dir, layer);
+        Self::read_from(&Self::path(dir, layer), layer, neurons)
+    }
+
+    /// The same from a file of any name.
+    pub fn read_from(path: &Path, layer: usize, neurons: usize) -> Result<Self, OrderFileError> {
         let bytes_max = 8 + HEADER_BYTES_MAX + 4 * neurons as u64;
-        let io = |source| OrderFileError::Io { path: path.clone(), source };
-        let length = std::fs::metadata(&path).map_err(io)?.len();
+        let io = |source| OrderFileError::Io { path: path.to_path_buf(), source };
+        let length = std::fs::metadata(path).map_err(io)?.len();
         if length > bytes_max {
-            return Err(mismatch(&path, "length of the file", format!("at most {bytes_max}"), length));
+            return Err(mismatch(path, "length of the file", format!("at most {bytes_max}"), length));
         }
         let mut bytes = Vec::new();
-        open_regular(&path).and_then(|mut file| file.read_to_end(&mut bytes)).map_err(io)?;
-        Self::parse(&bytes, &path, layer, neurons)
+        open_regular(path).and_then(|mut file| file.read_to_end(&mut bytes)).map_err(io)?;
+        Self::parse(&bytes, path, layer, neurons)
     }
 
     fn parse(bytes: &[u8], path: &Path, layer: usize, neurons: usize) -> Result<Self, OrderFileError> {

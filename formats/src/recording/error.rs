@@ -131,6 +131,18 @@ pub enum RecordingError {
         /// There are.
         layers: usize,
     },
+    /// The model has it, and it is not there.
+    #[error(
+        "{} has no layer {layer}: recording was interrupted, or its file was removed; give the same `flashlm-prep record` again, which \
+         goes on from what is there",
+        dir.display()
+    )]
+    NotRecorded {
+        /// The recording.
+        dir: PathBuf,
+        /// The layer.
+        layer: usize,
+    },
     /// A tensor file's header length or layout is impossible.
     #[error("{}: {what}: expected {expected}, found {found}", path.display())]
     Layout {

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use flashlm_formats::bundle::PredictorDType;
 use flashlm_formats::destination::{Directory, DirectoryKind};
 use flashlm_prep::foreign_predictors::{find_files, read};
-use flashlm_prep::train::{TrainOptions, adopt_layer, write_report};
+use flashlm_prep::train::{TrainOptions, TrainingData, adopt_layer, write_report};
 
 use super::train::{DTypeArg, print_layers};
 use super::{Stage, inputs, numbers, recorded};
@@ -31,6 +31,9 @@ pub(crate) struct ImportArgs {
     /// Directory that `record` wrote, of the model that the predictors are for
     #[arg(long, value_name = "RECORDING")]
     recording: PathBuf,
+    /// Judge what was imported on all of this recording, of other text, as `train --validation` does
+    #[arg(long, visible_alias = "validation", value_name = "RECORDING")]
+    held_out: Option<PathBuf>,
     /// How the matrices are stored
     #[arg(long, value_enum, default_value = "int8")]
     dtype: DTypeArg,
@@ -56,23 +59,27 @@ pub(crate) fn run(args: &ImportArgs) -> Result<ExitCode> {
     let recording = recorded::open(&args.recording)?;
     let layers = recording.info().model.layers.len();
     let files = find_files(&args.dir, layers)?;
-    let inputs = inputs([&args.dir, &args.recording]);
+    let other = |dir: &PathBuf| recorded::open_other("--held-out", dir, &recording);
+    let held_out = args.held_out.as_ref().map(other).transpose()?;
+    let inputs = inputs([&args.dir, &args.recording].into_iter().chain(&args.held_out));
     let _taken = Directory::take(&args.output, DirectoryKind::Predictors, &inputs)?;
     let mut options = TrainOptions::new(layers);
     options.dtype = PredictorDType::from(args.dtype);
     (options.recall, options.worth) = (args.recall, args.worth);
+    let data = TrainingData { validation: held_out.as_ref(), ..TrainingData::new(&recording) };
     let stage = Stage::new("choosing thresholds", "layers", layers as u64);
     let mut reports = Vec::new();
     for (layer, file) in files.iter().enumerate() {
         let predictor = read(file, args.between.map(|b| b == Between::Relu))?;
-        let report = adopt_layer(&recording, &options, layer, predictor, &args.output);
+        let report = adopt_layer(data, &options, layer, predictor, &args.output);
         reports.push(report.with_context(|| file.display().to_string())?);
         stage.advance(1);
     }
     drop(stage);
     let report = write_report(&recording.info().id, reports, &args.output)?;
-    print_layers(&report, "held-out documents of the recording");
-    let alarms = report.layers.iter().filter(|l| l.held_out.predicted_fraction > 0.9).count();
+    let on = if held_out.is_some() { "the recording held out" } else { "held-out documents of the recording" };
+    print_layers(&report, on);
+    let alarms = report.layers.iter().filter(|l| l.judged().predicted_fraction > 0.9).count();
     if alarms > 0 {
         eprintln!(
             "note: {alarms} of {layers} layers predict more than 90 % of the neurons: these predictors expect an input other than the FFN's \

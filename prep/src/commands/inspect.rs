@@ -194,7 +194,7 @@ fn show(facts: &Facts<'_>, json: bool) -> Result<ExitCode> {
         layout.group_bytes(),
         layout.alignment()
     );
-    let activation = serde_json::to_value(spec.ffn().activation).unwrap_or_default();
+    let activation = spec.ffn().activation;
     if let Some(dense) = gain::dense_by_nature(spec) {
         println!("  activation        {activation}");
         println!("  note: {dense}; `thresholds` measures what this one needs");

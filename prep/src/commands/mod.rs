@@ -14,6 +14,7 @@ pub(crate) mod convert;
 pub(crate) mod evaluate;
 pub(crate) mod families;
 mod formats;
+pub(crate) mod import_order;
 pub(crate) mod import_predictors;
 pub(crate) mod inspect;
 pub(crate) mod interrupt;

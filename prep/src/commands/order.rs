@@ -22,25 +22,32 @@ use super::recorded::{self, layer_range};
 pub(crate) struct OrderArgs {
     /// Directory of the recording.
     recording: PathBuf,
-    /// Directory for the orders and `orders.json`.
-    #[arg(short, long, value_name = "DIR")]
-    output: PathBuf,
     /// How to order: auto tries all and picks the best; identity, frequency, path; or a step on the way to path:
     /// path-active, path-missed, path-improved.
     #[arg(long, default_value = "auto")]
     strategy: String,
-    /// Order what these predictors (a directory that `train` wrote) choose, instead of the active neurons.
-    #[arg(long, value_name = "DIR")]
-    predictors: Option<PathBuf>,
     /// Layers to order: one (3), or a range (2..5); by default all that are recorded.
     #[arg(long, value_name = "A..B")]
     layers: Option<String>,
-    /// Score on all of another recording of the same model, instead of the documents that this one holds out.
-    #[arg(long, value_name = "DIR")]
-    score_on: Option<PathBuf>,
     /// Use at most this many tokens for making an order.
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = numbers::tokens)]
     tokens: usize,
+    #[command(flatten)]
+    judge: JudgeArgs,
+}
+
+/// What orders are judged by, and where they are written.
+#[derive(Args, Debug)]
+pub(super) struct JudgeArgs {
+    /// Directory for the orders and `orders.json`.
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    /// Order what these predictors (a directory that `train` wrote) choose, instead of the active neurons.
+    #[arg(long, value_name = "DIR")]
+    predictors: Option<PathBuf>,
+    /// Score on all of another recording of the same model, instead of the documents that this one holds out.
+    #[arg(long, value_name = "DIR")]
+    score_on: Option<PathBuf>,
     /// Neuron cache policy in front of the disk: window:K, lru, lfu:HALFLIFE, s3-fifo, w-tinylfu; by default the runtime's.
     #[arg(long, default_value_t = PolicyKind::DEFAULT)]
     policy: PolicyKind,
@@ -68,16 +75,10 @@ pub(crate) struct OrderArgs {
     json: bool,
 }
 
-impl OrderArgs {
+impl JudgeArgs {
     fn options(&self) -> Result<OrderOptions> {
-        let strategy = match self.strategy.as_str() {
-            "auto" => None,
-            name => Some(name.parse()?),
-        };
         Ok(OrderOptions {
-            strategy,
             predictors: self.predictors.clone(),
-            tokens: self.tokens,
             policy: self.policy,
             cache: self.cache,
             alignment: self.alignment,
@@ -87,40 +88,63 @@ impl OrderArgs {
             ..OrderOptions::new(self.dtype)
         })
     }
+
+    /// Takes the directory and begins; `read` is read besides what is named here.
+    pub(super) fn begin(
+        &self,
+        recording: &Recording,
+        read: &[&PathBuf],
+        change: impl FnOnce(OrderOptions) -> OrderOptions,
+    ) -> Result<(Directory, Ordering)> {
+        let other = self.score_on.as_deref().map(Recording::open).transpose().context("--score-on")?;
+        let read = read.iter().copied().chain(&self.predictors).chain(&self.score_on).chain(&self.disk);
+        let taken = Directory::take(&self.output, DirectoryKind::Orders, &super::inputs(read))?;
+        let ordering = Ordering::new(change(self.options()?), recording, other, &self.output)?;
+        Ok((taken, ordering))
+    }
+
+    /// Says what came out.
+    pub(super) fn show(&self, orders: &OrderSummary) -> Result<()> {
+        if self.json {
+            super::print_json(orders)?;
+        } else {
+            print_table(orders, &self.output);
+        }
+        Ok(())
+    }
 }
 
 pub(crate) fn run(args: &OrderArgs) -> Result<()> {
     super::start_pool(None)?;
+    let strategy = match args.strategy.as_str() {
+        "auto" => None,
+        name => Some(name.parse()?),
+    };
     let recording = recorded::open(&args.recording)?;
     let layers = layer_range(args.layers.as_deref(), &recording)?;
-    let other = args.score_on.as_deref().map(Recording::open).transpose().context("--score-on")?;
-    let read = [Some(&args.recording), args.predictors.as_ref(), args.score_on.as_ref(), args.disk.as_ref()];
-    let _taken = Directory::take(&args.output, DirectoryKind::Orders, &super::inputs(read.into_iter().flatten()))?;
-    let ordering = Ordering::new(args.options()?, &recording, other, &args.output)?;
+    let asked = |options| OrderOptions { strategy, tokens: args.tokens, ..options };
+    let (_taken, ordering) = args.judge.begin(&recording, &[&args.recording], asked)?;
     let stage = Stage::new("order", "strategies", (layers.len() * ordering.strategies()) as u64);
     // Layers in parallel: parts of the work cannot be divided. The results are the same in any case.
     let scores = layers.par_iter().map(|&layer| ordering.layer(&recording, layer, &|| stage.advance(1)));
     let scores: Vec<Result<_, OrderError>> = scores.collect();
     drop(stage);
-    let orders = ordering.finish(&recording, scores.into_iter().collect::<Result<_, _>>()?)?;
-    if args.json {
-        super::print_json(&orders)?;
-    } else {
-        print_table(&orders, &args.output);
-    }
-    Ok(())
+    args.judge.show(&ordering.finish(&recording, scores.into_iter().collect::<Result<_, _>>()?)?)
 }
 
 fn print_table(orders: &OrderSummary, output: &Path) {
     println!(
-        "groups of {} x {} bytes, cache {} with {} slots, a read {:.1} us + {:.2} GB/s; made from {} tokens, judged on {} others\n",
+        "groups of {} x {} bytes, cache {} with {} slots, a read {:.1} us + {:.2} GB/s; {}, judged on {} tokens\n",
         orders.records_per_group,
         orders.group_bytes / orders.records_per_group as u64,
         orders.policy,
         orders.slots,
         orders.request_ns / 1e3,
         1.0 / orders.byte_ns,
-        orders.training_tokens,
+        match orders.training_tokens {
+            0 => "made elsewhere".to_owned(),
+            tokens => format!("made from {tokens} other tokens"),
+        },
         orders.scored_tokens
     );
     println!("                        all active      what the cache misses   read as planned");

@@ -23,6 +23,26 @@ pub(crate) fn open(dir: &Path) -> Result<Recording> {
     Ok(recording)
 }
 
+/// Opens another recording of the same model, which `option` names.
+pub(crate) fn open_other(option: &str, dir: &Path, recording: &Recording) -> Result<Recording> {
+    let other = Recording::open(dir).with_context(|| option.to_owned())?;
+    let shape = |recording: &Recording| {
+        let model = &recording.info().model;
+        (model.layers.len(), model.hidden_size, model.ffn().size)
+    };
+    let ((layers, hidden, neurons), found) = (shape(recording), shape(&other));
+    ensure!(
+        found == (layers, hidden, neurons),
+        "{option}: {} is a recording of another model: {} layers of {} x {} neurons, where {} has {layers} of {hidden} x {neurons}",
+        dir.display(),
+        found.0,
+        found.1,
+        found.2,
+        recording.dir().display()
+    );
+    Ok(other)
+}
+
 /// Reads `3`, `2..5` (2, 3, 4), `2..` and `..5`.
 pub(crate) fn layer_range(text: Option<&str>, recording: &Recording) -> Result<Vec<usize>> {
     let layers = recording.info().model.layers.len();

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Args;
 use flashlm::disk_cost::profiled_cost;
-use flashlm_formats::destination::{Destination, FileKind};
+use flashlm_formats::destination::{Destination, Directory, DirectoryKind, FileKind};
 use flashlm_formats::predictors::TrainReport;
 use flashlm_prep::gain::verdict;
 use flashlm_prep::report::{Orders, ReportInput, build};
@@ -25,6 +25,9 @@ pub(crate) struct ReportArgs {
     /// The page
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+    /// Also write each chart as an SVG file and the numbers behind it as CSV into this directory, listed in its report.json
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
     /// Directory that `flashlm-prep train` wrote
     #[arg(long, value_name = "DIR")]
     predictors: Option<PathBuf>,
@@ -42,7 +45,9 @@ pub(crate) struct ReportArgs {
 pub(crate) fn run(args: &ReportArgs) -> Result<ExitCode> {
     super::start_pool(None)?;
     let read = [Some(&args.recording), args.predictors.as_ref(), args.orders.as_ref(), args.disk.as_ref()];
-    let output = Destination::take(&args.output, FileKind::Report, &inputs(read.into_iter().flatten()))?;
+    let read = inputs(read.into_iter().flatten());
+    let data = args.data.as_deref().map(|dir| Directory::take(dir, DirectoryKind::ReportData, &read)).transpose()?;
+    let output = Destination::take(&args.output, FileKind::Report, &read)?;
     let recording = recorded::open(&args.recording)?;
     let predictors = args.predictors.as_deref().map(TrainReport::read).transpose();
     let predictors = predictors.context("--predictors: a directory made by `flashlm-prep train`")?;
@@ -65,9 +70,13 @@ pub(crate) fn run(args: &ReportArgs) -> Result<ExitCode> {
         disk,
         tokens_max: args.tokens,
     };
-    let page = build(&input, &|| stage.advance(1))?;
+    let report = build(&input, &|| stage.advance(1))?;
     drop(stage);
-    output.publish_bytes(page.as_bytes())?;
+    if let Some(dir) = &data {
+        report.write_data(dir.path())?;
+        eprintln!("wrote charts and their numbers to {}", dir.path().display());
+    }
+    output.publish_bytes(report.page().as_bytes())?;
     eprintln!("wrote {}", args.output.display());
     Ok(ExitCode::SUCCESS)
 }

@@ -13,10 +13,9 @@ use flashlm_formats::destination::{Directory, DirectoryKind};
 use flashlm_formats::predictors::{
     LayerReport, LayerTraining, OperatingPoint, PredictorForm, RankCurve, SeedPoint, TrainReport,
 };
-use flashlm_formats::recording::Recording;
 use flashlm_prep::train::{
-    LowRankPredictorParams, Progress, RankChoice, SweepEntry, TrainOptions, TrainingData, judge_seed, sweep,
-    train_recording,
+    LOOK_AHEAD_MISSES, LowRankPredictorParams, Progress, RankChoice, SweepEntry, TrainOptions, TrainingData,
+    judge_seed, sweep, train_recording,
 };
 
 use super::{Stage, inputs, numbers, recorded, source};
@@ -43,7 +42,7 @@ pub(crate) struct TrainArgs {
     layers: Option<Range<usize>>,
     /// `auto`, one rank for all layers, or a list with one for each layer of the model; `projection` instead of a
     /// rank is the model's own projection in four bits
-    #[arg(long, value_name = "N|projection|auto", default_value = "auto", value_parser = parse_rank)]
+    #[arg(long, value_name = "N|projection|auto", default_value = "auto", value_parser = parse_rank, allow_negative_numbers = true)]
     rank: RankChoice,
     /// How the matrices are stored; int8 allows twice the rank in the same size
     #[arg(long, value_enum, default_value = "int8")]
@@ -141,7 +140,8 @@ pub(crate) fn run(args: &TrainArgs) -> Result<ExitCode> {
     super::start_pool(None)?;
     let recording = recorded::open(&args.recording)?;
     let checkpoint = args.model.as_ref().map(|model| source::open(model)).transpose().context("--model")?;
-    let validation = args.validation.as_ref().map(|dir| Recording::open(dir)).transpose().context("--validation")?;
+    let other = |dir: &PathBuf| recorded::open_other("--validation", dir, &recording);
+    let validation = args.validation.as_ref().map(other).transpose()?;
     if checkpoint.is_none() {
         eprintln!(
             "note: training starts from the recorded inputs alone; with --model CHECKPOINT it starts from the weights"
@@ -286,10 +286,10 @@ fn print_look_ahead(layers: &[LayerReport]) {
     let ahead: Vec<_> = layers.iter().filter_map(|l| Some((l.layer, l.look_ahead.as_ref()?))).collect();
     let Some((_, first)) = ahead.first() else { return };
     println!(
-        "\nlook-ahead, false alarms of a predictor of its own / of the next layer's used early, where this share is missed"
+        "\nlook-ahead, false alarms of a predictor of its own / of the next layer's used early, where at most this share is missed"
     );
-    let head: Vec<String> =
-        first.own_points.iter().map(|p| format!("{:>13.0} %", 100.0 * p.false_negative_rate)).collect();
+    let shares = LOOK_AHEAD_MISSES.iter().take(first.own_points.len());
+    let head: Vec<String> = shares.map(|share| format!("{:>15}", format!("{} %", 100.0 * share))).collect();
     println!("layer  rank   KB{}", head.concat());
     for (layer, report) in ahead {
         let cells = report.own_points.iter().enumerate().map(|(i, own)| {
@@ -398,6 +398,7 @@ mod tests {
             parse_rank("64,16,projection"),
             Ok(RankChoice::Each(vec![low(64), low(16), PredictorForm::PROJECTION]))
         );
+        assert!(parse_rank("-1").unwrap_err().starts_with("expected auto, projection, a number"));
         assert!(parse_rank("0").is_err() && parse_rank("a").is_err());
     }
 }

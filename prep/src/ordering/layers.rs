@@ -11,22 +11,21 @@ use flashlm::replay::WantedSets;
 use flashlm_formats::bundle::{DEFAULT_ALIGNMENT, FlashLayout, LayoutError, LayoutOptions};
 use flashlm_formats::ids::NeuronId;
 use flashlm_formats::model::ModelSpec;
-use flashlm_formats::orders::{
-    GroupShape, LayerScores, ORDERS_JSON, OrderFile, OrderFileError, OrderSummary, StrategyScore,
-};
+use flashlm_formats::orders::{GroupShape, LayerScores, ORDERS_JSON, OrderFile, OrderFileError, OrderSummary};
 use flashlm_formats::publish::create_directory;
 use flashlm_formats::recording::{Recording, RecordingError, Split};
 use flashlm_formats::weight_format::{ResidentFormats, WeightFormat};
 
 use super::cache_share::typical_cache_share;
-use super::positions;
-use super::score::{OrderScore, ScoreOptions, score};
-use super::strategy::{LayerTraining, OrderingOptions, StrategyKind};
+use super::score::{ScoreOptions, Trial};
+use super::strategy::{Identity, LayerTraining, OrderingOptions, Strategy, StrategyKind};
 use crate::coactivation::PairOptions;
 use crate::demand::{WantedError, behind_a_warm_up, wanted_sets};
 
 /// Tokens that fill the cache before a score counts: of the text that orders are made from, or the first of another recording.
 const WARM_UP: usize = 512;
+/// Who made an order that was made elsewhere.
+const IMPORTED: &str = "imported";
 /// Share of the FFN's bytes that predictors are taken to have where nothing is known of them.
 const PREDICTOR_SHARE: f64 = 0.05;
 
@@ -37,7 +36,7 @@ pub struct OrderOptions {
     pub strategy: Option<StrategyKind>,
     /// Order what the predictors in this directory choose, instead of the neurons that fired.
     pub predictors: Option<PathBuf>,
-    /// Tokens that an order is made from, at most.
+    /// Tokens that an order is made from, at most; none where orders are imported.
     pub tokens: usize,
     /// The cache before the disk.
     pub policy: PolicyKind,
@@ -215,27 +214,64 @@ impl Ordering {
         tried: &(dyn Fn() + Sync),
     ) -> Result<LayerScores, OrderError> {
         let mut recorded = recording.layer(layer)?;
-        let chosen_by = self.asked.predictors.as_deref().map(|dir| (dir, layer));
-        let training = wanted_sets(&mut recorded, &self.training, self.asked.tokens, chosen_by)?;
-        let scored = match &self.other {
-            Some(other) => &mut other.layer(layer)?,
-            None => &mut recorded,
-        };
-        let held_out = wanted_sets(scored, &self.judged, usize::MAX, chosen_by)?;
+        let training = wanted_sets(&mut recorded, &self.training, self.asked.tokens, self.chosen_by(layer))?;
         drop(recorded);
+        let held_out = self.held_out(recording, layer)?;
         let begin = Instant::now();
-        let best = self.best_order(&training, &held_out, tried);
+        let input = LayerTraining::new(&training, self.make);
+        let mut trial = Trial::new(&held_out, &self.score);
+        for (at, kind) in self.asked.kinds().iter().enumerate() {
+            let strategy = kind.strategy();
+            // The first is taken only where all are tried.
+            trial.judge(strategy.name(), strategy.order(&input), at > 0 || self.asked.strategy.is_none());
+            tried();
+        }
+        self.write(recording, layer, trial, begin)
+    }
+
+    /// Judges an order that was made elsewhere, and writes it. It lists every neuron of the layer once.
+    ///
+    /// # Errors
+    /// As [`Ordering::layer`].
+    pub fn import(&self, recording: &Recording, layer: usize, order: Vec<NeuronId>) -> Result<LayerScores, OrderError> {
+        let held_out = self.held_out(recording, layer)?;
+        let begin = Instant::now();
+        let mut trial = Trial::new(&held_out, &self.score);
+        trial.judge(Identity.name(), (0..held_out.layer_size()).map(NeuronId).collect(), false);
+        trial.judge(IMPORTED, order, true);
+        self.write(recording, layer, trial, begin)
+    }
+
+    fn chosen_by(&self, layer: usize) -> Option<(&Path, usize)> {
+        self.asked.predictors.as_deref().map(|dir| (dir, layer))
+    }
+
+    /// What the tokens want that orders are judged on.
+    fn held_out(&self, recording: &Recording, layer: usize) -> Result<WantedSets<NeuronId>, OrderError> {
+        let mut scored = self.other.as_ref().unwrap_or(recording).layer(layer)?;
+        Ok(wanted_sets(&mut scored, &self.judged, usize::MAX, self.chosen_by(layer))?)
+    }
+
+    fn write(
+        &self,
+        recording: &Recording,
+        layer: usize,
+        trial: Trial,
+        begin: Instant,
+    ) -> Result<LayerScores, OrderError> {
+        let (best, strategies) = trial.end();
         let seconds = begin.elapsed().as_secs_f64();
+        let chosen = best.strategy.to_owned();
         let file = OrderFile {
             layer,
-            strategy: best.chosen.into(),
+            strategy: chosen.clone(),
             recording: recording.info().id.clone(),
             groups: Some(self.groups),
             order: best.order,
         };
         let path = file.write(&self.out)?;
         let file = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        Ok(LayerScores { layer, chosen: best.chosen.into(), file, strategies: best.scores, seconds })
+        Ok(LayerScores { layer, chosen, file, strategies, seconds })
     }
 
     /// Writes `orders.json` for layers that are ordered.
@@ -261,37 +297,4 @@ impl Ordering {
         summary.write(&self.out).map_err(|source| OrderError::Io { path: self.out.join(ORDERS_JSON), source })?;
         Ok(summary)
     }
-
-    /// Tries the strategies on a layer and takes the one of the least predicted time; of equals the simpler. The first is there to
-    /// compare with: it is taken only where all are tried.
-    fn best_order(
-        &self,
-        training: &WantedSets<NeuronId>,
-        held_out: &WantedSets<NeuronId>,
-        tried: &(dyn Fn() + Sync),
-    ) -> BestOrder {
-        let input = LayerTraining::new(training, self.make);
-        let mut best: Option<(OrderScore, &'static str, Vec<NeuronId>)> = None;
-        let mut scores = Vec::new();
-        for (at, kind) in self.asked.kinds().iter().enumerate() {
-            let strategy = kind.strategy();
-            let order = strategy.order(&input);
-            let result = score(held_out, &positions(&order), &self.score);
-            scores.push(result.of_strategy(strategy.name()));
-            let eligible = at > 0 || self.asked.strategy.is_none();
-            if eligible && best.as_ref().is_none_or(|b| result.ms_per_token < b.0.ms_per_token) {
-                best = Some((result, strategy.name(), order));
-            }
-            tried();
-        }
-        let (_, chosen, order) = best.expect("at least one strategy is eligible");
-        BestOrder { chosen, order, scores }
-    }
-}
-
-/// What came out for a layer.
-struct BestOrder {
-    chosen: &'static str,
-    order: Vec<NeuronId>,
-    scores: Vec<StrategyScore>,
 }

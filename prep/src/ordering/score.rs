@@ -5,6 +5,8 @@ use flashlm::replay::{ReplayCounts, ReplayOptions, WantedSets, replay};
 use flashlm_formats::ids::{NeuronId, Position};
 use flashlm_formats::orders::{ReadFigures, StrategyScore};
 
+use super::positions;
+
 /// What an order is judged by.
 #[derive(Clone, Copy, Debug)]
 pub struct ScoreOptions {
@@ -76,5 +78,45 @@ pub fn score(wanted: &WantedSets<NeuronId>, position: &[Position], options: &Sco
         missed: replay(&groups, &base),
         planned,
         ms_per_token: planned.ms_per_token(&options.cost),
+    }
+}
+
+/// Orders of a layer, judged on the same tokens.
+pub(super) struct Trial<'a> {
+    wanted: &'a WantedSets<NeuronId>,
+    options: &'a ScoreOptions,
+    scores: Vec<StrategyScore>,
+    best: Option<Judged>,
+}
+
+/// An order, who made it, and its predicted time.
+pub(super) struct Judged {
+    pub(super) strategy: &'static str,
+    pub(super) order: Vec<NeuronId>,
+    ms_per_token: f64,
+}
+
+impl<'a> Trial<'a> {
+    /// On `wanted`, neurons that orders were not made from.
+    pub(super) fn new(wanted: &'a WantedSets<NeuronId>, options: &'a ScoreOptions) -> Self {
+        Trial { wanted, options, scores: Vec::new(), best: None }
+    }
+
+    /// Judges an order. One that is not `eligible` is there to compare with.
+    pub(super) fn judge(&mut self, strategy: &'static str, order: Vec<NeuronId>, eligible: bool) {
+        let result = score(self.wanted, &positions(&order), self.options);
+        self.scores.push(result.of_strategy(strategy));
+        let ms_per_token = result.ms_per_token;
+        if eligible && self.best.as_ref().is_none_or(|best| ms_per_token < best.ms_per_token) {
+            self.best = Some(Judged { strategy, order, ms_per_token });
+        }
+    }
+
+    /// The order of the least predicted time, of equals the one judged first, and the scores of all.
+    ///
+    /// # Panics
+    /// Where none was eligible.
+    pub(super) fn end(self) -> (Judged, Vec<StrategyScore>) {
+        (self.best.expect("at least one order is eligible"), self.scores)
     }
 }

@@ -1,65 +1,54 @@
-//! Charts as inline SVG: lines, bars and heat maps, drawn by plotters.
-//!
-//! Colours are those of the light page; [`style`] lets the page's own colours, light or dark, take their place. Knows nothing
-//! of what is drawn.
+//! Charts as SVG: lines, bars and heat maps, drawn by plotters, and the numbers that each was drawn from. Knows nothing of what
+//! is drawn.
 
-use maud::{Markup, PreEscaped, html};
-use plotters::coord::Shift;
-use plotters::coord::types::RangedCoordf64;
+mod axes;
+mod colours;
+mod heat_map;
+mod picture;
+
+use maud::{Markup, html};
 use plotters::prelude::*;
 
 use super::ReportError;
-
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type Context<'a> = ChartContext<'a, SVGBackend<'a>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+use axes::{MARGIN, axes, draw, failed, spread};
+pub(super) use colours::dark as dark_style;
+use colours::{SERIES, TEXT};
+pub(super) use heat_map::{Cells, heat_map};
+pub(super) use picture::Chart;
+use picture::Numbers;
 
 /// Size of a chart in its own units. Small, so that text stays legible when a phone scales it down.
 const WIDTH: u32 = 430;
 const HEIGHT: u32 = 300;
-const LEFT: u32 = 60;
-const BOTTOM: u32 = 46;
-const MARGIN: u32 = 10;
-/// plotters writes 1 / 1.24 of this as font size: 13 units.
-const FONT: f64 = 16.0;
-/// Distance of labels after the lines, from base line to base line.
-const LABEL_PITCH: i32 = 15;
-
-const TEXT: RGBColor = RGBColor(0x1C, 0x1F, 0x24);
-const AXIS: RGBColor = RGBColor(0x8A, 0x90, 0x99);
-const GRID: RGBColor = RGBColor(0xE1, 0xE4, 0xE8);
-/// Colours of the series on a light page and on a dark one.
-const SERIES: [(RGBColor, &str); 8] = [
-    (RGBColor(0x0B, 0x62, 0xC4), "#6CB2FF"),
-    (RGBColor(0xC2, 0x41, 0x0C), "#FF9A5C"),
-    (RGBColor(0x0F, 0x7B, 0x5F), "#4FD1A5"),
-    (RGBColor(0x8B, 0x3F, 0xBF), "#C79BFF"),
-    (RGBColor(0x66, 0x75, 0x00), "#C9D64A"),
-    (RGBColor(0xBE, 0x18, 0x5D), "#FF85B5"),
-    (RGBColor(0x0E, 0x74, 0x90), "#56CCE0"),
-    (RGBColor(0x52, 0x5A, 0x66), "#AAB2BF"),
-];
-/// Bounds of an axis are not beyond this.
-const DRAWABLE_MAX: f64 = 1e15;
 /// As many lines as can be told apart in one chart.
 pub(super) const LINES_MAX: usize = SERIES.len();
-/// Steps of a heat map, the empty one included.
-pub(super) const HEAT_LEVELS: usize = 9;
 
-/// One axis. A logarithmic one is given the logarithms to base 10, whole decades as bounds.
+/// One axis.
 pub(super) struct Axis {
     pub(super) label: String,
+    /// Bounds; of a logarithmic axis their logarithms to base 10, whole decades.
     pub(super) from: f64,
     pub(super) to: f64,
+    pub(super) is_logarithmic: bool,
     /// Ticks at most.
     pub(super) ticks: usize,
     pub(super) format: fn(f64) -> String,
 }
 
 impl Axis {
+    /// From `from` to `to`.
+    pub(super) fn between(label: &str, from: f64, to: f64, ticks: usize, format: fn(f64) -> String) -> Self {
+        Axis { label: label.into(), from, to, is_logarithmic: false, ticks, format }
+    }
+
     /// From 0 on; a little more than `largest`.
     pub(super) fn from_zero(label: &str, largest: f64, format: fn(f64) -> String) -> Self {
-        let to = if largest > 0.0 { largest * 1.08 } else { 1.0 };
-        Axis { label: label.into(), from: 0.0, to, ticks: 6, format }
+        Self::between(label, 0.0, if largest > 0.0 { largest * 1.08 } else { 1.0 }, 6, format)
+    }
+
+    /// Where a value lies. Nothing lies below a logarithmic axis.
+    fn place(&self, value: f64) -> f64 {
+        if self.is_logarithmic { value.log10().max(self.from) } else { value }
     }
 }
 
@@ -70,185 +59,78 @@ pub(super) struct Series {
     pub(super) marks: Vec<(f64, f64)>,
 }
 
-/// Lines, each named at its right end. `alt` says in words what is to be seen.
-pub(super) fn lines(x: &Axis, y: &Axis, series: &[Series], alt: &str) -> Result<Markup, ReportError> {
-    let longest = series.iter().map(|s| s.name.chars().count()).max().unwrap_or(0) as u32;
+/// Lines, each named at its right end, as many of them as can be told apart. `alt` says in words what is to be seen.
+pub(super) fn lines(
+    name: &'static str,
+    x: &Axis,
+    y: &Axis,
+    series: &[Series],
+    alt: String,
+) -> Result<Chart, ReportError> {
+    let mut numbers = Numbers::new(["line", &x.label, &y.label, "marked"]);
+    for line in series {
+        let points = line.points.iter().map(|p| (p, false)).chain(line.marks.iter().map(|p| (p, true)));
+        points.for_each(|(p, marked)| {
+            numbers.row([line.name.clone(), p.0.to_string(), p.1.to_string(), marked.to_string()]);
+        });
+    }
+    let drawn: Vec<&Series> = spread_over(series.len()).into_iter().map(|at| &series[at]).collect();
+    let longest = drawn.iter().map(|s| s.name.chars().count()).max().unwrap_or(0) as u32;
     let right = MARGIN + 24 + longest * 7;
-    draw((WIDTH, HEIGHT), alt, |area| {
+    let place = |p: &(f64, f64)| (x.place(p.0), y.place(p.1));
+    let content = draw((WIDTH, HEIGHT), |area| {
         let mut context = axes(area, x, y, right)?;
         let mut ends: Vec<(i32, usize)> = Vec::new();
-        for (at, line) in series.iter().enumerate() {
-            let color = SERIES[at % LINES_MAX].0;
-            let style = color.stroke_width(2);
-            context.draw_series(LineSeries::new(line.points.iter().copied(), style)).map_err(failed)?;
-            let dots = line.marks.iter().map(|&p| Circle::new(p, 4, color.filled()));
+        for (at, line) in drawn.iter().enumerate() {
+            let color = SERIES[at].light;
+            let points = line.points.iter().map(place);
+            context.draw_series(LineSeries::new(points, color.stroke_width(2))).map_err(failed)?;
+            let dots = line.marks.iter().map(|p| Circle::new(place(p), 4, color.filled()));
             context.draw_series(dots).map_err(failed)?;
-            if let Some(&end) = line.points.last() {
-                ends.push((context.backend_coord(&end).1, at));
+            if let Some(end) = line.points.last() {
+                ends.push((context.backend_coord(&place(end)).1, at));
             }
         }
         let (_, rows) = context.plotting_area().get_pixel_range();
         let x = (WIDTH - right) as i32 + 4;
         Ok(html! {
             @for (row, at) in spread(ends, rows.start + 4, rows.end) {
-                line x1=(x) y1=(row) x2=(x + 14) y2=(row) stroke=(hex(SERIES[at % LINES_MAX].0)) stroke-width="3" {}
-                text x=(x + 18) y=(row + 4) font-size="13" fill=(hex(TEXT)) { (series[at].name) }
+                line x1=(x) y1=(row) x2=(x + 14) y2=(row) stroke=(SERIES[at].hex()) stroke-width="3" {}
+                text x=(x + 18) y=(row + 4) font-size="13" fill=(TEXT.hex()) { (drawn[at].name) }
             }
         })
-    })
+    })?;
+    Ok(Chart { name, alt, size: (WIDTH, HEIGHT), content, numbers })
 }
 
 /// A bar for each of `values`, named by the layer that it stands for.
-pub(super) fn bars(x: &str, y: &Axis, values: &[(usize, f64)], alt: &str) -> Result<Markup, ReportError> {
+pub(super) fn bars(
+    name: &'static str,
+    x: &str,
+    y: &Axis,
+    values: &[(usize, f64)],
+    alt: String,
+) -> Result<Chart, ReportError> {
+    let mut numbers = Numbers::new([x, &y.label]);
+    values.iter().for_each(|(layer, value)| numbers.row([layer.to_string(), value.to_string()]));
     let last = values.last().map_or(0, |v| v.0) as f64;
     let whole = |v: f64| if (v - v.round()).abs() < 1e-6 { format!("{v:.0}") } else { String::new() };
-    let x = Axis { label: x.into(), from: -0.6, to: last + 0.6, ticks: (values.len() + 1).min(12), format: whole };
-    draw((WIDTH, HEIGHT), alt, |area| {
+    let x = Axis::between(x, -0.6, last + 0.6, (values.len() + 1).min(12), whole);
+    let content = draw((WIDTH, HEIGHT), |area| {
         let mut context = axes(area, &x, y, MARGIN + 6)?;
         let bar = |&(layer, value): &(usize, f64)| {
-            Rectangle::new([(layer as f64 - 0.38, 0.0), (layer as f64 + 0.38, value)], SERIES[0].0.filled())
+            Rectangle::new([(layer as f64 - 0.38, 0.0), (layer as f64 + 0.38, value)], SERIES[0].light.filled())
         };
         context.draw_series(values.iter().map(bar)).map_err(failed)?;
         Ok(Markup::default())
-    })
+    })?;
+    Ok(Chart { name, alt, size: (WIDTH, HEIGHT), content, numbers })
 }
 
-/// A square of cells, `levels[row][column]` below [`HEAT_LEVELS`], the first row at the bottom; both axes count neurons.
-pub(super) fn heat_map(levels: &[Vec<u8>], neurons: usize, axis: &str, alt: &str) -> Result<Markup, ReportError> {
-    let ticks = |v: f64| format!("{v:.0}");
-    let side = |label: &str| Axis { label: label.into(), from: 0.0, to: neurons as f64, ticks: 5, format: ticks };
-    draw((420, 400), alt, |area| {
-        let context = axes(area, &side(axis), &side(axis), MARGIN + 14)?;
-        let (columns, rows) = context.plotting_area().get_pixel_range();
-        let scale = |span: &std::ops::Range<i32>| (span.end - span.start) as f64 / levels.len().max(1) as f64;
-        let place =
-            format!("translate({} {}) scale({:.4} {:.4})", columns.start, rows.start, scale(&columns), scale(&rows));
-        let paths = (1..HEAT_LEVELS as u8).map(|level| (level, cells_of(levels, level)));
-        Ok(html! {
-            g class="heat" shape-rendering="crispEdges" transform=(place) {
-                @for (level, path) in paths.filter(|(_, path)| !path.is_empty()) {
-                    path class={ "h" (level) } d=(path) {}
-                }
-            }
-        })
-    })
-}
-
-/// The cells of one level as a path; neighbours in a row make one rectangle.
-fn cells_of(levels: &[Vec<u8>], level: u8) -> String {
-    let mut path = String::new();
-    for (row, cells) in levels.iter().rev().enumerate() {
-        let mut column = 0;
-        for run in cells.chunk_by(|a, b| a == b) {
-            if run[0] == level {
-                path += &format!("M{column} {row}h{0}v1h-{0}z", run.len());
-            }
-            column += run.len();
-        }
-    }
-    path
-}
-
-/// The style sheet's part for charts.
-pub(super) fn style() -> String {
-    let mut light = String::new();
-    let mut dark = String::new();
-    let mut rules = String::new();
-    for (at, (color, on_dark)) in SERIES.iter().enumerate() {
-        let on_light = hex(*color);
-        light += &format!("--s{at}:{on_light};");
-        dark += &format!("--s{at}:{on_dark};");
-        rules += &format!(
-            "svg [stroke=\"{on_light}\"]{{stroke:var(--s{at})}}svg [fill=\"{on_light}\"]{{fill:var(--s{at})}}\n"
-        );
-    }
-    for level in 1..HEAT_LEVELS {
-        rules += &format!(".h{level}{{fill:var(--s0);fill-opacity:{:.3}}}\n", level as f64 / (HEAT_LEVELS - 1) as f64);
-    }
-    rules += &format!("svg text{{fill:var(--text)}}svg [stroke=\"{}\"]{{stroke:var(--axis)}}", hex(AXIS));
-    rules += &format!("svg [stroke=\"{}\"]{{stroke:var(--grid)}}\n", hex(GRID));
-    format!(":root{{{light}}}\n@media (prefers-color-scheme:dark){{:root{{{dark}}}}}\n{rules}")
-}
-
-fn hex(color: RGBColor) -> String {
-    format!("#{:02X}{:02X}{:02X}", color.0, color.1, color.2)
-}
-
-fn failed(error: impl std::fmt::Display) -> ReportError {
-    ReportError::Chart(error.to_string())
-}
-
-/// Draws, and makes what comes out part of a page: scaled by it, and with words for those who do not see it. What `paint` returns
-/// lies above what it draws.
-fn draw(
-    size: (u32, u32),
-    alt: &str,
-    paint: impl FnOnce(&Area) -> Result<Markup, ReportError>,
-) -> Result<Markup, ReportError> {
-    let mut svg = String::new();
-    let above = {
-        let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-        let above = paint(&area)?;
-        area.present().map_err(failed)?;
-        above
-    };
-    let content = svg.split_once('>').and_then(|(_, content)| content.trim_end().strip_suffix("</svg>"));
-    let content = content.ok_or_else(|| failed("what was drawn is no picture"))?;
-    Ok(html! {
-        svg viewBox={ "0 0 " (size.0) " " (size.1) } role="img" aria-label=(alt) { (PreEscaped(content)) (above) }
-    })
-}
-
-fn axes<'a>(area: &Area<'a>, x: &Axis, y: &Axis, right: u32) -> Result<Context<'a>, ReportError> {
-    for axis in [x, y] {
-        // The drawing library counts along an axis, and does not end where a step is too small to count.
-        let is_drawable = |bound: f64| bound.abs() <= DRAWABLE_MAX;
-        if !(is_drawable(axis.from) && is_drawable(axis.to) && axis.from < axis.to) {
-            return Err(ReportError::Chart(format!("{} from {} to {}: no such axis", axis.label, axis.from, axis.to)));
-        }
-    }
-    let mut context = ChartBuilder::on(area)
-        .margin_top(MARGIN)
-        .margin_right(right)
-        .margin_left(2)
-        .margin_bottom(2)
-        .x_label_area_size(BOTTOM)
-        .y_label_area_size(LEFT)
-        .build_cartesian_2d(x.from..x.to, y.from..y.to)
-        .map_err(failed)?;
-    let font = || ("sans-serif", FONT).into_font().color(&TEXT);
-    context
-        .configure_mesh()
-        .x_labels(x.ticks)
-        .y_labels(y.ticks)
-        .x_desc(&x.label)
-        .y_desc(&y.label)
-        .x_label_formatter(&|v| (x.format)(*v))
-        .y_label_formatter(&|v| (y.format)(*v))
-        .label_style(font())
-        .axis_desc_style(font())
-        .axis_style(AXIS)
-        .bold_line_style(GRID)
-        .light_line_style(TRANSPARENT)
-        .draw()
-        .map_err(failed)?;
-    Ok(context)
-}
-
-/// Moves labels apart so that none covers another, in the order of their lines' ends.
-fn spread(mut ends: Vec<(i32, usize)>, top: i32, bottom: i32) -> Vec<(i32, usize)> {
-    ends.sort();
-    let mut least = top;
-    for end in &mut ends {
-        end.0 = end.0.max(least);
-        least = end.0 + LABEL_PITCH;
-    }
-    let mut most = bottom;
-    for end in ends.iter_mut().rev() {
-        end.0 = end.0.min(most);
-        most = end.0 - LABEL_PITCH;
-    }
-    ends
+/// Which of `count` lines a chart shows, first and last among them.
+fn spread_over(count: usize) -> Vec<usize> {
+    let lines = count.min(LINES_MAX);
+    (0..lines).map(|at| if lines == 1 { 0 } else { at * (count - 1) / (lines - 1) }).collect()
 }
 
 #[cfg(test)]
@@ -256,32 +138,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_keep_their_distance_and_order() {
-        let ends = spread(vec![(100, 0), (101, 1), (99, 2), (300, 3)], 10, 300);
-        assert_eq!(ends, [(99, 2), (114, 0), (129, 1), (300, 3)]);
-        let crowded = spread(vec![(290, 0), (295, 1), (299, 2)], 10, 300);
-        assert_eq!(crowded, [(270, 0), (285, 1), (300, 2)]);
+    fn lines_are_chosen_over_all_layers() {
+        assert_eq!(spread_over(3), [0, 1, 2]);
+        assert_eq!(spread_over(32), [0, 4, 8, 13, 17, 22, 26, 31]);
+        assert_eq!(spread_over(1), [0]);
     }
 
     #[test]
-    fn cells_of_a_level_are_rectangles_from_the_bottom_up() {
-        let levels = vec![vec![1, 1, 0], vec![0, 2, 1], vec![0, 0, 0]];
-        assert_eq!(cells_of(&levels, 1), "M2 1h1v1h-1zM0 2h2v1h-2z");
-        assert_eq!(cells_of(&levels, 2), "M1 1h1v1h-1z");
-    }
-
-    #[test]
-    fn every_colour_in_a_chart_is_one_that_the_page_replaces() {
+    fn every_colour_in_a_chart_has_one_for_dark_pages() {
         let axis = |label: &str| Axis::from_zero(label, 1.0, |v| format!("{v:.1}"));
         let line =
             |name: &str| Series { name: name.into(), points: vec![(0.0, 0.1), (1.0, 0.9)], marks: vec![(0.5, 0.5)] };
         let series: Vec<Series> = (0..LINES_MAX).map(|n| line(&format!("line {n}"))).collect();
-        let svg = lines(&axis("x"), &axis("y"), &series, "a <chart>").unwrap().into_string();
-        let style = style();
-        for part in svg.split("=\"#").skip(1) {
+        let chart = lines("a", &axis("x"), &axis("y"), &series, "a <chart>".into()).unwrap();
+        let svg = chart.svg();
+        let (style, picture) = svg.split_once("</style>").unwrap();
+        for part in picture.split("=\"#").skip(1) {
             let color = &part[..6];
-            assert!(style.contains(color) || color == &hex(TEXT)[1..], "{color}");
+            assert!(style.contains(color), "{color}");
         }
-        assert!(svg.contains("a &lt;chart&gt;") && svg.contains("line 7"));
+        assert!(chart.html().into_string().contains("a &lt;chart&gt;") && picture.contains("line 7"));
+    }
+
+    #[test]
+    fn numbers_are_those_that_were_given_of_all_lines() {
+        let y = Axis { is_logarithmic: true, ..Axis::between("y", -1.0, 2.0, 4, |v| v.to_string()) };
+        let series: Vec<Series> = (0..20)
+            .map(|n| Series { name: n.to_string(), points: vec![(0.0, 0.003), (1.0, 1e2 / 3.0)], marks: vec![] })
+            .collect();
+        let csv = lines("a", &Axis::from_zero("x", 1.0, |v| v.to_string()), &y, &series, String::new()).unwrap().csv();
+        assert_eq!(csv.lines().count(), 1 + 2 * 20);
+        assert!(csv.starts_with("line,x,y,marked\n0,0,0.003,false\n0,1,33.333333333333336,false\n1,"), "{csv}");
     }
 }

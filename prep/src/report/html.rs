@@ -3,7 +3,7 @@
 use flashlm_formats::destination::REPORT_MARK;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::chart;
+use super::chart::{Chart, dark_style};
 
 /// Running text: a number stays with its percent sign.
 fn prose(text: &str) -> String {
@@ -46,15 +46,13 @@ pub(super) struct Figure {
     /// How to read it.
     pub(super) text: String,
     /// One chart, or several side by side with their names.
-    pub(super) charts: Vec<(String, Markup)>,
-    /// After the charts.
-    pub(super) key: Markup,
+    pub(super) charts: Vec<(String, Chart)>,
     /// The numbers.
     pub(super) table: Table,
 }
 
 impl Figure {
-    pub(super) fn html(&self) -> Markup {
+    fn html(&self) -> Markup {
         html! {
             figure {
                 figcaption {
@@ -65,11 +63,10 @@ impl Figure {
                     @for (name, chart) in &self.charts {
                         div {
                             @if !name.is_empty() { p class="name" { (name) } }
-                            (chart)
+                            (chart.html())
                         }
                     }
                 }
-                (self.key)
                 details {
                     summary { "The numbers" }
                     (self.table.html())
@@ -79,9 +76,29 @@ impl Figure {
     }
 }
 
-/// A part of the page with a heading.
-pub(super) fn section(id: &str, heading: &str, body: &Markup) -> Markup {
-    html! { section id=(id) { h2 { (heading) } (body) } }
+/// A part of the page.
+pub(super) struct Section {
+    pub(super) id: &'static str,
+    /// In the list at the top.
+    pub(super) name: &'static str,
+    pub(super) heading: &'static str,
+    pub(super) text: Markup,
+    /// Side by side where the page is wide enough.
+    pub(super) figures: Vec<Figure>,
+}
+
+impl Section {
+    fn html(&self) -> Markup {
+        html! {
+            section id=(self.id) {
+                h2 { (self.heading) }
+                (self.text)
+                @if !self.figures.is_empty() {
+                    div class="figures" { @for figure in &self.figures { (figure.html()) } }
+                }
+            }
+        }
+    }
 }
 
 /// Plain text as a paragraph.
@@ -104,7 +121,7 @@ pub(super) fn facts(facts: &[(&str, String)]) -> Markup {
 }
 
 /// The whole page.
-pub(super) fn page(title: &str, body: &Markup) -> String {
+pub(super) fn page(title: &str, sections: &[Section]) -> String {
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -114,9 +131,16 @@ pub(super) fn page(title: &str, body: &Markup) -> String {
                 (PreEscaped("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>"))
                 (PreEscaped("<meta name=\"color-scheme\" content=\"light dark\"/>"))
                 title { (title) }
-                style { (PreEscaped(STYLE)) (PreEscaped(chart::style())) }
+                style { (PreEscaped(STYLE)) (PreEscaped(dark_style())) }
             }
-            body { main { h1 { (title) } (body) } }
+            body {
+                main {
+                    h1 { (title) }
+                    // Space between the links, where lines may break.
+                    nav { @for section in sections { a href={ "#" (section.id) } { (section.name) } " " } }
+                    @for section in sections { (section.html()) }
+                }
+            }
         }
     };
     page.into_string() + "\n"

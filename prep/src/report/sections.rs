@@ -5,36 +5,23 @@ mod predictors;
 mod storage;
 
 use flashlm_formats::model::ModelSpec;
-use maud::{Markup, html};
+use maud::html;
 
-use super::html::{facts, paragraph, section};
-use super::measures::LayerMeasures;
+use super::html::{Section, facts, paragraph};
 use super::{Facts, ReportError, WEIGHT_BYTES, chart};
 
 /// All sections in order.
-pub(super) fn all(facts: &Facts) -> Result<Markup, ReportError> {
-    let nav = [
-        ("summary", "Summary"),
-        ("sparsity", "Sparsity"),
-        ("frequency", "Frequency"),
-        ("reuse", "Reuse"),
-        ("coactivation", "Co-activation"),
-        ("runs", "Runs"),
-        ("predictors", "Predictors"),
-        ("budget", "Memory budget"),
-    ];
-    Ok(html! {
-        // Space between the links, where lines may break.
-        nav { @for (id, name) in nav { a href={ "#" (id) } { (name) } " " } }
-        (summary(facts))
-        (activity::sparsity(facts)?)
-        (activity::frequency(facts)?)
-        (activity::reuse(facts)?)
-        (storage::coactivation(facts)?)
-        (storage::runs(facts)?)
-        (predictors::section(facts)?)
-        (storage::budget(facts)?)
-    })
+pub(super) fn all(facts: &Facts) -> Result<Vec<Section>, ReportError> {
+    Ok(vec![
+        summary(facts),
+        activity::sparsity(facts)?,
+        activity::frequency(facts)?,
+        activity::reuse(facts)?,
+        storage::coactivation(facts)?,
+        storage::runs(facts)?,
+        predictors::section(facts)?,
+        storage::budget(facts)?,
+    ])
 }
 
 /// The model in a few words.
@@ -43,7 +30,7 @@ pub(super) fn model_name(model: &ModelSpec) -> String {
     format!("{} model, {} layers of {} neurons{gated}", model.family, model.layers.len(), model.ffn().size)
 }
 
-fn summary(all: &Facts) -> Markup {
+fn summary(all: &Facts) -> Section {
     let recording = all.input.recording;
     let (info, model) = (recording.info(), &recording.info().model);
     let layers = &all.layers;
@@ -87,18 +74,8 @@ fn summary(all: &Facts) -> Markup {
     } else {
         "Everything is counted on all tokens of the recording.".into()
     };
-    section("summary", "Summary", &html! { (facts(&rows)) (paragraph(&sampled)) })
-}
-
-/// As many layers as a chart can show, first and last among them.
-fn shown(layers: &[LayerMeasures]) -> Vec<&LayerMeasures> {
-    spread_over(layers.len()).into_iter().map(|at| &layers[at]).collect()
-}
-
-/// Which of `count` lines a chart shows.
-fn spread_over(count: usize) -> Vec<usize> {
-    let lines = count.min(chart::LINES_MAX);
-    (0..lines).map(|at| if lines == 1 { 0 } else { at * (count - 1) / (lines - 1) }).collect()
+    let text = html! { (facts(&rows)) (paragraph(&sampled)) };
+    Section { id: "summary", name: "Summary", heading: "Summary", text, figures: Vec::new() }
 }
 
 fn some_layers(all: usize) -> &'static str {
@@ -153,8 +130,5 @@ mod tests {
         assert_eq!([0.0, 0.00025, 0.0000213, 0.0039].map(fine_percent), ["0.00 %", "0.025 %", "0.0021 %", "0.39 %"]);
         assert_eq!([0.0, 0.5, 10.0, 2.25, 100.0].map(plain), ["0", "0.5", "10", "2.25", "100"]);
         assert_eq!([900e6, 3.2e9, 12e3].map(bytes), ["900.0 MB", "3.20 GB", "12 KB"]);
-        assert_eq!(spread_over(3), [0, 1, 2]);
-        assert_eq!(spread_over(32), [0, 4, 8, 13, 17, 22, 26, 31]);
-        assert_eq!(spread_over(1), [0]);
     }
 }

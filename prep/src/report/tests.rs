@@ -12,7 +12,7 @@ fn fixture() -> Recording {
     Recording::open(&dir).unwrap()
 }
 
-fn page(recording: &Recording, predictors: Option<&TrainReport>, orders: Option<&Orders>) -> String {
+fn report(recording: &Recording, predictors: Option<&TrainReport>, orders: Option<&Orders>) -> Report {
     let input = ReportInput {
         recording,
         verdict: |mean| format!("mean <{mean:.3}> & more"),
@@ -22,6 +22,10 @@ fn page(recording: &Recording, predictors: Option<&TrainReport>, orders: Option<
         tokens_max: 100_000,
     };
     build(&input, &|| ()).unwrap()
+}
+
+fn page(recording: &Recording, predictors: Option<&TrainReport>, orders: Option<&Orders>) -> String {
+    report(recording, predictors, orders).page()
 }
 
 /// Predictors for both layers of the fixture, with made-up figures.
@@ -98,10 +102,14 @@ fn orders(dir: &Path, recording: &Recording) -> Orders {
     Orders::read(dir).unwrap()
 }
 
-fn full_page() -> String {
+fn full_report() -> Report {
     let recording = fixture();
     let dir = tempfile::tempdir().unwrap();
-    page(&recording, Some(&predictors(dir.path())), Some(&orders(dir.path(), &recording)))
+    report(&recording, Some(&predictors(dir.path())), Some(&orders(dir.path(), &recording)))
+}
+
+fn full_page() -> String {
+    full_report().page()
 }
 
 const SECTIONS: [&str; 8] =
@@ -128,28 +136,33 @@ fn percent_of(share: f64) -> String {
     format!("{:.decimals$} %", share * 100.0)
 }
 
+/// XML has elements that close in turn, attributes in quotes, and no stray characters.
+fn assert_well_formed(text: &str) {
+    let mut open: Vec<&str> = Vec::new();
+    let mut rest = text;
+    while let Some((text, tail)) = rest.split_once('<') {
+        assert!(!text.contains('>') || open.last() == Some(&"style"), "stray > in {text:?}");
+        let (tag, tail) = tail.split_once('>').unwrap();
+        assert_eq!(tag.matches('"').count() % 2, 0, "{tag}");
+        if let Some(name) = tag.strip_prefix('/') {
+            assert_eq!(open.pop(), Some(name), "</{name}> closes another element");
+        } else if !tag.ends_with('/') {
+            open.push(tag.split_whitespace().next().unwrap());
+        }
+        for entity in text.split('&').skip(1) {
+            let known = ["amp;", "lt;", "gt;", "quot;"].iter().any(|e| entity.starts_with(e));
+            assert!(known, "bare & in {text:?}");
+        }
+        rest = tail;
+    }
+    assert!(open.is_empty(), "{open:?} stay open");
+}
+
 #[test]
 fn the_page_is_well_formed() {
     let recording = fixture();
     for page in [full_page(), page(&recording, None, None)] {
-        let mut open: Vec<&str> = Vec::new();
-        let mut rest = page.strip_prefix("<!DOCTYPE html>").unwrap();
-        while let Some((text, tail)) = rest.split_once('<') {
-            assert!(!text.contains('>') || open.last() == Some(&"style"), "stray > in {text:?}");
-            let (tag, tail) = tail.split_once('>').unwrap();
-            assert_eq!(tag.matches('"').count() % 2, 0, "{tag}");
-            if let Some(name) = tag.strip_prefix('/') {
-                assert_eq!(open.pop(), Some(name), "</{name}> closes another element");
-            } else if !tag.ends_with('/') {
-                open.push(tag.split_whitespace().next().unwrap());
-            }
-            for entity in text.split('&').skip(1) {
-                let known = ["amp;", "lt;", "gt;", "quot;"].iter().any(|e| entity.starts_with(e));
-                assert!(known, "bare & in {text:?}");
-            }
-            rest = tail;
-        }
-        assert!(open.is_empty(), "{open:?} stay open");
+        assert_well_formed(page.strip_prefix("<!DOCTYPE html>").unwrap());
         let mut ids: Vec<&str> = page.split(" id=\"").skip(1).map(|p| p.split('"').next().unwrap()).collect();
         ids.sort_unstable();
         assert!(ids.windows(2).all(|w| w[0] != w[1]), "{ids:?}");
@@ -301,4 +314,70 @@ fn files_of_another_kind_are_refused() {
         tokens_max: 1,
     };
     assert!(matches!(build(&input, &|| ()), Err(ReportError::NoSuchLayer { layer: 99, layers: 8 })));
+}
+
+/// The cells of a CSV below its head, none of which needs quotes.
+fn csv_rows(dir: &Path, name: &str) -> Vec<Vec<String>> {
+    let text = std::fs::read_to_string(dir.join(name).with_extension("csv")).unwrap();
+    text.lines().skip(1).map(|line| line.split(',').map(String::from).collect()).collect()
+}
+
+#[test]
+fn charts_are_written_with_the_numbers_that_they_show() {
+    let (dir, report, recording) = (tempfile::tempdir().unwrap(), full_report(), fixture());
+    report.write_data(dir.path()).unwrap();
+    let list: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(dir.path().join("report.json")).unwrap()).unwrap();
+    let names: Vec<&str> = list["charts"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
+    assert_eq!(names, data::CHARTS);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1 + 2 * names.len());
+    let page = report.page();
+    for name in names {
+        let svg = std::fs::read_to_string(dir.path().join(name).with_extension("svg")).unwrap();
+        assert_well_formed(&svg);
+        // What is drawn in the page is what is drawn in the file.
+        let (_, drawn) = svg.split_once("</rect>").unwrap();
+        assert!(page.contains(drawn.trim_end()), "{name}");
+        assert!(svg.contains("xmlns=") && !svg.contains("var(") && !svg.contains("url("), "{name}");
+    }
+
+    let sparsity = csv_rows(dir.path(), "sparsity");
+    let reuse = csv_rows(dir.path(), "reuse-new");
+    for (at, row) in sparsity.iter().enumerate() {
+        let bits = bits(&recording.layer(at).unwrap());
+        let active = bits.iter().flatten().filter(|b| **b).count() as f64 / (bits.len() * bits[0].len()) as f64;
+        assert_eq!(row[0], at.to_string());
+        assert!((row[1].parse::<f64>().unwrap() - 100.0 * active).abs() < 1e-9);
+        // As the page rounds them.
+        let shown = &rows(&page, "reuse")[at][1..];
+        let of_layer = reuse.iter().filter(|row| row[0] == format!("layer {at}"));
+        let numbers: Vec<String> = of_layer.map(|row| percent_of(row[2].parse::<f64>().unwrap() / 100.0)).collect();
+        assert_eq!(numbers, shown);
+    }
+    let budget = csv_rows(dir.path(), "budget");
+    let shown = rows(&page, "budget");
+    assert_eq!(budget.len(), 3 * measures::CACHE_PERCENT.len());
+    for (size, cells) in shown.iter().enumerate() {
+        for (order, name) in ["identity", "frequency", "chosen"].into_iter().enumerate() {
+            let row = &budget[order * measures::CACHE_PERCENT.len() + size];
+            assert_eq!((row[0].as_str(), row[3].as_str()), (name, "false"));
+            assert_eq!(format!("{:.3}", row[2].parse::<f64>().unwrap()), cells[2 + 2 * order]);
+        }
+    }
+    let errors = csv_rows(dir.path(), "predictor-errors");
+    assert_eq!(
+        errors.iter().filter(|row| row[3] == "true").map(|row| row[2].as_str()).collect::<Vec<_>>(),
+        ["4.25", "3.75"]
+    );
+    assert_eq!(csv_rows(dir.path(), "coactivation-before").len(), 128 * 128);
+}
+
+#[test]
+fn charts_of_an_earlier_report_do_not_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    full_report().write_data(dir.path()).unwrap();
+    std::fs::write(dir.path().join("my.csv"), "mine").unwrap();
+    report(&fixture(), None, None).write_data(dir.path()).unwrap();
+    assert!(!dir.path().join("predictor-errors.svg").exists() && !dir.path().join("predictor-recall.csv").exists());
+    assert!(dir.path().join("my.csv").exists() && dir.path().join("budget.csv").exists());
 }

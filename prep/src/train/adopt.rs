@@ -5,12 +5,11 @@ use std::path::Path;
 use flashlm_formats::bundle::PredictorDType;
 use flashlm_formats::predictors::{DTypeCurve, LayerReport, predictor_path, write_predictor};
 use flashlm_formats::publish::create_directory;
-use flashlm_formats::recording::Recording;
 
 use super::activity::{thin, training_set};
 use super::curve::Curve;
 use super::fitted::Fitted;
-use super::options::{Shape, TrainOptions, threshold};
+use super::options::{Shape, TrainOptions, TrainingData, everything, threshold};
 use super::params::TrainError;
 use super::pipeline::{CALIBRATION_TOKENS, CURVE_MISSES};
 use super::predictor::LowRankPredictor;
@@ -20,20 +19,22 @@ use super::scores::NeuronScores;
 /// Largest score after scaling: within the range that curves count in.
 const LARGEST: f32 = 16.0;
 
-/// Chooses a threshold for `layer`'s predictor on the recording, as the options ask, and writes it into `out`.
+/// Chooses a threshold for `layer`'s predictor on the recording, as the options ask, measures it also on the other one where there
+/// is one, and writes it into `out`.
 ///
 /// Only the sign after the threshold counts, so scores are scaled to a common range first.
 ///
 /// # Errors
 /// `Shape` if it is a predictor of another model.
 pub fn adopt_layer(
-    recording: &Recording,
+    data: TrainingData<'_>,
     options: &TrainOptions,
     layer: usize,
     mut predictor: LowRankPredictor,
     out: &Path,
 ) -> Result<LayerReport, TrainError> {
     options.check()?;
+    let TrainingData { recording, validation, .. } = data;
     create_directory(out).map_err(|source| TrainError::Io { path: out.to_path_buf(), source })?;
     let shape = Shape::new(recording, options);
     let found = (predictor.encoder.ncols(), predictor.neurons());
@@ -65,8 +66,15 @@ pub fn adopt_layer(
     }
     let curve_as = |dtype, tokens: &[u32]| Curve::measure(&predictor.rounded(dtype), &set, tokens);
     let threshold = threshold(&curve_as(options.dtype, &tokens), options);
-    let curves = [PredictorDType::F16, PredictorDType::Int8].map(|dtype| (dtype, curve_as(dtype, &held_out)));
+    let calibration = curve_as(options.dtype, &held_out);
+    let other = validation.map(|v| training_set(v, layer, layer)).transpose()?;
+    let measure = |dtype| match &other {
+        Some(other) => Curve::measure(&predictor.rounded(dtype), other, &everything(other)),
+        None => curve_as(dtype, &held_out),
+    };
+    let curves = [PredictorDType::F16, PredictorDType::Int8].map(|dtype| (dtype, measure(dtype)));
     let stored = &curves.iter().find(|(dtype, _)| *dtype == options.dtype).expect("both are there").1;
+    let on_other = other.is_some().then(|| stored.at_threshold(threshold));
     let rank = predictor.rank();
     let shifted = Fitted::low_rank(predictor, options.dtype).shifted(threshold);
     let path = predictor_path(out, layer);
@@ -81,8 +89,8 @@ pub fn adopt_layer(
         rows: None,
         bytes: bytes(options.dtype),
         ffn_bytes: shape.ffn_bytes,
-        held_out: stored.at_threshold(threshold),
-        validation: None,
+        held_out: calibration.at_threshold(threshold),
+        validation: on_other,
         curves: curves.iter().map(|(d, c)| DTypeCurve { dtype: *d, bytes: bytes(*d), points: points(c) }).collect(),
         look_ahead: None,
         trial: None,

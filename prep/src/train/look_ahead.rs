@@ -18,7 +18,7 @@ const CALIBRATION_TOKENS: usize = 16_384;
 /// Share of the next layer's active pairs that the stored look-ahead may miss: what it misses is read a little later.
 const STORED_MISSES: f64 = 0.1;
 /// Misses at which the report compares both ways.
-const COMPARED_MISSES: [f64; 7] = [0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5];
+pub const LOOK_AHEAD_MISSES: [f64; 7] = [0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5];
 
 /// Trains a look-ahead of `rank` from `layer` to the next one; gives it with its threshold in the bias.
 ///
@@ -40,7 +40,7 @@ pub(super) fn train_look_ahead(
         Some(other) => Curve::measure(predictor, other, &everything(other)),
         None => Curve::measure(predictor, &set, &held_out),
     };
-    let points = |curve: &Curve| COMPARED_MISSES.iter().map(|&m| curve.at_misses(m)).collect::<Vec<_>>();
+    let points = |curve: &Curve| LOOK_AHEAD_MISSES.iter().map(|&m| curve.at_misses(m)).collect::<Vec<_>>();
 
     let (small, _) = fit(options, &set, None, rank)?;
     let stored = small.rounded(options.dtype);

@@ -211,8 +211,8 @@ pub struct PredictorTensors<'a> {
 impl<'a> PredictorTensors<'a> {
     /// Reads the header.
     pub fn parse(blob: &'a SharedBytes) -> Result<Self> {
-        let parsed = SafeTensors::deserialize((**blob).as_ref())
-            .map_err(|e| RuntimeError::Predictor { tensor: "*".to_owned(), what: e.to_string() })?;
+        let parsed =
+            SafeTensors::deserialize((**blob).as_ref()).map_err(|e| RuntimeError::Predictors(e.to_string()))?;
         Ok(Self { blob, parsed })
     }
 

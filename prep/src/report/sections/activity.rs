@@ -1,12 +1,12 @@
 //! Sections on the activity alone: sparsity, frequency, reuse.
 
-use maud::{Markup, html};
+use maud::Markup;
 
 use super::super::chart::{Axis, Series, bars, lines};
-use super::super::html::{Figure, Table, section};
+use super::super::html::{Figure, Section, Table};
 use super::super::measures::WINDOWS;
 use super::super::{Facts, ReportError};
-use super::{mean, percent, plain, shown, some_layers};
+use super::{mean, percent, plain, some_layers};
 use crate::coactivation::{LayerActivity, WindowReuse};
 
 /// Points of a frequency curve.
@@ -14,13 +14,11 @@ const CURVE_POINTS: usize = 160;
 /// The window that titles speak of, in tokens.
 const TYPICAL_WINDOW: usize = 4;
 
-pub(super) fn sparsity(all: &Facts) -> Result<Markup, ReportError> {
+pub(super) fn sparsity(all: &Facts) -> Result<Section, ReportError> {
     let values: Vec<(usize, f64)> = all.layers.iter().map(|l| (l.layer, 100.0 * l.active_fraction)).collect();
     let by_value = |a: &&(usize, f64), b: &&(usize, f64)| a.1.total_cmp(&b.1);
-    let (least, most) = match (values.iter().min_by(by_value), values.iter().max_by(by_value)) {
-        (Some(least), Some(most)) => (*least, *most),
-        _ => return Ok(Markup::default()),
-    };
+    let least = values.iter().min_by(by_value).copied().unwrap_or_default();
+    let most = values.iter().max_by(by_value).copied().unwrap_or_default();
     let mut table = Table::new(["layer", "active", "99th percentile of tokens", "never active"]);
     for layer in &all.layers {
         let neurons = layer.activity.neurons as f64;
@@ -45,35 +43,35 @@ pub(super) fn sparsity(all: &Facts) -> Result<Markup, ReportError> {
             .into(),
         charts: vec![(
             String::new(),
-            bars("layer", &Axis::from_zero("active neurons (%)", most.1, plain), &values, &alt)?,
+            bars("sparsity", "layer", &Axis::from_zero("active neurons (%)", most.1, plain), &values, alt)?,
         )],
         title,
-        key: Markup::default(),
         table,
     };
-    Ok(section("sparsity", "Sparsity per layer", &in_grid(&[figure])))
+    Ok(section("sparsity", "Sparsity", "Sparsity per layer", vec![figure]))
 }
 
-pub(super) fn frequency(all: &Facts) -> Result<Markup, ReportError> {
-    // In percent, as logarithms.
+pub(super) fn frequency(all: &Facts) -> Result<Section, ReportError> {
+    // In percent.
     let least = 100.0 / all.input.recording.tokens().len() as f64;
     let floor = least.log10().floor().max(-4.0);
-    let series: Vec<Series> = shown(&all.layers)
+    let series: Vec<Series> = all
+        .layers
         .iter()
         .map(|layer| {
             let neurons = layer.rates.len();
             let point = |at: usize| {
                 let rank = at * (neurons - 1) / (CURVE_POINTS - 1);
                 let rate = 100.0 * layer.rates[rank];
-                (rate > 0.0).then(|| (100.0 * rank as f64 / neurons as f64, rate.log10().max(floor)))
+                (rate > 0.0).then_some((100.0 * rank as f64 / neurons as f64, rate))
             };
             let points = (0..CURVE_POINTS).filter_map(point).collect();
             Series { name: format!("layer {}", layer.layer), points, marks: Vec::new() }
         })
         .collect();
-    let x = Axis { label: "neurons, hottest first (%)".into(), from: 0.0, to: 100.0, ticks: 6, format: plain };
+    let x = Axis::between("neurons, hottest first (%)", 0.0, 100.0, 6, plain);
     let decades = (2.0 - floor) as usize + 1;
-    let y = Axis { label: "fires at (% of tokens)".into(), from: floor, to: 2.0, ticks: decades, format: power };
+    let y = Axis { is_logarithmic: true, ..Axis::between("fires at (% of tokens)", floor, 2.0, decades, power) };
     let hottest = mean(all.layers.iter().map(|l| l.activity.hottest_share[2]));
     let title = format!("The hottest tenth of a layer's neurons does {} of its firing", percent(hottest));
     let alt =
@@ -94,16 +92,16 @@ pub(super) fn frequency(all: &Facts) -> Result<Markup, ReportError> {
              needed.{}",
             some_layers(all.layers.len())
         ),
-        charts: vec![(String::new(), lines(&x, &y, &series, &alt)?)],
-        key: Markup::default(),
+        charts: vec![(String::new(), lines("frequency", &x, &y, &series, alt)?)],
         table,
     };
-    Ok(section("frequency", "How often neurons fire", &in_grid(&[figure])))
+    Ok(section("frequency", "Frequency", "How often neurons fire", vec![figure]))
 }
 
-pub(super) fn reuse(all: &Facts) -> Result<Markup, ReportError> {
+pub(super) fn reuse(all: &Facts) -> Result<Section, ReportError> {
     let new = windows(
         all,
+        "reuse-new",
         "not in the last k tokens (%)",
         |w| w.new_fraction,
         |mean| {
@@ -116,28 +114,31 @@ pub(super) fn reuse(all: &Facts) -> Result<Markup, ReportError> {
     )?;
     let union = windows(
         all,
+        "reuse-union",
         "active at any of k tokens (%)",
         |w| w.union_fraction,
         |mean| format!("{TYPICAL_WINDOW} successive tokens together use {} of a layer", percent(mean)),
         "This is what such a cache holds: the price in memory for reading less.",
     )?;
-    Ok(section("reuse", "Reuse from token to token", &in_grid(&[new, union])))
+    Ok(section("reuse", "Reuse", "Reuse from token to token", vec![new, union]))
 }
 
 fn windows(
     all: &Facts,
+    name: &'static str,
     axis: &str,
     of: fn(&WindowReuse) -> f64,
     title: impl Fn(f64) -> String,
     text: &str,
 ) -> Result<Figure, ReportError> {
     let curve = |windows: &[WindowReuse]| windows.iter().map(|w| (w.tokens as f64, 100.0 * of(w))).collect();
-    let series: Vec<Series> = shown(&all.layers)
+    let series: Vec<Series> = all
+        .layers
         .iter()
         .map(|l| Series { name: format!("layer {}", l.layer), points: curve(&l.activity.windows), marks: Vec::new() })
         .collect();
     let most = series.iter().flat_map(|s| &s.points).fold(0.0, |most: f64, p| most.max(p.1));
-    let x = Axis { label: "window k (tokens)".into(), from: 1.0, to: WINDOWS as f64, ticks: WINDOWS, format: plain };
+    let x = Axis::between("window k (tokens)", 1.0, WINDOWS as f64, WINDOWS, plain);
     let typical = mean(all.layers.iter().map(|l| of(&l.activity.windows[TYPICAL_WINDOW - 1])));
     let title = title(typical);
     let alt = format!("Curves over windows of 1 to {WINDOWS} tokens, one for each layer. {title}.");
@@ -149,8 +150,7 @@ fn windows(
     Ok(Figure {
         title,
         text: format!("{text} Mean over layers.{}", some_layers(all.layers.len())),
-        charts: vec![(String::new(), lines(&x, &Axis::from_zero(axis, most, plain), &series, &alt)?)],
-        key: Markup::default(),
+        charts: vec![(String::new(), lines(name, &x, &Axis::from_zero(axis, most, plain), &series, alt)?)],
         table,
     })
 }
@@ -161,7 +161,6 @@ fn power(exponent: f64) -> String {
     format!("{:.decimals$}", 10f64.powf(exponent))
 }
 
-/// Figures side by side where the page is wide enough.
-pub(super) fn in_grid(figures: &[Figure]) -> Markup {
-    html! { div class="figures" { @for figure in figures { (figure.html()) } } }
+fn section(id: &'static str, name: &'static str, heading: &'static str, figures: Vec<Figure>) -> Section {
+    Section { id, name, heading, text: Markup::default(), figures }
 }

@@ -1,13 +1,11 @@
 //! The section on predictors.
 
 use flashlm_formats::predictors::{LayerReport, OperatingPoint, PredictorForm};
-use maud::{Markup, html};
 
 use super::super::chart::{Axis, Series, lines};
-use super::super::html::{Figure, Table, missing, paragraph, section as part};
+use super::super::html::{Figure, Section, Table, missing, paragraph};
 use super::super::{Facts, ReportError};
-use super::activity::in_grid;
-use super::{bytes, mean, percent, plain, some_layers, spread_over};
+use super::{bytes, mean, percent, plain, some_layers};
 
 /// One sentence for the summary.
 pub(super) fn in_short(all: &Facts) -> Option<String> {
@@ -26,13 +24,15 @@ pub(super) fn in_short(all: &Facts) -> Option<String> {
     ))
 }
 
-pub(super) fn section(all: &Facts) -> Result<Markup, ReportError> {
+pub(super) fn section(all: &Facts) -> Result<Section, ReportError> {
+    let section =
+        |text, figures| Section { id: "predictors", name: "Predictors", heading: "Predictors", text, figures };
     let Some(predictors) = all.input.predictors.filter(|p| !p.layers.is_empty()) else {
-        let body = missing(
+        let text = missing(
             "There are no predictors here. This command trains them; then give DIR to this one with --predictors:",
             "flashlm-prep train RECORDING -o DIR",
         );
-        return Ok(part("predictors", "Predictors", &body));
+        return Ok(section(text, Vec::new()));
     };
     let layers = &predictors.layers;
     let of = |f: fn(&OperatingPoint) -> f64| mean(layers.iter().map(|l| f(l.judged())));
@@ -40,9 +40,9 @@ pub(super) fn section(all: &Facts) -> Result<Markup, ReportError> {
     let (predicted, active) = (of(|p| p.predicted_fraction), of(|p| p.active_fraction));
     let note = some_layers(layers.len());
     let recall = curves(
+        "predictor-recall",
         layers,
-        "predicted neurons (% of the layer)",
-        "active neurons found (%)",
+        ["predicted neurons (% of the layer)", "active neurons found (%)"],
         |p| (100.0 * p.predicted_fraction, 100.0 * (1.0 - p.false_negative_rate)),
         format!(
             "Predicting {} of a layer finds {} of its active neurons; {} are active",
@@ -56,9 +56,9 @@ pub(super) fn section(all: &Facts) -> Result<Markup, ReportError> {
         table(layers),
     )?;
     let errors = curves(
+        "predictor-errors",
         layers,
-        "false positives (% of the inactive)",
-        "false negatives (% of the active)",
+        ["false positives (% of the inactive)", "false negatives (% of the active)"],
         |p| (100.0 * p.false_positive_rate, 100.0 * p.false_negative_rate),
         format!("At the chosen points {} are missed and {} fetched for nothing", percent(misses), percent(alarms)),
         format!(
@@ -75,22 +75,20 @@ pub(super) fn section(all: &Facts) -> Result<Markup, ReportError> {
         (false, true) => "Measured on documents of this recording that were held out of the training.",
         (false, false) => "Trained on another recording, and measured on documents held out of it.",
     };
-    let body = html! { (paragraph(source)) (in_grid(&[recall, errors])) };
-    Ok(part("predictors", "Predictors", &body))
+    Ok(section(paragraph(source), vec![recall, errors]))
 }
 
 fn curves(
+    name: &'static str,
     layers: &[LayerReport],
-    x: &str,
-    y: &str,
+    [x, y]: [&str; 2],
     of: fn(&OperatingPoint) -> (f64, f64),
     title: String,
     text: String,
     table: Table,
 ) -> Result<Figure, ReportError> {
-    let series: Vec<Series> = spread_over(layers.len())
-        .into_iter()
-        .map(|at| &layers[at])
+    let series: Vec<Series> = layers
+        .iter()
         .map(|layer| {
             let mut points: Vec<(f64, f64)> = layer.stored_curve().iter().map(of).collect();
             points.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -103,17 +101,15 @@ fn curves(
     let x = Axis::from_zero(x, most(&|p| p.0), plain);
     // Recall begins where there is something to see.
     let y = match least {
-        least if least > 50.0 => {
-            Axis { label: y.into(), from: least.floor() - 1.0, to: 100.0, ticks: 7, format: plain }
-        }
+        least if least > 50.0 => Axis::between(y, least.floor() - 1.0, 100.0, 7, plain),
         _ => Axis::from_zero(y, most(&|p| p.1), plain),
     };
     let alt = format!(
         "Curves of {} against {}, one for each layer, with the chosen points marked. {title}.",
         y.label, x.label
     );
-    let charts = vec![(String::new(), lines(&x, &y, &series, &alt)?)];
-    Ok(Figure { title, text, charts, key: Markup::default(), table })
+    let charts = vec![(String::new(), lines(name, &x, &y, &series, alt)?)];
+    Ok(Figure { title, text, charts, table })
 }
 
 fn table(layers: &[LayerReport]) -> Table {

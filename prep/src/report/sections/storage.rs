@@ -3,11 +3,10 @@
 use flashlm::cache::PolicyKind;
 use maud::{Markup, html};
 
-use super::super::chart::{Axis, HEAT_LEVELS, Series, heat_map, lines};
-use super::super::html::{Figure, Table, missing, paragraph, section};
+use super::super::chart::{Axis, Cells, Series, heat_map, lines};
+use super::super::html::{Figure, Section, Table, missing, paragraph};
 use super::super::measures::{CACHE_PERCENT, LayerMeasures, Matrix, OrderMeasures, RunLengths};
 use super::super::{Facts, ReportError};
-use super::activity::in_grid;
 use super::{bytes, fine_percent, mean, percent, plain};
 
 /// Where the title of the budget looks, as an index of [`CACHE_PERCENT`].
@@ -72,10 +71,17 @@ fn seen_before(all: &Facts) -> &'static str {
     }
 }
 
-pub(super) fn coactivation(all: &Facts) -> Result<Markup, ReportError> {
-    let Some(layer) = all.layers.iter().find(|l| l.layer == all.matrix_layer) else { return Ok(Markup::default()) };
+pub(super) fn coactivation(all: &Facts) -> Result<Section, ReportError> {
+    let section = |figures| Section {
+        id: "coactivation",
+        name: "Co-activation",
+        heading: "Which neurons fire together",
+        text: no_orders(all),
+        figures,
+    };
+    let Some(layer) = all.layers.iter().find(|l| l.layer == all.matrix_layer) else { return Ok(section(Vec::new())) };
     let (before, after) = (&layer.orders[0], &layer.orders[layer.orders.len() - 1]);
-    let (Some(first), Some(second)) = (&before.matrix, &after.matrix) else { return Ok(Markup::default()) };
+    let (Some(first), Some(second)) = (&before.matrix, &after.matrix) else { return Ok(section(Vec::new())) };
     let mut shares: Vec<f64> =
         [first, second].iter().flat_map(|m| m.together.iter().flatten().copied()).filter(|&s| s > 0.0).collect();
     shares.sort_by(f64::total_cmp);
@@ -90,14 +96,20 @@ pub(super) fn coactivation(all: &Facts) -> Result<Markup, ReportError> {
         fine_percent(second.neighbours),
         fine_percent(first.neighbours)
     );
-    let draw = |matrix: &Matrix, name: &str| {
-        let levels = levels(matrix, low, high);
+    let draw = |file: &'static str, matrix: &Matrix, name: &str| {
         let alt = format!(
             "Heat map of how often pairs of neurons of layer {} fire together, {name} order. Neighbours fire together at {} of the tokens.",
             layer.layer,
             fine_percent(matrix.neighbours)
         );
-        heat_map(&levels, matrix.neurons, "position in storage (neurons)", &alt)
+        let cells = Cells {
+            shares: &matrix.together,
+            neurons: matrix.neurons,
+            range: (low, high),
+            what: "share of tokens with both",
+            format: fine_percent,
+        };
+        heat_map(file, &cells, "position in storage (neurons)", alt)
     };
     let mut head = vec!["order, from neuron".to_string()];
     let starts = |matrix: &Matrix| -> Vec<usize> {
@@ -122,37 +134,15 @@ pub(super) fn coactivation(all: &Facts) -> Result<Markup, ReportError> {
             seen_before(all)
         ),
         charts: vec![
-            ("Before: the checkpoint's order".into(), draw(first, before.name)?),
-            (format!("After: {} order ({})", after.name, after.strategy), draw(second, after.name)?),
+            ("Before: the checkpoint's order".into(), draw("coactivation-before", first, before.name)?),
+            (
+                format!("After: {} order ({})", after.name, after.strategy),
+                draw("coactivation-after", second, after.name)?,
+            ),
         ],
-        key: key(low, high),
         table,
     };
-    Ok(section("coactivation", "Which neurons fire together", &html! { (no_orders(all)) (in_grid(&[figure])) }))
-}
-
-/// Logarithmic steps between two shares.
-fn levels(matrix: &Matrix, low: f64, high: f64) -> Vec<Vec<u8>> {
-    let top = (HEAT_LEVELS - 1) as f64;
-    let level = |share: f64| {
-        let along = (share / low).ln() / (high / low).ln();
-        if share <= 0.0 { 0 } else { (along * top).round().clamp(0.0, top) as u8 }
-    };
-    matrix.together.iter().map(|row| row.iter().map(|&share| level(share)).collect()).collect()
-}
-
-fn key(low: f64, high: f64) -> Markup {
-    html! {
-        div class="key" {
-            span { "together at " (fine_percent(low)) " of the tokens" }
-            svg viewBox={ "0 0 " (20 * (HEAT_LEVELS - 1)) " 14" } aria-hidden="true" {
-                @for level in 1..HEAT_LEVELS {
-                    rect class={ "h" (level) } x=(20 * (level - 1)) y="0" width="20" height="14" {}
-                }
-            }
-            span { (fine_percent(high)) ", in equal ratios" }
-        }
-    }
+    Ok(section(vec![figure]))
 }
 
 /// The matrix in few bins, for its table.
@@ -165,7 +155,7 @@ fn coarse(matrix: &Matrix) -> Vec<Vec<f64>> {
     (0..coarse).map(|row| (0..coarse).map(|column| cell(row, column)).collect()).collect()
 }
 
-pub(super) fn runs(all: &Facts) -> Result<Markup, ReportError> {
+pub(super) fn runs(all: &Facts) -> Result<Section, ReportError> {
     let orders = orders_everywhere(&all.layers);
     let pooled: Vec<RunLengths> = orders
         .iter()
@@ -193,8 +183,8 @@ pub(super) fn runs(all: &Facts) -> Result<Markup, ReportError> {
     let alt = format!(
         "Falling curves of the share of active neurons in runs of a length or longer, one for each order. {title}."
     );
-    let x = Axis { label: "run length (neurons)".into(), from: 1.0, to: longest as f64, ticks: 8, format: plain };
-    let y = Axis { label: "active neurons in such runs (%)".into(), from: 0.0, to: 100.0, ticks: 6, format: plain };
+    let x = Axis::between("run length (neurons)", 1.0, longest as f64, 8, plain);
+    let y = Axis::between("active neurons in such runs (%)", 0.0, 100.0, 6, plain);
     let head = ["layer", "order", "mean run"].map(String::from).into_iter();
     let mut table = Table::new(head.chain(RUNS_SHOWN.iter().map(|length| format!("in runs of {length}+"))));
     let mut row = |layer: String, order: String, runs: &RunLengths| {
@@ -221,14 +211,14 @@ pub(super) fn runs(all: &Facts) -> Result<Markup, ReportError> {
              longer, nothing cached and no gap read, over all layers. {}The frequency order is taken from this recording.",
             seen_before(all)
         ),
-        charts: vec![(String::new(), lines(&x, &y, &series, &alt)?)],
-        key: Markup::default(),
+        charts: vec![(String::new(), lines("runs", &x, &y, &series, alt)?)],
         table,
     };
-    Ok(section("runs", "Runs in storage order", &html! { (no_orders(all)) (in_grid(&[figure])) }))
+    let (id, heading) = ("runs", "Runs in storage order");
+    Ok(Section { id, name: "Runs", heading, text: no_orders(all), figures: vec![figure] })
 }
 
-pub(super) fn budget(all: &Facts) -> Result<Markup, ReportError> {
+pub(super) fn budget(all: &Facts) -> Result<Section, ReportError> {
     let orders = orders_everywhere(&all.layers);
     let mb = cache_mb(all);
     let times: Vec<Vec<f64>> = orders.iter().map(|&(at, _)| sum(&all.layers, at, |o| &o.ms_per_token)).collect();
@@ -273,8 +263,7 @@ pub(super) fn budget(all: &Facts) -> Result<Markup, ReportError> {
     let figure = Figure {
         title,
         text: "Time for reading alone, over all recorded layers; computing is not included. The cache is divided equally among the layers.".into(),
-        charts: vec![(String::new(), lines(&x, &y, &series, &alt)?)],
-        key: Markup::default(),
+        charts: vec![(String::new(), lines("budget", &x, &y, &series, alt)?)],
         table,
     };
     let note = format!(
@@ -289,6 +278,7 @@ pub(super) fn budget(all: &Facts) -> Result<Markup, ReportError> {
         all.cost_source,
         seen_before(all)
     );
-    let body = html! { (paragraph(note.trim_end())) (no_orders(all)) (in_grid(&[figure])) };
-    Ok(section("budget", "Time per token against memory", &body))
+    let text = html! { (paragraph(note.trim_end())) (no_orders(all)) };
+    let heading = "Time per token against memory";
+    Ok(Section { id: "budget", name: "Memory budget", heading, text, figures: vec![figure] })
 }
