@@ -106,7 +106,7 @@ impl<W: Weight> Op for Of<FewDots<'_>, W> {
 }
 
 impl FewDots<'_> {
-    /// Rows `r..r + R` with all tokens, two tokens at a time where the registers suffice.
+    /// Rows `r..r + R` with all tokens: two rows with four tokens at a time, or `R` with two, where the registers suffice.
     #[inline(always)]
     fn tokens<S: Simd, W: Weight, const R: usize>(&self, s: S, r: usize) {
         let (w, tokens) = (self.w, self.tokens);
@@ -115,6 +115,13 @@ impl FewDots<'_> {
         let next = std::array::from_fn(|j| w.row((r + R + j).min(last)).places());
         let mut t = 0;
         if S::MANY_REGISTERS {
+            while R.is_multiple_of(2) && t + 4 <= tokens {
+                for first in (0..R).step_by(2) {
+                    let two = |of: [Places; R]| [of[first], of[first + 1]];
+                    self.store::<S, W, 2, 4>(s, r + first, t, two(here), two(next));
+                }
+                t += 4;
+            }
             while t + 2 <= tokens {
                 self.store::<S, W, R, 2>(s, r, t, here, next);
                 t += 2;

@@ -234,19 +234,12 @@ pub(crate) unsafe fn dots<S: Simd, W: Weight, const R: usize, const T: usize>(
             line += 64;
         }
     };
-    let mut sums = [[0.0; T]; R];
-    for t in 0..T {
-        let mut lanes = [s.splat(0.0); R];
-        // SAFETY: as the caller vouches.
-        unsafe { add_dots::<S, W, R>(s, rows, xs[t], &mut lanes, ask) };
-        let lanes = lanes.map(|v| [v; 1]);
-        // SAFETY: as the caller vouches.
-        let done = unsafe { float_dots::<S, W, R, 1>(s, rows, next, [xs[t]], whole, lanes) };
-        for r in 0..R {
-            sums[r][t] = done[r][0];
-        }
+    let mut lanes = [[s.splat(0.0); T]; R];
+    // SAFETY: as the caller vouches.
+    unsafe {
+        add_dots::<S, W, R, T>(s, rows, xs, &mut lanes, ask);
+        float_dots::<S, W, R, T>(s, rows, next, xs, whole, lanes)
     }
-    sums
 }
 
 /// What [`dots`] says, in f32, from element `first` on, a multiple of two vectors, on top of `even`.

@@ -147,25 +147,25 @@ pub(crate) fn round_block(floats: &[f32; INPUT_BLOCK], numbers: &mut [i16; INPUT
     largest / LARGEST
 }
 
-/// Adds the dot products of `R` rows with the blocks of a vector to `sums`, lane by lane. `ask` is called for each block of each
+/// Adds the dot products of `R` rows with the blocks of `T` vectors to `sums`, lane by lane. `ask` is called for each block of each
 /// row, to ask for what is wanted later.
 ///
 /// # Safety
-/// Each of `rows` must hold as many elements as `input`, and all must have groups of the same size.
+/// Each of `rows` must hold as many elements as each of `inputs`, and all must have groups of the same size.
 #[inline(always)]
-pub(crate) unsafe fn add_dots<S: Simd, W: Weight, const R: usize>(
+pub(crate) unsafe fn add_dots<S: Simd, W: Weight, const R: usize, const T: usize>(
     s: S,
     rows: [Places; R],
-    input: Input<'_>,
-    sums: &mut [S::V; R],
+    inputs: [Input<'_>; T],
+    sums: &mut [[S::V; T]; R],
     ask: impl Fn(usize, usize),
 ) {
     // SAFETY: as the caller vouches.
     unsafe {
         match rows[0].shift {
-            5 => add_pieces::<S, W, R, 32>(s, rows, input, sums, ask),
-            6 => add_pieces::<S, W, R, 64>(s, rows, input, sums, ask),
-            _ => add_pieces::<S, W, R, INPUT_BLOCK>(s, rows, input, sums, ask),
+            5 => add_pieces::<S, W, R, T, 32>(s, rows, inputs, sums, ask),
+            6 => add_pieces::<S, W, R, T, 64>(s, rows, inputs, sums, ask),
+            _ => add_pieces::<S, W, R, T, INPUT_BLOCK>(s, rows, inputs, sums, ask),
         }
     }
 }
@@ -175,56 +175,64 @@ pub(crate) unsafe fn add_dots<S: Simd, W: Weight, const R: usize>(
 /// # Safety
 /// As there.
 #[inline(always)]
-unsafe fn add_pieces<S: Simd, W: Weight, const R: usize, const PIECE: usize>(
+unsafe fn add_pieces<S: Simd, W: Weight, const R: usize, const T: usize, const PIECE: usize>(
     s: S,
     rows: [Places; R],
-    input: Input<'_>,
-    sums: &mut [S::V; R],
+    inputs: [Input<'_>; T],
+    sums: &mut [[S::V; T]; R],
     ask: impl Fn(usize, usize),
 ) {
-    let full = input.numbers.len() / INPUT_BLOCK;
+    let (whole, blocks) = (inputs[0].numbers.len(), inputs[0].scales.len());
+    let full = whole / INPUT_BLOCK;
     // SAFETY: as the caller vouches.
     unsafe {
-        for (block, &scale) in input.scales[..full].iter().enumerate() {
-            add_block::<S, W, R, PIECE>(s, rows, input, (block, INPUT_BLOCK, scale), sums, &ask);
+        for block in 0..full {
+            add_block::<S, W, R, T, PIECE>(s, rows, inputs, (block, INPUT_BLOCK), sums, &ask);
         }
-        if let Some(&scale) = input.scales.get(full) {
-            let len = input.numbers.len() - full * INPUT_BLOCK;
-            add_block::<S, W, R, PIECE_MIN>(s, rows, input, (full, len, scale), sums, &ask);
+        if full < blocks {
+            let len = whole - full * INPUT_BLOCK;
+            add_block::<S, W, R, T, PIECE_MIN>(s, rows, inputs, (full, len), sums, &ask);
         }
     }
 }
 
-/// One block of [`add_pieces`]: which one, its elements, and its scale.
+/// One block of [`add_pieces`]: which one, and its elements.
 ///
 /// # Safety
 /// As there; `PIECE` divides the block's elements and those of a group.
 #[inline(always)]
-unsafe fn add_block<S: Simd, W: Weight, const R: usize, const PIECE: usize>(
+unsafe fn add_block<S: Simd, W: Weight, const R: usize, const T: usize, const PIECE: usize>(
     s: S,
     rows: [Places; R],
-    input: Input<'_>,
-    (block, len, scale): (usize, usize, f32),
-    sums: &mut [S::V; R],
+    inputs: [Input<'_>; T],
+    (block, len): (usize, usize),
+    sums: &mut [[S::V; T]; R],
     ask: impl Fn(usize, usize),
 ) {
-    let mut parts = [s.splat(0.0); R];
+    let mut parts = [[s.splat(0.0); T]; R];
     for start in (0..len).step_by(PIECE) {
         let at = block * INPUT_BLOCK + start;
         // SAFETY: `at + PIECE` elements are in every row and in the numbers.
         unsafe {
-            let numbers = input.numbers.as_ptr().add(at);
-            let begin = W::whole_start::<S, PIECE>(s, numbers);
+            let numbers = inputs.map(|input| input.numbers.as_ptr().add(at));
+            let begin = numbers.map(|numbers| W::whole_start::<S, PIECE>(s, numbers));
             for r in 0..R {
-                let whole = W::add_whole::<S, PIECE>(s, begin, rows[r], at, numbers);
-                parts[r] = s.fma(s.floats(whole), W::scale(s, rows[r], at), parts[r]);
+                let scale = W::scale(s, rows[r], at);
+                // What is loaded and unpacked of the row is so once for all.
+                for t in 0..T {
+                    let whole = W::add_whole::<S, PIECE>(s, begin[t], rows[r], at, numbers[t]);
+                    parts[r][t] = s.fma(s.floats(whole), scale, parts[r][t]);
+                }
             }
         }
     }
-    let scale = s.splat(scale);
+    // SAFETY: each input has a scale for each block.
+    let scales = inputs.map(|input| s.splat(unsafe { *input.scales.get_unchecked(block) }));
     for r in 0..R {
         ask(r, block * INPUT_BLOCK);
-        sums[r] = s.fma(parts[r], scale, sums[r]);
+        for t in 0..T {
+            sums[r][t] = s.fma(parts[r][t], scales[t], sums[r][t]);
+        }
     }
 }
 
