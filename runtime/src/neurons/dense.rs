@@ -28,7 +28,7 @@ pub fn dense(ffn: &Ffn, call: &mut FfnCall<'_, '_>, params: &NeuronParams, block
     while start < block.count {
         let mut end = (start + step).min(block.count);
         match call.selection {
-            Some(selection) if call.hook.is_none() => match call.inputs.arithmetic {
+            Some(selection) if call.hook.is_none() && !selection.is_all() => match call.inputs.arithmetic {
                 Arithmetic::Each => chosen_piece(ffn, call, params, block, selection, start..end),
                 Arithmetic::Piece => {
                     let neurons = block.first + start..block.first + block.count;
@@ -193,7 +193,7 @@ fn dense_piece(
     let (inputs, threads, biases) = (call.inputs, call.threads, params.biases());
     let (tokens, arithmetic) = (inputs.tokens, inputs.arithmetic);
     // Who watches sees all neurons, and of the selected ones what is computed when nobody watches.
-    let selected = call.selection.filter(|_| arithmetic == Arithmetic::Piece);
+    let selected = call.selection.filter(|s| arithmetic == Arithmetic::Piece && !s.is_all());
     if let Some(selection) = selected {
         selected_activations(ffn, call, params, block, selection, start..start + count);
     }

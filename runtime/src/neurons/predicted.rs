@@ -33,16 +33,16 @@ impl<S: FfnSource> PredictedFfn<S> {
     fn select(&mut self, layer: usize, call: &mut FfnCall<'_, '_>) {
         let Self { predictors, selection, neurons, scores, .. } = self;
         let tokens = call.inputs.tokens;
-        selection.reset(tokens, *neurons);
         match predictors {
             Some(predictors) => {
+                selection.reset(tokens, *neurons);
                 let room = (&mut scores[..], call.scratch.matmul());
                 let predictor = &mut predictors[layer];
                 predictor.score_each(call.threads, call.inputs, room, &mut |token, scores| {
                     selection.select_positive(token, scores);
                 });
             }
-            None => (0..tokens).for_each(|token| selection.select_all(token, *neurons)),
+            None => selection.select_all(tokens, *neurons),
         }
     }
 }

@@ -13,18 +13,20 @@ use crate::buffers::Buffers;
 pub struct Selection {
     words: Vec<u64>,
     words_per_token: usize,
+    all: bool,
 }
 
 impl Selection {
     /// Nothing selected, with room for this many tokens and neurons.
     pub fn new(buffers: &mut Buffers, tokens: usize, neurons: usize) -> Self {
         let words_per_token = words(neurons);
-        Self { words: buffers.room(tokens * words_per_token), words_per_token }
+        Self { words: buffers.room(tokens * words_per_token), words_per_token, all: false }
     }
 
     /// Makes it empty, for `tokens` tokens and `neurons` neurons.
     pub fn reset(&mut self, tokens: usize, neurons: usize) {
         self.words_per_token = words(neurons);
+        self.all = false;
         self.words.clear();
         self.words.resize(tokens * self.words_per_token, 0);
     }
@@ -34,12 +36,19 @@ impl Selection {
         above(scores, 0.0, &mut self.words[token * self.words_per_token..][..self.words_per_token]);
     }
 
-    /// Selects every neuron of `token`.
-    pub fn select_all(&mut self, token: usize, neurons: usize) {
-        let words = &mut self.words[token * self.words_per_token..][..self.words_per_token];
-        for (at, word) in words.iter_mut().enumerate() {
-            *word = u64::MAX >> (64 * (at + 1)).saturating_sub(neurons);
+    /// Makes it select all of `neurons` neurons for each of `tokens` tokens.
+    pub fn select_all(&mut self, tokens: usize, neurons: usize) {
+        self.reset(tokens, neurons);
+        let per_token = self.words_per_token;
+        for (at, word) in self.words.iter_mut().enumerate() {
+            *word = u64::MAX >> (64 * (at % per_token + 1)).saturating_sub(neurons);
         }
+        self.all = true;
+    }
+
+    /// Whether it was made to select all.
+    pub fn is_all(&self) -> bool {
+        self.all
     }
 
     /// Calls `each` with every selected neuron within `neurons` and each of `tokens` that it is selected for: by neuron, then by token.

@@ -148,10 +148,10 @@ impl FlashFfn {
         let records = self.layout.records_per_group() as u32;
         let Self { predictors, selection, store, scratch, ffn, layout, .. } = self;
         let DecodeScratch { scores, ahead, .. } = scratch;
-        selection.reset(tokens, ffn.size);
         let warms = |token: usize| token + WARM_TOKENS >= tokens;
         match predictors {
             Some(predictors) => {
+                selection.reset(tokens, ffn.size);
                 let room = (&mut scores[..], call.scratch.matmul());
                 predictors[layer].own.score_each(call.threads, call.inputs, room, &mut |token, scores| {
                     selection.select_positive(token, scores);
@@ -164,12 +164,7 @@ impl FlashFfn {
             None => {
                 ahead.clear();
                 ahead.extend((0..layout.groups() as u32).map(GroupId));
-                for token in 0..tokens {
-                    selection.select_all(token, ffn.size);
-                    if warms(token) {
-                        store.warm(layer, ahead);
-                    }
-                }
+                (0..tokens).filter(|token| warms(*token)).for_each(|_| store.warm(layer, ahead));
             }
         }
     }
