@@ -11,7 +11,9 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 pub use directory::{Directory, DirectoryKind};
-pub use kind::{FileKind, LOGITS_FORMAT, ORDERS_FORMAT, PREDICTORS_FORMAT, REPORT_MARK, THRESHOLDS_FORMAT};
+pub use kind::{
+    FileKind, LOGITS_FORMAT, ORDERS_FORMAT, PREDICTORS_FORMAT, REPORT_MARK, SESSION_FORMAT, THRESHOLDS_FORMAT,
+};
 
 use crate::publish::{NewFile, is_same, temporary_path};
 
@@ -208,6 +210,11 @@ impl Destination {
     /// The file, for writing.
     pub fn file(&self) -> &File {
         self.new.file()
+    }
+
+    /// What the system has against writing it.
+    pub fn failed(&self, error: io::Error) -> DestinationError {
+        DestinationError::io(&self.path)(error)
     }
 
     /// Gives what was written its name, durably.

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use flashlm_formats::bundle::BundleError;
+use flashlm_formats::destination::DestinationError;
+use flashlm_formats::sessions::SessionFileError;
 use flashlm_io::IoError;
 
 use crate::budget::{BudgetError, counted, human_bytes};
@@ -142,6 +144,46 @@ pub enum RuntimeError {
         /// What it is.
         value: f32,
     },
+    /// The model that guesses failed.
+    #[error("the draft model: {0}; the same run without --draft gives the same text")]
+    Draft(Box<RuntimeError>),
+    /// The ids of a draft model mean other tokens.
+    #[error(
+        "{draft} cannot guess for {model}: their tokenizers differ, id {id} is {} for the one and {} for the other; prepare the draft \
+        from a model with the same tokenizer",
+        token_name(there.as_deref()),
+        token_name(here.as_deref())
+    )]
+    OtherTokenizer {
+        /// The draft's bundle.
+        draft: PathBuf,
+        /// The bundle that it was to guess for.
+        model: PathBuf,
+        /// The first id that they do not agree on.
+        id: u32,
+        /// Its token in the draft.
+        there: Option<String>,
+        /// Its token in the model.
+        here: Option<String>,
+    },
+    /// A saved session cannot be used.
+    #[error(transparent)]
+    SavedSession(#[from] SessionFileError),
+    /// A saved session was computed otherwise: what would go on is another text.
+    #[error(
+        "{path} was saved with {found}, and this run has {expected}: it cannot go on there; give another --session"
+    )]
+    OtherSession {
+        /// The file.
+        path: PathBuf,
+        /// What it was computed with.
+        found: String,
+        /// What it would be gone on with.
+        expected: String,
+    },
+    /// A session cannot be saved.
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
     /// There is nothing to start from.
     #[error("the prompt is empty and the model has no token that begins a sequence; give at least one token")]
     EmptyPrompt,
@@ -201,6 +243,11 @@ pub enum RuntimeError {
         /// What the system said.
         source: std::io::Error,
     },
+}
+
+/// A token in words.
+fn token_name(token: Option<&str>) -> String {
+    token.map_or_else(|| "no token".into(), |token| format!("{token:?}"))
 }
 
 /// What helps when a computed value is not finite.

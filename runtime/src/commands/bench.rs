@@ -3,6 +3,7 @@
 //! Every step is a process of its own, in a memory cgroup of its own where that is permitted; all are fed the same ids. The steps
 //! are repeated in turn, so that a machine that grows slower does so for all of them.
 
+mod free_running;
 mod limited;
 mod limits;
 mod step;
@@ -24,6 +25,7 @@ use flashlm::memory;
 use flashlm::options::LoadOptions;
 use flashlm::plan::plan;
 use flashlm::signals;
+use flashlm::speculate::Speculate;
 use flashlm::text::Tokenizer;
 use flashlm::threads;
 use flashlm_formats::bundle::Bundle;
@@ -43,7 +45,8 @@ use table::write_table;
 /// Arguments of `flashlm bench`.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  flashlm bench model.flashlm --memory 50%\n  \
-    flashlm bench model.flashlm --memory 50% --text held-out.txt --json > ladder.json\n\n\
+    flashlm bench model.flashlm --memory 50% --text held-out.txt --json > ladder.json\n  \
+    flashlm bench model.flashlm --steps overlap --speculate auto --text held-out.txt\n\n\
     Measure the disk first: flashlm disk model.flashlm")]
 pub(crate) struct BenchArgs {
     /// The bundle, made by `flashlm-prep`
@@ -71,6 +74,10 @@ pub(crate) struct BenchArgs {
     /// profile kept for the bundle's disk, if there is one]
     #[arg(long, value_name = "FILE|none")]
     disk: Option<Disk>,
+    /// Measure, beside the step `overlap`, the model's own greedy text with and without guessed tokens: as many as pay (auto), or so many
+    /// in each step
+    #[arg(long, value_name = "auto|N")]
+    speculate: Option<Speculate>,
     /// Steps to run, such as naive,overlap [default: all]
     #[arg(long, value_name = "STEPS", value_delimiter = ',')]
     steps: Option<Vec<String>>,
@@ -240,6 +247,9 @@ fn child(args: &BenchArgs, budget: u64, name: &str, ids: &[u32]) -> Result<Value
     if let Some(disk) = &args.disk {
         command.args(["--disk", &disk.to_string()]);
     }
+    if let Some(how) = args.speculate.filter(|_| name == free_running::STEP) {
+        command.args(["--speculate", &how.to_string()]);
+    }
     if let Some(group) = &group {
         command.arg("--cgroup").arg(group.processes());
     }
@@ -315,5 +325,6 @@ fn summary(name: &str, rounds: &[Value], limits: &Limits<'_>) -> Value {
         "peak_memory_bytes": of("peak_memory_bytes"),
         "memory_source": rounds[0]["memory_source"],
         "tokens": rounds[0]["tokens"],
+        "free_running": free_running::summary(rounds),
     })
 }
