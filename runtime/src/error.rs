@@ -148,42 +148,27 @@ pub enum RuntimeError {
     #[error("the draft model: {0}; the same run without --draft gives the same text")]
     Draft(Box<RuntimeError>),
     /// The ids of a draft model mean other tokens.
-    #[error(
-        "{draft} cannot guess for {model}: their tokenizers differ, id {id} is {} for the one and {} for the other; prepare the draft \
-        from a model with the same tokenizer",
-        token_name(there.as_deref()),
-        token_name(here.as_deref())
-    )]
+    #[error("{draft} cannot guess for {difference}; prepare the draft from a model with the same tokenizer")]
     OtherTokenizer {
         /// The draft's bundle.
         draft: PathBuf,
-        /// The bundle that it was to guess for.
-        model: PathBuf,
-        /// The first id that they do not agree on.
-        id: u32,
-        /// Its token in the draft.
-        there: Option<String>,
-        /// Its token in the model.
-        here: Option<String>,
+        /// The bundle that it was to guess for, and the first id that they do not agree on.
+        difference: String,
     },
     /// A saved session cannot be used.
     #[error(transparent)]
-    SavedSession(#[from] SessionFileError),
+    SavedSession(Box<SessionFileError>),
     /// A saved session was computed otherwise: what would go on is another text.
-    #[error(
-        "{path} was saved with {found}, and this run has {expected}: it cannot go on there; give another --session"
-    )]
+    #[error("{path} was saved with {difference}: it cannot go on there; give another --session")]
     OtherSession {
         /// The file.
         path: PathBuf,
-        /// What it was computed with.
-        found: String,
-        /// What it would be gone on with.
-        expected: String,
+        /// What it was computed with, and what it would be gone on with.
+        difference: String,
     },
     /// A session cannot be saved.
     #[error(transparent)]
-    Destination(#[from] DestinationError),
+    Destination(Box<DestinationError>),
     /// There is nothing to start from.
     #[error("the prompt is empty and the model has no token that begins a sequence; give at least one token")]
     EmptyPrompt,
@@ -245,9 +230,16 @@ pub enum RuntimeError {
     },
 }
 
-/// A token in words.
-fn token_name(token: Option<&str>) -> String {
-    token.map_or_else(|| "no token".into(), |token| format!("{token:?}"))
+impl From<SessionFileError> for RuntimeError {
+    fn from(error: SessionFileError) -> Self {
+        Self::SavedSession(Box::new(error))
+    }
+}
+
+impl From<DestinationError> for RuntimeError {
+    fn from(error: DestinationError) -> Self {
+        Self::Destination(Box::new(error))
+    }
 }
 
 /// What helps when a computed value is not finite.

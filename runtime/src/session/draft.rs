@@ -22,8 +22,14 @@ pub fn open(path: &Path, model: &Bundle) -> Result<Bundle> {
     match Tokenizer::of(&draft)?.first_difference(&Tokenizer::of(model)?) {
         None => Ok(draft),
         Some((id, there, here)) => {
-            let (draft, model) = (draft.path().to_path_buf(), model.path().to_path_buf());
-            Err(RuntimeError::OtherTokenizer { draft, model, id, there, here })
+            let word = |token: Option<String>| token.map_or_else(|| "no token".into(), |token| format!("{token:?}"));
+            let difference = format!(
+                "{}: their tokenizers differ, id {id} is {} for the one and {} for the other",
+                model.path().display(),
+                word(there),
+                word(here)
+            );
+            Err(RuntimeError::OtherTokenizer { draft: draft.path().to_path_buf(), difference })
         }
     }
 }

@@ -44,7 +44,11 @@ pub(super) fn open(path: &Path, ours: &Origin) -> Result<SessionReader> {
         _ if theirs.instructions != ours.instructions => (theirs.instructions.clone(), ours.instructions.clone()),
         _ => return Ok(reader),
     };
-    Err(RuntimeError::OtherSession { path: path.to_owned(), found, expected })
+    Err(other(path, &found, &expected))
+}
+
+fn other(path: &Path, found: &str, expected: &str) -> RuntimeError {
+    RuntimeError::OtherSession { path: path.to_owned(), difference: format!("{found}, and this run has {expected}") }
 }
 
 impl Session<'_> {
@@ -93,8 +97,8 @@ impl Session<'_> {
         let SavedSession { planes: theirs, row_bytes: of_theirs, .. } = *reader.session();
         if fed > 0 && (planes, row_bytes) != (theirs, of_theirs) {
             let (found, expected) =
-                (format!("{theirs} planes of {of_theirs} bytes a token"), format!("{planes} of {row_bytes}"));
-            return Err(RuntimeError::OtherSession { path: reader.path().to_owned(), found, expected });
+                (format!("{theirs} rows of {of_theirs} bytes a token"), format!("{planes} of {row_bytes}"));
+            return Err(other(reader.path(), &found, &expected));
         }
         reader.read_kv(&mut |plane, first, rows| {
             let wanted = fed.saturating_sub(first) * row_bytes;
