@@ -215,8 +215,8 @@ fn a_draft_model_guesses_within_the_budget() {
     let smallest = |plan: &serde_json::Value| plan["smallest_budget_bytes"].as_u64().unwrap();
     assert!(smallest(&with) >= smallest(&without) + of_draft);
     let budget = (smallest(&with) - 1).to_string();
-    let refused = run("flashlm", &["run", path, "--prompt", "a", "--memory", &budget, "--draft", draft], "");
-    refused.failed(1, &["is too small", "the smallest that works is --memory"]);
+    let args = ["run", path, "--prompt", "a", "--context", "256", "--memory", &budget, "--draft", draft];
+    run("flashlm", &args, "").failed(1, &["is too small", "the smallest that works is --memory"]);
     drop(bundle);
 }
 

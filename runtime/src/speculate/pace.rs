@@ -44,6 +44,11 @@ impl Record {
         *mean += (seconds - *mean) / 16.0;
     }
 
+    /// Whether it is not known yet what a guess takes.
+    pub(super) fn is_untimed(&self) -> bool {
+        self.seconds.is_none()
+    }
+
     /// The share of guesses that come true, of a class, or of whatever class.
     pub(super) fn share(&self, class: Option<usize>) -> f64 {
         class.map_or(self.all, |class| self.classes[class].0)

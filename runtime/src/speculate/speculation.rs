@@ -149,7 +149,9 @@ impl Speculation {
         let Drafter { draft, record, first } = &mut self.drafters[at];
         let mut guesses = Guesses::none();
         while self.ids.len() < most {
-            let must = self.how != Speculate::Auto || self.idle >= RETRY_STEPS && self.ids.is_empty();
+            // The second guess is one whose time is known to be usual.
+            let is_unknown = record.is_untimed() && self.ids.len() < 2;
+            let must = self.how != Speculate::Auto || is_unknown || self.idle >= RETRY_STEPS && self.ids.is_empty();
             if !(must || guesses.wants_more(&self.times, record)) {
                 break;
             }
