@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 
 pub use directory::{Directory, DirectoryKind};
 pub use kind::{
-    FileKind, LOGITS_FORMAT, ORDERS_FORMAT, PREDICTORS_FORMAT, REPORT_DATA_FORMAT, REPORT_MARK, THRESHOLDS_FORMAT,
+    FileKind, LOGITS_FORMAT, ORDERS_FORMAT, PREDICTORS_FORMAT, REPORT_DATA_FORMAT, REPORT_MARK, SESSION_FORMAT,
+    THRESHOLDS_FORMAT,
 };
 
 use crate::publish::{NewFile, is_same, temporary_path};
@@ -210,6 +211,11 @@ impl Destination {
     /// The file, for writing.
     pub fn file(&self) -> &File {
         self.new.file()
+    }
+
+    /// What the system has against writing it.
+    pub fn failed(&self, error: io::Error) -> DestinationError {
+        DestinationError::io(&self.path)(error)
     }
 
     /// Gives what was written its name, durably.

@@ -19,8 +19,8 @@ pub mod publish;
 #[cfg(feature = "preparation")]
 pub mod recording;
 pub mod regular;
-#[cfg(feature = "preparation")]
 pub mod seal;
+pub mod sessions;
 #[cfg(feature = "preparation")]
 pub mod thresholds;
 pub mod weight_format;

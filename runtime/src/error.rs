@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use flashlm_formats::bundle::BundleError;
+use flashlm_formats::destination::DestinationError;
+use flashlm_formats::sessions::SessionFileError;
 use flashlm_io::IoError;
 
 use crate::budget::{BudgetError, counted, human_bytes};
@@ -142,6 +144,31 @@ pub enum RuntimeError {
         /// What it is.
         value: f32,
     },
+    /// The model that guesses failed.
+    #[error("the draft model: {0}; the same run without --draft gives the same text")]
+    Draft(Box<RuntimeError>),
+    /// The ids of a draft model mean other tokens.
+    #[error("{draft} cannot guess for {difference}; prepare the draft from a model with the same tokenizer")]
+    OtherTokenizer {
+        /// The draft's bundle.
+        draft: PathBuf,
+        /// The bundle that it was to guess for, and the first id that they do not agree on.
+        difference: String,
+    },
+    /// A saved session cannot be used.
+    #[error(transparent)]
+    SavedSession(Box<SessionFileError>),
+    /// A saved session was computed otherwise: what would go on is another text.
+    #[error("{path} was saved with {difference}: it cannot go on there; give another --session")]
+    OtherSession {
+        /// The file.
+        path: PathBuf,
+        /// What it was computed with, and what it would be gone on with.
+        difference: String,
+    },
+    /// A session cannot be saved.
+    #[error(transparent)]
+    Destination(Box<DestinationError>),
     /// There is nothing to start from.
     #[error("the prompt is empty and the model has no token that begins a sequence; give at least one token")]
     EmptyPrompt,
@@ -204,6 +231,18 @@ pub enum RuntimeError {
         /// What the system said.
         source: std::io::Error,
     },
+}
+
+impl From<SessionFileError> for RuntimeError {
+    fn from(error: SessionFileError) -> Self {
+        Self::SavedSession(Box::new(error))
+    }
+}
+
+impl From<DestinationError> for RuntimeError {
+    fn from(error: DestinationError) -> Self {
+        Self::Destination(Box::new(error))
+    }
 }
 
 /// What helps when a computed value is not finite.

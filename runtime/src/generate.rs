@@ -1,14 +1,19 @@
 //! Prompt in, tokens out, with the time each took.
 
+mod transcript;
+
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::engine::{Executor, Forward, Row, SequenceId, Work};
+use crate::engine::{Executor, Forward};
 use crate::error::Result;
 use crate::neurons::counters::ReadCounters;
 use crate::sampler::Sampler;
+use crate::speculate::{Speculation, SpeculationCounters};
+
+pub use transcript::Transcript;
 
 /// Why a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -45,10 +50,19 @@ pub struct Generation {
     pub tokens: usize,
     /// From the first prompt id in to the first sampled id out.
     pub prefill: Duration,
-    /// From an id in to the next sampled id out, for every further token.
+    /// From an id in to the next sampled id out, for every further token; tokens that one step gave share its time.
     pub decode: Vec<Duration>,
     /// What decoding read from flash.
     pub decode_reads: ReadCounters,
+    /// Steps, rows and guesses.
+    pub speculation: SpeculationCounters,
+}
+
+impl Generation {
+    /// From the first sampled id to the last.
+    pub fn decode_time(&self) -> Duration {
+        self.decode.iter().sum()
+    }
 }
 
 /// A new token, and what it cost to get from the previous one, or from the prompt.
@@ -56,9 +70,9 @@ pub struct Generation {
 pub struct NewToken {
     /// Its id.
     pub id: u32,
-    /// From id in to sampled id out.
+    /// From id in to sampled id out; tokens that one step gave share its time.
     pub time: Duration,
-    /// What was read from flash meanwhile.
+    /// What was read from flash meanwhile: by the first token of a step for all.
     pub reads: ReadCounters,
 }
 
@@ -66,96 +80,124 @@ pub struct NewToken {
 ///
 /// The id that a caller stops at, or the last of the asked-for ones, is not fed: the sequence then holds everything before it.
 pub struct Generator {
-    sequence: SequenceId,
     eos: Vec<u32>,
     stop_ids: Vec<u32>,
     tokens: usize,
     next: Next,
-    unfed: Option<u32>,
     report: Generation,
     /// Read before the token that comes next, and before the first that is decoded.
     before: ReadCounters,
     prefilled: ReadCounters,
+    /// What speculation had done before.
+    guessed_before: SpeculationCounters,
 }
 
 /// What is done for the next token.
 enum Next {
     /// The prompt is fed.
-    Prompt(Vec<Row>),
-    /// A token is fed.
-    Token(u32),
+    Prompt(Vec<u32>),
+    /// What was said goes on.
+    Token,
     /// Nothing: it has ended.
     Ended,
 }
 
 impl Generator {
-    /// Begins with a prompt for a sequence of `executor`. Nothing is computed yet.
-    pub fn new(executor: &Executor, sequence: SequenceId, request: &Request<'_>) -> Self {
-        let last = request.prompt.len().saturating_sub(1);
-        let rows = request.prompt.iter().enumerate();
-        let rows = rows.map(|(at, &token)| Row { sequence, token, work: Work::Prompt, wants_logits: at == last });
+    /// Begins with a prompt after what `transcript` has. Nothing is computed yet.
+    pub fn new(
+        executor: &mut Executor,
+        transcript: &mut Transcript,
+        sampler: &mut Sampler,
+        request: &Request<'_>,
+    ) -> Self {
+        transcript.settle(executor, sampler);
         let before = executor.read_counters();
         Self {
-            sequence,
             eos: request.eos.to_vec(),
             stop_ids: request.stop_ids.to_vec(),
-            unfed: None,
             tokens: request.tokens,
-            next: Next::Prompt(rows.collect()),
+            next: Next::Prompt(request.prompt.to_vec()),
             report: Generation {
                 finish: Finish::Length,
-                prompt_tokens: request.prompt.len(),
+                prompt_tokens: request.prompt.len() + usize::from(transcript.unfed().is_some()),
                 tokens: 0,
                 prefill: Duration::ZERO,
                 decode: Vec::with_capacity(request.tokens.min(executor.context())),
                 decode_reads: ReadCounters::default(),
+                speculation: SpeculationCounters::default(),
             },
             before,
             prefilled: before,
+            guessed_before: transcript.counters(),
         }
     }
 
     /// The next token; `None` once it has ended, or after an error.
-    pub fn next(&mut self, executor: &mut Executor, sampler: &mut Sampler) -> Result<Option<NewToken>> {
-        let begin = Instant::now();
-        let nothing = &mut |_: usize, _: &mut [f32]| Ok(());
-        let is_decoded = match std::mem::replace(&mut self.next, Next::Ended) {
-            Next::Ended => return Ok(None),
-            Next::Prompt(rows) => {
-                executor.step(&rows, nothing)?;
-                rows.iter().for_each(|row| sampler.observe(row.token));
-                if self.tokens == 0 {
-                    self.report.prefill = begin.elapsed();
-                    return Ok(None);
-                }
-                false
-            }
-            Next::Token(id) => {
-                executor.step(&[Row::decode(self.sequence, id)], nothing)?;
-                true
-            }
-        };
-        let id = sampler.choose(executor.last_logits());
-        let elapsed = begin.elapsed();
-        let now = executor.read_counters();
-        if is_decoded {
-            self.report.decode.push(elapsed);
-        } else {
-            (self.report.prefill, self.prefilled) = (elapsed, now);
+    ///
+    /// # Errors
+    /// Those of [`Executor::step`]: nothing more has been said, and the generation is over.
+    pub fn next(
+        &mut self,
+        executor: &mut Executor,
+        transcript: &mut Transcript,
+        sampler: &mut Sampler,
+    ) -> Result<Option<NewToken>> {
+        let next = self.choose(executor, transcript, sampler);
+        if next.is_err() {
+            transcript.settle(executor, sampler);
         }
+        let Some((id, time)) = next? else { return Ok(None) };
+        let now = executor.read_counters();
         self.report.decode_reads = now.since(self.prefilled);
-        self.unfed = None;
-        if self.eos.contains(&id) || self.stop_ids.contains(&id) {
+        self.report.speculation = transcript.counters().since(self.guessed_before);
+        if self.ends(id) {
             self.report.finish = if self.eos.contains(&id) { Finish::Eos } else { Finish::Stopped };
             return Ok(None);
         }
-        self.unfed = Some(id);
+        transcript.say(id);
         self.report.tokens += 1;
         if self.report.tokens < self.tokens {
-            self.next = Next::Token(id);
+            self.next = Next::Token;
         }
         let reads = now.since(std::mem::replace(&mut self.before, now));
-        Ok(Some(NewToken { id, time: elapsed, reads }))
+        Ok(Some(NewToken { id, time, reads }))
+    }
+
+    fn choose(
+        &mut self,
+        executor: &mut Executor,
+        transcript: &mut Transcript,
+        sampler: &mut Sampler,
+    ) -> Result<Option<(u32, Duration)>> {
+        match std::mem::replace(&mut self.next, Next::Ended) {
+            Next::Ended => Ok(None),
+            Next::Prompt(ids) => {
+                let begin = Instant::now();
+                let rows = transcript.rows_of(&ids, false);
+                let (begun, others) = rows.split_at(transcript.rows_of_begun(rows.len()));
+                if !begun.is_empty() {
+                    executor.step(begun, &mut |_, _| Ok(()))?;
+                }
+                if !others.is_empty() || begun.is_empty() {
+                    executor.step(others, &mut |_, _| Ok(()))?;
+                }
+                transcript.said(&ids, sampler);
+                let id = (self.tokens > 0).then(|| sampler.choose(executor.last_logits()));
+                self.report.prefill = begin.elapsed();
+                self.prefilled = executor.read_counters();
+                Ok(id.map(|id| (id, self.report.prefill)))
+            }
+            Next::Token => {
+                let left = self.tokens - self.report.tokens;
+                let (id, time) = transcript.next(executor, sampler, left, &|id| self.ends(id))?;
+                self.report.decode.push(time);
+                Ok(Some((id, time)))
+            }
+        }
+    }
+
+    fn ends(&self, id: u32) -> bool {
+        self.eos.contains(&id) || self.stop_ids.contains(&id)
     }
 
     /// Ends it here, unless the model has ended it.
@@ -166,11 +208,6 @@ impl Generator {
         }
     }
 
-    /// The last token that was yielded and not fed.
-    pub fn unfed(&self) -> Option<u32> {
-        self.unfed
-    }
-
     /// What it has cost so far, and why it ended.
     pub fn report(&self) -> &Generation {
         &self.report
@@ -178,19 +215,38 @@ impl Generator {
 }
 
 /// A [`Generator`] on the only sequence of `forward`, run to its end; `each` gets every token and may stop.
+///
+/// # Errors
+/// Those of [`Generator::next`].
 pub fn generate(
     forward: &mut Forward,
     sampler: &mut Sampler,
     request: &Request<'_>,
     each: &mut dyn FnMut(NewToken) -> ControlFlow<()>,
 ) -> Result<Generation> {
+    generate_with(forward, None, sampler, request, each)
+}
+
+/// As [`generate`], with guesses.
+///
+/// # Errors
+/// As [`generate`].
+pub fn generate_with(
+    forward: &mut Forward,
+    speculation: Option<Speculation>,
+    sampler: &mut Sampler,
+    request: &Request<'_>,
+    each: &mut dyn FnMut(NewToken) -> ControlFlow<()>,
+) -> Result<Generation> {
     let (executor, sequence) = forward.parts();
-    let mut generator = Generator::new(executor, sequence, request);
-    while let Some(token) = generator.next(executor, sampler)? {
+    let mut transcript = Transcript::new(executor, sequence, speculation);
+    let mut generator = Generator::new(executor, &mut transcript, sampler, request);
+    while let Some(token) = generator.next(executor, &mut transcript, sampler)? {
         if each(token).is_break() {
             generator.stop();
         }
     }
+    transcript.settle(executor, sampler);
     Ok(generator.report)
 }
 

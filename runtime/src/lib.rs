@@ -27,6 +27,7 @@ pub mod options;
 pub mod plan;
 pub mod sampler;
 pub mod session;
+pub mod speculate;
 pub mod text;
 
 // What the two programs and their tests build on: any version may change it.
@@ -72,3 +73,4 @@ pub use error::{Result, RuntimeError as Error};
 pub use generate::{Finish, Generation as Report, Percentiles};
 pub use sampler::Sampling;
 pub use session::{Generation, Model, ModelOptions, Session, Token};
+pub use speculate::Speculate;

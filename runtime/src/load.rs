@@ -52,19 +52,30 @@ pub struct Loaded {
 
 /// Loads a bundle; `progress` is told bytes read and bytes in all.
 pub fn load(bundle: &Bundle, options: &LoadOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<Loaded> {
+    load_on(None, bundle, options, progress)
+}
+
+/// As [`load`], on threads that another model uses as well; without, they are started.
+pub(crate) fn load_on(
+    threads: Option<Arc<Threads>>,
+    bundle: &Bundle,
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Loaded> {
     let spec = bundle.spec();
     options.budget.map_or(Ok(()), memory::check_budget)?;
     let opened = DirectFile::open(bundle.path(), options.direct);
     let planned = plan_reading(opened.as_ref().ok(), bundle, options)?;
-    let Planned { choice, plan, arena, pinned, chunks, scratch_tokens, tables, loading_bytes, cost, fallback, .. } =
-        planned;
+    let Planned { choice, plan, arena, pinned, chunks, scratch_tokens, batch, .. } = planned;
+    let Planned { tables, loading_bytes, cost, fallback, .. } = planned;
+    let options = &LoadOptions { batch, ..options.clone() };
 
     let file = Arc::new(opened?);
-    let threads = threads::start(options.threads)?;
+    let threads = threads.map_or_else(|| threads::start(options.threads).map(Arc::new), Ok)?;
     if (file.identity().device, file.identity().inode, file.identity().size) != bundle.identity() {
         return Err(RuntimeError::Replaced { path: bundle.path().to_path_buf() });
     }
-    let LoadOptions { engines, batch, .. } = *options;
+    let engines = options.engines;
     let usual = StreamOptions::default();
     let chunk_bytes = (loading_bytes as usize / usual.chunks).min(usual.chunk_bytes);
     let stream = StreamOptions { chunk_bytes, engines, ..usual };

@@ -10,6 +10,7 @@ use crate::disk_cost::{ReadCost, known_cost};
 use crate::engine::Room;
 use crate::forward::kv::KvDtype;
 use crate::planner::ReadPlan;
+use crate::speculate::Speculate;
 use crate::threads;
 
 /// Where the FFN is to come from.
@@ -54,6 +55,11 @@ pub struct LoadOptions {
     pub sequences: usize,
     /// Rows decoded together, at most [`BATCH_MAX`](crate::engine::BATCH_MAX): affects memory, not the text.
     pub batch: usize,
+    /// Tokens that are guessed in a step: as many rows more are decoded together, with `Auto` as the budget allows. Affects memory, not
+    /// the text.
+    pub speculate: Speculate,
+    /// Bytes of the budget that another model of the process takes, one that guesses.
+    pub draft_bytes: u64,
     /// Bytes for the whole process; `None` takes what the machine and the memory cgroups leave, less a reserve.
     pub budget: Option<u64>,
     /// Where the FFN comes from; `None` takes `Resident` where it fits, else `Flash` where predictors choose, else `Streamed`.
@@ -87,6 +93,8 @@ impl LoadOptions {
             context,
             sequences: 1,
             batch: 1,
+            speculate: Speculate::Off,
+            draft_bytes: 0,
             budget: None,
             ffn: None,
             predict: true,

@@ -58,6 +58,9 @@ fn stored_bytes(tensor: &TensorEntry) -> u64 {
 /// counted in advance. Measured: docs/measurements/memory.md.
 const PROCESS_BYTES: u64 = 6 << 20;
 
+/// The name of what is no model's.
+const PROCESS: &str = "process";
+
 /// A thread: what it uses of its stack, and the kernel's for it.
 const THREAD_BYTES: u64 = 48 << 10;
 
@@ -84,6 +87,8 @@ pub struct Base<'a> {
     pub readers: usize,
     /// Bytes of the resident section that are left on flash.
     pub left_out: u64,
+    /// Bytes of a model that guesses.
+    pub draft: u64,
 }
 
 impl Base<'_> {
@@ -109,7 +114,7 @@ impl Base<'_> {
         let (spec, kv) = (self.bundle.spec(), self.kv_bytes());
         let index = self.bundle.section(Section::Index).map_or(0, |section| section.extent.bytes);
         let resident = self.bundle.resident().extent.bytes - self.left_out;
-        let mut items = vec![item("resident weights", resident + vector_bytes(spec))];
+        let mut items = vec![item("draft model", self.draft), item("resident weights", resident + vector_bytes(spec))];
         items.extend_from_slice(ffn);
         items.extend([
             item("KV cache", kv),
@@ -120,12 +125,17 @@ impl Base<'_> {
         ]);
         let so_far: u64 = items.iter().map(|item| item.bytes).sum();
         let threads = (self.threads + self.readers) as u64 * THREAD_BYTES;
-        items.push(item("process", PROCESS_BYTES + threads + so_far / BYTES_PER_TABLE_BYTE));
+        items.push(item(PROCESS, PROCESS_BYTES + threads + so_far / BYTES_PER_TABLE_BYTE));
         MemoryPlan { items, context: self.room.context, ffn: name }
     }
 }
 
 impl MemoryPlan {
+    /// Bytes that the model takes in a process that runs another one, too.
+    pub fn bytes_beside(&self) -> u64 {
+        self.items.iter().filter(|item| item.name != PROCESS).map(|item| item.bytes).sum()
+    }
+
     /// Bytes in all.
     pub fn total(&self) -> u64 {
         self.items.iter().map(|i| i.bytes).sum()

@@ -29,10 +29,21 @@ impl Default for Sampling {
 /// Chooses tokens. All memory is taken when it is made.
 pub struct Sampler {
     sampling: Sampling,
-    /// One word of state, the same everywhere: it decides the text of a seed.
+    /// One word of state, the same everywhere: it decides the text of a seed. It is stepped once for each token that is drawn.
     random: SplitMix64,
     seen: Vec<bool>,
     candidates: Vec<(f32, u32)>,
+}
+
+/// A token that was chosen, and what takes it back.
+#[derive(Debug)]
+pub struct Choice {
+    /// The token.
+    pub id: u32,
+    /// How likely it was among those that could be chosen.
+    pub likelihood: f32,
+    random: SplitMix64,
+    was_seen: bool,
 }
 
 impl Sampler {
@@ -65,6 +76,41 @@ impl Sampler {
 
     /// Chooses the next token; `logits` are changed. They must be finite, as [`Forward`](crate::engine::Forward) gives them.
     pub fn choose(&mut self, logits: &mut [f32]) -> u32 {
+        self.choose_for_now(logits).id
+    }
+
+    /// As [`Sampler::choose`]; the choice can be taken back.
+    pub fn choose_for_now(&mut self, logits: &mut [f32]) -> Choice {
+        let random = self.random.clone();
+        let (id, likelihood) = self.chosen(logits);
+        let was_seen = self.seen.get(id as usize).is_none_or(|seen| *seen);
+        self.observe(id);
+        Choice { id, likelihood, random, was_seen }
+    }
+
+    /// Undoes the last choice that was not taken back: the next one is made as if it had not been.
+    pub fn take_back(&mut self, choice: Choice) {
+        self.random = choice.random;
+        if let Some(seen) = self.seen.get_mut(choice.id as usize) {
+            *seen = choice.was_seen;
+        }
+    }
+
+    /// Chooses from now on with the random numbers that `other` will choose with, and what it has seen.
+    pub fn follow(&mut self, other: &Self) {
+        self.random = other.random.clone();
+        if self.sampling.repetition_penalty != 1.0 {
+            self.seen.iter_mut().zip(&other.seen).for_each(|(to, from)| *to = *from);
+        }
+    }
+
+    /// How it chooses.
+    pub fn sampling(&self) -> Sampling {
+        self.sampling
+    }
+
+    /// The next token, and its likelihood.
+    fn chosen(&mut self, logits: &mut [f32]) -> (u32, f32) {
         let Sampling { temperature, top_k, top_p, repetition_penalty, .. } = self.sampling;
         if repetition_penalty != 1.0 {
             for (logit, _) in logits.iter_mut().zip(&self.seen).filter(|(_, seen)| **seen) {
@@ -73,12 +119,13 @@ impl Sampler {
                 *logit = changed.clamp(f32::MIN, f32::MAX);
             }
         }
-        let id = if temperature <= 0.0 { greedy(logits) } else { self.draw(logits, temperature, top_k, top_p) };
-        self.observe(id);
-        id
+        if temperature > 0.0 {
+            return self.draw(logits, temperature, top_k, top_p);
+        }
+        (greedy(logits), 1.0)
     }
 
-    fn draw(&mut self, logits: &[f32], temperature: f32, top_k: usize, top_p: f32) -> u32 {
+    fn draw(&mut self, logits: &[f32], temperature: f32, top_k: usize, top_p: f32) -> (u32, f32) {
         let candidates = &mut self.candidates;
         candidates.clear();
         candidates.extend(logits.iter().enumerate().map(|(id, l)| (*l, id as u32)));
@@ -88,7 +135,7 @@ impl Sampler {
             candidates.truncate(top_k);
         }
         candidates.sort_unstable_by(likeliest_first);
-        let Some(&(max, _)) = candidates.first() else { return 0 };
+        let Some(&(max, _)) = candidates.first() else { return (0, 1.0) };
         let mut total = 0.0;
         for (value, _) in candidates.iter_mut() {
             *value = ((*value - max) / temperature).exp();
@@ -106,10 +153,10 @@ impl Sampler {
             }
         }
         let mut point = unit(&mut self.random) * total;
-        let mut chosen = 0;
+        let mut chosen = (0, 1.0);
         // Should rounding leave something of the point behind all of them, it is the last that has a probability.
         for &(p, id) in candidates.iter().filter(|(p, _)| *p > 0.0) {
-            chosen = id;
+            chosen = (id, p / total);
             point -= p;
             if point < 0.0 {
                 break;
@@ -117,6 +164,12 @@ impl Sampler {
         }
         chosen
     }
+}
+
+/// How likely the likeliest token is.
+pub fn confidence(logits: &[f32]) -> f32 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    1.0 / logits.iter().map(|logit| (logit - max).exp()).sum::<f32>()
 }
 
 /// The likeliest token; the lowest id among equals.
@@ -190,6 +243,28 @@ mod tests {
     fn a_seed_repeats_its_draws() {
         let sampling = Sampling { temperature: 1.0, seed: 7, ..Sampling::default() };
         assert_eq!(drawn(sampling, &[0.1, 0.2, 0.3], 100), drawn(sampling, &[0.1, 0.2, 0.3], 100));
+    }
+
+    #[test]
+    fn what_is_taken_back_leaves_no_trace() {
+        let sampling = Sampling { temperature: 1.0, repetition_penalty: 1.5, seed: 3, ..Sampling::default() };
+        let logits = |at: usize| [0.1 * at as f32, 1.0, 0.9, -0.5, 0.3];
+        let mut plain = Sampler::new(sampling, 5);
+        let expected: Vec<u32> = (0..20).map(|at| plain.choose(&mut logits(at))).collect();
+        for ahead in 1..5 {
+            let mut sampler = Sampler::new(sampling, 5);
+            let mut follower = Sampler::new(sampling, 5);
+            for (at, expected) in expected.iter().enumerate() {
+                let mut chosen: Vec<Choice> =
+                    (at..at + ahead).map(|at| sampler.choose_for_now(&mut logits(at))).collect();
+                while let Some(choice) = chosen.pop() {
+                    sampler.take_back(choice);
+                }
+                follower.follow(&sampler);
+                assert_eq!(follower.choose(&mut logits(at)), *expected);
+                assert_eq!(sampler.choose(&mut logits(at)), *expected);
+            }
+        }
     }
 
     /// The first outputs of splitmix64 as its author published it: the text of a seed must stay what it was.

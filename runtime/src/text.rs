@@ -115,6 +115,13 @@ impl Tokenizer {
         Ok((Vec::new(), Vec::new()))
     }
 
+    /// The first id that stands for another token here than in `other`, with both tokens; `None` if all ids mean the same.
+    pub fn first_difference(&self, other: &Self) -> Option<(u32, Option<String>, Option<String>)> {
+        let ids = self.inner.get_vocab_size(true).max(other.inner.get_vocab_size(true)) as u32;
+        let tokens = |id| (id, self.inner.id_to_token(id), other.inner.id_to_token(id));
+        (0..ids).map(tokens).find(|(_, ours, theirs)| ours != theirs)
+    }
+
     /// The id of a token by its text.
     pub fn id_of(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)

@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 use flashlm::text::Tokenizer;
 use flashlm_formats::bundle::{Bundle, PredictorDType, Section};
 use flashlm_formats::checkpoint::PublishedTensor;
+use flashlm_formats::destination::{Destination, FileKind};
 use flashlm_formats::ids::NeuronId;
 use flashlm_formats::orders::OrderFile;
 use flashlm_formats::predictors::{PredictorPart, StoredElements, StoredMatrix, write_predictor};
+use flashlm_formats::sessions::{Origin, SavedSession, write_session};
 use flashlm_prep::foreign_predictors;
 use flashlm_prep::train::Fitted;
 use flashlm_tests::{Said, copied, fixtures, program, root, scratch};
@@ -131,6 +133,15 @@ fn a60_write_seeds() {
     let part = PredictorPart { prefix: "", encoder: None, decoder, relu: false, bias: &[0.5; 9], rows: None };
     write_predictor(&trained, &[part]).unwrap();
     put("predictors", "seed-projection", &fs::read(&trained).unwrap());
+    let session = dir.path().join("session");
+    let origin = Origin { bundle: 7, kv: "f16".into(), predicted: true, instructions: "plain".into() };
+    let saved = SavedSession { origin, ids: vec![2, 9, 4], in_piece: vec![true, false], planes: 4, row_bytes: 6 };
+    let destination = Destination::take(&session, FileKind::Session, &[]).unwrap();
+    write_session(destination, &saved, &mut |plane, write| write(&[plane as u8; 12])).unwrap();
+    let session = fs::read(session).unwrap();
+    put("sessions", "seed-small", &session);
+    let length = u64::from_le_bytes(session[..8].try_into().unwrap()) as usize;
+    put("sessions", "seed-header", session[8..8 + length].trim_ascii());
     put("predictors", "seed-f16", &[&(blob.len() as u64).to_le_bytes()[..], blob.as_bytes(), &[0; 88]].concat());
 }
 

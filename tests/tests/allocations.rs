@@ -3,12 +3,15 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use flashlm::engine::{Executor, Forward, Row};
 use flashlm::error::RuntimeError;
+use flashlm::generate::{Generator, Request, Transcript};
 use flashlm::options::{FfnChoice, LoadOptions};
 use flashlm::plan::plan;
 use flashlm::sampler::{Sampler, Sampling};
+use flashlm::speculate::{ModelDraft, Speculate, Speculation};
 use flashlm_formats::bundle::LayoutOptions;
 use flashlm_io::EngineChoice;
 use flashlm_tests::{bundle_with_predictors, loaded, options, pack_checkpoint, scratch, tiny_falcon, tiny_opt};
@@ -74,6 +77,27 @@ fn steps(executor: &mut Executor) -> u64 {
     ALLOCATIONS.load(Ordering::SeqCst) - before
 }
 
+/// How often a text that is guessed allocates: by what it said before, and by a model.
+fn guessed(executor: &mut Executor, draft: &Arc<Mutex<Executor>>, sampling: Sampling) -> (u64, u64) {
+    let (sequence, vocab) = (executor.open(executor.context()).unwrap(), executor.spec().vocab_size);
+    let model = ModelDraft::open(draft, sampling, vocab).unwrap();
+    let speculation = Speculation::new(Speculate::Guesses(3), Some(Box::new(model)));
+    let mut sampler = Sampler::new(sampling, vocab);
+    let mut transcript = Transcript::new(executor, sequence, Some(speculation));
+    let request = Request { prompt: &[2, 10, 11, 12, 10, 11], tokens: 50, eos: &[], stop_ids: &[] };
+    let mut generator = Generator::new(executor, &mut transcript, &mut sampler, &request);
+    let mut before = 0;
+    for at in 0..50 {
+        if at == 10 {
+            before = ALLOCATIONS.load(Ordering::SeqCst);
+        }
+        generator.next(executor, &mut transcript, &mut sampler).unwrap();
+    }
+    let allocations = ALLOCATIONS.load(Ordering::SeqCst) - before;
+    executor.close(sequence);
+    (allocations, generator.report().speculation.drafted)
+}
+
 // The only test of its file: another one running beside it would be counted too, and so would what the harness says of a test that
 // takes a minute.
 #[test]
@@ -84,6 +108,8 @@ fn decoding_allocates_nothing_after_warm_up() {
         let dir = scratch();
         let plain = pack_checkpoint(&checkpoint, &dir.path().join("plain.flashlm"));
         let path = dir.path().join("predicted.flashlm");
+        let draft = loaded(&plain, &options(64, FfnChoice::Resident)).into_executor();
+        let draft = Arc::new(Mutex::new(draft));
         // With look-ahead: its own predictors, and those of the layer itself.
         let predicted = bundle_with_predictors(&checkpoint, &path, LayoutOptions::default(), true);
         for (bundle, ffn, engine, is_tight) in [
@@ -112,7 +138,13 @@ fn decoding_allocates_nothing_after_warm_up() {
             drop(model);
             let several =
                 LoadOptions { sequences: 2, batch: 4, budget: way.budget.map(|budget| budget + (4 << 20)), ..way };
-            assert_eq!(steps(&mut loaded(bundle, &several).into_executor()), 0, "several rows, {several:?}");
+            let mut executor = loaded(bundle, &several).into_executor();
+            assert_eq!(steps(&mut executor), 0, "several rows, {several:?}");
+            drop(executor);
+            let alone = LoadOptions { sequences: 1, ..several };
+            let (allocations, drafted) = guessed(&mut loaded(bundle, &alone).into_executor(), &draft, sampling);
+            assert_eq!(allocations, 0, "guesses, {sampling:?}, {alone:?}");
+            assert!(drafted > 0);
             runs += 1;
         }
         // Each way meets the other sampling with the next model.

@@ -87,6 +87,7 @@ fn the_runtime_imports_downwards_only() {
         &["neurons"],
         &["forward"],
         &["engine"],
+        &["speculate"],
         &["options", "tables"],
         &["plan"],
         &["load"],

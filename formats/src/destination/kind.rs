@@ -8,6 +8,8 @@ use crate::regular::open_regular;
 
 /// Stands in the metadata of a file of logits.
 pub const LOGITS_FORMAT: &str = "flashlm-logits";
+/// Stands in the metadata of a saved session.
+pub const SESSION_FORMAT: &str = "flashlm-session";
 /// Stands at the beginning of a file of thresholds.
 pub const THRESHOLDS_FORMAT: &str = "flashlm-thresholds";
 /// Stands at the beginning of `predictors.json`.
@@ -29,6 +31,8 @@ pub enum FileKind {
     Bundle,
     /// What `flashlm logits` writes.
     Logits,
+    /// What `flashlm run --session` writes.
+    Session,
     /// What `flashlm-prep thresholds` writes.
     Thresholds,
     /// What `flashlm-prep report` writes.
@@ -41,6 +45,7 @@ impl FileKind {
         match self {
             Self::Bundle => "a bundle",
             Self::Logits => "a file of logits (as this version writes them)",
+            Self::Session => "a saved session",
             Self::Thresholds => "a file of thresholds",
             Self::Report => "a report (as this version writes them)",
         }
@@ -52,6 +57,7 @@ impl FileKind {
         Ok(match self {
             Self::Bundle => head.starts_with(&MAGIC),
             Self::Logits => safetensors_header(&head).is_some_and(|header| says(header, "format", LOGITS_FORMAT)),
+            Self::Session => safetensors_header(&head).is_some_and(|header| says(header, "format", SESSION_FORMAT)),
             Self::Thresholds => is_json_of(&head, THRESHOLDS_FORMAT),
             Self::Report => head.starts_with(b"<!DOCTYPE html>") && contains(&head, REPORT_MARK.as_bytes()),
         })

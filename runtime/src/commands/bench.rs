@@ -4,6 +4,7 @@
 //! Every step is a process of its own, in a memory cgroup of its own where that is permitted; all are fed the same ids. The steps
 //! are repeated in turn, so that a machine that grows slower does so for all of them.
 
+mod free_running;
 mod limited;
 mod limits;
 mod speed;
@@ -26,6 +27,7 @@ use flashlm::memory;
 use flashlm::options::LoadOptions;
 use flashlm::plan::plan;
 use flashlm::signals;
+use flashlm::speculate::Speculate;
 use flashlm::text::Tokenizer;
 use flashlm::threads;
 use flashlm_formats::bundle::Bundle;
@@ -45,7 +47,8 @@ use table::write_table;
 /// Arguments of `flashlm bench`.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  flashlm bench model.flashlm --memory 50%\n  \
-    flashlm bench model.flashlm --memory 50% --ladder --text held-out.txt --json > ladder.json\n\n\
+    flashlm bench model.flashlm --memory 50% --ladder --text held-out.txt --json > ladder.json\n  \
+    flashlm bench model.flashlm --steps overlap --speculate auto --text held-out.txt\n\n\
     Measure the disk first: flashlm disk model.flashlm")]
 pub(crate) struct BenchArgs {
     /// The bundle, made by `flashlm-prep`
@@ -73,6 +76,10 @@ pub(crate) struct BenchArgs {
     /// profile kept for the bundle's disk, if there is one]
     #[arg(long, value_name = "FILE|none")]
     disk: Option<Disk>,
+    /// Measure, beside the step `overlap`, the model's own greedy text with and without guessed tokens: as many as pay (auto), or so many
+    /// in each step
+    #[arg(long, value_name = "auto|N")]
+    speculate: Option<Speculate>,
     /// What each optimisation gains, step by step, beside the machine's limits
     #[arg(long)]
     ladder: bool,
@@ -269,6 +276,9 @@ fn child(args: &BenchArgs, budget: u64, name: &str, ids: &[u32]) -> Result<Value
     if let Some(disk) = &args.disk {
         command.args(["--disk", &disk.to_string()]);
     }
+    if let Some(how) = args.speculate.filter(|_| name == free_running::STEP) {
+        command.args(["--speculate", &how.to_string()]);
+    }
     if let Some(group) = &group {
         command.arg("--cgroup").arg(group.processes());
     }
@@ -346,5 +356,6 @@ fn summary(name: &str, rounds: &[Value], limits: &Limits<'_>) -> Value {
         "memory_source": rounds[0]["memory_source"],
         "tokens": rounds[0]["tokens"],
         "read_cost": rounds[rounds.len() - 1]["read_cost"],
+        "free_running": free_running::summary(rounds),
     })
 }

@@ -22,7 +22,7 @@ pub(crate) mod plan;
 pub(crate) mod run;
 mod values;
 
-pub(crate) use model_args::{ModelArgs, say_chosen, with_progress};
+pub(crate) use model_args::{GuessArgs, ModelArgs, say_chosen, with_progress};
 
 use std::path::Path;
 

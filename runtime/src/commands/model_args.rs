@@ -12,6 +12,7 @@ use flashlm::forward::kv::KvDtype;
 use flashlm::load::Notice;
 use flashlm::options::{FfnChoice, LoadOptions};
 use flashlm::plan::MemoryPlan;
+use flashlm::speculate::Speculate;
 use flashlm_formats::bundle::Bundle;
 use flashlm_io::{DirectIo, EngineChoice};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -63,6 +64,19 @@ pub(crate) struct ModelArgs {
     /// Trust what is read while decoding, without verifying it against the bundle's checksums
     #[arg(long)]
     no_verify: bool,
+}
+
+/// Who guesses, and how much.
+#[derive(Args)]
+pub(crate) struct GuessArgs {
+    /// Guess tokens and verify them together with the one before: as many as pay by what steps are measured to take (auto), none
+    /// (off), or so many in each step; the text is the same
+    #[arg(long, value_name = "auto|off|N", default_value = "auto")]
+    pub(crate) speculate: Speculate,
+    /// A smaller bundle with the same tokenizer that guesses; without, only what the text said before is guessed. It is kept in memory,
+    /// and counts towards --memory
+    #[arg(long, value_name = "BUNDLE")]
+    pub(crate) draft: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -11,13 +11,14 @@ use flashlm::memory;
 use flashlm::options::LoadOptions;
 use flashlm::plan::Expectation;
 use flashlm::plan::{Planned, plan};
+use flashlm::session::draft;
 use flashlm::terminal::printable_line;
 use flashlm::threads;
 use flashlm_formats::bundle::Bundle;
 use flashlm_kernels::read_bandwidth;
 use serde_json::json;
 
-use super::ModelArgs;
+use super::{GuessArgs, ModelArgs};
 
 /// Memory that is read, at most, to see how fast this machine does it: far more than its caches hold. What a small model touches they
 /// do hold, so no more than that is read.
@@ -29,10 +30,13 @@ const DEFAULT_CONTEXT: usize = 256;
 /// Arguments of `flashlm plan`.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  flashlm plan model.flashlm --memory 50%\n  \
-    flashlm plan model.flashlm --memory 4GiB --context 1024 --json")]
+    flashlm plan model.flashlm --memory 4GiB --context 1024 --json\n  \
+    flashlm plan model.flashlm --memory 50% --draft small.flashlm")]
 pub(crate) struct PlanArgs {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    guesses: GuessArgs,
     /// Size of the KV cache in tokens, for the prompt and what follows [default: 256, or what the model allows]
     #[arg(long, value_name = "N")]
     context: Option<usize>,
@@ -44,7 +48,10 @@ pub(crate) struct PlanArgs {
 pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
     let bundle = super::open_bundle(&args.model.bundle)?;
     let context = args.context.unwrap_or(DEFAULT_CONTEXT.min(bundle.spec().max_positions));
-    let options = args.model.options(&bundle, context)?;
+    let mut options = LoadOptions { speculate: args.guesses.speculate, ..args.model.options(&bundle, context)? };
+    if let Some(path) = &args.guesses.draft {
+        options.draft_bytes = draft::bytes(&draft::open(path, &bundle)?, &options)?;
+    }
     // As a run would.
     options.budget.map_or(Ok(()), memory::check_budget)?;
     let smallest = smallest(&bundle, &options);
@@ -54,7 +61,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
         Some(expected) => Some((expected, memory_rate(options.threads, expected.bytes_touched as u64)?)),
         None => None,
     };
-    let Planned { choice, plan, arena, pinned, predicted, cost: (_, known), fallback, .. } = planned;
+    let Planned { choice, plan, arena, pinned, predicted, batch, cost: (_, known), fallback, .. } = planned;
     let kept = arena.as_ref().map(|arena| arena.slots.iter().map(|s| u64::from(*s)).sum::<u64>());
     let budget = options.budget.or_else(memory::available);
     let origin = match options.budget {
@@ -68,6 +75,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
             "fallback": fallback,
             "computes": if predicted { "predicted" } else { "all" },
             "context": context,
+            "rows": batch,
             "items": items,
             "total_bytes": plan.total(),
             "budget_bytes": budget,

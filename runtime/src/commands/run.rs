@@ -2,6 +2,7 @@
 
 mod conversation;
 mod prompt;
+mod saved;
 mod session;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -21,20 +22,25 @@ use serde_json::json;
 
 use conversation::converse;
 use prompt::prompt_ids;
+use saved::SavedIn;
 
 use super::values::{non_negative, positive, share};
-use super::{ModelArgs, open_bundle, parse_ids, say_chosen, with_figures, with_progress};
+use super::{GuessArgs, ModelArgs, open_bundle, parse_ids, say_chosen, with_figures, with_progress};
 
 /// Arguments of `flashlm run`.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     flashlm run model.flashlm --prompt \"Once upon a time\" -n 64\n  \
     flashlm run model.flashlm --memory 50% --prompt-file story.txt --temperature 0.7 --top-p 0.9 --seed 1\n  \
+    flashlm run model.flashlm --prompt \"Once upon a time\" --draft small.flashlm\n  \
     echo \"Once upon a time\" | flashlm run model.flashlm --prompt-file - --json\n  \
+    flashlm run model.flashlm --session manual.kv --prompt-file manual-and-question.txt\n  \
     flashlm run model.flashlm            (on a terminal: a conversation; Ctrl-D ends it)")]
 pub(crate) struct RunArgs {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    guesses: GuessArgs,
     /// Text to continue
     #[arg(long, value_name = "TEXT", group = "input", allow_hyphen_values = true)]
     prompt: Option<String>,
@@ -71,6 +77,10 @@ pub(crate) struct RunArgs {
     /// Continue after the model ends its text (on EOS)
     #[arg(long)]
     ignore_eos: bool,
+    /// Begin with what FILE has of the prompt instead of computing it again, and save the text there in the end, with its keys and
+    /// values: as many bytes as it takes of the KV cache. Without a prompt, go on with the conversation that FILE has
+    #[arg(long, value_name = "FILE")]
+    session: Option<PathBuf>,
     /// Print one JSON object per token, and a last one with the figures
     #[arg(long)]
     json: bool,
@@ -93,20 +103,31 @@ pub(crate) fn run(mut args: RunArgs) -> Result<ExitCode> {
     let context = context(&args, max, prompt.as_deref())?;
     say_hidden_specials(&args, options.tokenizer());
     *options.options_mut() = args.model.options(options.bundle(), context)?;
+    options = options.speculate(args.guesses.speculate);
+    if let Some(draft) = &args.guesses.draft {
+        options = options.draft(draft)?;
+    }
+    let saved = args.session.as_deref().map(|path| SavedIn::take(path, &args, &options)).transpose()?;
     let model = with_progress(|progress| options.load_with(progress))?;
     say_chosen(model.plan(), model.notices(), args.verbose);
-    let mut session = model.session()?.sampling(sampling(&args)).max_tokens(args.tokens);
+    let mut session = model.session()?.sampling(sampling(&args)).speculate(args.guesses.speculate);
+    session = session.max_tokens(args.tokens);
     if args.ignore_eos {
         session = session.ignore_eos();
     }
     session = args.stop.iter().fold(session, |session, stop| session.stop(stop));
     match prompt {
         Some(prompt) => {
-            let (figures, rest) = session::turn(&mut session, &prompt, &args)?;
-            report(&args, &figures, &rest)?;
+            let had = saved.as_ref().map_or(Ok(0), |saved| saved.resume(&mut session, &prompt))?;
+            let (figures, rest) = session::turn(&mut session, &prompt[had..], &args)?;
+            report(&args, &figures, &rest, had)?;
         }
-        None => converse(&mut session, &args)?,
+        None => {
+            saved.as_ref().map_or(Ok(()), |saved| saved.restore(&mut session))?;
+            converse(&mut session, &args)?;
+        }
     }
+    saved.map_or(Ok(()), |saved| saved.save(&mut session))?;
     Ok(signals::asked().map_or(ExitCode::SUCCESS, ExitCode::from))
 }
 
@@ -179,20 +200,25 @@ fn sampling(args: &RunArgs) -> Sampling {
     }
 }
 
-fn report(args: &RunArgs, figures: &Report, rest: &str) -> Result<()> {
+/// `had`: tokens of the prompt that a saved session had.
+fn report(args: &RunArgs, figures: &Report, rest: &str, had: usize) -> Result<()> {
     let decoded = figures.decode.len();
     let ms = (decoded > 0).then(|| Percentiles::of(&figures.decode));
     let reads = figures.decode_reads.per_token(decoded);
+    let guesses = figures.speculation.figures(figures.decode_reads);
     let prefill_ms = figures.prefill.as_secs_f64() * 1e3;
     let peak = memory::peak();
     if args.json {
         let mut object = json!({
             "text": rest,
             "prompt_tokens": figures.prompt_tokens,
+            "resumed_tokens": had,
             "tokens": figures.tokens,
             "finish": figures.finish,
             "prefill_ms": prefill_ms,
             "decode_ms_per_token": ms,
+            "decode_ms": figures.decode_time().as_secs_f64() * 1e3,
+            "speculation": guesses,
             "peak_memory_bytes": peak.bytes,
             "peak_memory_program_bytes": peak.program_bytes,
             "cgroup_peak_bytes": peak.cgroup_bytes,
@@ -220,6 +246,16 @@ fn report(args: &RunArgs, figures: &Report, rest: &str) -> Result<()> {
             human_bytes(reads.bytes_read_per_token as u64),
         ),
         None => eprintln!("{prefill}"),
+    }
+    if guesses.drafted > 0 {
+        eprintln!(
+            "{} of {} came true: {:.2} tokens and {:.2} rows a step, {:.2} ms a token on average",
+            guesses.accepted,
+            counted(guesses.drafted as usize, "guessed token"),
+            guesses.tokens_per_step,
+            guesses.rows_per_step,
+            figures.decode_time().as_secs_f64() * 1e3 / decoded.max(1) as f64,
+        );
     }
     if reads.read_retries > 0 {
         eprintln!(

@@ -1,5 +1,9 @@
 //! A step: rows in, logits out.
 
+mod saved;
+
+use std::sync::Arc;
+
 use flashlm_formats::model::ModelSpec;
 use flashlm_kernels::Threads;
 
@@ -76,7 +80,7 @@ pub struct Executor {
     ffn: Box<dyn FfnSource>,
     /// Rows of the vocabulary's matrices that are not among the weights.
     tables: Option<Box<dyn TableSource>>,
-    threads: Threads,
+    threads: Arc<Threads>,
     room: Room,
     positions: PositionTables,
     kv: KvMemory,
@@ -96,7 +100,7 @@ impl Executor {
         spec: ModelSpec,
         weights: ModelWeights,
         ffn: Box<dyn FfnSource>,
-        threads: Threads,
+        threads: impl Into<Arc<Threads>>,
         room: Room,
     ) -> Result<Self> {
         check_context(&spec, room.context)?;
@@ -114,7 +118,7 @@ impl Executor {
             spec,
             weights,
             ffn,
-            threads,
+            threads: threads.into(),
         })
     }
 
@@ -132,6 +136,11 @@ impl Executor {
     /// Tokens that a sequence may have.
     pub fn context(&self) -> usize {
         self.room.context
+    }
+
+    /// Rows that are decoded together, at most.
+    pub fn batch(&self) -> usize {
+        self.room.batch()
     }
 
     /// A new sequence of up to `context` tokens: memory for all of them is taken now.

@@ -13,4 +13,4 @@ pub use blocks::KV_BLOCK;
 pub use executor::{Executor, Row, SequenceId, Work};
 pub use forward::Forward;
 pub use limits::{check_context, check_ids};
-pub use room::{BATCH_MAX, PIECE_TOKENS, Room, SCRATCH_TOKENS_MIN};
+pub use room::{BATCH_MAX, PIECE_TOKENS, Room, SCRATCH_TOKENS_MIN, in_pieces, resumable};

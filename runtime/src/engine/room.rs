@@ -117,9 +117,43 @@ pub(super) fn parts(ids: usize, scratch_tokens: usize) -> impl Iterator<Item = R
     })
 }
 
+/// For each of `ids` tokens of a prompt whether it is computed in a longer piece, rather than alone.
+pub fn in_pieces(ids: usize) -> impl Iterator<Item = bool> {
+    (0..ids).map(move |at| piece_around(at, ids).len() >= MATMUL_TOKENS_MIN)
+}
+
+/// The piece of a prompt of `ids` tokens that a token belongs to.
+fn piece_around(at: usize, ids: usize) -> Range<usize> {
+    let start = at / PIECE_TOKENS * PIECE_TOKENS;
+    start..(start + PIECE_TOKENS).min(ids)
+}
+
+/// How many of the first tokens of a prompt of `ids` tokens may be there already, where `known` are, so that the others are computed as
+/// they would be with all: at least one is left, and of a longer piece as many as make its products.
+pub fn resumable(known: usize, ids: usize) -> usize {
+    let at = known.min(ids.saturating_sub(1));
+    let piece = piece_around(at, ids);
+    if piece.len() >= MATMUL_TOKENS_MIN { at.min(piece.end - MATMUL_TOKENS_MIN) } else { at }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_left_of_a_prompt_is_computed_as_it_would_be_with_all() {
+        for ids in (1..40).chain(240..290).chain(500..540) {
+            let expected: Vec<bool> = in_pieces(ids).collect();
+            for known in 0..=ids {
+                let first = resumable(known, ids);
+                assert!(first <= known && first < ids && first + 2 * MATMUL_TOKENS_MIN > known, "{first} of {known}");
+                // To the end of its piece, and then piece by piece.
+                let to = (ids - first).min(PIECE_TOKENS - first % PIECE_TOKENS);
+                let left: Vec<bool> = in_pieces(to).chain(in_pieces(ids - first - to)).collect();
+                assert_eq!(left, expected[first..], "{known} of {ids}");
+            }
+        }
+    }
 
     #[test]
     fn parts_cover_pieces_and_are_computed_as_their_piece_is() {

@@ -26,6 +26,14 @@ pub enum KvDtype {
 }
 
 impl KvDtype {
+    /// Its name, as on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            KvDtype::F16 => "f16",
+            KvDtype::F32 => "f32",
+        }
+    }
+
     fn element(self) -> Element {
         match self {
             KvDtype::F16 => Element::F16,
@@ -62,8 +70,30 @@ impl KvMemory {
         self.places
     }
 
-    fn row_bytes(&self) -> usize {
+    /// Bytes of a token's row in a plane.
+    pub(crate) fn row_bytes(&self) -> usize {
         self.head_dim * self.element.bytes()
+    }
+
+    /// Planes: the keys and the values of every head of every layer, each with a row for every place.
+    pub(crate) fn planes(&self) -> usize {
+        self.memory.as_slice().len() / (self.places * self.row_bytes()).max(1)
+    }
+
+    fn bytes_of(&self, plane: usize, places: Range<usize>) -> Range<usize> {
+        let first = plane * self.places;
+        (first + places.start) * self.row_bytes()..(first + places.end) * self.row_bytes()
+    }
+
+    /// Rows of a plane.
+    pub(crate) fn rows(&self, plane: usize, places: Range<usize>) -> &[u8] {
+        &self.memory.as_slice()[self.bytes_of(plane, places)]
+    }
+
+    /// As [`KvMemory::rows`], to be changed.
+    pub(crate) fn rows_mut(&mut self, plane: usize, places: Range<usize>) -> &mut [u8] {
+        let bytes = self.bytes_of(plane, places);
+        &mut self.memory.as_mut_slice()[bytes]
     }
 
     fn row(&self, layer: usize, is_value: bool, head: usize, place: usize) -> usize {

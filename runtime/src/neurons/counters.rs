@@ -23,6 +23,10 @@ pub struct ReadCounters {
     pub unused_prefetch_bytes: u64,
     /// Bytes of weights and predictors that computing touched.
     pub touched_bytes: u64,
+    /// Neurons that predictors chose for rows that were not of a longer piece of a prompt: by row, and each once for those together.
+    pub row_neurons: u64,
+    /// See `row_neurons`.
+    pub step_neurons: u64,
 }
 
 impl ReadCounters {
@@ -38,6 +42,8 @@ impl ReadCounters {
             hits: self.hits + other.hits,
             unused_prefetch_bytes: self.unused_prefetch_bytes + other.unused_prefetch_bytes,
             touched_bytes: self.touched_bytes + other.touched_bytes,
+            row_neurons: self.row_neurons + other.row_neurons,
+            step_neurons: self.step_neurons + other.step_neurons,
         }
     }
 
@@ -53,6 +59,8 @@ impl ReadCounters {
             hits: self.hits - before.hits,
             unused_prefetch_bytes: self.unused_prefetch_bytes.saturating_sub(before.unused_prefetch_bytes),
             touched_bytes: self.touched_bytes - before.touched_bytes,
+            row_neurons: self.row_neurons - before.row_neurons,
+            step_neurons: self.step_neurons - before.step_neurons,
         }
     }
 }

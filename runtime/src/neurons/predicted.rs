@@ -6,7 +6,7 @@
 use super::counters::ReadCounters;
 use super::predictor::{Predictor, SCORED_TOGETHER};
 use super::selection::Selection;
-use super::source::{FfnCall, FfnSource};
+use super::source::{Arithmetic, FfnCall, FfnSource};
 use crate::buffers::Buffers;
 use crate::disk_cost::ReadCost;
 use crate::error::Result;
@@ -20,6 +20,9 @@ pub struct PredictedFfn<S> {
     neurons: usize,
     /// `[batch, neurons]`.
     scores: Vec<f32>,
+    /// As in [`ReadCounters`].
+    row_neurons: u64,
+    step_neurons: u64,
 }
 
 impl<S: FfnSource> PredictedFfn<S> {
@@ -27,7 +30,7 @@ impl<S: FfnSource> PredictedFfn<S> {
     /// asked for `batch` tokens at a time.
     pub fn new(source: S, predictors: Option<Vec<Predictor>>, neurons: usize, batch: usize) -> Self {
         let scores = scores(&mut Buffers::default(), neurons, batch);
-        Self { source, predictors, selection: Selection::default(), neurons, scores }
+        Self { source, predictors, selection: Selection::default(), neurons, scores, row_neurons: 0, step_neurons: 0 }
     }
 
     fn select(&mut self, layer: usize, call: &mut FfnCall<'_, '_>) {
@@ -65,6 +68,11 @@ fn scores(buffers: &mut Buffers, neurons: usize, batch: usize) -> Vec<f32> {
 impl<S: FfnSource> FfnSource for PredictedFfn<S> {
     fn run(&mut self, mut call: FfnCall<'_, '_>) -> Result<()> {
         self.select(call.layer, &mut call);
+        if call.inputs.arithmetic == Arithmetic::Each {
+            let (of_rows, of_step) = self.selection.counts();
+            self.row_neurons += of_rows;
+            self.step_neurons += of_step;
+        }
         self.source.run(FfnCall { selection: Some(&self.selection), ..call })
     }
 
@@ -81,6 +89,7 @@ impl<S: FfnSource> FfnSource for PredictedFfn<S> {
     }
 
     fn read_counters(&self) -> ReadCounters {
-        self.source.read_counters()
+        let (row_neurons, step_neurons) = (self.row_neurons, self.step_neurons);
+        ReadCounters { row_neurons, step_neurons, ..self.source.read_counters() }
     }
 }

@@ -126,6 +126,14 @@ impl Selection {
         starts[0] = 0;
     }
 
+    /// Neurons selected: by token, and each once.
+    pub fn counts(&self) -> (u64, u64) {
+        let of_tokens = self.words.iter().map(|word| u64::from(word.count_ones())).sum();
+        let tokens = || self.words.chunks_exact(self.words_per_token.max(1));
+        let any = |at: usize| tokens().fold(0, |any, words| any | words[at]);
+        (of_tokens, (0..self.words_per_token).map(|at| u64::from(any(at).count_ones())).sum())
+    }
+
     /// Whether `neuron` is computed for `token`.
     pub fn contains(&self, token: usize, neuron: Position) -> bool {
         let neuron = neuron.index();
@@ -162,6 +170,9 @@ mod tests {
             let scores: Vec<f32> = (0..neurons).map(|n| if chosen(token, n) { 1.0 } else { -1.0 }).collect();
             selection.select_positive(token, &scores);
         }
+        let of_tokens: usize = (0..tokens).map(|t| (0..neurons).filter(|n| chosen(t, *n)).count()).sum();
+        let distinct = (0..neurons).filter(|n| (0..tokens).any(|t| chosen(t, *n))).count();
+        assert_eq!(selection.counts(), (of_tokens as u64, distinct as u64));
         for range in [0..200, 0..64, 1..63, 63..65, 64..128, 70..70, 199..200, 130..200] {
             for of in [0..3, 1..2, 1..3] {
                 let mut found = Vec::new();

@@ -19,10 +19,14 @@ use crate::neurons::predicted;
 use crate::neurons::predictor::LayerPredictors;
 use crate::neurons::streamed::{CHUNKS, CHUNKS_MIN, StreamedFfn};
 use crate::options::{FfnChoice, LoadOptions};
+use crate::speculate::Speculate;
 use crate::tables::TablePlan;
 
 /// Scratch for prompts takes at most this part of a budget, if it can.
 const SCRATCH_SHARE: u64 = 16;
+
+/// Rows for guesses take at most this part of a budget, if their number is free.
+const GUESSES_SHARE: u64 = 64;
 
 /// What a disk is supposed to ask for where the bundle cannot be opened for reading.
 const USUAL_ALIGNMENT: Alignment = Alignment { offset: 512, memory: 512, length: 512 };
@@ -39,23 +43,56 @@ pub fn plan(bundle: &Bundle, options: &LoadOptions) -> Result<Planned> {
 pub(crate) fn plan_reading(file: Option<&DirectFile>, bundle: &Bundle, options: &LoadOptions) -> Result<Planned> {
     check_context(bundle.spec(), options.context)?;
     let budget = options.budget.or_else(memory::available).unwrap_or(u64::MAX);
+    let disk = Disk::new(file, bundle, options);
+    let with_rows = |batch: usize| LoadOptions { batch: options.batch.max(batch), ..options.clone() };
+    if options.speculate != Speculate::Auto {
+        return plan_rows(bundle, &with_rows(options.speculate.rows()), &disk, budget);
+    }
+    let without = plan_rows(bundle, options, &disk, budget)?;
+    // Guesses are worth a little memory, and nothing else.
+    let least = |options: &LoadOptions| {
+        let case = Case::new(bundle, options, &disk, without.choice, budget);
+        case.of(SCRATCH_TOKENS_MIN, without.tables, Parts::Least).plan.total()
+    };
+    let mut rows = options.speculate.rows();
+    while rows > options.batch.max(1) {
+        let options = with_rows(rows);
+        let with = plan_rows(bundle, &options, &disk, budget);
+        let is_same = |with: &Planned| {
+            with.choice == without.choice
+                && with.tables == without.tables
+                && with.scratch_tokens == without.scratch_tokens
+                && with.pinned == without.pinned
+        };
+        match with {
+            Ok(with) if is_same(&with) && least(&options) - least(&with_rows(1)) <= budget / GUESSES_SHARE => {
+                return Ok(with);
+            }
+            _ => rows /= 2,
+        }
+    }
+    Ok(without)
+}
+
+/// The plan for so many rows at a time.
+fn plan_rows(bundle: &Bundle, options: &LoadOptions, disk: &Disk, budget: u64) -> Result<Planned> {
     let predicted = bundle.predictors().is_some() && options.predict;
     let choices = match options.ffn {
         Some(choice) => vec![choice],
         None if predicted => vec![FfnChoice::Resident, FfnChoice::Flash, FfnChoice::Streamed],
         None => vec![FfnChoice::Resident, FfnChoice::Streamed],
     };
-    let (disk, spec_layers) = (Disk::new(file, bundle, options), bundle.spec().layers.len());
+    let spec_layers = bundle.spec().layers.len();
     let mut refused: Vec<MemoryPlan> = Vec::new();
     for (number, &choice) in choices.iter().enumerate() {
-        let case = Case::new(bundle, options, &disk, choice, budget);
+        let case = Case::new(bundle, options, disk, choice, budget);
         let mut planned = case.best();
         if planned.plan.total() > budget {
             refused.push(planned.plan);
             continue;
         }
         if options.ffn.is_none() && choice == FfnChoice::Flash {
-            let streamed = Case::new(bundle, options, &disk, FfnChoice::Streamed, budget).best();
+            let streamed = Case::new(bundle, options, disk, FfnChoice::Streamed, budget).best();
             if streamed.plan.total() <= budget && costs_less(bundle, options, &streamed, &planned) {
                 planned = streamed;
             }
@@ -77,7 +114,7 @@ pub(crate) fn plan_reading(file: Option<&DirectFile>, bundle: &Bundle, options: 
             let mut needed = case.of(SCRATCH_TOKENS_MIN, whole, Parts::Least).plan.total();
             // With so much a better source of neurons may fit, and leave less for the vocabulary.
             for &better in choices[..number].iter().rev() {
-                let case = Case::new(bundle, options, &disk, better, needed);
+                let case = Case::new(bundle, options, disk, better, needed);
                 if case.best().plan.total() <= needed {
                     needed = needed.max(case.of(SCRATCH_TOKENS_MIN, whole, Parts::Least).plan.total());
                 }
@@ -205,6 +242,7 @@ impl<'a> Case<'a> {
             threads: self.options.threads.get(),
             readers: self.disk.readers,
             left_out: tables.left_out(self.bundle),
+            draft: self.options.draft_bytes,
         }
     }
 
@@ -230,6 +268,7 @@ impl<'a> Case<'a> {
             pinned,
             chunks,
             scratch_tokens,
+            batch: self.options.batch,
             tables,
             loading_bytes: base.loading_bytes(),
             predicted: self.predictors > 0,

@@ -20,6 +20,8 @@ pub struct Planned {
     pub chunks: usize,
     /// Tokens of a prompt that go through a block together.
     pub scratch_tokens: usize,
+    /// Rows that are decoded together.
+    pub batch: usize,
     /// What stays in memory of the vocabulary's matrices.
     pub tables: TablePlan,
     /// Bytes of the ring that the bundle is loaded through.

@@ -51,19 +51,19 @@ impl<'m> Session<'m> {
     /// `EmptyPrompt`, `ContextFull`.
     pub fn generate_from(&mut self, ids: &[u32]) -> Result<Generation<'_, 'm>> {
         let room = self.room();
-        let prompt: Vec<u32> = self.unfed.into_iter().chain(ids.iter().copied()).collect();
-        if prompt.is_empty() {
+        if ids.is_empty() && self.transcript.unfed().is_none() {
             return Err(RuntimeError::EmptyPrompt);
         }
-        let executor = self.model.executor();
+        let mut executor = self.model.executor();
         let (context, model_max) = (executor.context(), self.model.spec().max_positions);
         if ids.len() > room {
             return Err(RuntimeError::ContextFull { wanted: context - room + ids.len(), context, model_max });
         }
+        self.prepare_guesses(&executor)?;
         // The last new token is given out, not fed.
         let tokens = self.tokens.unwrap_or(usize::MAX).min(room - ids.len() + 1);
-        let request = Request { prompt: &prompt, tokens, eos: &self.eos, stop_ids: &self.stop_ids };
-        let generator = Generator::new(&executor, self.sequence, &request);
+        let request = Request { prompt: ids, tokens, eos: &self.eos, stop_ids: &self.stop_ids };
+        let generator = Generator::new(&mut executor, &mut self.transcript, &mut self.sampler, &request);
         drop(executor);
         let stops = StopStrings::new(self.stops.clone());
         Ok(Generation { session: self, generator, stops: Some(stops), prompt: Some(ids.to_vec()), failed: false })
@@ -96,18 +96,11 @@ impl Generation<'_, '_> {
     }
 
     fn new_token(&mut self) -> Result<Option<NewToken>> {
-        let Session { model, sequence, sampler, stream, unfed, .. } = &mut *self.session;
-        let mut executor = model.executor();
-        let before = executor.len(*sequence);
-        let next = self.generator.next(&mut executor, sampler);
+        let Session { model, transcript, sampler, stream, .. } = &mut *self.session;
+        let next = self.generator.next(&mut model.executor(), transcript, sampler);
         self.failed = next.is_err();
-        match self.prompt.take() {
-            // Parts of it may have been fed.
-            Some(_) if self.failed => executor.truncate(*sequence, before),
-            prompt => {
-                prompt.iter().for_each(|ids| stream.prompt(ids));
-                *unfed = self.generator.unfed();
-            }
+        if let (false, Some(ids)) = (self.failed, self.prompt.take()) {
+            stream.prompt(&ids);
         }
         next
     }

@@ -3,9 +3,12 @@
 //! [`Model`] is one loaded bundle; every [`Session`] is a text of its own on it. What surrounds a text, what ends it and how tokens
 //! become text is decided here, so that a program, the `flashlm` command and a server cannot differ.
 
+#[doc(hidden)]
+pub mod draft;
 mod generation;
 mod model;
 mod options;
+mod saved;
 #[expect(clippy::module_inception, reason = "the type that the module is named for")]
 mod session;
 

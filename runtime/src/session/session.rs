@@ -1,16 +1,19 @@
 //! A text on a loaded model.
 
 use super::model::Model;
-use crate::engine::{Row, SequenceId, Work};
+use crate::engine::{Executor, Row};
 use crate::error::Result;
+use crate::generate::Transcript;
 use crate::sampler::{Sampler, Sampling};
+use crate::speculate::{Speculate, Speculation};
 use crate::text::TextStream;
 
 /// A text that grows turn by turn: what was said before stays in memory. Dropping it frees its memory for others.
 pub struct Session<'m> {
     pub(super) model: &'m Model,
-    pub(super) sequence: SequenceId,
+    pub(super) transcript: Transcript,
     pub(super) sampler: Sampler,
+    speculate: Speculate,
     /// Knows all ids so far: a token's text depends on them.
     pub(super) stream: TextStream<'m>,
     /// Ids with which the model ends a turn, and those that the caller named.
@@ -18,8 +21,6 @@ pub struct Session<'m> {
     pub(super) stop_ids: Vec<u32>,
     pub(super) stops: Vec<String>,
     pub(super) tokens: Option<usize>,
-    /// The last token that was yielded and not fed: the next turn begins with it.
-    pub(super) unfed: Option<u32>,
 }
 
 impl Model {
@@ -36,22 +37,35 @@ impl<'m> Session<'m> {
     fn open(model: &'m Model) -> Result<Self> {
         let mut executor = model.executor();
         let context = executor.context();
+        let sequence = executor.open(context)?;
+        let transcript = Transcript::new(&executor, sequence, None);
+        drop(executor);
         Ok(Self {
-            sequence: executor.open(context)?,
+            transcript,
             model,
             sampler: Sampler::new(Sampling::default(), model.spec().vocab_size),
             stream: model.tokenizer().stream(&[]),
+            speculate: Speculate::default(),
             eos: model.spec().eos.clone(),
             stop_ids: Vec::new(),
             stops: Vec::new(),
             tokens: None,
-            unfed: None,
         })
     }
 
     /// How tokens are chosen; by default always the likeliest.
     pub fn sampling(mut self, sampling: Sampling) -> Self {
+        self.transcript.settle(&mut self.model.executor(), &mut self.sampler);
         self.sampler = Sampler::new(sampling, self.model.spec().vocab_size);
+        self.transcript.speculate(None);
+        self
+    }
+
+    /// How many tokens are guessed in a step, as far as [`ModelOptions::speculate`](super::ModelOptions::speculate) has left room for;
+    /// by default as many as pay. The text is the same.
+    pub fn speculate(mut self, how: Speculate) -> Self {
+        self.speculate = how;
+        self.transcript.speculate(None);
         self
     }
 
@@ -78,7 +92,7 @@ impl<'m> Session<'m> {
 
     /// Tokens of the text so far.
     pub fn len(&self) -> usize {
-        self.model.executor().len(self.sequence) + usize::from(self.unfed.is_some())
+        self.transcript.ids().len()
     }
 
     /// Whether nothing has been said.
@@ -104,9 +118,8 @@ impl<'m> Session<'m> {
 
     /// Forgets everything that was said.
     pub fn clear(&mut self) {
-        self.model.executor().truncate(self.sequence, 0);
+        self.transcript.clear(&mut self.model.executor());
         self.stream = self.model.tokenizer().stream(&[]);
-        self.unfed = None;
     }
 
     /// Says `ids` and gives what the model expects after each of them: its logits, `[vocab]`, with the id's place. The model is in use
@@ -115,27 +128,37 @@ impl<'m> Session<'m> {
     /// # Errors
     /// `EmptyPrompt`, `ContextFull`, or what `each` said; then nothing has been said.
     pub fn logits(&mut self, ids: &[u32], each: &mut dyn FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
-        let sequence = self.sequence;
-        let row = |token, wants_logits| Row { sequence, token, work: Work::Prompt, wants_logits };
-        let unfed = self.unfed.map(|id| row(id, false));
-        let rows: Vec<Row> = unfed.into_iter().chain(ids.iter().map(|id| row(*id, true))).collect();
-        let skipped = rows.len() - ids.len();
         let mut executor = self.model.executor();
-        let before = executor.len(sequence);
-        let done = executor.step(&rows, &mut |at, logits| each(at - skipped, logits));
+        self.transcript.settle(&mut executor, &mut self.sampler);
+        let rows = self.transcript.rows_of(ids, true);
+        let (begun, skipped) = (self.transcript.rows_of_begun(rows.len()), rows.len() - ids.len());
+        let mut part =
+            |rows: &[Row], first: usize| executor.step(rows, &mut |at, logits| each(first + at - skipped, logits));
+        let done = if begun == 0 { Ok(()) } else { part(&rows[..begun], 0) };
+        let done =
+            done.and_then(|()| if begun > 0 && begun == rows.len() { Ok(()) } else { part(&rows[begun..], begun) });
         if done.is_err() {
-            executor.truncate(sequence, before);
+            self.transcript.settle(&mut executor, &mut self.sampler);
             return done;
         }
-        self.unfed = None;
+        self.transcript.said(ids, &mut self.sampler);
         self.stream.prompt(ids);
-        ids.iter().for_each(|id| self.sampler.observe(*id));
+        Ok(())
+    }
+
+    /// What guesses for it, made when it is needed.
+    pub(super) fn prepare_guesses(&mut self, executor: &Executor) -> Result<()> {
+        if self.transcript.guesses() || self.speculate == Speculate::Off || executor.batch() == 1 {
+            return Ok(());
+        }
+        let draft = self.model.draft(self.sampler.sampling())?;
+        self.transcript.speculate(Some(Speculation::new(self.speculate, draft)));
         Ok(())
     }
 }
 
 impl Drop for Session<'_> {
     fn drop(&mut self) {
-        self.model.executor().close(self.sequence);
+        self.model.executor().close(self.transcript.sequence());
     }
 }

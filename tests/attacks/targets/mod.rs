@@ -21,6 +21,7 @@ use flashlm_formats::ids::NeuronId;
 use flashlm_formats::model::ModelSpec;
 use flashlm_formats::orders::OrderFile;
 use flashlm_formats::recording::{Recording, RecordingInfo};
+use flashlm_formats::sessions::SessionReader;
 use flashlm_kernels::Threads;
 use flashlm_prep::foreign_predictors;
 use flashlm_prep::predictors::assemble;
@@ -29,7 +30,7 @@ use half::f16;
 use tempfile::TempDir;
 
 /// All of them, by the name of their corpus.
-pub const ALL: [(&str, fn(&[u8])); 8] = [
+pub const ALL: [(&str, fn(&[u8])); 9] = [
     ("bundle", bundle),
     ("safetensors", safetensors),
     ("torch", torch),
@@ -38,6 +39,7 @@ pub const ALL: [(&str, fn(&[u8])); 8] = [
     ("recording", recording),
     ("recording_layer", recording_layer),
     ("predictors", predictors),
+    ("sessions", sessions),
 ];
 
 thread_local!(static DIR: TempDir = {
@@ -254,6 +256,19 @@ pub fn predictors(bytes: &[u8]) {
             score(blob, &info, &spec);
         }
         _ = OrderFile::read(dir, 0, 9);
+    });
+}
+
+/// A saved session, or its header alone. Its seal is looked at when all is read, and hides nothing.
+pub fn sessions(bytes: &[u8]) {
+    let bytes = if bytes.starts_with(b"{") { mend::safetensors_file(bytes) } else { bytes.to_vec() };
+    in_directory(&[("session", &bytes)], |dir| {
+        if let Ok(mut reader) = SessionReader::open(&dir.join("session")) {
+            let mut read = 0;
+            _ = reader.read_kv(&mut |_, _, rows| read += rows.len());
+            let session = reader.session();
+            assert!(read + 4 * session.ids.len() + session.in_piece.len() <= bytes.len());
+        }
     });
 }
 

@@ -17,12 +17,14 @@ use flashlm::options::{FfnChoice, LoadOptions};
 use flashlm::plan::resident_bytes_touched;
 use flashlm::planner::ReadPlan;
 use flashlm::sampler::{Sampler, Sampling};
+use flashlm::speculate::Speculate;
 use flashlm::threads;
 use flashlm_formats::bundle::Bundle;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::super::values::Disk;
 use super::super::{parse_ids, with_figures};
+use super::free_running;
 
 /// A step: each has all that the one before it has.
 pub(crate) struct Step {
@@ -79,6 +81,8 @@ pub(crate) struct StepArgs {
     #[arg(long)]
     disk: Option<Disk>,
     #[arg(long)]
+    speculate: Option<Speculate>,
+    #[arg(long)]
     cgroup: Option<PathBuf>,
 }
 
@@ -109,6 +113,7 @@ pub(crate) fn run_step(args: &StepArgs) -> Result<ExitCode> {
         policy: step.policy,
         reads: step.reads.or(args.disk.as_ref().map(Disk::reads).transpose()?),
         look_ahead: step.look_ahead,
+        speculate: args.speculate.unwrap_or(Speculate::Off),
         threads: args.threads.unwrap_or_else(threads::default_count),
         ..LoadOptions::new(args.prompt_tokens + args.tokens)
     };
@@ -163,6 +168,10 @@ pub(crate) fn run_step(args: &StepArgs) -> Result<ExitCode> {
         "peak_memory_bytes": peak_bytes,
         "memory_source": memory_source,
         "tokens": times.len(),
+        "free_running": match args.speculate {
+            Some(how) => free_running::measure(&mut forward, prompt, args.tokens, how)?,
+            None => Value::Null,
+        },
     });
     println!("{}", with_figures(figures, report));
     Ok(ExitCode::SUCCESS)

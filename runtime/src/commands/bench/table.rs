@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use flashlm::budget::human_bytes;
 use serde_json::Value;
 
+use super::free_running::write_line;
+
 /// Writes `report`, with what it is of and where its limits are from.
 pub(super) fn write_table(out: &mut impl Write, report: &Value, of: &str, limits: &str) -> io::Result<()> {
     let number = |value: &Value| value.as_f64().unwrap_or(0.0);
@@ -65,6 +67,7 @@ pub(super) fn write_table(out: &mut impl Write, report: &Value, of: &str, limits
             bytes(&step["peak_memory_bytes"]),
         )?;
     }
+    report["steps"].as_array().into_iter().flatten().try_for_each(|step| write_line(out, step))?;
     writeln!(
         out,
         "Before `storage_order` every group is one read, about what the checkpoint's own order would give; before `bundling`, two."

@@ -36,7 +36,7 @@ pub(super) fn converse(session: &mut Session<'_>, args: &RunArgs) -> Result<()> 
             ),
             Ok(ids) => {
                 let (figures, rest) = turn(session, &ids, args)?;
-                report(args, &figures, &rest)?;
+                report(args, &figures, &rest, 0)?;
                 if figures.tokens < args.tokens && figures.finish == Finish::Length {
                     let context = counted(session.context(), "token");
                     eprintln!("cut short: the context of {context} is full; {}", advice(session));

@@ -134,6 +134,8 @@ impl FlashFfn {
         }
         let begin = Instant::now();
         scratch.choose(inputs.tokens, neurons, self.layout.records_per_group() as u32);
+        self.row_neurons += scratch.chosen.choice.len() as u64;
+        self.step_neurons += scratch.chosen.choice.neurons.len() as u64;
         if !self.turn.has_begun(layer) {
             self.store.begin(layer);
         }

@@ -83,6 +83,9 @@ pub struct FlashFfn {
     batch: usize,
     planning_ns: u64,
     touched_bytes: u64,
+    /// As in [`ReadCounters`].
+    row_neurons: u64,
+    step_neurons: u64,
 }
 
 impl FlashFfn {
@@ -110,6 +113,8 @@ impl FlashFfn {
             batch: options.batch,
             planning_ns: 0,
             touched_bytes: 0,
+            row_neurons: 0,
+            step_neurons: 0,
         })
     }
 
@@ -207,6 +212,8 @@ impl FfnSource for FlashFfn {
             wait_ns: io.wait_ns,
             planning_ns: self.planning_ns,
             touched_bytes: self.touched_bytes,
+            row_neurons: self.row_neurons,
+            step_neurons: self.step_neurons,
             wanted: cache.wanted,
             hits: cache.hits,
             unused_prefetch_bytes: (cache.ahead - cache.ahead_hits.min(cache.ahead)) * self.layout.group_bytes() as u64,
