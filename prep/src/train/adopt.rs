@@ -66,9 +66,11 @@ pub fn adopt_layer(
     let curve_as = |dtype, tokens: &[u32]| Curve::measure(&predictor.rounded(dtype), &set, tokens);
     let threshold = threshold(&curve_as(options.dtype, &tokens), options);
     let curves = [PredictorDType::F16, PredictorDType::Int8].map(|dtype| (dtype, curve_as(dtype, &held_out)));
-    let stored = &curves.iter().find(|(dtype, _)| *dtype == options.dtype).expect("both are there").1;
     let rank = predictor.rank();
-    let shifted = Fitted::low_rank(predictor, options.dtype).shifted(threshold);
+    let stored = &curves.iter().find(|(dtype, _)| *dtype == options.dtype).expect("both are there").1;
+    let fitted = Fitted::low_rank(predictor, options.dtype);
+    fitted.as_stored().map_err(TrainError::in_layer(layer))?;
+    let shifted = fitted.shifted(threshold);
     let path = predictor_path(out, layer);
     write_predictor(&path, &[shifted.part("")]).map_err(|source| TrainError::Io { path, source })?;
     let bytes = |dtype| predictor_bytes(rank, shape.rows(shape.ffn), dtype);
