@@ -42,6 +42,7 @@ mod quantise;
 pub mod record;
 mod records;
 pub mod report;
+pub mod rounding;
 pub mod sparsity;
 pub mod states;
 pub mod synthesize;

@@ -24,6 +24,7 @@ pub use parts::StoredPart;
 
 use crate::kv_range::KvRange;
 use crate::quantise::Squares;
+use crate::rounding::{Rounded, RoundedRows};
 use layer::{Layer, LayerMaker, groups_at_once, neuron_bias_layer, permute, quantise_matrix};
 use parts::Parts;
 
@@ -77,6 +78,9 @@ pub enum PackError {
         /// Which tensor.
         what: String,
     },
+    /// What was rounded before cannot be read.
+    #[error("cannot read the rounded weights again: {0}")]
+    Rounded(std::io::Error),
     /// No thread can be started.
     #[error("cannot start a thread that reads while writing: {0}; allow more (`ulimit -u`, a container's pids limit)")]
     Thread(std::io::Error),
@@ -106,6 +110,8 @@ pub struct PackOptions {
     pub ffn: Option<WeightFormat>,
     /// How resident matrices are stored.
     pub resident: ResidentFormats,
+    /// Weights that were rounded for their inputs, in these formats; the others are rounded each for itself.
+    pub rounded: Option<Arc<Rounded>>,
     /// Replace a file that is there.
     pub overwrite: bool,
     /// Set by another thread, it makes [`pack`] end with `Interrupted`.
@@ -248,8 +254,12 @@ impl Packing<'_> {
                 self.resident(&bytes)?;
                 continue;
             }
-            let quantised = quantise_matrix(format, dtype, &bytes, tensor.shape[1]);
-            let (values, scales, lost) = quantised.map_err(|_| PackError::NotFinite { what: tensor.name.clone() })?;
+            let rounded = self.options.rounded.as_ref().map_or(Ok(None), |rounded| rounded.rows(&tensor.name, format));
+            let RoundedRows { values, scales, lost } = match rounded.map_err(PackError::Rounded)? {
+                Some(rows) => rows,
+                None => quantise_matrix(format, dtype, &bytes, tensor.shape[1])
+                    .map_err(|_| PackError::NotFinite { what: tensor.name.clone() })?,
+            };
             self.parts.add_tensor(tensor, format, lost);
             // It may be as large as the embedding, and is not needed while that is written.
             drop(std::mem::take(&mut bytes));
@@ -265,6 +275,7 @@ impl Packing<'_> {
     fn write_layers(&mut self, mut hash: Xxh3) -> Result<u64, PackError> {
         let (checkpoint, orders, layout) = (self.checkpoint, self.orders, *self.writer.layout());
         let (layers, format) = (checkpoint.spec().layers.len(), self.options.ffn);
+        let rounded = self.options.rounded.as_deref();
         std::thread::scope(|scope| {
             let (filled, to_write) = mpsc::sync_channel::<Result<Layer, PackError>>(0);
             let (emptied, to_fill) = mpsc::channel::<Layer>();
@@ -272,7 +283,7 @@ impl Packing<'_> {
                 _ = emptied.send(Layer::default());
             }
             let make = move || {
-                let mut maker = LayerMaker::new(checkpoint, layout, format);
+                let mut maker = LayerMaker::new(checkpoint, layout, format, rounded);
                 for layer in 0..layers {
                     let Ok(mut made) = to_fill.recv() else { break };
                     let result = maker.make(layer, &orders.of(layer), &mut made, &mut |rows| hash.update(rows));

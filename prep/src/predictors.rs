@@ -5,7 +5,10 @@
 //! speaks of the next layer's neurons, stands under `layers.N.lookahead.`, in the next layer's order.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use flashlm::neurons::predictor::LayerPredictors;
+use flashlm::tensors::SharedBytes;
 use flashlm_formats::bundle::{LayerPredictor, PREDICTOR_ROWS, PredictorDType, PredictorInfo, PredictorKind};
 use flashlm_formats::ids::{NeuronId, Position};
 use flashlm_formats::model::ModelSpec;
@@ -67,8 +70,12 @@ pub fn assemble(
     });
     let has_relu = tensors.iter().any(|tensor| tensor.name.ends_with(RELU));
     let kind = if has_relu { PredictorKind::LowRankRelu } else { PredictorKind::LowRank };
-    let blob = safetensors::serialize(views, None).expect("plain tensors serialise");
-    Ok((PredictorInfo { kind, layers }, blob))
+    let blob = Arc::new(safetensors::serialize(views, None).expect("plain tensors serialise"));
+    let info = PredictorInfo { kind, layers };
+    // What a run would refuse is refused here, by the same code.
+    let loaded = LayerPredictors::load_all(&(blob.clone() as SharedBytes), &info, spec);
+    loaded.map_err(|error| PredictorFileError::Invalid { path: dir.to_path_buf(), what: error.to_string() })?;
+    Ok((info, Arc::into_inner(blob).expect("nothing that was loaded is left")))
 }
 
 /// How the rows of a predictor, which a file has in the checkpoint's order, lie in a bundle.
@@ -134,8 +141,11 @@ fn permuted(data: &[u8], order: &[u32]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use flashlm_formats::checkpoint::Checkpoint;
     use flashlm_formats::predictors::{PredictorPart, StoredElements, StoredMatrix, write_predictor};
+    use flashlm_formats::seal::{self, SEAL};
     use half::f16;
 
     use super::*;
@@ -170,5 +180,45 @@ mod tests {
         assert!(refused(&[]).contains("expected at least one neuron"), "{}", refused(&[]));
         assert!(refused(&[3, 3]).contains("expected different numbers below"));
         assert!(refused(&[neurons as u32]).contains("expected different numbers below"));
+    }
+
+    #[test]
+    fn what_a_run_would_refuse_is_refused() {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("examples");
+        let mut spec = Checkpoint::open(examples.join("tiny-opt")).unwrap().spec().clone();
+        spec.layers.truncate(2);
+        let (hidden, neurons) = (spec.hidden_size, spec.ffn().size);
+        let dir = tempfile::tempdir().unwrap();
+        let orders = vec![(0..neurons as u32).collect(); 2];
+        let bias = vec![0.5; neurons];
+        // Both layers' files, the first with a look-ahead; then one tensor of it is left out.
+        let write = |value: f32, without: &str| {
+            let matrix = |rows: usize, columns: usize| {
+                let elements = StoredElements::F16(vec![f16::from_f32(value); rows * columns]);
+                StoredMatrix { rows, columns, elements }
+            };
+            let part = |prefix| {
+                let (encoder, decoder) = (Some(matrix(2, hidden)), matrix(neurons, 2));
+                PredictorPart { prefix, encoder, decoder, relu: false, bias: &bias, rows: None }
+            };
+            let path = predictor_path(dir.path(), 0);
+            write_predictor(&predictor_path(dir.path(), 1), &[part("")]).unwrap();
+            write_predictor(&path, &[part(""), part(LOOK_AHEAD)]).unwrap();
+            let whole = std::fs::read(&path).unwrap();
+            let parsed = SafeTensors::deserialize(&whole).unwrap();
+            let kept = parsed.iter().filter(|(name, _)| *name != without);
+            let metadata = HashMap::from([(SEAL.0.to_owned(), SEAL.1.to_owned())]);
+            let mut bytes = safetensors::serialize(kept, Some(metadata)).unwrap();
+            seal::seal(&mut bytes);
+            std::fs::write(&path, bytes).unwrap();
+            assemble(dir.path(), &spec, &orders).map_err(|error| error.to_string())
+        };
+        assert!(write(1.0, "").is_ok());
+        let missing = write(1.0, "lookahead.bias").unwrap_err();
+        assert!(missing.contains("layers.0.lookahead.bias: expected 1024 values of F32"), "{missing}");
+        for value in [f32::NAN, f32::INFINITY] {
+            let refused = write(value, "").unwrap_err();
+            assert!(refused.contains("layers.0.decoder: expected finite numbers"), "{refused}");
+        }
     }
 }

@@ -6,11 +6,13 @@
 //! nothing.
 //! It knows neither models nor files.
 
+mod columns;
 mod compensated;
 
 use std::iter::Sum;
 use std::ops::AddAssign;
 
+pub(crate) use columns::quantise_columns_for;
 pub(crate) use compensated::{Metric, quantise_rows_for};
 use flashlm_formats::weight_format::{SCALE_BYTES, WeightFormat};
 use half::bf16;
@@ -32,6 +34,13 @@ pub(crate) struct Squares {
 }
 
 impl Squares {
+    /// Of what weights were, and of what they have become.
+    pub(crate) fn between(before: &[f32], after: &[f32]) -> Self {
+        let square = |v: f32| f64::from(v) * f64::from(v);
+        let errors = before.iter().zip(after).map(|(before, after)| square(before - after)).sum();
+        Self { weights: before.iter().map(|w| square(*w)).sum(), errors }
+    }
+
     /// The errors' as a share of the weights'.
     pub(crate) fn share(self) -> f64 {
         if self.errors == 0.0 { 0.0 } else { self.errors / self.weights }

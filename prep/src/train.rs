@@ -26,7 +26,9 @@ pub(crate) mod random;
 mod rank;
 mod scores;
 mod start;
+mod steps;
 mod sweep;
+mod unit;
 
 pub use activity::{Activity, Inputs, TrainingSet, training_set};
 pub use adopt::adopt_layer;

@@ -181,3 +181,53 @@ fn every_part_has_the_format_that_is_asked_for() {
     assert!(said.stderr.contains(", 4.50 bits a weight, relative squared error "), "{said:?}");
     assert!(!convert(&[]).stderr.contains("bits a weight"), "of what is not quantised there is nothing to say");
 }
+
+/// The divergence from the model, rounded each weight for itself and for the inputs of a text; threads change no byte.
+#[test]
+fn weights_rounded_for_their_inputs_lose_less() {
+    let dir = scratch();
+    let name = |path: &Path| path.to_str().unwrap().to_owned();
+    let model = name(&tiny_opt());
+    // Another part than that to round for.
+    let whole = std::fs::read_to_string(root().join("examples/synthetic.txt")).unwrap();
+    let [text, other] =
+        [("text.txt", &whole[..12_000]), ("other.txt", &whole[whole.len() - 4000..])].map(|(file, part)| {
+            let path = dir.path().join(file);
+            std::fs::write(&path, part).unwrap();
+            name(&path)
+        });
+    let convert = |bundle: &str, more: &[&str]| {
+        let output = name(&dir.path().join(bundle));
+        let said = run("flashlm-prep", &[&["convert", &model, "-o", &output], more].concat(), "");
+        (output, said)
+    };
+    let divergence = |output: &str| {
+        let args = ["evaluate", output, "--against", &model, "--text", &other, "--predictor", "all", "--tokens", "600"];
+        let found = run("flashlm-prep", &[&args[..], &["--json"]].concat(), "").succeeded();
+        serde_json::from_str::<serde_json::Value>(&found).unwrap()["kl_mean"].as_f64().unwrap()
+    };
+    for formats in [["--dtype", "int4"], ["--resident-dtype", "int4"]] {
+        let (itself, said) = convert("itself.flashlm", &[&formats[..], &["--force"]].concat());
+        assert!(said.stderr.contains("--calibrate TEXT"), "{said:?}");
+        let calibrated = [&formats[..], &["--force", "--calibrate", &text]].concat();
+        let (for_inputs, said) = convert("for-inputs.flashlm", &calibrated);
+        assert!(said.code == Some(0) && !said.stderr.contains("--calibrate"), "{said:?}");
+        let (itself, for_inputs) = (divergence(&itself), divergence(&for_inputs));
+        assert!(for_inputs < 0.5 * itself, "{formats:?}: {for_inputs}, {itself} each for itself");
+    }
+    // The preparation has a text.
+    let (bundle, work) = (name(&dir.path().join("prepared.flashlm")), name(&dir.path().join("work")));
+    let prepare = ["prepare", &model, "-o", &bundle, "--text", &text, "--tokens", "1500", "--dtype", "int4"];
+    let said = run("flashlm-prep", &[&prepare[..], &["--work", &work]].concat(), "");
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let parts = [&work[..], "/predictors"].concat();
+    let orders = [&work[..], "/orders"].concat();
+    let packed = name(&dir.path().join("packed.flashlm"));
+    let pack = ["pack", &model, "--predictors", &parts, "--orders", &orders, "--dtype", "int4", "-o", &packed];
+    run("flashlm-prep", &pack, "").succeeded();
+    let (prepared, packed) = (divergence(&bundle), divergence(&packed));
+    assert!(prepared < 0.5 * packed, "{prepared}, {packed} each for itself");
+
+    let (_, said) = convert("plain.flashlm", &["--calibrate", &text]);
+    said.failed(1, &["expected --dtype or --resident-dtype"]);
+}

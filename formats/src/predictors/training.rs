@@ -11,8 +11,8 @@ pub struct FitLog {
     pub start_false_positive_rate: f64,
     /// All epochs in turn.
     pub epochs: Vec<EpochLog>,
-    /// Index of the epoch whose weights were kept.
-    pub kept: usize,
+    /// Index of the epoch whose weights were kept; none where no epoch was better than the start.
+    pub kept: Option<usize>,
 }
 
 /// What a fit started from.

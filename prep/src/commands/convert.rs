@@ -11,6 +11,7 @@ use flashlm_prep::pack::{PackOptions, Packed, pack};
 use serde_json::json;
 
 use super::formats::FormatArgs;
+use super::rounding::CalibrateArgs;
 use super::source::{self, CHECKPOINT_HELP};
 use super::{Stage, inputs, reserve_bundle};
 
@@ -36,6 +37,8 @@ pub(crate) struct ConvertArgs {
     group_bytes: usize,
     #[command(flatten)]
     formats: FormatArgs,
+    #[command(flatten)]
+    calibrate: CalibrateArgs,
     /// Print what was written as a JSON object
     #[arg(long)]
     json: bool,
@@ -43,16 +46,20 @@ pub(crate) struct ConvertArgs {
 
 pub(crate) fn run(args: &ConvertArgs) -> Result<ExitCode> {
     super::start_pool(None)?;
-    let reserved = reserve_bundle(&args.output, &inputs([&args.checkpoint]), args.force)?;
+    let inputs = inputs([&args.checkpoint].into_iter().chain(&args.calibrate.calibrate));
+    let reserved = reserve_bundle(&args.output, &inputs, args.force)?;
     let checkpoint = source::open(&args.checkpoint)?;
     for note in checkpoint.notes() {
         eprintln!("note: {note}");
     }
+    let tokenizer = super::tokenizer(&checkpoint)?;
+    let rounded = args.calibrate.rounded(&checkpoint, &tokenizer, args.formats, &args.output)?;
     let options = PackOptions {
         layout: LayoutOptions { alignment: args.alignment, group_bytes: args.group_bytes },
-        tokenizer: super::tokenizer(&checkpoint)?,
+        tokenizer,
         ffn: args.formats.dtype,
         resident: args.formats.resident(),
+        rounded,
         overwrite: args.force,
         ..PackOptions::default()
     };

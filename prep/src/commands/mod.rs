@@ -27,6 +27,7 @@ pub(crate) mod record;
 mod recorded;
 pub(crate) mod replay;
 pub(crate) mod report;
+mod rounding;
 pub(crate) mod source;
 pub(crate) mod synthesize;
 pub(crate) mod thresholds;

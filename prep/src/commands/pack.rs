@@ -18,6 +18,7 @@ use flashlm_prep::sparsity::layer_sparsity;
 
 use super::formats::FormatArgs;
 use super::recorded;
+use super::rounding::CalibrateArgs;
 use super::source::{self, CHECKPOINT_HELP};
 use super::{Stage, inputs, reserve_bundle};
 
@@ -46,6 +47,8 @@ pub(crate) struct PackArgs {
     output: PathBuf,
     #[command(flatten)]
     formats: FormatArgs,
+    #[command(flatten)]
+    calibrate: CalibrateArgs,
     /// Replace an existing bundle
     #[arg(long)]
     force: bool,
@@ -92,7 +95,7 @@ fn sparsity(
 pub(crate) fn run(args: &PackArgs) -> Result<ExitCode> {
     super::start_pool(None)?;
     let read = [Some(&args.checkpoint), Some(&args.predictors), args.orders.as_ref(), args.recording.as_ref()];
-    let inputs = inputs(read.into_iter().chain([args.thresholds.as_ref()]).flatten());
+    let inputs = inputs(read.into_iter().chain([args.thresholds.as_ref()]).flatten().chain(&args.calibrate.calibrate));
     let reserved = reserve_bundle(&args.output, &inputs, args.force)?;
     let mut checkpoint = source::open(&args.checkpoint)?;
     if let Some(file) = &args.thresholds {
@@ -117,13 +120,16 @@ pub(crate) fn run(args: &PackArgs) -> Result<ExitCode> {
     )?;
     let sparsity =
         args.recording.as_ref().map(|dir| sparsity(args, dir, &checkpoint, orders.as_ref(), &layout)).transpose()?;
+    let tokenizer = super::tokenizer(&checkpoint)?;
+    let rounded = args.calibrate.rounded(&checkpoint, &tokenizer, args.formats, &args.output)?;
     let options = PackOptions {
         sparsity,
-        tokenizer: super::tokenizer(&checkpoint)?,
+        tokenizer,
         orders: orders.map(|orders| (orders.name, orders.layers)),
         predictors: Some(predictors),
         ffn: args.formats.dtype,
         resident: args.formats.resident(),
+        rounded,
         overwrite: args.force,
         ..PackOptions::default()
     };

@@ -168,7 +168,7 @@ fn bar(task: Task) -> Stage {
     let name = task.to_string();
     match task {
         Task::ReadingCheckpoint | Task::Verifying | Task::Packing => Stage::bytes(name),
-        Task::MeasuringThresholds => Stage::share(name),
+        Task::MeasuringThresholds | Task::Rounding => Stage::share(name),
         Task::WritingText => Stage::new(name, "tokens", 0),
         Task::ChoosingRanks | Task::PreparingLayers => Stage::new(name, "tokens x layers x 2", 0),
     }

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use super::PackError;
 use crate::quantise::{NotFinite, Squares, quantise_rows};
 use crate::records::fill_layer;
+use crate::rounding::{Rounded, RoundedRows, neurons_of};
 
 /// What a layer becomes: its groups, and the scales of its records.
 #[derive(Default)]
@@ -28,13 +29,20 @@ pub(super) struct LayerMaker<'a> {
     layout: FlashLayout,
     /// How records are quantised, if they are.
     format: Option<WeightFormat>,
+    /// Records that were rounded before.
+    rounded: Option<&'a Rounded>,
     /// The records before that.
     plain: Vec<u8>,
 }
 
 impl<'a> LayerMaker<'a> {
-    pub(super) fn new(checkpoint: &'a Checkpoint, layout: FlashLayout, format: Option<WeightFormat>) -> Self {
-        Self { checkpoint, layout, format, plain: Vec::new() }
+    pub(super) fn new(
+        checkpoint: &'a Checkpoint,
+        layout: FlashLayout,
+        format: Option<WeightFormat>,
+        rounded: Option<&'a Rounded>,
+    ) -> Self {
+        Self { checkpoint, layout, format, rounded, plain: Vec::new() }
     }
 
     /// Makes `layer` in this order; `seen` is handed the source's rows.
@@ -45,7 +53,7 @@ impl<'a> LayerMaker<'a> {
         made: &mut Layer,
         seen: &mut dyn FnMut(&[u8]),
     ) -> Result<(), PackError> {
-        let Self { checkpoint, layout, format, plain } = self;
+        let Self { checkpoint, layout, format, rounded, plain } = self;
         made.records.resize(layout.layer_bytes(), 0);
         let Some(format) = *format else {
             return Ok(fill_layer(checkpoint, layer, layout, order, &mut made.records, seen)?);
@@ -57,6 +65,8 @@ impl<'a> LayerMaker<'a> {
         let row_scales = format.scales(spec.hidden_size) * SCALE_BYTES;
         let record_scales = spec.ffn().vectors() * row_scales;
         made.scales.resize(spec.ffn().size * record_scales, 0);
+        let rounded = rounded.map_or(Ok(None), |rounded| rounded.rows(&neurons_of(layer), format));
+        let rounded = rounded.map_err(PackError::Rounded)?;
         let groups = made.records.par_chunks_mut(layout.group_bytes());
         let scales = made.scales.par_chunks_mut(layout.records_per_group() * record_scales);
         let lost = groups.zip(scales).enumerate().map_init(
@@ -68,10 +78,16 @@ impl<'a> LayerMaker<'a> {
                 let rows = scales.chunks_exact_mut(row_scales);
                 let places = positions.flat_map(|p| (0..spec.ffn().vectors()).map(move |vector| (p, vector)));
                 for ((position, vector), scales) in places.zip(rows) {
-                    let from = before.vector_offset(position, vector);
-                    to_f32(element(dtype), &plain[from..from + before.row_bytes()], row);
                     let to = layout.vector_offset(position, vector) - layout.group_offset(group);
                     let values = &mut records[to..to + layout.row_bytes()];
+                    if let Some(rounded) = &rounded {
+                        let row = order[position] as usize * spec.ffn().vectors() + vector;
+                        values.copy_from_slice(&rounded.values[row * values.len()..][..values.len()]);
+                        scales.copy_from_slice(&rounded.scales[row * row_scales..][..row_scales]);
+                        continue;
+                    }
+                    let from = before.vector_offset(position, vector);
+                    to_f32(element(dtype), &plain[from..from + before.row_bytes()], row);
                     lost += quantise_rows(format, row, row.len(), values, scales)?;
                 }
                 Ok(lost)
@@ -80,7 +96,7 @@ impl<'a> LayerMaker<'a> {
         // Summed in order: threads change no digit.
         let lost: Result<Vec<Squares>, NotFinite> = lost.collect();
         let lost = lost.map_err(|NotFinite| PackError::NotFinite { what: format!("the FFN of layer {layer}") })?;
-        made.lost = lost.into_iter().sum();
+        made.lost = rounded.map_or_else(|| lost.into_iter().sum(), |rounded| rounded.lost);
         Ok(())
     }
 }
@@ -91,7 +107,7 @@ pub(super) fn quantise_matrix(
     dtype: DType,
     bytes: &[u8],
     cols: usize,
-) -> Result<(Vec<u8>, Vec<u8>, Squares), NotFinite> {
+) -> Result<RoundedRows, NotFinite> {
     /// Rows that a task takes.
     const ROWS: usize = 64;
     let (row_bytes, row_scales) = (format.row_bytes(cols), format.scales(cols) * SCALE_BYTES);
@@ -104,7 +120,7 @@ pub(super) fn quantise_matrix(
         quantise_rows(format, plain, cols, to.0, to.1)
     });
     let lost: Vec<Squares> = lost.collect::<Result<_, _>>()?;
-    Ok((values, scales, lost.into_iter().sum()))
+    Ok(RoundedRows { values, scales, lost: lost.into_iter().sum() })
 }
 
 /// Bytes of groups that are written at once: about 4 MiB.

@@ -20,6 +20,7 @@ use crate::own_text::OwnTextError;
 use crate::pack::PackError;
 use crate::record::documents::DocumentsError;
 use crate::record::{RecordError, TextError};
+use crate::rounding::RoundingError;
 use crate::threads::ThreadsError;
 use crate::thresholds::ThresholdError;
 use crate::tokenizer::TokenizerError;
@@ -168,6 +169,9 @@ pub enum PrepareError {
     /// The bundle's layout.
     #[error(transparent)]
     Layout(#[from] LayoutError),
+    /// Rounding weights for their inputs.
+    #[error(transparent)]
+    Rounding(#[from] RoundingError),
     /// Packing.
     #[error(transparent)]
     Pack(#[from] PackError),

@@ -11,6 +11,7 @@ use super::graph::StageKind;
 use super::options::{PrepareOptions, pilot_tokens};
 use super::work::{THRESHOLDS_SCRATCH, Work};
 use crate::pack::check_space;
+use crate::rounding::ROUNDING_TOKENS;
 use crate::thresholds::{CUTS, VERIFIED, default_tokens};
 
 /// Passes over the tokens that training and trials make at most, and the sum of the ranks that trials try, of the mean rank.
@@ -74,6 +75,8 @@ pub(super) fn estimate(
         (1 + CUTS.len() as u64) * states(tried),
         if left.ranks { layers * recorded(pilot) + states(pilot) } else { 0 },
         if left.layers > 0 { at_once.min(layers) * recorded(tokens) + states(tokens) } else { 0 },
+        // Rounded weights are kept until they are packed.
+        if left.replaced || options.rounded_formats().is_plain() { 0 } else { whole + states(ROUNDING_TOKENS as u64) },
     ];
     let scratch = scratch.into_iter().max().unwrap_or(0);
     // What is left to do writes these again or continues with them.

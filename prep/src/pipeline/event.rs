@@ -28,6 +28,8 @@ pub enum Task {
     PreparingLayers,
     /// Reading a bundle that is there, counted in bytes.
     Verifying,
+    /// Rounding weights for the text's inputs, counted in tokens times layers.
+    Rounding,
     /// Writing the bundle, counted in bytes.
     Packing,
 }
@@ -41,6 +43,7 @@ impl Display for Task {
             Self::ChoosingRanks => "choosing ranks",
             Self::PreparingLayers => "preparing",
             Self::Verifying => "verifying",
+            Self::Rounding => "rounding for the text's inputs",
             Self::Packing => "packing",
         })
     }

@@ -155,7 +155,8 @@ impl MadeFrom {
 /// How weights are stored, in words.
 fn formats(options: &PrepareOptions) -> String {
     let name = |format: Option<WeightFormat>| format.map_or("as it is".into(), |format| format.to_string());
-    format!("ffn {}, resident {}", name(options.ffn), options.resident_formats())
+    let how = if options.rounded_formats().is_plain() { "" } else { ", rounded for inputs" };
+    format!("ffn {}, resident {}{how}", name(options.ffn), options.resident_formats())
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use flashlm_formats::checkpoint::Checkpoint;
 
 use super::error::PrepareError;
 use crate::layers::LayerRunner;
+use crate::rounding::RoundedFormats;
 
 /// The program, its libraries and its buffers, with a small model.
 const PROGRAM_BYTES: u64 = 12 << 20;
@@ -18,14 +19,20 @@ const STARTS: u64 = 14;
 
 /// Bytes that preparing takes at least: less than this and it would be ended in the middle of its work. It grows with a layer, and with
 /// the tokens; not with the number of layers.
-pub(super) fn least(checkpoint: &Checkpoint, tokens: u64, sequence_tokens: usize, tokenizer_bytes: u64) -> u64 {
+pub(super) fn least(
+    checkpoint: &Checkpoint,
+    tokens: u64,
+    sequence_tokens: usize,
+    tokenizer_bytes: u64,
+    rounded: RoundedFormats,
+) -> u64 {
     let spec = checkpoint.spec();
     let (hidden, ffn) = (spec.hidden_size as u64, spec.ffn().size as u64);
     let dtype = checkpoint.ffn_dtype().bytes() as u64;
     let layer = spec.ffn().vectors() as u64 * ffn * hidden * dtype;
     let longest = sequence_tokens.min(spec.max_positions);
     // A layer's records are made of its rows; embeddings and head come and go as a whole.
-    let record = 2 * layer + LayerRunner::bytes(spec, longest) + longest as u64 * ffn * 4;
+    let record = 2 * layer + LayerRunner::bytes(spec, longest) + longest as u64 * ffn * 4 + rounded.bytes(spec);
     let embedding = (spec.vocab_size * spec.embed_size) as u64 * dtype;
     // Inputs, activity (packed, and the active neurons of a sparse model), scores of the held-out tokens.
     let train = tokens * (2 * hidden + ffn / 8 + ffn / 4) + (tokens / 10).min(MEASURED_TOKENS) * ffn * SCORE_BYTES;

@@ -8,6 +8,7 @@ use flashlm_formats::weight_format::{ResidentFormats, WeightFormat};
 
 use super::error::PrepareError;
 use crate::ordering::typical_cache_share;
+use crate::rounding::RoundedFormats;
 use crate::thresholds::DEFAULT_LOSS;
 use crate::train::TRIAL_TOKENS;
 
@@ -149,6 +150,11 @@ impl PrepareOptions {
     /// The share of its neurons that a layer is likely to have in memory: orders are made for what is not.
     pub(super) fn cache_share(&self, spec: &ModelSpec, ffn: WeightFormat) -> f64 {
         typical_cache_share(spec, ffn, self.resident_formats(), self.size_budget(spec))
+    }
+
+    /// Which weights are rounded for their inputs: all that are quantised but the vocabulary's.
+    pub(super) fn rounded_formats(&self) -> RoundedFormats {
+        RoundedFormats { ffn: self.ffn, attention: self.resident }
     }
 
     /// How resident matrices are to be stored.

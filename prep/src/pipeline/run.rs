@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flashlm::error::printable;
@@ -32,6 +33,7 @@ use crate::predictors::assemble;
 use crate::record::Calibration;
 use crate::record::documents::{Documents, read_documents};
 use crate::record::text::Sampling;
+use crate::rounding::{ROUNDING_TOKENS, Rounded, round_for};
 use crate::thresholds::{VERIFIED, default_tokens, find_thresholds};
 use crate::tokenizer::packed_tokenizer;
 
@@ -154,7 +156,7 @@ impl<'a> Preparation<'a> {
         };
         job.announce(&checkpoint, layers.left(&stages, outcome == Outcome::Replaced))?;
         let sparsity = layers.run(&stages)?;
-        let parts = job.write_bundle(&checkpoint, &stages, &from, sparsity.clone(), outcome, reserved)?;
+        let parts = job.write_bundle(&checkpoint, &calibration, &stages, &from, sparsity.clone(), outcome, reserved)?;
         job.prepared(outcome, sparsity, parts)
     }
 }
@@ -198,7 +200,13 @@ impl<'a> Job<'a> {
             return Ok(());
         }
         let tokenizer_bytes = self.tokenizer_file.len() as u64;
-        let memory = memory::least(checkpoint, left.tokens as u64, self.options.sequence_tokens, tokenizer_bytes);
+        let memory = memory::least(
+            checkpoint,
+            left.tokens as u64,
+            self.options.sequence_tokens,
+            tokenizer_bytes,
+            self.options.rounded_formats(),
+        );
         self.tell(Event::Announced(&estimate(self.options, checkpoint, self.work, left, memory)?));
         memory::check(memory)
     }
@@ -302,10 +310,26 @@ impl<'a> Job<'a> {
         work::publish(path, &ThresholdFile::new(checkpoint, measured?).to_json())
     }
 
+    /// The weights that are quantised, rounded for the inputs that the text gives them.
+    fn rounded(&self, checkpoint: &Checkpoint, calibration: &Calibration) -> Result<Option<Arc<Rounded>>> {
+        let Self { options, work, .. } = self;
+        let formats = options.rounded_formats();
+        if formats.is_plain() {
+            return Ok(None);
+        }
+        let sample = calibration.sample(ROUNDING_TOKENS, 0.0);
+        let threads = crate::threads::start(options.threads)?;
+        let task = Running::begin(work.observer, Task::Rounding);
+        let progress = &mut |done, total| task.at(done, total);
+        Ok(Some(Arc::new(round_for(checkpoint, &sample, formats, &threads, &work.dir, progress)?)))
+    }
+
     /// Writes the bundle, or its predictors alone, and remembers that it is ours before it has its name.
+    #[expect(clippy::too_many_arguments, reason = "all that a bundle is made of")]
     fn write_bundle(
         &self,
         checkpoint: &Checkpoint,
+        calibration: &Calibration,
         stages: &Stages,
         from: &MadeFrom,
         sparsity: Vec<LayerSparsity>,
@@ -335,6 +359,7 @@ impl<'a> Job<'a> {
                 sparsity: Some(sparsity),
                 ffn: options.ffn,
                 resident: options.resident_formats(),
+                rounded: self.rounded(checkpoint, calibration)?,
                 overwrite: true,
                 ..PackOptions::default()
             };

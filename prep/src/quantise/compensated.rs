@@ -37,6 +37,11 @@ impl Metric {
         upper.reverse();
         upper.iter().all(|v| v.is_finite()).then_some(Self { upper, d })
     }
+
+    /// The diagonal's element of an input, and those after it.
+    pub(super) fn row(&self, i: usize) -> &[f32] {
+        &self.upper[i * self.d + i..(i + 1) * self.d]
+    }
 }
 
 /// Quantises `rows` as [`super::quantise_rows`] does, for inputs of this metric, and leaves in `rows` what their weights have become.
@@ -108,14 +113,14 @@ fn piece(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::quantise_rows;
     use super::*;
     use crate::linear::{add_gram, mirror};
     use crate::train::random::Random;
 
     /// Inputs that depend on each other, and the second moments of them.
-    fn inputs(tokens: usize, d: usize) -> (Vec<f32>, Vec<f32>) {
+    pub(in super::super) fn inputs(tokens: usize, d: usize) -> (Vec<f32>, Vec<f32>) {
         let mut random = Random::new(1);
         let mut x = Vec::new();
         for _ in 0..tokens {
@@ -129,7 +134,7 @@ mod tests {
     }
 
     /// Squared error of the products of `rows` with the inputs.
-    fn lost(x: &[f32], before: &[f32], after: &[f32], d: usize) -> f64 {
+    pub(in super::super) fn lost(x: &[f32], before: &[f32], after: &[f32], d: usize) -> f64 {
         let off: Vec<f32> = before.iter().zip(after).map(|(b, a)| b - a).collect();
         let (tokens, rows) = (x.len() / d, off.len() / d);
         let mut products = vec![0.0; tokens * rows];

@@ -95,7 +95,8 @@ impl Activity {
         (0..self.tokens() as u32).filter(|&token| self.held_out[token as usize] == held_out).collect()
     }
 
-    /// The neurons that fire at a token that is not held out, ascending; the first one where none does.
+    /// The neurons that fire at a token that is not held out, ascending; the first one where none does, as matrices without rows are
+    /// no matrices to any reader of the files.
     pub(crate) fn fire(&self) -> Vec<u32> {
         let mut fires = vec![false; self.ffn];
         for token in self.part(false) {

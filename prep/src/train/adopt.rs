@@ -76,7 +76,9 @@ pub fn adopt_layer(
     let stored = &curves.iter().find(|(dtype, _)| *dtype == options.dtype).expect("both are there").1;
     let on_other = other.is_some().then(|| stored.at_threshold(threshold));
     let rank = predictor.rank();
-    let shifted = Fitted::low_rank(predictor, options.dtype).shifted(threshold);
+    let fitted = Fitted::low_rank(predictor, options.dtype);
+    fitted.as_stored().map_err(TrainError::in_layer(layer))?;
+    let shifted = fitted.shifted(threshold);
     let path = predictor_path(out, layer);
     write_predictor(&path, &[shifted.part("")]).map_err(|source| TrainError::Io { path, source })?;
     let bytes = |dtype| predictor_bytes(rank, shape.rows(shape.ffn), dtype);

@@ -53,7 +53,7 @@ impl Fitted {
         let projection = data.projection(layer, set)?;
         let (fitted, log) = match form {
             PredictorForm::LowRank(rank) => {
-                let (predictor, log) = fit(options, set, projection, rank)?;
+                let (predictor, log) = fit(options, set, projection, rank).map_err(TrainError::in_layer(layer))?;
                 (Self::low_rank(predictor, options.dtype), Some(log))
             }
             PredictorForm::Projection(_) => {
@@ -62,7 +62,8 @@ impl Fitted {
                 // Of no account here, but checked.
                 params.0.rank = 1;
                 let tokens = params.check()?.tokens(set)?.train;
-                (QuantisedProjection::new(&projection, &moments(set, &tokens), set, &tokens)?.into(), None)
+                let quantised = QuantisedProjection::new(&projection, &moments(set, &tokens), set, &tokens);
+                (quantised.map_err(TrainError::in_layer(layer))?.into(), None)
             }
         };
         Ok((fitted.with_rows(&set.targets().fire()), log))
@@ -92,6 +93,18 @@ impl Fitted {
             Kind::Projection(projection) => Kind::Projection(projection.clone()),
         };
         Self { kind, rows: self.rows.clone(), ..*self }
+    }
+
+    /// As [`Self::rounded`] to the type that it is stored as.
+    ///
+    /// # Errors
+    /// `Range` if that cannot hold its numbers.
+    pub(super) fn as_stored(&self) -> Result<Self, TrainError> {
+        let stored = self.rounded(self.dtype());
+        match &stored.kind {
+            Kind::LowRank(predictor, dtype) if !predictor.is_finite() => Err(TrainError::Range { dtype: dtype.name() }),
+            _ => Ok(stored),
+        }
     }
 
     /// The same with `threshold` taken off every score.

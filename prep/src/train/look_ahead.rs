@@ -42,8 +42,10 @@ pub(super) fn train_look_ahead(
     };
     let points = |curve: &Curve| LOOK_AHEAD_MISSES.iter().map(|&m| curve.at_misses(m)).collect::<Vec<_>>();
 
-    let (small, _) = fit(options, &set, None, rank)?;
-    let stored = small.rounded(options.dtype);
+    let in_layer = TrainError::in_layer(layer);
+    let (small, _) = fit(options, &set, None, rank).map_err(&in_layer)?;
+    let small = Fitted::low_rank(small, options.dtype);
+    let stored = small.as_stored().map_err(&in_layer)?;
     let threshold = Curve::measure(&stored, &set, &held_out).at_misses(STORED_MISSES).threshold;
     let own = measure(&stored);
     let next_layers_points = match compare {
@@ -61,5 +63,5 @@ pub(super) fn train_look_ahead(
         own_points: points(&own),
         next_layers_points,
     };
-    Ok((Fitted::low_rank(small, options.dtype).shifted(threshold), report))
+    Ok((small.shifted(threshold), report))
 }

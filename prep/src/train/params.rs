@@ -47,11 +47,29 @@ pub enum TrainError {
         /// Tokens held out.
         held_out: usize,
     },
-    /// Inputs are all but constant, so that no directions can be told apart.
-    #[error("the inputs' variance cannot be split into {directions} directions")]
+    /// Something about one layer.
+    #[error("layer {layer}: {source}")]
+    Layer {
+        /// The layer.
+        layer: usize,
+        /// What.
+        source: Box<Self>,
+    },
+    /// Inputs whose moments are no numbers.
+    #[error(
+        "expected inputs whose covariance has {directions} directions, found some that are infinite or no numbers; record again"
+    )]
     Degenerate {
         /// Directions wanted.
         directions: usize,
+    },
+    /// A predictor is too large for its type.
+    #[error(
+        "its predictor's numbers exceed the range of {dtype}; store predictors as int8 (--dtype int8), or give a lower --learning-rate"
+    )]
+    Range {
+        /// The type.
+        dtype: &'static str,
     },
     /// Two thin matrices are not stored so.
     #[error("predictors of two matrices are stored as f16 or int8, not {dtype}")]
@@ -157,6 +175,12 @@ pub enum TrainError {
         /// Why.
         source: std::io::Error,
     },
+}
+
+impl TrainError {
+    pub(super) fn in_layer(layer: usize) -> impl Fn(Self) -> Self {
+        move |error| Self::Layer { layer, source: Box::new(error) }
+    }
 }
 
 /// Unchecked parameters of [`super::LowRankPredictor`]; see linfa's `ParamGuard`.

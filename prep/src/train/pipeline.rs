@@ -112,7 +112,7 @@ pub fn choose_ranks(
     let mut curves = Vec::with_capacity(layers);
     for layer in 0..layers {
         let set = training_set(recording, layer, layer)?;
-        let curve = trial(&set, data.projection(layer, &set)?, options, &shape)?;
+        let curve = trial(&set, data.projection(layer, &set)?, options, &shape).map_err(TrainError::in_layer(layer))?;
         progress.tried(layer, &curve);
         curves.push(curve);
     }
@@ -185,7 +185,7 @@ pub fn judge_seed(
     let set = training_set(data.recording, layer, layer)?;
     let held_out = held_out_tokens(&set, CALIBRATION_TOKENS);
     let (predictor, _) = Fitted::fit(&options, data, &set, layer, form)?;
-    let stored = predictor.rounded(predictor.dtype());
+    let stored = predictor.as_stored().map_err(TrainError::in_layer(layer))?;
     let calibration = Curve::measure(&stored, &set, &held_out);
     let threshold = threshold(&calibration, &options);
     let point = match data.validation.map(|v| training_set(v, layer, layer)).transpose()? {
@@ -216,7 +216,7 @@ pub fn train_layer(
     let (predictor, fit) = Fitted::fit(options, data, &set, layer, forms[layer])?;
     let seconds = began.elapsed().as_secs_f64();
 
-    let stored = predictor.rounded(predictor.dtype());
+    let stored = predictor.as_stored().map_err(TrainError::in_layer(layer))?;
     let calibration = Curve::measure(&stored, &set, &held_out);
     let threshold = threshold(&calibration, options);
     let measure = |predictor: &Fitted| match &other {

@@ -24,6 +24,7 @@ use super::predictor::LowRankPredictor;
 use super::projection::Projection;
 use super::quantised::QuantisedProjection;
 use super::scores::{LOGIT_SPREAD, SPREAD_TOKENS, spread};
+use super::unit::Unit;
 use crate::linear::{add_gram, cholesky, eigen, mirror, parallel_product, solve_transposed};
 
 /// Inputs, or rows of the projection, that are taken at once.
@@ -79,8 +80,10 @@ impl Fit<Inputs, Activity, TrainError> for StartParams {
 
     fn fit(&self, set: &TrainingSet) -> Result<Starts, TrainError> {
         let moments = moments(set, &self.tokens);
-        let mut bases = vec![principal(&moments.covariance, moments.mean.len())?];
-        if let Some(projection) = &self.projection {
+        let d = moments.mean.len();
+        let mut bases = vec![principal(&moments.covariance, d)?];
+        let varies = (0..d).any(|i| moments.covariance[i * d + i] != 0.0);
+        if let Some(projection) = self.projection.as_ref().filter(|_| varies) {
             bases.extend(in_the_inputs_metric(projection, &moments.covariance, &rates(set, &self.tokens))?);
         }
         Ok(Starts { params: self.clone(), moments, bases })
@@ -88,6 +91,11 @@ impl Fit<Inputs, Activity, TrainError> for StartParams {
 }
 
 impl Starts {
+    /// What fits measure the inputs in.
+    pub(super) fn unit(&self) -> Unit {
+        Unit::of(&self.moments)
+    }
+
     /// Of the starts for `rank` the one with the least false positives among `judged` tokens.
     pub(crate) fn best(&self, set: &TrainingSet, rank: usize, judged: &[u32]) -> Start {
         let starts = self.bases.iter().map(|basis| {
@@ -141,8 +149,13 @@ fn principal(covariance: &[f32], d: usize) -> Result<Basis, TrainError> {
     let degenerate = TrainError::Degenerate { directions: d };
     let (values, mut encoder) = eigen(covariance, d).ok_or(degenerate)?;
     let least = values[0] * RIDGE;
-    if least.is_nan() || least <= 0.0 {
+    if !least.is_finite() {
         return Err(TrainError::Degenerate { directions: d });
+    }
+    if least <= 0.0 {
+        // Inputs that are always the same have no directions, and need none: biases alone say what fires.
+        encoder.fill(0.0);
+        return Ok(Basis { kind: StartKind::Principal, encoder, back: None });
     }
     for row in encoder.chunks_exact_mut(d) {
         row.iter_mut().zip(&values).for_each(|(v, &variance)| *v /= variance.max(least).sqrt());

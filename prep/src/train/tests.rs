@@ -46,13 +46,24 @@ impl Layer {
     }
 }
 
-fn dataset(tokens: usize) -> TrainingSet {
+/// Recorded tokens of that layer, whose input `i` is this many times as large.
+pub(super) fn dataset(tokens: usize, size: impl Fn(usize) -> f32) -> TrainingSet {
     let (inputs, activations) = Layer::new(1).run(tokens, 2);
     let mut activity = Activity::empty(FFN);
     for (token, row) in activations.chunks_exact(FFN).enumerate() {
         activity.push((0u32..).zip(row.iter().copied()).filter(|(_, a)| *a > 0.0), token / 20 % 10 == 3);
     }
-    DatasetBase::new(Inputs::new(inputs.iter().map(|&v| f16::from_f32(v)).collect(), HIDDEN), activity)
+    let sized = inputs.iter().enumerate().map(|(at, &v)| f16::from_f32(v * size(at % HIDDEN)));
+    DatasetBase::new(Inputs::new(sized.collect(), HIDDEN), activity)
+}
+
+/// The weights of that layer.
+pub(super) fn projection() -> Arc<Projection> {
+    let layer = Layer::new(1);
+    let mut rows = vec![0.0; FFN * HIDDEN];
+    let (w, d) = (View::rows(&layer.weights, FFN, 6, 6), View::rows(&layer.directions, 6, HIDDEN, HIDDEN));
+    product(&mut rows, HIDDEN, false, w, d);
+    Arc::new(Projection::new(&rows, vec![-2.5; FFN]))
 }
 
 fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
@@ -61,7 +72,7 @@ fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
 
 #[test]
 fn a_low_rank_layer_is_learned() {
-    let set = dataset(4000);
+    let set = dataset(4000, |_| 1.0);
     // The inputs have no principal components to start from, so it takes more steps than on a real layer.
     let params = LowRankPredictor::params(8).epochs(60).patience(10).batch(32);
     let fitted = params.check().unwrap().fit(&set).unwrap();
@@ -86,29 +97,33 @@ fn a_low_rank_layer_is_learned() {
     assert!(missed * 8 < hits && alarms * 3 < hits, "{hits} hits, {missed} missed, {alarms} false alarms");
 }
 
-/// What is held out decides when to stop, and nothing else: with a single epoch it has no influence at all.
+/// What is held out decides what is kept, and nothing else: where that is the same epoch, it has no influence at all.
 #[test]
 fn held_out_tokens_teach_nothing() {
-    let with = |held_out: f32| {
+    let with = |size: f32| {
         let (inputs, activations) = Layer::new(1).run(600, 2);
         let mut activity = Activity::empty(FFN);
         let mut values: Vec<f16> = inputs.iter().map(|&v| f16::from_f32(v)).collect();
         for (token, row) in activations.chunks_exact(FFN).enumerate() {
             let is_held_out = token / 20 % 10 == 3;
             if is_held_out {
-                values[token * HIDDEN..][..HIDDEN].fill(f16::from_f32(held_out));
+                let inputs = &mut values[token * HIDDEN..][..HIDDEN];
+                inputs.iter_mut().for_each(|value| *value = f16::from_f32(value.to_f32() * size));
             }
             activity.push((0u32..).zip(row.iter().copied()).filter(|(_, a)| *a > 0.0), is_held_out);
         }
         let set = DatasetBase::new(Inputs::new(values, HIDDEN), activity);
-        LowRankPredictor::params(4).epochs(1).check().unwrap().fit(&set).unwrap()
+        let params = LowRankPredictor::params(4).epochs(1).batch(32).check().unwrap();
+        params.fit_from(&params.starts(&set).unwrap(), &set).unwrap()
     };
-    assert!(with(0.0) == with(1.0));
+    let (one, other) = (with(1.0), with(0.9));
+    assert_eq!((one.1.kept, other.1.kept), (Some(0), Some(0)));
+    assert!(one.0 == other.0 && one.1.epochs != other.1.epochs);
 }
 
 #[test]
 fn threads_change_no_bit() {
-    let set = dataset(1500);
+    let set = dataset(1500, |_| 1.0);
     let fit = || LowRankPredictor::params(8).epochs(2).check().unwrap().fit(&set).unwrap();
     let one = on_threads(1, fit);
     assert!(one == on_threads(3, fit));
@@ -142,12 +157,8 @@ fn the_start_spans_the_principal_components() {
 /// The made-up layer has rank 6, and inputs without principal components: its weights tell the directions, whole at rank 6.
 #[test]
 fn the_weights_tell_the_directions() {
-    let layer = Layer::new(1);
-    let mut rows = vec![0.0; FFN * HIDDEN];
-    let (w, d) = (View::rows(&layer.weights, FFN, 6, 6), View::rows(&layer.directions, 6, HIDDEN, HIDDEN));
-    product(&mut rows, HIDDEN, false, w, d);
-    let projection = Arc::new(Projection::new(&rows, vec![-2.5; FFN]));
-    let set = dataset(2000);
+    let projection = projection();
+    let set = dataset(2000, |_| 1.0);
     let false_positives = |projection: Option<Arc<Projection>>, rank| {
         let params = LowRankPredictor::params(rank).projection(projection).check().unwrap();
         let tokens = set.targets().part(true);
@@ -159,7 +170,7 @@ fn the_weights_tell_the_directions() {
     let (without, with) = (false_positives(None, 3), false_positives(Some(projection.clone()), 3));
     assert!(with < 0.8 * without, "{with} with the weights, {without} without");
 
-    let narrow = Arc::new(Projection::new(&rows[..FFN * (HIDDEN - 1)], vec![0.0; FFN]));
+    let narrow = Arc::new(Projection::new(&vec![1.0; FFN * (HIDDEN - 1)], vec![0.0; FFN]));
     let params = LowRankPredictor::params(3).projection(narrow).check().unwrap();
     assert!(matches!(
         params.fit(&set),
@@ -170,7 +181,7 @@ fn the_weights_tell_the_directions() {
 /// At the lowest threshold all neurons with a row are predicted, and no other.
 #[test]
 fn neurons_without_a_row_are_never_predicted() {
-    let set = dataset(600);
+    let set = dataset(600, |_| 1.0);
     let low = LowRankPredictor::params(4).epochs(1).check().unwrap().fit(&set).unwrap();
     let even: Vec<u32> = (0..FFN as u32).step_by(2).collect();
     let fitted = Fitted::low_rank(low, PredictorDType::F16).with_rows(&even);
@@ -191,7 +202,7 @@ fn other_weights_do_not_agree() {
         product(&mut rows, HIDDEN, false, w, d);
         rows
     };
-    let set = dataset(600);
+    let set = dataset(600, |_| 1.0);
     let agreement = |rows: &[f32]| Projection::new(rows, vec![-2.5; FFN]).agreement(&set).unwrap();
     assert_eq!(agreement(&rows_of(&layer)), 1.0);
     assert!(agreement(&rows_of(&Layer::new(2))) < 0.5);
@@ -218,6 +229,40 @@ fn few_tokens_are_enough_for_a_start() {
     assert!(params.fit(&set).unwrap().is_finite());
     let starts = params.starts(&set).unwrap();
     assert!(starts.quantised(&set).unwrap().is_some());
+}
+
+/// What is always the same needs no directions: biases say which neurons fire.
+#[test]
+fn inputs_that_never_change_need_biases_alone() {
+    let tokens = 100;
+    let mut activity = Activity::empty(FFN);
+    (0..tokens).for_each(|t| activity.push((0..FFN as u32).step_by(5).map(|n| (n, 1.0)), t % 5 == 0));
+    let set = DatasetBase::new(Inputs::new(vec![f16::from_f32(0.3); tokens * HIDDEN], HIDDEN), activity);
+    for projection in [None, Some(projection())] {
+        let params = LowRankPredictor::params(4).projection(projection).check().unwrap();
+        let fitted = params.fit(&set).unwrap();
+        let mut predicted = fitted.default_target(set.records());
+        fitted.predict_inplace(set.records(), &mut predicted);
+        assert!(predicted.indexed_iter().all(|((_, n), is)| *is == (n % 5 == 0)));
+    }
+}
+
+#[test]
+fn what_the_stored_type_cannot_hold_is_refused_and_the_layer_named() {
+    let set = dataset(600, |i| if i == 0 { 1e-6 } else { 1.0 });
+    let mut low = LowRankPredictor::params(4).epochs(1).check().unwrap().fit(&set).unwrap();
+    low.encoder[[1, 0]] = 1e6;
+    assert!(Fitted::low_rank(low.clone(), PredictorDType::Int8).as_stored().is_ok());
+    let error = Fitted::low_rank(low, PredictorDType::F16).as_stored().map_err(TrainError::in_layer(7)).unwrap_err();
+    assert!(error.to_string().contains("layer 7: its predictor's numbers exceed the range of f16"), "{error}");
+    // As directions are looked for in all layers alike, the one whose inputs have none is named too.
+    let mut values = vec![f16::ONE; 100 * HIDDEN];
+    values[5] = f16::INFINITY;
+    let mut activity = Activity::empty(FFN);
+    (0..100).for_each(|t| activity.push([(t as u32 % 7, 1.0)].into_iter(), t % 5 == 1));
+    let infinite = DatasetBase::new(Inputs::new(values, HIDDEN), activity);
+    let error = LowRankPredictor::params(4).check().unwrap().fit(&infinite).unwrap_err();
+    assert!(error.to_string().contains("infinite or no numbers"), "{error}");
 }
 
 /// Four bits of a projection say far more of a layer of full rank than as many bytes of thin matrices.
@@ -261,10 +306,10 @@ fn a_quantised_projection_is_a_predictor() {
 
 #[test]
 fn hopeless_fits_are_refused() {
-    let set = dataset(60);
+    let set = dataset(60, |_| 1.0);
     let fit = |rank| LowRankPredictor::params(rank).check().unwrap().fit(&set);
     assert!(matches!(fit(HIDDEN + 1), Err(TrainError::Rank { rank: 25, hidden: HIDDEN, ffn: FFN })));
-    let few = LowRankPredictor::params(2).check().unwrap().fit(&dataset(30));
+    let few = LowRankPredictor::params(2).check().unwrap().fit(&dataset(30, |_| 1.0));
     assert!(matches!(few, Err(TrainError::TooFewTokens { .. })), "{few:?}");
     let mut activity = Activity::empty(FFN);
     activity.push(std::iter::empty(), false);

@@ -156,6 +156,9 @@ impl Pass<'_, '_> {
         };
         let attended = &mut attended[..tokens * shape.heads * shape.head_dim];
         attend(&call, self.threads, qkv, self.kv, attention, attended)?;
+        if let Some(hook) = self.hook.as_deref_mut() {
+            hook.attention(layer, &attention_input[..tokens * hidden], attended)?;
+        }
         linear.apply(&weights.out, attended, &mut delta[..tokens * hidden]);
         polled
     }

@@ -1,10 +1,17 @@
-//! Hooks that observe what goes through an FFN and may change it: recording, measuring, leaving out weak neurons.
+//! Hooks that observe what goes through an FFN and may change it: recording, measuring, leaving out weak neurons; and observe what goes
+//! into attention's projections.
 
 use super::selection::Selection;
 use crate::error::Result;
 
 /// Sees every activation of every neuron. With a hook every neuron is computed, whatever is selected.
 pub trait FfnHook {
+    /// What goes into the projections of attention of the same tokens: into those of queries, keys and values, and into that of the
+    /// output. Comes before the FFN's input.
+    fn attention(&mut self, _layer: usize, _input: &[f32], _attended: &[f32]) -> Result<()> {
+        Ok(())
+    }
+
     /// The FFN's input, `[tokens, hidden]`.
     fn input(&mut self, layer: usize, tokens: usize, input: &[f32]) -> Result<()>;
 
@@ -36,6 +43,10 @@ pub struct Cutoff<'a, 'h> {
 }
 
 impl FfnHook for Cutoff<'_, '_> {
+    fn attention(&mut self, layer: usize, input: &[f32], attended: &[f32]) -> Result<()> {
+        self.watcher.as_mut().map_or(Ok(()), |watcher| watcher.attention(layer, input, attended))
+    }
+
     fn input(&mut self, layer: usize, tokens: usize, input: &[f32]) -> Result<()> {
         self.watcher.as_mut().map_or(Ok(()), |watcher| watcher.input(layer, tokens, input))
     }

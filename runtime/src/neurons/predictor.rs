@@ -37,6 +37,9 @@ enum Scales {
     Groups(Range<usize>),
 }
 
+/// All ones in what is no finite number.
+const F16_EXPONENT: u16 = 0x7c00;
+
 const GROUP: ScaleGroup = ScaleGroup::new(PredictorDType::INT4_GROUP).expect("a group");
 
 /// Where a tensor lies in the blob that it was parsed from.
@@ -61,7 +64,13 @@ impl BlobMatrix {
         };
         let scale = format!("{name}_scale");
         let scales = match dtype {
-            PredictorDType::F16 => Scales::None,
+            PredictorDType::F16 => {
+                let is_infinite = |bits: &[u8; 2]| u16::from_le_bytes(*bits) & F16_EXPONENT == F16_EXPONENT;
+                if view.data().as_chunks::<2>().0.iter().any(is_infinite) {
+                    return Err(bad("expected finite numbers, found some that are infinite or none".into()));
+                }
+                Scales::None
+            }
             PredictorDType::Int8 => Scales::Rows(floats(parsed, &scale, rows)?),
             PredictorDType::Int4 => {
                 let row_bytes = element.checked_row_bytes(cols).filter(|&bytes| bytes == width);
