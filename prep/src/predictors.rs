@@ -189,7 +189,7 @@ mod tests {
         spec.layers.truncate(2);
         let (hidden, neurons) = (spec.hidden_size, spec.ffn().size);
         let dir = tempfile::tempdir().unwrap();
-        let orders = vec![(0..neurons as u32).collect(); 2];
+        let orders = vec![(0..neurons as u32).map(NeuronId).collect(); 2];
         let bias = vec![0.5; neurons];
         // Both layers' files, the first with a look-ahead; then one tensor of it is left out.
         let write = |value: f32, without: &str| {

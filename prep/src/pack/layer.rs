@@ -81,7 +81,7 @@ impl<'a> LayerMaker<'a> {
                     let to = layout.vector_offset(position, vector) - layout.group_offset(group);
                     let values = &mut records[to..to + layout.row_bytes()];
                     if let Some(rounded) = &rounded {
-                        let row = order[position] as usize * spec.ffn().vectors() + vector;
+                        let row = order[position].index() * spec.ffn().vectors() + vector;
                         values.copy_from_slice(&rounded.values[row * values.len()..][..values.len()]);
                         scales.copy_from_slice(&rounded.scales[row * row_scales..][..row_scales]);
                         continue;

@@ -3,6 +3,7 @@
 use flashlm::tensors::element;
 use flashlm_formats::bundle::{BundleError, FlashLayout, LayoutOptions};
 use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_formats::ids::NeuronId;
 use flashlm_formats::weight_format::{SCALE_BYTES, WeightFormat};
 use flashlm_kernels::to_f32;
 
@@ -56,7 +57,7 @@ impl LayerRounding<'_> {
         let (cols, neurons, vectors) = (spec.hidden_size, spec.ffn().size, spec.ffn().vectors());
         let layout = FlashLayout::new(spec, dtype, LayoutOptions::default()).map_err(BundleError::from)?;
         let mut records = vec![0; layout.layer_bytes()];
-        let order: Vec<u32> = (0..neurons as u32).collect();
+        let order: Vec<NeuronId> = (0..neurons as u32).map(NeuronId).collect();
         fill_layer(checkpoint, layer, &layout, &order, &mut records, &mut |_| ())?;
         let what = || format!("the FFN of layer {layer}");
         let LayerInputs { ffn, down, .. } = inputs;
