@@ -82,7 +82,8 @@ fn json_has_an_object_per_token_and_a_last_one() {
     let ids: Vec<String> = prompt.iter().map(u32::to_string).collect();
     // Without guesses, so that every token is a step.
     let how = ["--kv", "f32", "--ffn", "streamed", "--speculate", "off"];
-    let args = [&["--ids", &ids.join(","), "-n", "64", "--ignore-eos", "--json"], &how[..]].concat();
+    let ids = ids.join(",");
+    let args = [&["--ids", &ids, "-n", "64", "--ignore-eos", "--json"], &how[..]].concat();
     let out = run_example(&args).succeeded();
     let mut lines: Vec<Value> = out.lines().map(json).collect();
     let last = lines.pop().unwrap();
