@@ -41,6 +41,7 @@ pub const FLASHLM_PREP: Other = Other {
         "analyze",
         "order",
         "train",
+        "import-order",
         "import-predictors",
         "synthesize",
         "replay",

@@ -1,5 +1,5 @@
 //! Our files are what their documents say, and what we print is what they hold, as read by programs that share no code with us:
-//! `examples/flashlm_read.py`, and `tests/numpy`.
+//! `examples/flashlm_read.py`, and `tests/recomputed`.
 
 use std::process::Command;
 
@@ -113,7 +113,7 @@ fn what_we_print_is_recomputed_with_numpy() {
     prep(&[&["report", &recording, "-o", &path("report.html")][..], &of].concat());
 
     let mut command = Command::new(python);
-    command.arg("-B").arg(root().join("tests/numpy/recompute.py")).arg(&recording);
+    command.arg("-B").arg(root().join("tests/recomputed/recompute.py")).arg(&recording);
     let said = [
         ("analyze", "analysis.json"),
         ("order", "path"),

@@ -85,8 +85,8 @@ impl Kernels {
         let mut rounded = ROOM.with_borrow_mut(Vec::pop).unwrap_or_default();
         let whole = whole_cols(cols);
         let blocks = whole.div_ceil(INPUT_BLOCK);
-        rounded.numbers.resize(tokens * whole, 0);
-        rounded.scales.resize(tokens * blocks, 0.0);
+        exactly(&mut rounded.numbers, tokens * whole);
+        exactly(&mut rounded.scales, tokens * blocks);
         for t in 0..tokens {
             self.run(Round {
                 floats: &floats[t * stride..][..whole],
@@ -98,6 +98,15 @@ impl Kernels {
         ROOM.with_borrow_mut(|room| room.push(rounded));
         result
     }
+}
+
+/// Makes room for `len` elements and no more, unless there is more.
+fn exactly<T: Default + Clone>(list: &mut Vec<T>, len: usize) {
+    if list.capacity() < len {
+        list.clear();
+        list.reserve_exact(len);
+    }
+    list.resize(len, T::default());
 }
 
 /// Rounds blocks, of which the last may be shorter.

@@ -76,7 +76,7 @@ pub(crate) struct BenchArgs {
     /// profile kept for the bundle's disk, if there is one]
     #[arg(long, value_name = "FILE|none")]
     disk: Option<Disk>,
-    /// Measure, beside the step `overlap`, the model's own greedy text with and without guessed tokens: as many as pay (auto), or so many
+    /// Measure, beside a run or the step `overlap`, the model's own greedy text with and without guessed tokens: as many as pay (auto), or so many
     /// in each step
     #[arg(long, value_name = "auto|N")]
     speculate: Option<Speculate>,
@@ -207,6 +207,7 @@ fn ladder(args: &BenchArgs, bundle: &Bundle, budget: u64, names: &[&str], ids: &
         let sizes = [bundle.manifest().model_bytes, budget].map(human_bytes);
         let model = format!("{}: {} in {} of memory, by {source}", args.bundle.display(), sizes[0], sizes[1]);
         speed.write(&mut out, &model, &verdict)?;
+        free_running::write_line(&mut out, step)?;
     } else {
         let (bundle, repeats) = (args.bundle.display(), counted(args.repeats as usize, "repeat"));
         let of = format!("{bundle}, prompt of {}, {repeats} in turn", counted(args.prompt_tokens as usize, "token"));
@@ -276,7 +277,7 @@ fn child(args: &BenchArgs, budget: u64, name: &str, ids: &[u32]) -> Result<Value
     if let Some(disk) = &args.disk {
         command.args(["--disk", &disk.to_string()]);
     }
-    if let Some(how) = args.speculate.filter(|_| name == free_running::STEP) {
+    if let Some(how) = args.speculate.filter(|_| [free_running::STEP, RUN.name].contains(&name)) {
         command.args(["--speculate", &how.to_string()]);
     }
     if let Some(group) = &group {

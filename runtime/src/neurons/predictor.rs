@@ -199,10 +199,11 @@ impl LayerPredictors {
     /// what lies between for `batch` tokens.
     pub fn vector_bytes(info: &PredictorInfo, spec: &ModelSpec, batch: usize) -> u64 {
         let neurons = spec.ffn().size;
-        let low_rank = |rank: usize, rows: usize| 2 * rows + (1 + batch) * rank;
+        let together = batch.max(SCORED_TOGETHER);
+        let low_rank = |rank: usize, rows: usize| 2 * rows + (1 + together) * rank;
         let own = |layer: &LayerPredictor| {
             let rows = layer.rows.unwrap_or(neurons);
-            let placed = layer.rows.map_or(0, |rows| (1 + batch) * rows);
+            let placed = layer.rows.unwrap_or(0);
             placed + if layer.dtype == PredictorDType::Int4 { rows } else { low_rank(layer.rank, rows) }
         };
         let ahead = |rank: usize| low_rank(rank, neurons);
@@ -259,8 +260,7 @@ impl<'a> PredictorTensors<'a> {
         let bias = floats(parsed, &format!("{prefix}bias"), decoder.rows)?;
         let middle = vec![0.0; encoder.as_ref().map_or(0, |e| e.rows)];
         let relu = parsed.tensor(&format!("{prefix}encoder_relu")).is_ok();
-        let placed = rows.map(|neurons| Placed { scores: vec![0.0; neurons.len()], neurons });
-        Ok(Predictor { maps: Maps { encoder, decoder, bias, middle, relu }, neurons, placed })
+        Ok(Predictor { maps: Maps { encoder, decoder, bias, middle, relu }, neurons, placed: rows })
     }
 }
 
@@ -269,7 +269,8 @@ pub struct Predictor {
     maps: Maps,
     neurons: usize,
     /// Where only some neurons have rows.
-    placed: Option<Placed>,
+    /// Which neurons the decoder's rows are of, ascending, where not all have one; the others are never predicted.
+    placed: Option<Vec<u32>>,
 }
 
 /// From an input to a score for each row of the decoder.
@@ -287,14 +288,6 @@ struct Maps {
 pub const SCORED_TOGETHER: usize = 32;
 const _: () =
     assert!(SCORED_TOGETHER / 2 >= MATMUL_TOKENS_MIN, "so many that equal parts of a piece are not too short");
-
-/// Which neurons the decoder's rows are of; the others are never predicted.
-struct Placed {
-    /// Places among the scores, ascending: positions in a bundle, ids of neurons in a file that `train` wrote.
-    neurons: Vec<u32>,
-    /// Scores of the rows.
-    scores: Vec<f32>,
-}
 
 impl Predictor {
     /// Scores of all neurons for one token's FFN input.
@@ -339,15 +332,10 @@ impl Predictor {
         piece: Option<&mut MatmulScratch>,
     ) {
         let scores = &mut scores[..tokens * self.neurons];
-        let Some(placed) = &mut self.placed else { return self.maps.scores(threads, inputs, tokens, scores, piece) };
-        let rows = placed.neurons.len();
-        // Grows with the first step of this many tokens.
-        placed.scores.resize(placed.scores.len().max(tokens * rows), 0.0);
-        let of_rows = &mut placed.scores[..tokens * rows];
-        self.maps.scores(threads, inputs, tokens, of_rows, piece);
-        scores.fill(f32::NEG_INFINITY);
-        for (scores, of_rows) in scores.chunks_exact_mut(self.neurons).zip(of_rows.chunks_exact(rows)) {
-            placed.neurons.iter().zip(of_rows).for_each(|(&neuron, score)| scores[neuron as usize] = *score);
+        let rows = self.placed.as_ref().map_or(self.neurons, Vec::len);
+        self.maps.scores(threads, inputs, tokens, &mut scores[..tokens * rows], piece);
+        if let Some(neurons) = &self.placed {
+            spread(scores, neurons, self.neurons);
         }
     }
 
@@ -358,7 +346,7 @@ impl Predictor {
 
     /// Neurons that have a row, where not all have.
     pub fn rows(&self) -> Option<usize> {
-        self.placed.as_ref().map(|placed| placed.neurons.len())
+        self.placed.as_ref().map(Vec::len)
     }
 
     /// Bytes of its matrices and vectors.
@@ -366,6 +354,22 @@ impl Predictor {
         let Maps { encoder, decoder, bias, .. } = &self.maps;
         let placed = self.rows().unwrap_or(0) * size_of::<u32>();
         (encoder.as_ref().map_or(0, BlobMatrix::bytes) + decoder.bytes() + size_of_val(&bias[..]) + placed) as u64
+    }
+}
+
+/// Moves the scores of rows, `[tokens, rows]` at the beginning of `scores`, to their neurons in `[tokens, width]`: from the last to the
+/// first, so that none is overwritten before it has moved. What is of no row becomes minus infinity.
+fn spread(scores: &mut [f32], neurons: &[u32], width: usize) {
+    for token in (0..scores.len() / width).rev() {
+        let mut end = (token + 1) * width;
+        for (row, neuron) in neurons.iter().enumerate().rev() {
+            let at = token * width + *neuron as usize;
+            let score = scores[token * neurons.len() + row];
+            scores[at + 1..end].fill(f32::NEG_INFINITY);
+            scores[at] = score;
+            end = at;
+        }
+        scores[token * width..end].fill(f32::NEG_INFINITY);
     }
 }
 
@@ -394,6 +398,26 @@ impl Maps {
         }
         for scores in scores.chunks_exact_mut(self.bias.len().max(1)) {
             scores.iter_mut().zip(&self.bias).for_each(|(score, bias)| *score += bias);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_of_rows_come_to_their_neurons() {
+        for neurons in [&[0, 1, 2, 3, 4][..], &[0, 4], &[4], &[1, 2], &[]] {
+            for tokens in 0..4 {
+                let rows = neurons.len();
+                let mut scores: Vec<f32> = (0..tokens * 5).map(|i| i as f32).collect();
+                spread(&mut scores, neurons, 5);
+                for (at, score) in scores.iter().enumerate() {
+                    let row = neurons.iter().position(|neuron| *neuron as usize == at % 5);
+                    assert_eq!(*score, row.map_or(f32::NEG_INFINITY, |row| (at / 5 * rows + row) as f32));
+                }
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Memory for the activations of one FFN call at a time.
 
 use flashlm_formats::model::ModelSpec;
-use flashlm_kernels::{MATMUL_TOKENS_MIN, MatmulScratch, ROW_BLOCK};
+use flashlm_kernels::{MatmulScratch, ROW_BLOCK};
 
 use super::chosen::ChosenScratch;
 use crate::buffers::Buffers;
@@ -55,8 +55,8 @@ impl FfnScratch {
     pub fn products_bytes(spec: &ModelSpec, tokens: usize, batch: usize, threads: usize) -> u64 {
         // The longest input of a matrix product.
         let cols = spec.hidden_size.max(spec.attention().heads * spec.attention().head_dim);
-        // Beside blocks: vectors rounded for rows of integers, of a few tokens at a time.
-        let rounded = MATMUL_TOKENS_MIN.max(batch) * cols * 4;
+        // Vectors rounded for rows of integers: two bytes an element, and scales.
+        let rounded = tokens.max(batch) * (2 * cols + cols / 16);
         (MatmulScratch::bytes_needed(threads, tokens, cols) + rounded) as u64
     }
 

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::limits;
 
-/// The step that has everything: the one that it is measured with.
+/// The step that has everything: the one of the ladder that it is measured with.
 pub(super) const STEP: &str = "overlap";
 
 /// Tokens after `prompt`, without guesses, with them, and without again.
