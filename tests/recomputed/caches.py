@@ -54,7 +54,7 @@ class Lfu:
         self.count, self.last = np.zeros(groups, np.float32), [0] * groups
         headroom = 8 * (half_life.bit_length() - 1 + 3)
         self.top = (self.DEPTH + headroom + 1 + 63) // 64 * 64 - 1
-        self.lists, self.list_of, self.held = {}, {}, {}
+        self.lists, self.list_of, self.held, self.held_by = {}, {}, [], {}
 
     def one(self, token):
         return token * 8 // self.half_life
@@ -83,33 +83,44 @@ class Lfu:
             self.list_of.update(dict.fromkeys(poured, base))
         self.base = base
         for group in self.held:
-            score = min(max(self.score(group), base), base + self.top)
-            self.lists.setdefault(score, {})[group] = None
-            self.list_of[group] = score
-        self.held = {}
+            self.file(group)
+        self.held = []
         return []
 
+    def clamped(self, group):
+        return min(max(self.score(group), self.base), self.base + self.top)
+
+    def file(self, group):
+        score = self.clamped(group)
+        self.lists.setdefault(score, {})[group] = None
+        self.list_of[group] = score
+
     def placed(self, group):
-        if group in self.list_of:
-            del self.lists[self.list_of.pop(group)][group]
-        self.held.pop(group, None)
-        self.held[group] = None
+        self.held_by[group] = self.token
+        self.file(group)
 
     def missed(self, group):
         self.count[group] = self.faded(group) + np.float32(1)
         self.last[group] = self.token
 
     def used(self, group):
+        """A use only raises the score: it is filed anew when it is looked at as a victim."""
         self.missed(group)
-        self.placed(group)
+        self.held_by[group] = self.token
 
     def victim(self, group):
-        least = min((score for score, of in self.lists.items() if of), default=None)
-        if least is None or self.score(group) < least:
-            return None
-        given_up = next(iter(self.lists[least]))
-        del self.lists[least][given_up], self.list_of[given_up]
-        return given_up
+        while True:
+            least = min((score for score, of in self.lists.items() if of), default=None)
+            if least is None or self.score(group) < least:
+                return None
+            looked_at = next(iter(self.lists[least]))
+            del self.lists[least][looked_at], self.list_of[looked_at]
+            if self.held_by[looked_at] == self.token:
+                self.held.append(looked_at)
+            elif self.clamped(looked_at) > least:
+                self.file(looked_at)
+            else:
+                return looked_at
 
 
 class S3Fifo:
