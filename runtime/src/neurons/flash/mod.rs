@@ -7,8 +7,8 @@
 //! while reads are under way, the others as they arrive. What is computed is exactly the predictor's choice, and every sum runs in
 //! storage order: the result does not depend on what was cached, read ahead, or read together.
 //!
-//! Many tokens at once: each layer is streamed through a ring of the same arena and computed with matrix products, and the last
-//! tokens leave the cache as decoding them would have.
+//! Many tokens at once: each layer is streamed through a ring of the same arena, which begins while its attention is computed; each
+//! neuron meets the tokens that selected it, and the last tokens leave the cache as decoding them would have.
 
 mod arena;
 mod decode;
