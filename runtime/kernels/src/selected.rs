@@ -172,7 +172,7 @@ mod tests {
         let value = |i: usize| ((i * 7919 + 13) % 1009) as f32 / 504.5 - 1.0;
         for threads in [1, 3] {
             let threads = Threads::new(std::num::NonZeroUsize::new(threads).unwrap()).unwrap();
-            for (rows, cols, tokens) in [(1, 5, 1), (37, 200, 19), (300, 96, 40)] {
+            for (rows, cols, tokens) in [(1, 5, 1), (37, 200, 19), (300, 96, 40), (9000, 70, 2)] {
                 let data: Vec<u8> =
                     (0..rows * cols).flat_map(|i| half::f16::from_f32(value(i)).to_le_bytes()).collect();
                 let w = Matrix::new(Element::F16, &data, rows, cols).unwrap();

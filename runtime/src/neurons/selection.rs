@@ -191,4 +191,16 @@ mod tests {
             assert_eq!(list.len(), starts[range.len()] as usize);
         }
     }
+
+    #[test]
+    fn parts_hold_no_more_pairs_than_asked_for() {
+        let mut selection = Selection::default();
+        selection.select_all(3, 200);
+        assert!(selection.is_all() && selection.contains(2, Position(199)));
+        for (neurons, pairs, end) in [(0..200, 192, 64), (0..200, 384, 128), (0..200, 1000, 200), (70..200, 192, 128)] {
+            assert_eq!(selection.end_of(3, neurons.clone(), pairs), end, "{neurons:?}, {pairs} pairs");
+        }
+        selection.reset(3, 200);
+        assert!(!selection.is_all() && !selection.contains(2, Position(199)));
+    }
 }
