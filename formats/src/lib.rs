@@ -11,6 +11,7 @@ pub mod ids;
 #[cfg(feature = "preparation")]
 pub mod mapping;
 pub mod model;
+pub mod model_name;
 #[cfg(feature = "preparation")]
 pub mod orders;
 #[cfg(feature = "preparation")]

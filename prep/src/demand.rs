@@ -132,21 +132,26 @@ pub fn measure_reuse(
     let groups = wanted.stored(position, records_per_group);
     drop(wanted);
     let half_life = best_half_life(&groups, warm_up);
+    let (active, predicted) = (recorded.active_fraction() as f32, Some(predicted as f32));
+    Ok(LayerSparsity { active, predicted, half_life, reuse: reuse_curve(&groups, warm_up, half_life) })
+}
+
+/// What caches of several sizes miss of these groups, behind the tokens that fill them.
+pub fn reuse_curve(groups: &WantedSets<GroupId>, warm_up: usize, half_life: Option<u32>) -> Vec<ReusePoint> {
     let policy = half_life.map_or(PolicyKind::DEFAULT, |half_life| PolicyKind::Lfu { half_life });
     let sizes = SIZES.map(|size| (u64::from(groups.layer_size()) * u64::from(size) / 1000) as u32);
     let mut reuse: Vec<ReusePoint> = sizes
         .into_par_iter()
         .map(|slots| {
             let limits = PlanLimits::adjacent_only(1);
-            let counts = replay(&groups, &ReplayOptions { policy, slots, limits, warm_up });
+            let counts = replay(groups, &ReplayOptions { policy, slots, limits, warm_up });
             let mean = |count: u64| count as f32 / counts.tokens.max(1) as f32;
             ReusePoint { slots, missed: mean(counts.missed), runs: mean(counts.runs) }
         })
         .collect();
     // A layer of few groups has fewer sizes.
     reuse.dedup_by_key(|point| point.slots);
-    let (active, predicted) = (recorded.active_fraction() as f32, Some(predicted as f32));
-    Ok(LayerSparsity { active, predicted, half_life, reuse })
+    reuse
 }
 
 /// The half-life that misses least over caches of several sizes; none where the usual one is hardly worse.

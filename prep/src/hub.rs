@@ -14,7 +14,7 @@ mod client;
 mod download;
 mod error;
 mod expand;
-mod name;
+mod partial;
 mod patience;
 mod remote;
 mod settings;
@@ -27,7 +27,8 @@ use flashlm_formats::checkpoint::{CheckpointError, Format, INDEX_BYTES_MAX, inde
 use flashlm_formats::regular::read_regular;
 
 pub use error::HubError;
-pub use name::ModelName;
+pub use flashlm_formats::model_name::ModelName;
+pub use partial::fetch_beginning;
 pub use patience::Pace;
 pub use settings::Settings;
 
@@ -80,46 +81,73 @@ pub fn fetch(name: &ModelName, settings: &Settings, watch: &mut dyn Watch) -> Re
         }
         Err(error) => return Err(error),
     };
-    let has = |file: &str| info.files.iter().any(|f| f == file);
-    if !has("config.json") {
-        return Err(HubError::NotACheckpoint { model: name.to_string(), wanted: "config.json", found: info.files });
-    }
-    let Some(format) = Format::ALL.into_iter().find(|format| has(format.file_name())) else {
-        let wanted = "safetensors or PyTorch weights";
-        return Err(HubError::NotACheckpoint { model: name.to_string(), wanted, found: info.files });
-    };
-    let old = OLD_TOKENIZER.iter().filter(|_| !has("tokenizer.json"));
-    if !has("tokenizer.json") && !has(SENTENCE_PIECE) && !OLD_TOKENIZER.iter().all(|file| has(file)) {
-        // Said before gigabytes are fetched.
-        watch.say(&format!("{name} has no tokenizer that can be used; `prepare` will need tokenizer.json"));
-    }
-    let old = old.chain([SENTENCE_PIECE].iter().filter(|_| !has("tokenizer.json")));
-    let small = SIDE_FILES.iter().chain(old).filter(|file| has(file)).map(|file| (*file).to_owned());
-    let mut files: Vec<String> = std::iter::once("config.json".to_owned()).chain(small).collect();
-    files.push(format.file_name().to_owned());
+    let listed = Listed::of(name, &info.files, watch)?;
     let commit = snapshots.of_commit(&info.commit)?;
-    if format.is_sharded() {
-        // The small ones first, to know the shards and to fail early.
-        fetch_files(&client, &commit, &files, &mut Quiet)?;
-        let path = commit.path(format.file_name());
-        let json = read_regular(&path, INDEX_BYTES_MAX).map_err(|e| HubError::io("read", &path, e))?;
-        let shards = index_shards(&json).map_err(|source| {
-            let source = CheckpointError::Index { path: path.clone(), source: Box::new(source) };
-            HubError::Index { source: Box::new(source) }
-        })?;
-        let there: HashSet<&String> = info.files.iter().collect();
-        let missing: Vec<String> = shards.iter().filter(|shard| !there.contains(shard)).cloned().collect();
-        if !missing.is_empty() {
-            return Err(HubError::MissingShards { model: name.to_string(), missing });
-        }
-        files.extend(shards);
-    }
+    let weights = listed.weights(&client, &commit, &info.files)?;
+    let files: Vec<String> = listed.described_by().into_iter().chain(weights).collect();
     if !fetch_files(&client, &commit, &files, watch)? && settings.links {
         watch.say("the cache's file system has no symbolic links: each revision has files of its own there");
     }
     // Said last: a revision that is known is complete.
     snapshots.name_commit(&info.commit)?;
     Ok(commit.dir())
+}
+
+/// The files that a checkpoint reader wants, of those that a model has.
+struct Listed {
+    model: String,
+    format: Format,
+    /// Configuration and tokenizer.
+    small: Vec<String>,
+    /// The file that the weights are in, or the list of the shards that they are in.
+    first: String,
+}
+
+impl Listed {
+    fn of(name: &ModelName, files: &[String], watch: &mut dyn Watch) -> Result<Self, HubError> {
+        let has = |file: &str| files.iter().any(|f| f == file);
+        let wanted = |wanted| HubError::NotACheckpoint { model: name.to_string(), wanted, found: files.to_vec() };
+        if !has("config.json") {
+            return Err(wanted("config.json"));
+        }
+        let format = Format::ALL.into_iter().find(|format| has(format.file_name()));
+        let format = format.ok_or_else(|| wanted("safetensors or PyTorch weights"))?;
+        let old = OLD_TOKENIZER.iter().filter(|_| !has("tokenizer.json"));
+        if !has("tokenizer.json") && !has(SENTENCE_PIECE) && !OLD_TOKENIZER.iter().all(|file| has(file)) {
+            // Said before gigabytes are fetched.
+            watch.say(&format!("{name} has no tokenizer that can be used; `prepare` will need tokenizer.json"));
+        }
+        let old = old.chain([SENTENCE_PIECE].iter().filter(|_| !has("tokenizer.json")));
+        let small = SIDE_FILES.iter().chain(old).filter(|file| has(file)).map(|file| (*file).to_owned());
+        let small = std::iter::once("config.json".to_owned()).chain(small).collect();
+        Ok(Self { model: name.to_string(), format, small, first: format.file_name().to_owned() })
+    }
+
+    /// Configuration, tokenizer, and the list of shards where there is one.
+    fn described_by(&self) -> Vec<String> {
+        let list = self.format.is_sharded().then_some(&self.first);
+        self.small.iter().chain(list).cloned().collect()
+    }
+
+    /// The files that the weights are in. For a list of shards the small files are fetched first, to know them and to fail early.
+    fn weights(&self, client: &Client, commit: &snapshot::Commit, files: &[String]) -> Result<Vec<String>, HubError> {
+        if !self.format.is_sharded() {
+            return Ok(vec![self.first.clone()]);
+        }
+        fetch_files(client, commit, &self.described_by(), &mut Quiet)?;
+        let path = commit.path(&self.first);
+        let json = read_regular(&path, INDEX_BYTES_MAX).map_err(|e| HubError::io("read", &path, e))?;
+        let shards = index_shards(&json).map_err(|source| {
+            let source = CheckpointError::Index { path: path.clone(), source: Box::new(source) };
+            HubError::Index { source: Box::new(source) }
+        })?;
+        let there: HashSet<&String> = files.iter().collect();
+        let missing: Vec<String> = shards.iter().filter(|shard| !there.contains(shard)).cloned().collect();
+        if !missing.is_empty() {
+            return Err(HubError::MissingShards { model: self.model.clone(), missing });
+        }
+        Ok(shards)
+    }
 }
 
 /// Fetches what is missing of `files` of a commit. Tells whether all of that could be linked.

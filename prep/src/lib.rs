@@ -20,6 +20,7 @@
 //! The modules are what `flashlm-prep` is built of: [`pipeline`] is the graph of stages, the others are what stages do. None of them
 //! knows the command line, and none prints.
 
+pub mod assess;
 pub mod coactivation;
 pub mod demand;
 pub mod evaluate;

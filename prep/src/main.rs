@@ -28,6 +28,8 @@ struct Cli {
 enum Command {
     /// Do everything: record, train, order and pack
     Prepare(commands::prepare::PrepareArgs),
+    /// Say whether preparing a model pays: how sparse it is, how fast it would be here, and what preparing takes
+    Assess(commands::assess::AssessArgs),
     /// Write a bundle without predictors, neurons in the checkpoint's order
     Convert(commands::convert::ConvertArgs),
     /// Show what a checkpoint or a bundle is, and how large its parts are
@@ -92,6 +94,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Prepare(args) => commands::prepare::run(&args),
+        Command::Assess(args) => commands::assess::run(&args),
         Command::Convert(args) => commands::convert::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Families(args) => commands::families::run(&args),

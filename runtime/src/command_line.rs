@@ -3,6 +3,8 @@
 
 use std::ffi::OsString;
 use std::num::{IntErrorKind, NonZeroUsize, ParseFloatError, ParseIntError};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -30,6 +32,7 @@ pub const FLASHLM_PREP: Other = Other {
     name: "flashlm-prep",
     commands: &[
         "prepare",
+        "assess",
         "convert",
         "inspect",
         "families",
@@ -48,6 +51,30 @@ pub const FLASHLM_PREP: Other = Other {
         "report",
     ],
 };
+
+/// Becomes the other program where its command was typed: `flashlm prepare ..` is `flashlm-prep prepare ..`, `flashlm help prepare`
+/// its help. Returns where there is nothing to hand over.
+///
+/// # Errors
+/// The exit code, where the other program cannot be run; what to do is said.
+pub fn hand_over(other: &Other) -> Result<(), ExitCode> {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let word = |at: usize| arguments.get(at).and_then(|argument: &OsString| argument.to_str());
+    let command = if word(0) == Some("help") { word(1) } else { word(0) };
+    let Some(command) = command.filter(|command| other.commands.contains(command)) else { return Ok(()) };
+    let error = std::process::Command::new(program(other)).args(&arguments).exec();
+    console::note_line(format_args!(
+        "`{command}` is done by {}, which cannot be run: {error}; install it beside this program, or somewhere that PATH names",
+        other.name
+    ));
+    Err(ExitCode::FAILURE)
+}
+
+/// Where the other program is: beside this one, else wherever PATH has it.
+pub fn program(other: &Other) -> PathBuf {
+    let beside = std::env::current_exe().ok().map(|this| this.with_file_name(other.name));
+    beside.filter(|path| path.is_file()).unwrap_or_else(|| other.name.into())
+}
 
 /// The program's arguments; or, where there is nothing to do but to say something, the exit code after that.
 ///

@@ -5,7 +5,7 @@ mod observed;
 use std::path::{Path, PathBuf};
 
 use flashlm_formats::regular::read_regular;
-use flashlm_io::{DiskProfile, device_key, profile_dir};
+use flashlm_io::{DiskProfile, cache_dir, device_key};
 pub use observed::ObservedCost;
 use serde::Serialize;
 
@@ -257,25 +257,22 @@ pub fn profiled_cost(path: &Path) -> Result<ReadCost, DiskProfileError> {
 /// The name of the disk below `path`, and the profile that `flashlm disk` has kept for it.
 pub fn kept_profile(path: &Path) -> (String, Option<DiskProfile>) {
     let device = device_key(path);
-    let profile = profile_dir().and_then(|dir| DiskProfile::load(&dir, &device));
+    let profile = cache_dir().and_then(|dir| DiskProfile::load(&dir, &device));
     (device, profile)
 }
 
-/// What reading `path` costs, from the kept profile of its disk or supposed, and which of the two, in words.
+/// What reading `path` costs, from the kept profile of its disk or supposed, and which of the two, as a noun with more about it.
 pub fn known_cost(path: &Path) -> (ReadCost, String) {
     let (device, profile) = kept_profile(path);
     match profile.and_then(|profile| ReadCost::of_profile(&profile).ok()) {
-        Some(cost) => (cost, format!("reads planned with the kept profile of {device}{}", measured(&device))),
-        None => (
-            ReadCost::USUAL,
-            format!("reads planned for a typical disk; `flashlm disk {}` measures yours", path.display()),
-        ),
+        Some(cost) => (cost, format!("the kept profile of {device}{}", measured(&device))),
+        None => (ReadCost::USUAL, format!("a typical disk; `flashlm disk {}` measures yours", path.display())),
     }
 }
 
 /// How old the kept profile of a disk is, in words.
 fn measured(device: &str) -> String {
-    match profile_dir().and_then(|dir| DiskProfile::age(&dir, device)).map(|age| age.as_secs()) {
+    match cache_dir().and_then(|dir| DiskProfile::age(&dir, device)).map(|age| age.as_secs()) {
         None => String::new(),
         Some(seconds) if seconds < 3600 => ", measured within the hour".into(),
         Some(seconds) if seconds < 2 * 24 * 3600 => format!(", measured {} hours ago", seconds / 3600),

@@ -46,6 +46,8 @@ pub mod forward;
 #[doc(hidden)]
 pub mod guard;
 #[doc(hidden)]
+pub mod kept;
+#[doc(hidden)]
 pub mod load;
 #[doc(hidden)]
 pub mod memory;

@@ -134,7 +134,7 @@ pub(crate) fn load_on(
                 notices.push(Notice { important: options.predict, text });
             }
             let (cost, known) = cost;
-            notices.push(Notice { important: false, text: known });
+            notices.push(Notice { important: false, text: format!("reads are planned for {known}") });
             let flash = FlashOptions {
                 arena: arena.expect("planned with this choice"),
                 policies: options.policies(bundle),

@@ -3,9 +3,11 @@
 mod commands;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use commands::named::{bundle_file, bundle_or_offer};
 use flashlm::command_line::{self, EXIT_CODES, FLASHLM_PREP};
 use flashlm::error::sentence;
 use flashlm::signals;
@@ -15,7 +17,7 @@ use flashlm::signals;
     name = "flashlm",
     version,
     about = "Run a language model that does not fit in memory",
-    after_help = EXIT_CODES,
+    after_help = help_of_both(),
     max_term_width = 110
 )]
 struct Cli {
@@ -46,8 +48,36 @@ enum Command {
     },
 }
 
+/// The commands of the other program, which work here, too, and the exit codes.
+fn help_of_both() -> String {
+    let (name, commands) = (FLASHLM_PREP.name, FLASHLM_PREP.commands.join(", "));
+    format!("Commands of {name}, which `flashlm` hands over to it: {commands}.\n\n{EXIT_CODES}")
+}
+
+/// The command with files in place of models that are named: prepared earlier, or, for a run by a person, now.
+fn with_bundles(mut command: Command) -> anyhow::Result<Command> {
+    let bundles: Vec<&mut PathBuf> = match &mut command {
+        Command::Run(args) => {
+            args.model.bundle = bundle_or_offer(&args.model.bundle)?;
+            args.guesses.draft.iter_mut().collect()
+        }
+        Command::Plan(args) => std::iter::once(&mut args.model.bundle).chain(&mut args.guesses.draft).collect(),
+        Command::Logits(args) => vec![&mut args.model.bundle],
+        Command::Doctor(args) => args.bundle.iter_mut().collect(),
+        Command::Bench(args) => vec![&mut args.bundle],
+        Command::BenchStep(_) | Command::Disk(_) | Command::Completions { .. } => vec![],
+    };
+    for bundle in bundles {
+        *bundle = bundle_file(bundle)?;
+    }
+    Ok(command)
+}
+
 fn main() -> ExitCode {
     flashlm::guard::silence_guarded_panics();
+    if let Err(code) = command_line::hand_over(&FLASHLM_PREP) {
+        return code;
+    }
     if let Err(error) = signals::outlive_file_size_limits() {
         eprintln!("flashlm: cannot watch for signals: {error}");
         return ExitCode::FAILURE;
@@ -56,7 +86,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(code) => return code,
     };
-    let result = match cli.command {
+    let result = with_bundles(cli.command).and_then(|command| match command {
         Command::Run(args) => commands::run::run(args),
         Command::Logits(args) => commands::logits::run(args),
         Command::Plan(args) => commands::plan::run(&args),
@@ -69,7 +99,7 @@ fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "flashlm", &mut script);
             std::io::stdout().write_all(&script).map(|()| ExitCode::SUCCESS).map_err(Into::into)
         }
-    };
+    });
     result.unwrap_or_else(|error| {
         // A reader that went away (`flashlm run .. | head`) is not a failure of ours.
         if commands::is_broken_pipe(&error) {

@@ -129,10 +129,10 @@ impl LoadOptions {
         Room { context, sequences, kv: self.kv(bundle), scratch_tokens, batch }
     }
 
-    /// What reading the bundle costs, and where that is known from.
+    /// What reading the bundle costs, and which disk that is the cost of, in words.
     pub(crate) fn disk_cost(&self, bundle: &Bundle) -> (ReadCost, String) {
         match self.reads {
-            Some(ReadPlan::Cost(cost) | ReadPlan::Observed(cost)) => (cost, "reads planned with a given cost".into()),
+            Some(ReadPlan::Cost(cost) | ReadPlan::Observed(cost)) => (cost, "a given cost".into()),
             _ => known_cost(bundle.path()),
         }
     }

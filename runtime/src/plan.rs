@@ -6,7 +6,7 @@ mod planned;
 
 pub use choice::plan;
 pub(crate) use choice::plan_reading;
-pub use expectation::Expectation;
+pub use expectation::{Decoding, Expectation, Held};
 pub use planned::Planned;
 
 use flashlm_formats::bundle::{Bundle, Section, TensorEntry};

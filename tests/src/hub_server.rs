@@ -291,7 +291,16 @@ fn stored(request: &Request, shared: &Shared, behaviour: &Behaviour) -> Reply {
         let middle = content.len() / 2;
         content[middle] ^= 1;
     }
-    let from = request.range.as_ref().and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
+    // `bytes=5-` or `bytes=5-9`.
+    let asked = request.range.as_ref().and_then(|r| r.strip_prefix("bytes=")?.split_once('-'));
+    let from = asked.and_then(|(from, _)| from.parse::<usize>().ok());
+    if let Some(to) = asked.and_then(|(_, to)| to.parse::<usize>().ok()).filter(|_| !behaviour.no_ranges) {
+        let whole = content.len();
+        content.truncate(to + 1);
+        let range = format!("bytes {}-{}/{whole}", from.unwrap_or(0), content.len() - 1);
+        let body = content.split_off(from.unwrap_or(0).min(content.len()));
+        return Reply { status: "206 Partial Content", headers: vec![("Content-Range", range)], body };
+    }
     match from.filter(|_| !behaviour.no_ranges) {
         Some(_) if behaviour.unsatisfiable => Reply { status: "416 Range Not Satisfiable", ..Reply::default() },
         Some(from) if from >= content.len() => Reply { status: "416 Range Not Satisfiable", ..Reply::default() },

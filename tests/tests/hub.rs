@@ -107,6 +107,77 @@ fn of_store(requests: &[Request]) -> Vec<&Request> {
 }
 
 #[test]
+fn a_model_is_assessed_from_its_first_layers() {
+    let local = flashlm_tests::run("flashlm-prep", &["assess", tiny_opt().to_str().unwrap(), "--json"], "").succeeded();
+    let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    let whole = json(&local);
+    assert_eq!(whole["worth_preparing"], true);
+    let size = fs::metadata(tiny_opt().join("model.safetensors")).unwrap().len() as usize;
+
+    let hub = Hub::start(files(&tiny_opt()));
+    let user = User::of(&hub);
+    let assessed = json(&user.run(&["assess", MODEL, "--layers", "2", "--json"]).succeeded());
+    let shares = |of: &serde_json::Value| of["active_share_of_layers"].as_array().unwrap().clone();
+    assert_eq!(shares(&assessed), shares(&whole)[..2]);
+    let requests = hub.requests();
+    let fetched: usize = of_store(&requests).iter().map(|request| request.sent).sum();
+    // The embedding is 4 of 15 MB, each layer 1.3.
+    assert!((size / 4..size / 2).contains(&fetched), "{fetched} of {size}");
+    assert!(of_store(&requests).iter().all(|request| request.range.as_ref().is_some_and(|r| !r.ends_with('-'))));
+
+    let quick = user.run(&["assess", MODEL, "--quick"]).succeeded();
+    assert!(quick.contains("Preparing it takes") && !quick.contains("tokens/s"), "{quick}");
+    let fetched: usize = of_store(&hub.requests()).iter().map(|request| request.sent).sum();
+    assert!(fetched < size / 100, "{fetched}");
+    // Nothing of it looks like the whole model to anybody else.
+    let offline = user.run_with(&["inspect", MODEL], &[("HF_HUB_OFFLINE", "1")]);
+    assert!(offline.stderr.contains("HF_HUB_OFFLINE"), "{offline:?}");
+
+    hub.behave(Behaviour { no_ranges: true, ..Behaviour::default() });
+    let refused = user.run(&["assess", MODEL]);
+    assert!(refused.stderr.contains("it sends others"), "{refused:?}");
+
+    // What is here already is not asked for again.
+    hub.behave(Behaviour::default());
+    user.run(&["inspect", MODEL]).succeeded();
+    hub.requests();
+    user.run(&["assess", MODEL]).succeeded();
+    assert!(of_store(&hub.requests()).is_empty());
+}
+
+#[test]
+fn weights_that_cannot_be_read_in_part_are_named() {
+    let hub = Hub::start(vec![("config.json".into(), b"{}".to_vec()), ("pytorch_model.bin".into(), vec![0; 100])]);
+    let said = User::of(&hub).run(&["assess", MODEL]);
+    assert!(said.stderr.contains("pytorch_model.bin") && said.stderr.contains("flashlm-prep inspect"), "{said:?}");
+}
+
+#[test]
+fn a_bundle_is_found_by_the_name_of_its_model() {
+    let cache = scratch();
+    let kept = cache.path().join("bundles/some-org--tiny.flashlm");
+    fs::create_dir(kept.parent().unwrap()).unwrap();
+    let cache = cache.path().to_str().unwrap();
+    let flashlm = |args: &[&str]| {
+        let mut command = assert_cmd::Command::new(program("flashlm"));
+        command.args(args).env("FLASHLM_CACHE_DIR", cache).env("PATH", "").timeout(Duration::from_secs(60));
+        Said::from(command.output().unwrap())
+    };
+    let run = ["run", MODEL, "--prompt", "Once upon a time", "-n", "4"];
+    let missing = flashlm(&run);
+    assert!(missing.stderr.contains("flashlm-prep prepare some-org/tiny"), "{missing:?}");
+    // The other program's commands are this one's.
+    let model = tiny_opt();
+    let convert = ["convert", model.to_str().unwrap(), "-o", kept.to_str().unwrap()];
+    flashlm(&convert).succeeded();
+    let said = flashlm(&run);
+    assert!(said.stderr.contains("some-org/tiny is prepared"), "{said:?}");
+    assert!(said.succeeded().starts_with(", there was"));
+    assert!(flashlm(&["plan", MODEL]).succeeded().contains("total"));
+    assert!(flashlm(&["help", "convert"]).succeeded().contains("flashlm-prep convert"));
+}
+
+#[test]
 fn an_interrupted_download_goes_on_where_it_stopped() {
     let hub = Hub::start(files(&tiny_opt()));
     let user = User::of(&hub);
@@ -215,6 +286,19 @@ fn prepare_killed_while_fetching_and_while_training_ends_in_the_same_bundle() {
     let from_directory = arguments(Box::leak(directory.into_boxed_str()), &b, &other);
     user.run(&from_directory.iter().map(String::as_str).collect::<Vec<_>>()).succeeded();
     assert!(fs::read(&a).unwrap() == fs::read(&b).unwrap());
+    for (report, model) in [("a.report.html", "some-org/tiny"), ("b.report.html", "tiny-opt")] {
+        let page = fs::read_to_string(user.path(report)).unwrap();
+        assert!(page.contains(&format!("How sparse and how predictable: {model}<")), "{report}");
+        assert!(page.contains("--sequence-tokens 128") && !page.contains("class=\"missing\""), "{report}");
+    }
+
+    // Without a name the bundle goes where it is found by that of its model.
+    let named: Vec<&str> = from_hub.iter().copied().filter(|word| *word != "-o" && *word != a).collect();
+    let said = user.run_with(&named, &[("FLASHLM_CACHE_DIR", &user.path("cache"))]);
+    assert!(said.stderr.contains("flashlm run some-org/tiny --memory 50%"), "{said:?}");
+    said.succeeded();
+    assert!(fs::read(user.path("cache/bundles/some-org--tiny.flashlm")).unwrap() == fs::read(&a).unwrap());
+    assert!(Path::new(&user.path("cache/bundles/some-org--tiny.report.html")).exists());
 }
 
 #[test]

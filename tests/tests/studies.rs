@@ -173,7 +173,7 @@ fn other_disks(bundle: &str, dir: &Path) {
     let text = |disk: &str| {
         let args = [&["run"], &flash[..], &["--ids", "2,713,16", "-n", "8", "--verbose", "--disk", disk]].concat();
         let said = run("flashlm", &args, "");
-        assert!(said.stderr.contains("reads planned with a given cost"), "{said:?}");
+        assert!(said.stderr.contains("reads are planned for a given cost"), "{said:?}");
         said.succeeded()
     };
     assert_eq!(text(&slow), text("none"));

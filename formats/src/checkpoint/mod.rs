@@ -43,7 +43,7 @@ mod tokenizer_files;
 mod torch;
 mod torch_error;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -233,6 +233,22 @@ impl Checkpoint {
     /// Element type of every FFN projection.
     pub fn ffn_dtype(&self) -> DType {
         self.ffn_dtype
+    }
+
+    /// Where the bytes lie that a pass through the first `layers` layers reads, as file names and ranges; embeddings belong to it.
+    pub fn byte_ranges(&self, layers: usize) -> Vec<(&str, Range<u64>)> {
+        let is_read = |name: &str| match name.strip_prefix("layers.") {
+            Some(rest) => rest.split('.').next().and_then(|n| n.parse::<usize>().ok()).is_some_and(|n| n < layers),
+            None => name.starts_with("embed."),
+        };
+        let read = self.tensors.iter().filter(|(name, _)| is_read(name));
+        let stored: BTreeSet<usize> =
+            read.flat_map(|(_, tensor)| tensor.parts.iter().map(|(index, _)| *index)).collect();
+        let place = |index: usize| {
+            let tensor = &self.weights.tensors[index];
+            (self.weights.files[tensor.file].name.as_str(), tensor.offset..tensor.offset + tensor.bytes())
+        };
+        stored.into_iter().map(place).collect()
     }
 
     /// Type and shape of the resident tensor `name`.

@@ -43,6 +43,18 @@ pub(crate) struct StoredTensor {
 }
 
 impl StoredTensor {
+    /// Bytes from its first to its last, those of strides between them included.
+    pub(crate) fn bytes(&self) -> u64 {
+        let StoredDtype::Weight(dtype) = self.dtype else { return 0 };
+        let elements = match &self.strides {
+            None => self.shape.iter().product(),
+            Some(strides) => {
+                1 + self.shape.iter().zip(strides).map(|(n, stride)| n.saturating_sub(1) * stride).sum::<usize>()
+            }
+        };
+        (elements * dtype.bytes()) as u64
+    }
+
     /// Whether `self` and `other` are the very same bytes.
     pub(crate) fn is_same_place(&self, other: &Self) -> bool {
         (self.file, self.offset, self.dtype, &self.shape, &self.strides)

@@ -1,9 +1,9 @@
 use flashlm::replay::WantedSets;
 use flashlm_formats::ids::NeuronId;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What a layer's firing looks like.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LayerActivity {
     /// Neurons of the layer.
     pub neurons: u32,
@@ -24,7 +24,7 @@ pub struct LayerActivity {
 }
 
 /// What a window of the last tokens does.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WindowReuse {
     /// Tokens of the window.
     pub tokens: usize,

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Args;
 use flashlm::budget::human_bytes;
 use flashlm_formats::bundle::{
-    Bundle, FlashLayout, LayerSparsity, LayoutOptions, PredictorInfo, Provenance, SourceFile,
+    Bundle, FlashLayout, LayerSparsity, LayoutOptions, PredictorDType, PredictorInfo, Provenance, SourceFile,
 };
 use flashlm_formats::model::ModelSpec;
 use flashlm_formats::weight_format::{ResidentFormats, WeightFormat};
@@ -55,6 +55,7 @@ enum More<'a> {
         file_bytes: u64,
         order: &'a str,
         predictors: Option<&'a PredictorInfo>,
+        predictor_bytes: u64,
         sparsity: Option<&'a [LayerSparsity]>,
         provenance: &'a Provenance,
     },
@@ -82,7 +83,7 @@ struct Report<'a> {
 
 pub(crate) fn run(args: &InspectArgs) -> Result<ExitCode> {
     let is_bundle = args.path.is_file() || args.path.extension().is_some_and(|extension| extension == "flashlm");
-    let is_checkpoint = args.path.is_dir() || (!is_bundle && source::is_model_name(&args.path));
+    let is_checkpoint = args.path.is_dir() || (!is_bundle && source::model_name(&args.path).is_some());
     if is_checkpoint { checkpoint(&args.path, args.json) } else { bundle(&args.path, args.json) }
 }
 
@@ -130,6 +131,7 @@ fn bundle(path: &Path, json: bool) -> Result<ExitCode> {
             file_bytes: bundle.file_bytes(),
             order: &manifest.ffn.order,
             predictors: manifest.predictors.as_ref(),
+            predictor_bytes: bundle.predictors().map_or(0, |section| section.extent.bytes),
             sparsity: manifest.sparsity.as_deref(),
             provenance: &manifest.provenance,
         },
@@ -164,58 +166,90 @@ fn show(facts: &Facts<'_>, json: bool) -> Result<ExitCode> {
     }
     let share = |bytes: u64| 100.0 * bytes as f64 / *model_bytes as f64;
     println!(
-        "{kind}: {}, {} layers of {} x {} neurons, {} heads ({} for keys and values), vocabulary {}, context {}",
+        "{kind}: {}, {} layers of {} neurons, hidden size {}",
         spec.family,
         spec.layers.len(),
-        spec.hidden_size,
         spec.ffn().size,
+        spec.hidden_size
+    );
+    println!(
+        "  {} heads ({} for keys and values), vocabulary {}, context {}",
         spec.attention().heads,
         spec.attention().kv_heads,
         spec.vocab_size,
         spec.max_positions
     );
-    println!("  model             {:>12}", human_bytes(*model_bytes));
-    println!(
-        "  resident          {:>12}  ({:.0} %): embeddings, attention, norms{}",
-        human_bytes(*resident_bytes),
-        share(*resident_bytes),
-        if resident_formats.is_plain() { String::new() } else { format!(", {resident_formats}") }
-    );
-    println!(
-        "  flash             {:>12}  ({:.0} %): feed-forward neurons, {dtype}, {:.1} % padding",
-        human_bytes(flash_bytes),
-        share(flash_bytes),
-        100.0 * padding
-    );
-    println!(
-        "  a neuron record   {:>12}  {} to a group of {} bytes, aligned to {}",
-        layout.record_bytes(),
-        layout.records_per_group(),
-        layout.group_bytes(),
-        layout.alignment()
-    );
-    let activation = spec.ffn().activation;
-    if let Some(dense) = gain::dense_by_nature(spec) {
-        println!("  activation        {activation}");
-        println!("  note: {dense}; `thresholds` measures what this one needs");
-    } else {
-        println!("  activation        {activation}: most neurons can be exactly zero; `record` measures how many are");
-    }
-    let admitted = match more {
-        More::Bundle { sparsity: Some(layers), .. } => gain::admitted(layers),
-        _ => None,
-    };
-    if let Some(admitted) = admitted {
-        println!(
-            "  predictors        {:>12.1} % of the neurons admitted, on text held out of their training",
-            100.0 * admitted
-        );
-        if admitted > gain::POINTLESS {
-            println!("  note: with so many, a bundle without predictors is faster: `flashlm-prep convert` makes one");
+    let row = |name: &str, value: &str, more: &str| println!("  {name:<11} {value:>12}  {more}");
+    row("model", &human_bytes(*model_bytes), "");
+    let formats = if resident_formats.is_plain() { String::new() } else { format!(", {resident_formats}") };
+    let parts = format!("({:.0} %) embeddings, attention, norms{formats}", share(*resident_bytes));
+    row("resident", &human_bytes(*resident_bytes), &parts);
+    let padded = format!("({:.0} %) neurons, {dtype}, {:.1} % padding", share(flash_bytes), 100.0 * padding);
+    row("flash", &human_bytes(flash_bytes), &padded);
+    let (records, alignment) = (layout.records_per_group(), layout.alignment());
+    let group = format!("of a neuron; {records} to a read of {} bytes, aligned to {alignment}", layout.group_bytes());
+    row("record", &format!("{} bytes", layout.record_bytes()), &group);
+    let activation = spec.ffn().activation.to_string();
+    match (gain::dense_by_nature(spec), more) {
+        (Some(dense), _) => {
+            row("activation", &activation, "");
+            println!("  note: {dense}; `thresholds` measures what this one needs");
         }
+        (None, More::Checkpoint { .. }) => {
+            row("activation", &activation, "can leave most neurons exactly zero; `assess` tries how many");
+        }
+        (None, More::Bundle { .. }) => row("activation", &activation, ""),
+    }
+    if let More::Bundle { order, predictors, predictor_bytes, sparsity, provenance, .. } = more {
+        row(
+            "order",
+            order,
+            if *order == "identity" { "as in the checkpoint" } else { "of the neurons, chosen by layer" },
+        );
+        match predictors {
+            Some(predictors) => row("predictors", &human_bytes(*predictor_bytes), &predictors_in_words(predictors)),
+            None => row("predictors", "none", "every neuron is read for every token"),
+        }
+        show_sparsity(*sparsity, &row);
+        let Provenance { tool, tool_version, source_format, .. } = provenance;
+        row("made by", tool, &format!("{tool_version} from {source_format}"));
     }
     for note in notes {
         println!("  note: {note}");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Which forms predictors have, over all layers.
+fn predictors_in_words(predictors: &PredictorInfo) -> String {
+    let projections = predictors.layers.iter().filter(|layer| layer.dtype == PredictorDType::Int4).count();
+    let ranks = || predictors.layers.iter().filter(|layer| layer.dtype != PredictorDType::Int4).map(|layer| layer.rank);
+    let mut words = Vec::new();
+    if projections > 0 {
+        words.push(format!("{projections} projections in 4 bits"));
+    }
+    if let (Some(least), Some(most)) = (ranks().min(), ranks().max()) {
+        let range = if least == most { least.to_string() } else { format!("{least} to {most}") };
+        words.push(format!("{} of rank {range}", ranks().count()));
+    }
+    words.join(", ")
+}
+
+/// What was measured of the layers on held-out text.
+fn show_sparsity(sparsity: Option<&[LayerSparsity]>, row: &dyn Fn(&str, &str, &str)) {
+    let Some(layers) = sparsity.filter(|layers| !layers.is_empty()) else { return };
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    let active: Vec<f64> = layers.iter().map(|layer| f64::from(layer.active)).collect();
+    let (least, most) = active.iter().fold((1.0, 0.0), |(least, most): (f64, f64), a| (least.min(*a), most.max(*a)));
+    let mean = active.iter().sum::<f64>() / active.len() as f64;
+    row(
+        "active",
+        &percent(mean),
+        &format!("of the neurons for a token; by layer {} to {}", percent(least), percent(most)),
+    );
+    let Some(admitted) = gain::admitted(layers) else { return };
+    row("admitted", &percent(admitted), "by predictors, on text held out of their training");
+    if admitted > gain::POINTLESS {
+        println!("  note: with so many, a bundle without predictors is faster: `flashlm-prep convert` makes one");
+    }
 }

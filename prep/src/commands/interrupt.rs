@@ -1,13 +1,45 @@
 //! Ctrl-C and termination, at every stage: the process ends at once and removes its incomplete files.
 
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use flashlm::signals;
 use flashlm_formats::publish;
+use tempfile::TempDir;
 
 /// How soon a signal is followed.
 const STEP: Duration = Duration::from_millis(20);
+
+/// The directory that is removed whatever ends the process, but for a signal that nobody can follow.
+static SCRATCH: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+/// A directory for this command's own files.
+pub(crate) struct Scratch(TempDir);
+
+impl Scratch {
+    /// Makes the directory; a command has one at most.
+    pub(crate) fn new() -> Result<Self> {
+        let made = tempfile::Builder::new().prefix("flashlm-").tempdir().context("cannot make a scratch directory")?;
+        *scratch() = Some(made.path().to_owned());
+        Ok(Self(made))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        *scratch() = None;
+    }
+}
+
+fn scratch() -> MutexGuard<'static, Option<PathBuf>> {
+    SCRATCH.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// From now on a signal ends the process with its exit code; `goes_on`: the command, given again, continues with what it left. To
 /// be called once, before there is anything to lose.
@@ -18,6 +50,9 @@ pub(crate) fn watch(goes_on: bool) -> Result<()> {
         loop {
             if let Some(code) = signals::asked() {
                 publish::abandon();
+                if let Some(dir) = scratch().take() {
+                    _ = std::fs::remove_dir_all(dir);
+                }
                 let next = if goes_on { "; the same command resumes from here" } else { "" };
                 eprintln!("flashlm-prep: interrupted; incomplete files are removed, downloads are kept{next}");
                 std::process::exit(code.into());

@@ -10,6 +10,7 @@ macro_rules! eprintln {
 }
 
 pub(crate) mod analyze;
+pub(crate) mod assess;
 pub(crate) mod convert;
 pub(crate) mod evaluate;
 pub(crate) mod families;

@@ -1,16 +1,20 @@
 //! `flashlm-prep prepare`: everything from a checkpoint to a bundle, in one command.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use flashlm::budget::human_bytes;
+use flashlm::kept::kept_bundle;
+use flashlm::terminal::printable_line;
+use flashlm_formats::publish::create_directory;
 use flashlm_prep::gain::{self, verdict};
 use flashlm_prep::pipeline::{Event, Outcome, Preparation, PrepareOptions, Prepared, Task};
+use flashlm_prep::report::Made;
 
 use super::formats::FormatArgs;
 use super::source::{self, CHECKPOINT_HELP};
@@ -20,16 +24,20 @@ use super::{Stage, numbers, thresholds};
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     flashlm-prep prepare /models/opt-1.3b --text calibration.txt -o opt-1.3b.flashlm\n  \
-    flashlm-prep prepare /models/opt-1.3b -o opt-1.3b.flashlm          (the model generates its own calibration text)\n  \
-    flashlm-prep prepare facebook/opt-1.3b@main -o opt-1.3b.flashlm    (downloaded from the Hugging Face Hub)\n\n\
+    flashlm-prep prepare /models/opt-1.3b           (writes opt-1.3b.flashlm here; the model generates its own calibration text)\n  \
+    flashlm-prep prepare facebook/opt-1.3b          (downloaded from the Hugging Face Hub, and kept for `flashlm run facebook/opt-1.3b`)\n\n\
     After an interruption the same command resumes. HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_ENDPOINT and HF_HUB_OFFLINE are honoured.\n\
      Text of the kind that the model will be used for makes the best predictors.")]
 pub(crate) struct PrepareArgs {
     #[arg(value_name = "CHECKPOINT", help = CHECKPOINT_HELP)]
     checkpoint: PathBuf,
-    /// The bundle to write
+    /// The bundle to write [default: the checkpoint's name with .flashlm, here; of a model on the Hub in the user's cache, where `flashlm
+    /// run org/name` finds it]
     #[arg(short, long, value_name = "FILE")]
-    output: PathBuf,
+    output: Option<PathBuf>,
+    /// Do not write a page with charts of what was found; it goes beside the bundle, under its name with .report.html
+    #[arg(long)]
+    no_report: bool,
     /// Calibration text: files or directories of .txt (documents between lines <|endoftext|>) or .jsonl (field "text") [default: text
     /// that the model generates itself]
     #[arg(long, value_name = "FILE", num_args = 1..)]
@@ -79,8 +87,10 @@ pub(crate) struct PrepareArgs {
 }
 
 impl PrepareArgs {
-    fn options(&self) -> PrepareOptions {
-        PrepareOptions {
+    fn options(&self) -> Result<PrepareOptions> {
+        let made = || Made { model: source::name(&self.checkpoint), command: command_line(), date: today() };
+        Ok(PrepareOptions {
+            report: (!self.no_report).then(made),
             text: self.text.clone(),
             tokens: self.tokens,
             sequence_tokens: self.sequence_tokens,
@@ -98,26 +108,63 @@ impl PrepareArgs {
             keep_recordings: self.keep_recordings,
             seed: self.seed,
             threads: self.threads,
-            ..PrepareOptions::new(&self.checkpoint, &self.output)
-        }
+            ..PrepareOptions::new(&self.checkpoint, self.output()?)
+        })
     }
+
+    /// The bundle to write.
+    fn output(&self) -> Result<PathBuf> {
+        if let Some(output) = &self.output {
+            return Ok(output.clone());
+        }
+        if let Some(name) = source::model_name(&self.checkpoint) {
+            let kept = kept_bundle(&name)
+                .context("no directory to keep the bundle in: give one with -o, or set FLASHLM_CACHE_DIR")?;
+            let dir = kept.parent().unwrap_or(Path::new("/"));
+            create_directory(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+            return Ok(kept);
+        }
+        Ok(PathBuf::from(format!("{}.flashlm", source::name(&self.checkpoint))))
+    }
+}
+
+/// What was typed, as far as it can be shown on a page.
+fn command_line() -> String {
+    let words = std::env::args_os().skip(1).map(|word| quoted(&printable_line(&word.to_string_lossy())));
+    ["flashlm-prep".to_owned()].into_iter().chain(words).collect::<Vec<_>>().join(" ")
+}
+
+/// A word as a shell reads it.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./@=,:+%".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.into()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+/// The day here.
+fn today() -> String {
+    jiff::ZonedDateTime::now().date().to_string()
 }
 
 pub(crate) fn run(args: &PrepareArgs) -> Result<ExitCode> {
     let begin = Instant::now();
-    let (options, shown) = (args.options(), Shown::default());
+    let (options, shown) = (args.options()?, Shown::default());
     let observer = |event: Event<'_>| shown.see(event);
     // All that can be refused is, before a checkpoint is fetched.
     let preparation = Preparation::begin(&options, &observer)?;
     let prepared = preparation.run(source::open(&args.checkpoint)?)?;
-    print_result(args, &prepared, begin);
+    print_result(args, &options, &prepared, begin);
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_result(args: &PrepareArgs, prepared: &Prepared, begin: Instant) {
-    let output = args.output.display();
+fn print_result(args: &PrepareArgs, options: &PrepareOptions, prepared: &Prepared, begin: Instant) {
+    let output = options.output.display();
     if prepared.outcome == Outcome::UpToDate {
         eprintln!("{output} is up to date");
+        say_next(args, &options.output);
         return;
     }
     let (active, admitted) = (prepared.active(), prepared.admitted());
@@ -132,30 +179,47 @@ fn print_result(args: &PrepareArgs, prepared: &Prepared, begin: Instant) {
     );
     super::say_parts(&prepared.parts);
     if admitted > gain::POINTLESS {
-        let pointless = gain::pointless(admitted, &args.checkpoint, &args.output);
+        let pointless = gain::pointless(admitted, &args.checkpoint, &options.output);
         eprintln!("note: {:.1} % of the neurons are active on average, but {pointless}", 100.0 * active);
     }
+    if let Some(report) = &prepared.report {
+        eprintln!("what was found, as charts: {}", report.display());
+    }
+    say_next(args, &options.output);
 }
 
-/// Shows what happens: a bar for each task, and lines above it.
+/// What to type next.
+fn say_next(args: &PrepareArgs, output: &Path) {
+    let bundle = match source::model_name(&args.checkpoint).filter(|_| args.output.is_none()) {
+        Some(name) => name.to_string(),
+        None => quoted(&output.display().to_string()),
+    };
+    eprintln!("to run it in half of its size in memory: flashlm run {bundle} --memory 50%");
+}
+
+/// Shows what happens: a bar for each task, whose first step may be any, and lines above it.
 #[derive(Default)]
-struct Shown(Mutex<Option<Stage>>);
+struct Shown(Mutex<Option<(Stage, bool)>>);
 
 impl Shown {
     fn see(&self, event: Event<'_>) {
         let mut stage = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
-            Event::Began(task) => *stage = Some(bar(task)),
+            Event::Began(task) => *stage = Some((bar(task), true)),
             Event::Ended => *stage = None,
-            Event::Progress { done, total } => {
-                if let Some(stage) = &*stage {
-                    stage.set(done, total);
+            Event::Progress { done, total } => match &mut *stage {
+                // Where an earlier run has done some of it.
+                Some((stage, first)) if *first => {
+                    *first = false;
+                    stage.begin_at(done, total);
                 }
-            }
+                Some((stage, _)) => stage.set(done, total),
+                None => {}
+            },
             event => {
                 for line in lines(event) {
                     match &*stage {
-                        Some(stage) => stage.say(&line),
+                        Some((stage, _)) => stage.say(&line),
                         None => eprintln!("{line}"),
                     }
                 }
@@ -168,9 +232,9 @@ fn bar(task: Task) -> Stage {
     let name = task.to_string();
     match task {
         Task::ReadingCheckpoint | Task::Verifying | Task::Packing => Stage::bytes(name),
-        Task::MeasuringThresholds | Task::Rounding => Stage::share(name),
+        Task::MeasuringThresholds | Task::Rounding | Task::ChoosingRanks => Stage::share(name),
         Task::WritingText => Stage::new(name, "tokens", 0),
-        Task::ChoosingRanks | Task::PreparingLayers => Stage::new(name, "tokens x layers x 2", 0),
+        Task::PreparingLayers { layers, tokens } => Stage::layers(name, layers, tokens),
     }
 }
 

@@ -77,11 +77,11 @@ pub(crate) fn run(args: &RecordArgs) -> Result<ExitCode> {
     let tokens = calibration.tokens.len();
     let mut active = Vec::new();
     let first = recorder.resume_all();
-    let stage = Stage::new("recording", "tokens x layers", (tokens * (layers - first)) as u64);
+    let stage = Stage::layers("recording", layers as u64, tokens as u64);
+    stage.begin_at((first * tokens) as u64, (layers * tokens) as u64);
     for layer in first..layers {
-        let before = (layer - first) * tokens;
         let fraction = recorder.record(layer, true, &mut |done| {
-            stage.set((before + done) as u64, (tokens * (layers - first)) as u64);
+            stage.set((layer * tokens + done) as u64, (layers * tokens) as u64);
         })?;
         stage.say(&format!("layer {layer:>3}: {:5.2} % of the neurons active", 100.0 * fraction));
         active.push(fraction);

@@ -9,7 +9,7 @@ use flashlm::disk_cost::profiled_cost;
 use flashlm_formats::destination::{Destination, Directory, DirectoryKind, FileKind};
 use flashlm_formats::predictors::TrainReport;
 use flashlm_prep::gain::verdict;
-use flashlm_prep::report::{Orders, ReportInput, build};
+use flashlm_prep::report::{Orders, Report, ReportInput, SAMPLE_TOKENS, measure_all};
 
 use super::{Stage, inputs, numbers, recorded};
 
@@ -38,7 +38,7 @@ pub(crate) struct ReportArgs {
     #[arg(long, alias = "profile", value_name = "FILE")]
     disk: Option<PathBuf>,
     /// Tokens to use where a sample is enough
-    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = numbers::tokens)]
+    #[arg(long, value_name = "N", default_value_t = SAMPLE_TOKENS, value_parser = numbers::tokens)]
     tokens: usize,
 }
 
@@ -63,14 +63,15 @@ pub(crate) fn run(args: &ReportArgs) -> Result<ExitCode> {
     let layers = (0..recording.info().model.layers.len()).filter(|&l| recording.has_layer(l)).count();
     let stage = Stage::new("report", "layers", layers as u64);
     let input = ReportInput {
-        recording: &recording,
+        info: recording.info(),
         verdict,
         predictors: predictors.as_ref(),
-        orders: orders.as_ref(),
-        disk,
-        tokens_max: args.tokens,
+        orders: orders.as_ref().map(Orders::summary),
+        disk: disk.as_ref().map(|(cost, name)| (*cost, name.as_str())),
+        made: None,
     };
-    let report = build(&input, &|| stage.advance(1))?;
+    let layers = measure_all(&recording, orders.as_ref(), &input, args.tokens, &|| stage.advance(1))?;
+    let report = Report::new(&input, &layers)?;
     drop(stage);
     if let Some(dir) = &data {
         report.write_data(dir.path())?;

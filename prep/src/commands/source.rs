@@ -62,14 +62,24 @@ fn of_file(path: &Path) -> Option<String> {
     Some(format!("one file of a checkpoint: give the directory, {}", directory.display()))
 }
 
-/// Whether an argument that is no path may be a model of the hub.
-pub(crate) fn is_model_name(source: &Path) -> bool {
-    source.to_str().and_then(ModelName::parse).is_some()
+/// The model of the hub that an argument names, where it is no path.
+pub(crate) fn model_name(source: &Path) -> Option<ModelName> {
+    if source.exists() { None } else { source.to_str().and_then(ModelName::parse) }
+}
+
+/// What to call a checkpoint: as the hub does, or as its directory.
+pub(crate) fn name(source: &Path) -> String {
+    if let Some(name) = model_name(source) {
+        return name.to_string();
+    }
+    // `.` and `..` are no names.
+    let directory = source.canonicalize().unwrap_or_else(|_| source.to_owned());
+    directory.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
 }
 
 fn from_hub(name: &ModelName) -> Result<PathBuf> {
     let settings = Settings::from_environment()?;
-    let mut shown = Shown { name: name.to_string(), stage: None, begin: Instant::now(), here: 0, total: 0 };
+    let mut shown = Shown::new(name.to_string());
     let result = fetch(name, &settings, &mut shown);
     drop(shown.stage.take());
     if let Err(HubError::NoModel { .. } | HubError::Unreachable { .. } | HubError::Offline { .. }) = &result {
@@ -87,12 +97,19 @@ fn from_hub(name: &ModelName) -> Result<PathBuf> {
 }
 
 /// A bar on a terminal, and a line where it begins.
-struct Shown {
+pub(crate) struct Shown {
     name: String,
     stage: Option<Stage>,
     begin: Instant,
     here: u64,
     total: u64,
+}
+
+impl Shown {
+    /// For what is fetched.
+    pub(crate) fn new(name: String) -> Self {
+        Self { name, stage: None, begin: Instant::now(), here: 0, total: 0 }
+    }
 }
 
 impl Watch for Shown {

@@ -37,6 +37,8 @@ enum Method {
     Head,
     /// From this byte on.
     Get(u64),
+    /// From this byte on, so many.
+    Part(u64, u64),
 }
 
 impl Client {
@@ -134,6 +136,33 @@ impl Client {
         self.follow(Method::Get(from), url)
     }
 
+    /// So many bytes of a file, from byte `from` on.
+    pub(super) fn part(
+        &self,
+        remote: &Remote,
+        from: u64,
+        bytes: u64,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<Vec<u8>, HubError> {
+        let url = &remote.url;
+        let mut response = self.patiently(Method::Part(from, bytes), url, say)?;
+        let wrong = |what: String| HubError::Answer { url: shown(url), what };
+        match response.status().as_u16() {
+            206 if range_start(&response) == Some(from) => {}
+            // All of it, from its beginning.
+            200 if from == 0 => {}
+            200 | 206 => return Err(wrong(format!("asked for {bytes} bytes from {from} on, it sends others"))),
+            _ => return Err(self.refused(url, &response)),
+        }
+        let mut body = Vec::new();
+        let mut reader = Paced::new(response.body_mut().as_reader(), self.pace).take(bytes);
+        reader.read_to_end(&mut body).map_err(|e| unreachable(url, &e))?;
+        match body.len() as u64 {
+            found if found == bytes => Ok(body),
+            found => Err(wrong(format!("asked for {bytes} bytes from {from} on, it sent {found}"))),
+        }
+    }
+
     /// Asks until the answer is more than that the server is busy, or patience ends.
     fn patiently(&self, method: Method, url: &Url, say: &mut dyn FnMut(&str)) -> Result<Response<Body>, HubError> {
         let mut failed = 0;
@@ -177,12 +206,16 @@ impl Client {
     fn send(&self, method: Method, url: &Url) -> Result<Response<Body>, HubError> {
         let mut request = match method {
             Method::Head => self.agent.head(url.as_str()),
-            Method::Get(_) => self.agent.get(url.as_str()),
+            Method::Get(_) | Method::Part(..) => self.agent.get(url.as_str()),
         };
         // Lengths are of the file itself.
         request = request.header("Accept-Encoding", "identity");
-        if let Method::Get(from @ 1..) = method {
-            request = request.header("Range", format!("bytes={from}-"));
+        match method {
+            Method::Get(from @ 1..) => request = request.header("Range", format!("bytes={from}-")),
+            Method::Part(from, bytes) => {
+                request = request.header("Range", format!("bytes={from}-{}", from + bytes.saturating_sub(1)));
+            }
+            Method::Head | Method::Get(0) => {}
         }
         if let Some(token) = self.token.as_ref().filter(|_| url.origin() == self.endpoint.origin()) {
             request = request.header("Authorization", format!("Bearer {token}"));
@@ -230,6 +263,12 @@ fn shown(url: &Url) -> String {
 /// An address without the slash that ends it.
 fn bare(url: &Url) -> String {
     url.as_str().trim_end_matches('/').to_owned()
+}
+
+/// First byte of the range that an answer holds.
+pub(super) fn range_start(response: &Response<Body>) -> Option<u64> {
+    let text = response.headers().get("content-range")?.to_str().ok()?;
+    text.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
 }
 
 fn header(response: &Response<Body>, name: &str) -> Option<String> {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use flashlm_formats::publish::{create_directory, sync_name};
 use ring::digest::{Context, SHA256};
 
-use super::client::{Client, waiting};
+use super::client::{Client, range_start, waiting};
 use super::patience::{self, Attempts, Paced};
 use super::remote::Remote;
 use super::snapshot::Commit;
@@ -204,12 +204,6 @@ fn open_own(options: &mut OpenOptions, path: &Path) -> Result<File, HubError> {
         true => Err(in_the_way("a file with another name besides (a hard link)")),
         false => Err(in_the_way("no file")),
     }
-}
-
-/// First byte of the range that an answer holds.
-fn range_start(response: &ureq::http::Response<ureq::Body>) -> Option<u64> {
-    let text = response.headers().get("content-range")?.to_str().ok()?;
-    text.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
 }
 
 /// The lock that other clients of the hub take for this file too.

@@ -92,6 +92,23 @@ pub enum HubError {
         /// Files there are.
         found: Vec<String>,
     },
+    /// Weights of which a part cannot be read.
+    #[error(
+        "{model} has its weights in {file}, of which no part can be read by itself: fetch the model (flashlm-prep inspect {model}), \
+         and repeat the command"
+    )]
+    NotInParts {
+        /// The model.
+        model: String,
+        /// The file.
+        file: &'static str,
+    },
+    /// The model's files do not make a checkpoint.
+    #[error(transparent)]
+    Checkpoint {
+        /// Why not.
+        source: Box<CheckpointError>,
+    },
     /// The list of shards cannot be used.
     #[error("{source}")]
     Index {

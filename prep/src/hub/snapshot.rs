@@ -82,6 +82,11 @@ impl Snapshots {
         written.map_err(|e| HubError::io("write", &path, e))
     }
 
+    /// Whether the revision is known to be this commit.
+    pub(super) fn has_commit(&self, id: &str) -> bool {
+        self.commit().as_deref() == Some(id)
+    }
+
     fn commit(&self) -> Option<String> {
         let known = read_regular(&self.dir.join("refs").join(&self.revision), REF_BYTES_MAX).ok();
         let known = known.map(|text| String::from_utf8_lossy(&text).trim().to_owned());

@@ -27,23 +27,17 @@ pub struct Estimate {
 
 impl Display for Estimate {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "preparing a model of family {}, {}: about {} plus up to {} of scratch files on disk",
-            self.family,
-            human_bytes(self.model_bytes),
-            human_bytes(self.bundle_bytes),
-            human_bytes(self.scratch_bytes),
-        )?;
+        writeln!(f, "preparing a model of family {}, {}, takes", self.family, human_bytes(self.model_bytes))?;
+        write!(f, "  time    about {} of computing", duration(self.seconds))?;
+        if let Some(minutes) = self.writing_minutes {
+            write!(f, ", up to {minutes} minutes for calibration text")?;
+        }
+        let [bundle, scratch] = [self.bundle_bytes, self.scratch_bytes].map(human_bytes);
+        write!(f, "\n  disk    {bundle} for the bundle, up to {scratch} of scratch files")?;
         if self.here_bytes > 0 {
-            write!(f, " ({} of it there already)", human_bytes(self.here_bytes))?;
+            write!(f, " ({} are there)", human_bytes(self.here_bytes))?;
         }
-        let (memory, time) = (human_bytes(self.memory_bytes), duration(self.seconds));
-        write!(f, ", at least {memory} of memory, about {time} of computing")?;
-        match self.writing_minutes {
-            Some(minutes) => write!(f, ", and up to {minutes} minutes in which the model writes calibration text"),
-            None => Ok(()),
-        }
+        write!(f, "\n  memory  {} at least", human_bytes(self.memory_bytes))
     }
 }
 

@@ -9,7 +9,7 @@ use flashlm_formats::bundle::{BundleError, LayoutError};
 use flashlm_formats::checkpoint::CheckpointError;
 use flashlm_formats::destination::DestinationError;
 use flashlm_formats::orders::OrderFileError;
-use flashlm_formats::predictors::PredictorFileError;
+use flashlm_formats::predictors::{PredictorFileError, TrainReportError};
 use flashlm_formats::recording::RecordingError;
 use flashlm_formats::thresholds::ThresholdFileError;
 
@@ -20,6 +20,7 @@ use crate::own_text::OwnTextError;
 use crate::pack::PackError;
 use crate::record::documents::DocumentsError;
 use crate::record::{RecordError, TextError};
+use crate::report::ReportError;
 use crate::rounding::RoundingError;
 use crate::threads::ThreadsError;
 use crate::thresholds::ThresholdError;
@@ -169,6 +170,12 @@ pub enum PrepareError {
     /// The bundle's layout.
     #[error(transparent)]
     Layout(#[from] LayoutError),
+    /// The report.
+    #[error(transparent)]
+    Report(#[from] ReportError),
+    /// The predictors' summary.
+    #[error(transparent)]
+    TrainReport(#[from] TrainReportError),
     /// Rounding weights for their inputs.
     #[error(transparent)]
     Rounding(#[from] RoundingError),

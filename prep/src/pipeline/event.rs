@@ -24,8 +24,13 @@ pub enum Task {
     MeasuringThresholds,
     /// Recording the pilot and trying ranks on it, counted in tokens times layers, twice.
     ChoosingRanks,
-    /// Recording, training and ordering layer by layer, counted likewise.
-    PreparingLayers,
+    /// Recording, training and ordering layer by layer, counted likewise: half of a layer is recording.
+    PreparingLayers {
+        /// Layers in all.
+        layers: u64,
+        /// Tokens that go through each.
+        tokens: u64,
+    },
     /// Reading a bundle that is there, counted in bytes.
     Verifying,
     /// Rounding weights for the text's inputs, counted in tokens times layers.
@@ -41,7 +46,7 @@ impl Display for Task {
             Self::WritingText => "the model writes calibration text",
             Self::MeasuringThresholds => "measuring thresholds",
             Self::ChoosingRanks => "choosing ranks",
-            Self::PreparingLayers => "preparing",
+            Self::PreparingLayers { .. } => "preparing",
             Self::Verifying => "verifying",
             Self::Rounding => "rounding for the text's inputs",
             Self::Packing => "packing",
@@ -156,14 +161,15 @@ impl Display for Event<'_> {
             ),
             Self::Layers { missed, false_alarms, size, without_row, cached } => write!(
                 f,
-                "predictors: {:.2} % missed, {:.2} % false alarms (mean over layers, held-out documents); {:.2} % of the FFN's bytes{}\n\
-                 orders: judged by what {} misses with {:.0} % of a layer cached, about what --memory 50% leaves (held-out documents)",
+                "predictors: {:.2} % missed, {:.2} % false alarms (means over layers, held-out text)\n\
+                 \x20 {:.2} % of the FFN's bytes{}\n\
+                 orders: judged by what {} misses with {:.0} % of a layer cached (held-out text)",
                 100.0 * missed,
                 100.0 * false_alarms,
                 100.0 * size,
                 match without_row {
                     0 => String::new(),
-                    n => format!("; neurons without a row, never active in training and never predicted: {n}"),
+                    n => format!("; {n} neurons never fired, and have no row in them"),
                 },
                 PolicyKind::DEFAULT,
                 100.0 * cached

@@ -7,9 +7,12 @@ use std::path::{Path, PathBuf};
 
 use flashlm_formats::bundle::{FlashLayout, LayerSparsity};
 use flashlm_formats::checkpoint::Checkpoint;
+use flashlm_formats::destination::Destination;
 use flashlm_formats::orders::{LayerScores, ORDERS_JSON, OrderFile};
-use flashlm_formats::predictors::{LayerReport, PREDICTORS_JSON, PredictorForm, RankCurve, predictor_path};
-use flashlm_formats::recording::{HELD_OUT, Recording};
+use flashlm_formats::predictors::{
+    LayerReport, PREDICTORS_JSON, PredictorForm, RankCurve, TrainReport, predictor_path,
+};
+use flashlm_formats::recording::{HELD_OUT, Recording, RecordingInfo};
 use flashlm_formats::weight_format::WeightFormat;
 use serde::de::IgnoredAny;
 
@@ -23,6 +26,7 @@ use super::work::{self, Work, publish_sealed};
 use crate::gain;
 use crate::ordering::{OrderOptions, Ordering};
 use crate::record::{Calibration, Recorder};
+use crate::report::{self, LayerMeasures, Made, Orders, Report, ReportInput};
 use crate::sparsity::layer_sparsity;
 use crate::threads;
 use crate::train::{Progress, RankChoice, TrainOptions, TrainingData, choose_ranks, train_layer, write_report};
@@ -60,6 +64,16 @@ impl Stages {
         numbered(&self.sparsity, "sparsity", layer)
     }
 
+    /// What the report shows of a layer.
+    fn shown(&self, layer: usize) -> PathBuf {
+        numbered(&self.sparsity, "shown", layer)
+    }
+
+    /// What was recorded, for when the recording is gone.
+    fn recorded(&self) -> PathBuf {
+        self.sparsity.join("recorded.json")
+    }
+
     fn ranks(&self) -> PathBuf {
         self.predictors.join("ranks.json")
     }
@@ -76,7 +90,7 @@ impl Stages {
     fn look(&self, work: &Work<'_>, layers: usize) -> Vec<Done> {
         let is_there = |path: PathBuf| work.read_sealed::<IgnoredAny>(&path).is_some();
         let look = |layer| Done {
-            measured: is_there(self.measured(layer)),
+            measured: is_there(self.measured(layer)) && is_there(self.shown(layer)),
             trained: is_there(self.trained(layer)),
             ordered: is_there(self.ordered(layer)),
         };
@@ -110,6 +124,30 @@ impl Layers<'_> {
         Ok((0..layers).filter_map(|layer| self.work.read_sealed(&stages.measured(layer))).collect())
     }
 
+    /// Writes the report about layers that are done; not where an older version of the program prepared them.
+    pub(super) fn write_report(
+        &self,
+        stages: &Stages,
+        made: &Made,
+        destination: Destination,
+    ) -> Result<Option<PathBuf>> {
+        let layers = self.checkpoint.spec().layers.len();
+        let shown = (0..layers).filter_map(|layer| self.work.read_sealed(&stages.shown(layer)));
+        let shown: Vec<LayerMeasures> = shown.collect();
+        let Some(info) = self.work.read_sealed::<RecordingInfo>(&stages.recorded()) else { return Ok(None) };
+        let (predictors, orders) = (TrainReport::read(&stages.predictors)?, Orders::read(&stages.orders)?);
+        let input = ReportInput {
+            info: &info,
+            verdict: gain::verdict,
+            predictors: Some(&predictors),
+            orders: Some(orders.summary()),
+            disk: None,
+            made: Some(made),
+        };
+        destination.publish_bytes(Report::new(&input, &shown)?.page().as_bytes())?;
+        Ok(Some(self.options.report_path()))
+    }
+
     /// What is left to do, with a bundle at the output whose predictors alone are to be replaced, or not.
     pub(super) fn left(&self, stages: &Stages, replaced: bool) -> Left {
         let done = stages.look(self.work, self.checkpoint.spec().layers.len());
@@ -138,14 +176,14 @@ impl Layers<'_> {
             (0..layers).map(|layer| unfinished[layer - behind.min(layer)..=layer].contains(&true)).collect();
         let (mut recorder, first) = self.resumed(&needed)?;
 
-        let task = Running::begin(self.work.observer, Task::PreparingLayers);
+        let tokens = self.calibration.tokens.len() as u64;
+        let task = Running::begin(self.work.observer, Task::PreparingLayers { layers: layers as u64, tokens });
         let cached = self.options.cache_share(self.checkpoint.spec(), self.ffn);
         let order_options = OrderOptions { cache: Some(cached), ..OrderOptions::new(self.ffn) };
         let ordering = Ordering::new(order_options, recorder.recording(), None, &stages.orders)?;
         let each =
             EachLayer { layers: self, stages, options: &options, ranks: &ranks, ordering: &ordering, task: &task };
         // Half of a layer's progress is recording.
-        let tokens = self.calibration.tokens.len() as u64;
         let total = 2 * tokens * layers as u64;
         for step in 0..layers + behind {
             if step < layers && step >= first && needed[step..].contains(&true) {
@@ -206,6 +244,7 @@ impl Layers<'_> {
             cached,
         });
         ordering.finish(recording, scores)?;
+        publish_sealed(&stages.recorded(), recording.info(), &[])?;
         write_report(&recording.info().id, reports, &stages.predictors)?;
         work::seal_whole(&stages.orders, &[stages.orders.join(ORDERS_JSON)])?;
         work::seal_whole(&stages.predictors, &[stages.predictors.join(PREDICTORS_JSON)])
@@ -292,8 +331,10 @@ impl EachLayer<'_> {
         );
         trained.and(ordered)?;
         let (stages, spec) = (self.stages, self.layers.checkpoint.spec());
-        let order = OrderFile::read(&stages.orders, layer, spec.ffn().size)?.order;
-        let sparsity = layer_sparsity(recording, layer, &stages.predictors, Some(&order), self.layers.layout)?;
+        let order = OrderFile::read(&stages.orders, layer, spec.ffn().size)?;
+        let shown = report::measure_layer(recording, layer, &order, &self.ordering.storage())?;
+        publish_sealed(&stages.shown(layer), &shown, &[])?;
+        let sparsity = layer_sparsity(recording, layer, &stages.predictors, Some(&order.order), self.layers.layout)?;
         publish_sealed(&stages.measured(layer), &sparsity, &[])
     }
 

@@ -39,6 +39,7 @@ mod work;
 
 pub use announced::{Estimate, duration};
 pub use error::PrepareError;
+pub use estimate::estimate_whole;
 pub use event::{Event, Observer, Task};
 pub use graph::{Input, STAGES, Stage, StageKind};
 pub use options::PrepareOptions;

@@ -8,6 +8,7 @@ use flashlm_formats::weight_format::{ResidentFormats, WeightFormat};
 
 use super::error::PrepareError;
 use crate::ordering::typical_cache_share;
+use crate::report::Made;
 use crate::rounding::RoundedFormats;
 use crate::thresholds::DEFAULT_LOSS;
 use crate::train::TRIAL_TOKENS;
@@ -51,6 +52,8 @@ pub struct PrepareOptions {
     pub force: bool,
     /// Directory for intermediate files; without one the output's name with `.work`.
     pub work: Option<PathBuf>,
+    /// A page that shows what was found, written beside the bundle, and who made it.
+    pub report: Option<Made>,
     /// Keep the recorded activations in the work directory.
     pub keep_recordings: bool,
     /// Decides the sampling of documents, the training order, and self-generated text.
@@ -88,6 +91,7 @@ impl PrepareOptions {
             embedding: None,
             force: false,
             work: None,
+            report: None,
             keep_recordings: false,
             seed: Self::SEED,
             threads: None,
@@ -101,6 +105,11 @@ impl PrepareOptions {
             name.push(".work");
             name.into()
         })
+    }
+
+    /// Where the report goes.
+    pub fn report_path(&self) -> PathBuf {
+        self.output.with_extension("report.html")
     }
 
     /// An error for what no preparation can do.
@@ -163,7 +172,7 @@ impl PrepareOptions {
     }
 
     /// Largest size of the predictors. In a large model 9 % would be hundreds of megabytes, which do more as cached neurons.
-    pub(super) fn size_budget(&self, spec: &ModelSpec) -> f64 {
+    pub fn size_budget(&self, spec: &ModelSpec) -> f64 {
         self.size_budget.unwrap_or(if spec.hidden_size >= LARGE { 0.03 } else { 0.09 })
     }
 }

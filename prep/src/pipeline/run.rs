@@ -33,6 +33,7 @@ use crate::predictors::assemble;
 use crate::record::Calibration;
 use crate::record::documents::{Documents, read_documents};
 use crate::record::text::Sampling;
+use crate::report::Made;
 use crate::rounding::{ROUNDING_TOKENS, Rounded, round_for};
 use crate::thresholds::{VERIFIED, default_tokens, find_thresholds};
 use crate::tokenizer::packed_tokenizer;
@@ -64,6 +65,8 @@ pub struct Prepared {
     pub layers: Vec<LayerSparsity>,
     /// How the parts of its weights are stored, and what that cost; empty where they were not packed again.
     pub parts: Vec<StoredPart>,
+    /// The page that shows what was found, if one was written.
+    pub report: Option<PathBuf>,
     /// The directory of intermediate files.
     pub work: PathBuf,
 }
@@ -85,6 +88,8 @@ pub struct Preparation<'a> {
     options: &'a PrepareOptions,
     /// The name of the bundle, until it is written.
     reserved: Destination,
+    /// The name of the report.
+    report: Option<(Destination, &'a Made)>,
     /// The text, where it is not the model that writes it.
     given: Option<Documents>,
     work: Work<'a>,
@@ -99,6 +104,10 @@ impl<'a> Preparation<'a> {
         options.check()?;
         let inputs = inputs([&options.checkpoint].into_iter().chain(&options.text));
         let reserved = Destination::take(&options.output, FileKind::Bundle, &inputs)?;
+        let report = match &options.report {
+            Some(made) => Some((Destination::take(&options.report_path(), FileKind::Report, &inputs)?, made)),
+            None => None,
+        };
         let work_dir = options.work_directory();
         packed::look_and_refuse(&work_dir, &options.output, options.force)?;
         let given = match options.text.as_slice() {
@@ -107,7 +116,7 @@ impl<'a> Preparation<'a> {
         };
         let work = Work::open(&work_dir, &inputs, observer)?;
         work.refuse_inside(inputs.iter().map(|input| (input, false)).chain([(&options.output, true)]))?;
-        Ok(Self { options, reserved, given, work })
+        Ok(Self { options, reserved, report, given, work })
     }
 
     /// Does what is left to do, and writes the bundle.
@@ -115,7 +124,7 @@ impl<'a> Preparation<'a> {
     /// # Errors
     /// Whatever any stage meets. What is done by then stays, and the same preparation resumes from there.
     pub fn run(self, mut checkpoint: Checkpoint) -> Result<Prepared> {
-        let Self { options, reserved, given, work } = self;
+        let Self { options, reserved, report, given, work } = self;
         for note in checkpoint.notes() {
             (work.observer)(Event::Note(&note.to_string()));
         }
@@ -132,7 +141,7 @@ impl<'a> Preparation<'a> {
         let whole = matches!(&there, There::Ours(made) if made.flash == from.bundle.flash)
             && packed::is_whole(&options.output, work.observer);
         if whole && there == There::Ours(from.bundle.clone()) {
-            return job.prepared(Outcome::UpToDate, Vec::new(), Vec::new());
+            return job.prepared(Outcome::UpToDate, Vec::new(), Vec::new(), None);
         }
 
         let stages = Stages {
@@ -157,7 +166,11 @@ impl<'a> Preparation<'a> {
         job.announce(&checkpoint, layers.left(&stages, outcome == Outcome::Replaced))?;
         let sparsity = layers.run(&stages)?;
         let parts = job.write_bundle(&checkpoint, &calibration, &stages, &from, sparsity.clone(), outcome, reserved)?;
-        job.prepared(outcome, sparsity, parts)
+        let report = match report {
+            Some((destination, made)) => layers.write_report(&stages, made, destination)?,
+            None => None,
+        };
+        job.prepared(outcome, sparsity, parts, report)
     }
 }
 
@@ -383,9 +396,15 @@ impl<'a> Job<'a> {
         Ok(parts)
     }
 
-    fn prepared(&self, outcome: Outcome, layers: Vec<LayerSparsity>, parts: Vec<StoredPart>) -> Result<Prepared> {
+    fn prepared(
+        &self,
+        outcome: Outcome,
+        layers: Vec<LayerSparsity>,
+        parts: Vec<StoredPart>,
+        report: Option<PathBuf>,
+    ) -> Result<Prepared> {
         let output = &self.options.output;
         let bytes = output.metadata().map_err(io_error("cannot look at", output))?.len();
-        Ok(Prepared { outcome, bytes, layers, parts, work: self.work.dir.clone() })
+        Ok(Prepared { outcome, bytes, layers, parts, report, work: self.work.dir.clone() })
     }
 }

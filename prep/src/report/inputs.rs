@@ -8,13 +8,18 @@ use flashlm_formats::orders::{OrderFile, OrderFileError, OrderSummary};
 #[derive(Clone, Debug)]
 pub struct Orders {
     dir: PathBuf,
-    pub(super) summary: OrderSummary,
+    summary: OrderSummary,
 }
 
 impl Orders {
     /// Reads `orders.json` in `dir`; the orders themselves are read one by one.
     pub fn read(dir: &Path) -> Result<Self, OrderFileError> {
         Ok(Self { dir: dir.to_path_buf(), summary: OrderSummary::read(dir)? })
+    }
+
+    /// What `orders.json` says of all of them.
+    pub fn summary(&self) -> &OrderSummary {
+        &self.summary
     }
 
     /// The order of a layer, where there is one.

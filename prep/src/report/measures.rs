@@ -8,10 +8,10 @@ use flashlm::disk_cost::ReadCost;
 use flashlm::planner::PlanLimits;
 use flashlm::replay::{ReplayOptions, WantedSets, replay};
 use flashlm_formats::ids::{GroupId, NeuronId, Position};
+use flashlm_formats::orders::OrderFile;
 use flashlm_formats::recording::{LayerRecording, Recording};
+use serde::{Deserialize, Serialize};
 
-use super::ReportError;
-use super::inputs::Orders;
 use crate::coactivation::LayerActivity;
 use crate::ordering::positions;
 
@@ -28,14 +28,18 @@ const REQUEST_BYTES_MAX: u64 = 1 << 20;
 
 /// How neurons lie on flash, and what reading costs there.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Storage {
-    pub(super) records_per_group: u32,
-    pub(super) group_bytes: u64,
-    pub(super) cost: ReadCost,
+pub struct Storage {
+    /// Neuron records in a group.
+    pub records_per_group: u32,
+    /// Bytes of a group.
+    pub group_bytes: u64,
+    /// What reads cost.
+    pub cost: ReadCost,
 }
 
 /// A layer's figures.
-pub(super) struct LayerMeasures {
+#[derive(Serialize, Deserialize)]
+pub struct LayerMeasures {
     pub(super) layer: usize,
     /// Over the whole recording.
     pub(super) active_fraction: f64,
@@ -48,8 +52,9 @@ pub(super) struct LayerMeasures {
 }
 
 /// What one order of a layer's neurons makes of the sample.
+#[derive(Serialize, Deserialize)]
 pub(super) struct OrderMeasures {
-    pub(super) name: &'static str,
+    pub(super) name: String,
     /// The strategy behind it.
     pub(super) strategy: String,
     pub(super) runs: RunLengths,
@@ -59,6 +64,13 @@ pub(super) struct OrderMeasures {
     pub(super) bytes_per_token: Vec<f64>,
     /// Made when asked for.
     pub(super) matrix: Option<Matrix>,
+}
+
+impl LayerMeasures {
+    /// Whether this is the layer whose co-activation is shown.
+    pub(super) fn has_matrix(&self) -> bool {
+        self.orders.iter().any(|order| order.matrix.is_some())
+    }
 }
 
 /// Whole sequences spread over the recording, `tokens_max` tokens or one sequence at least. Of those held out, if only these may
@@ -81,10 +93,10 @@ pub(super) fn measure(
     layer: &LayerRecording,
     number: usize,
     sample: &[Range<usize>],
-    orders: Option<&Orders>,
+    chosen: Option<&OrderFile>,
     storage: &Storage,
     with_matrix: bool,
-) -> Result<LayerMeasures, ReportError> {
+) -> LayerMeasures {
     let neurons = layer.ffn();
     let mut sets = WantedSets::<NeuronId>::new(neurons as u32);
     let mut offsets = vec![0];
@@ -100,12 +112,12 @@ pub(super) fn measure(
     hottest.sort_by_key(|&n| (std::cmp::Reverse(counts[n.index()]), n));
     let rates = hottest.iter().map(|&n| counts[n.index()] as f64 / layer.tokens() as f64).collect();
 
-    let order = |name, strategy: &str, order: &[NeuronId]| {
+    let order = |name: &str, strategy: &str, order: &[NeuronId]| {
         let position = positions(order);
         let placed = sets.placed(&position);
         let (ms_per_token, bytes_per_token) = budgets(&placed.grouped(storage.records_per_group), storage);
         OrderMeasures {
-            name,
+            name: name.into(),
             strategy: strategy.into(),
             runs: RunLengths::of(&placed),
             ms_per_token,
@@ -114,16 +126,16 @@ pub(super) fn measure(
         }
     };
     let mut measured = vec![order("identity", "identity", &identity), order("frequency", "frequency", &hottest)];
-    if let Some(chosen) = orders.map(|o| o.layer(number, neurons)).transpose()?.flatten() {
+    if let Some(chosen) = chosen {
         measured.push(order("chosen", &chosen.strategy, &chosen.order));
     }
-    Ok(LayerMeasures {
+    LayerMeasures {
         layer: number,
         active_fraction: layer.active_fraction(),
         rates,
         activity: LayerActivity::of(&sets, &offsets, WINDOWS),
         orders: measured,
-    })
+    }
 }
 
 /// Predicted time and bytes per token at each size of the cache; the first half of the tokens fills it.
@@ -141,7 +153,7 @@ fn budgets(groups: &WantedSets<GroupId>, storage: &Storage) -> (Vec<f64>, Vec<f6
 }
 
 /// How many runs of adjacent active neurons there are of each length, over all tokens.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct RunLengths {
     /// Runs by length; index 0 is not used.
     pub(super) counts: Vec<u64>,
@@ -186,6 +198,7 @@ impl RunLengths {
 }
 
 /// How often neurons fire together, in bins of neighbours.
+#[derive(Serialize, Deserialize)]
 pub(super) struct Matrix {
     /// Neurons of the layer.
     pub(super) neurons: usize,

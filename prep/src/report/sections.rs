@@ -8,7 +8,7 @@ use flashlm_formats::model::ModelSpec;
 use maud::html;
 
 use super::html::{Section, facts, paragraph};
-use super::{Facts, ReportError, WEIGHT_BYTES, chart};
+use super::{Facts, Made, ReportError, WEIGHT_BYTES, chart};
 
 /// All sections in order.
 pub(super) fn all(facts: &Facts) -> Result<Vec<Section>, ReportError> {
@@ -31,9 +31,8 @@ pub(super) fn model_name(model: &ModelSpec) -> String {
 }
 
 fn summary(all: &Facts) -> Section {
-    let recording = all.input.recording;
-    let (info, model) = (recording.info(), &recording.info().model);
-    let layers = &all.layers;
+    let (info, model) = (all.input.info, &all.input.info.model);
+    let layers = all.layers;
     let active = mean(layers.iter().map(|l| l.active_fraction));
     let ffn_bytes =
         (model.ffn().vectors() * model.hidden_size * model.ffn().size * WEIGHT_BYTES * model.layers.len()) as f64;
@@ -61,6 +60,12 @@ fn summary(all: &Facts) -> Section {
             ),
         ),
     ];
+    if let Some(made) = all.input.made {
+        let Made { model, command, date } = made;
+        let version = env!("CARGO_PKG_VERSION");
+        rows.insert(0, ("Name", model.clone()));
+        rows.insert(1, ("Made", format!("on {date} by flashlm-prep {version}: {command}")));
+    }
     if let Some(text) = predictors::in_short(all) {
         rows.push(("Predictors", text));
     }

@@ -13,15 +13,17 @@ fn fixture() -> Recording {
 }
 
 fn report(recording: &Recording, predictors: Option<&TrainReport>, orders: Option<&Orders>) -> Report {
+    let orders = orders.map(|orders| (orders, orders.summary()));
     let input = ReportInput {
-        recording,
+        info: recording.info(),
         verdict: |mean| format!("mean <{mean:.3}> & more"),
         predictors,
-        orders,
+        orders: orders.map(|(_, summary)| summary),
         disk: None,
-        tokens_max: 100_000,
+        made: None,
     };
-    build(&input, &|| ()).unwrap()
+    let layers = measure_all(recording, orders.map(|(orders, _)| orders), &input, 100_000, &|| ()).unwrap();
+    Report::new(&input, &layers).unwrap()
 }
 
 fn page(recording: &Recording, predictors: Option<&TrainReport>, orders: Option<&Orders>) -> String {
@@ -63,15 +65,15 @@ fn numbers_that_cannot_be_drawn_are_an_error() {
         std::fs::write(&path, json.replace("0.125", huge).replace("20000", "18446744073709551615")).unwrap();
         let (recording, predictors) = (fixture(), TrainReport::read(dir.path()).unwrap());
         let input = ReportInput {
-            recording: &recording,
+            info: recording.info(),
             verdict: |_| String::new(),
             predictors: Some(&predictors),
             orders: None,
             disk: None,
-            tokens_max: 100_000,
+            made: None,
         };
         // What lies below an axis that begins at zero is not drawn.
-        let built = build(&input, &|| ());
+        let built = Report::new(&input, &measure_all(&recording, None, &input, 100_000, &|| ()).unwrap());
         assert!(matches!(built, Err(ReportError::Chart(_))) || huge.starts_with('-') && built.is_ok(), "{huge}");
     }
 }
@@ -306,14 +308,45 @@ fn files_of_another_kind_are_refused() {
     stray.layers[1].layer = 99;
     let recording = fixture();
     let input = ReportInput {
-        recording: &recording,
+        info: recording.info(),
         verdict: |_| String::new(),
         predictors: Some(&stray),
         orders: None,
         disk: None,
-        tokens_max: 1,
+        made: None,
     };
-    assert!(matches!(build(&input, &|| ()), Err(ReportError::NoSuchLayer { layer: 99, layers: 8 })));
+    let layers = measure_all(&recording, None, &input, 1, &|| ()).unwrap();
+    assert!(matches!(Report::new(&input, &layers), Err(ReportError::NoSuchLayer { layer: 99, layers: 8 })));
+}
+
+#[test]
+fn layers_may_be_measured_one_by_one_and_kept_as_json() {
+    let (recording, dir) = (fixture(), tempfile::tempdir().unwrap());
+    let orders = orders(dir.path(), &recording);
+    let made = Made { model: "me/<model>".into(), command: "flashlm-prep prepare".into(), date: "2026-12-01".into() };
+    let input = ReportInput {
+        info: recording.info(),
+        verdict: |_| String::new(),
+        predictors: None,
+        orders: Some(orders.summary()),
+        disk: None,
+        made: Some(&made),
+    };
+    let storage = storage(&input).unwrap().0;
+    let one_by_one = (0..2).map(|layer| {
+        let order = orders.layer(layer, recording.info().model.ffn().size).unwrap().unwrap();
+        let measured = measure_layer(&recording, layer, &order, &storage).unwrap();
+        serde_json::from_slice(&serde_json::to_vec(&measured).unwrap()).unwrap()
+    });
+    let one_by_one: Vec<LayerMeasures> = one_by_one.collect();
+    let at_once = measure_all(&recording, Some(&orders), &input, SAMPLE_TOKENS, &|| ()).unwrap();
+    // Of two recorded layers the second is the middle, of eight the fifth: nothing but the matrix differs.
+    let page = |layers: &[LayerMeasures]| Report::new(&input, layers).unwrap().page();
+    let (one_by_one, at_once) = (page(&one_by_one), page(&at_once));
+    for id in ["sparsity", "frequency", "reuse", "runs", "budget"] {
+        assert_eq!(rows(&one_by_one, id), rows(&at_once, id), "{id}");
+    }
+    assert!(one_by_one.contains("me/&lt;model&gt;") && one_by_one.contains("on 2026-12-01 by flashlm-prep"));
 }
 
 /// The cells of a CSV below its head, none of which needs quotes.

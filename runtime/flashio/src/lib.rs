@@ -36,12 +36,13 @@ pub use error::IoError;
 pub use faults::FaultPlan;
 pub use file::{Alignment, DirectFile, DirectIo, FileIdentity, Mode};
 pub use measure::{
-    MeasureProgress, PROFILE_DEPTHS, PROFILE_READ_BYTES, RandomPattern, measure_profile, random_read_rate,
+    MeasureProgress, Measurement, PROFILE_DEPTHS, PROFILE_READ_BYTES, RandomPattern, measure_profile, random_read_rate,
     sequential_bandwidth, sequential_read_rate,
 };
 pub use memory::AlignedMemory;
 pub use profile::{DiskProfile, PROFILE_VERSION, RandomRate};
-pub use profile_store::{CACHE_DIR_VARIABLE, device_key, profile_dir};
+use profile_store::moved_bytes;
+pub use profile_store::{CACHE_DIR_VARIABLE, cache_dir, device_key};
 pub use request::{Piece, ReadBatch};
 pub use scratch::ScratchFile;
 pub use slots::{SlotState, Slots};

@@ -9,7 +9,7 @@ use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
 use crate::{
     Alignment, DirectFile, DirectIo, DiskProfile, Engines, Extent, IoError, PROFILE_VERSION, RandomRate, ReadBatch,
-    ReadEngine, ScratchFile, SequentialReader, Slots, StreamOptions, device_key,
+    ReadEngine, ScratchFile, SequentialReader, Slots, StreamOptions, device_key, moved_bytes,
 };
 
 /// Read sizes of a profile, in bytes.
@@ -97,12 +97,31 @@ pub fn sequential_bandwidth(path: &Path) -> Result<f64, IoError> {
 }
 
 /// How far a measurement is.
-#[derive(Debug, Clone, Copy)]
-pub struct MeasureProgress {
-    /// Steps finished.
-    pub done: usize,
-    /// Steps in all.
-    pub total: usize,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MeasureProgress {
+    /// The scratch file has this many of its bytes.
+    Writing {
+        /// Bytes written.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// Rates are measured.
+    Measuring {
+        /// Steps finished.
+        done: usize,
+        /// Steps in all.
+        total: usize,
+    },
+}
+
+/// What was measured, and how far it can be believed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Measurement {
+    /// The rates.
+    pub profile: DiskProfile,
+    /// The share of the bytes that the disk read and wrote meanwhile which was not this measurement's, where the system tells.
+    pub foreign: Option<f64>,
 }
 
 /// Measures the disk below `path` within about `budget`: a large file there, or a folder, in which a scratch file
@@ -112,14 +131,16 @@ pub fn measure_profile(
     scratch_bytes: u64,
     budget: Duration,
     progress: &mut dyn FnMut(MeasureProgress),
-) -> Result<DiskProfile, IoError> {
+) -> Result<Measurement, IoError> {
     let length = std::fs::metadata(path).map(|m| if m.is_file() { m.len() } else { 0 });
     let length = length.map_err(|source| IoError::Open { path: path.to_path_buf(), source })?;
     let scratch = if length >= PROFILED_FILE_BYTES_MIN {
         None
     } else {
         let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new(".")) };
-        Some(ScratchFile::create(folder, scratch_bytes.max(16 << 20), &mut |_| {})?)
+        let total = scratch_bytes.max(16 << 20);
+        let written = &mut |done| progress(MeasureProgress::Writing { done, total });
+        Some(ScratchFile::create(folder, total, written)?)
     };
     let path = scratch.as_ref().map_or(path, |scratch| scratch.path());
     let file = Arc::new(DirectFile::open(path, DirectIo::Optional)?);
@@ -128,13 +149,14 @@ pub fn measure_profile(
     // The sequential read counts as five cells: it is the figure that everything is compared with.
     let slice = budget / (cells as u32 + 5);
     let total = cells + 1;
-    progress(MeasureProgress { done: 0, total });
+    let before = moved_bytes(path);
+    progress(MeasureProgress::Measuring { done: 0, total });
     let sequential_bytes_per_s = sequential_read_rate(&file, StreamOptions::default(), slice * 5, 1)?;
     let mut random = Vec::with_capacity(cells);
     let mut engine_name = "";
     for read_bytes in PROFILE_READ_BYTES {
         for depth in PROFILE_DEPTHS {
-            progress(MeasureProgress { done: random.len() + 1, total });
+            progress(MeasureProgress::Measuring { done: random.len() + 1, total });
             // Offsets at 4 KiB also where the file asks for nothing (buffered).
             let alignment = Alignment { memory: file.alignment().memory.max(4096), ..file.alignment() };
             let slots = Slots::new(depth as usize, read_bytes as usize, alignment)?;
@@ -146,14 +168,20 @@ pub fn measure_profile(
             random.push(RandomRate { read_bytes, depth, reads_per_s });
         }
     }
-    progress(MeasureProgress { done: total, total });
-    Ok(DiskProfile {
-        version: PROFILE_VERSION,
-        device: device_key(path),
-        mode: file.mode().to_string(),
-        engine: engine_name.into(),
-        sequential_bytes_per_s,
-        random,
+    let moved = moved_bytes(path).zip(before).map(|(after, before)| after.saturating_sub(before) as f64);
+    progress(MeasureProgress::Measuring { done: total, total });
+    let of_random: f64 = random.iter().map(|rate| rate.bytes_per_s() * slice.as_secs_f64()).sum();
+    let own = sequential_bytes_per_s * 5.0 * slice.as_secs_f64() + of_random;
+    Ok(Measurement {
+        profile: DiskProfile {
+            version: PROFILE_VERSION,
+            device: device_key(path),
+            mode: file.mode().to_string(),
+            engine: engine_name.into(),
+            sequential_bytes_per_s,
+            random,
+        },
+        foreign: moved.map(|moved| if moved > 0.0 { (1.0 - own / moved).max(0.0) } else { 0.0 }),
     })
 }
 
@@ -164,9 +192,15 @@ mod tests {
     #[test]
     fn a_profile_is_measured_and_leaves_nothing_behind() {
         let folder = tempfile::tempdir().unwrap();
-        let mut steps = Vec::new();
         let budget = Duration::from_millis(200);
-        let profile = measure_profile(folder.path(), 16 << 20, budget, &mut |p| steps.push(p.done)).unwrap();
+        let (mut steps, mut written) = (Vec::new(), 0);
+        let measured = measure_profile(folder.path(), 16 << 20, budget, &mut |progress| match progress {
+            MeasureProgress::Writing { done, .. } => written = done,
+            MeasureProgress::Measuring { done, .. } => steps.push(done),
+        });
+        let Measurement { profile, foreign } = measured.unwrap();
+        assert!(foreign.is_none_or(|share| (0.0..=1.0).contains(&share)), "{foreign:?}");
+        assert_eq!(written, 16 << 20);
         assert!(profile.is_sound(), "{profile:?}");
         assert_eq!(profile.random.len(), 35);
         assert_eq!(steps, (0..=36).collect::<Vec<_>>());

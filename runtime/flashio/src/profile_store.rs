@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::DiskProfile;
 
-/// Overrides the folder that profiles are kept in.
+/// Overrides the folder that profiles and bundles of models of the hub are kept in.
 pub const CACHE_DIR_VARIABLE: &str = "FLASHLM_CACHE_DIR";
 
 /// A name for the disk below a path, fit for a file name: the device, its model and its size where the system tells,
@@ -17,6 +17,16 @@ pub fn device_key(path: &Path) -> String {
     let device = metadata.dev();
     let key = described_device(device).unwrap_or_else(|| format!("dev-{device:x}"));
     key.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.') { c } else { '_' }).collect()
+}
+
+/// Bytes that the device below a path has read and written since the system started, for anybody; `None` where nobody counts them.
+pub(crate) fn moved_bytes(path: &Path) -> Option<u64> {
+    let device = fs::metadata(path).ok()?.dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let counted = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat")).ok()?;
+    let field = |at: usize| counted.split_ascii_whitespace().nth(at)?.parse::<u64>().ok();
+    // In sectors of 512 bytes, whatever the device has: Documentation/block/stat.rst.
+    Some((field(2)? + field(6)?).saturating_mul(512))
 }
 
 #[cfg(target_os = "linux")]
@@ -35,8 +45,8 @@ fn described_device(_: u64) -> Option<String> {
     None
 }
 
-/// The folder that profiles are kept in: `FLASHLM_CACHE_DIR`, else `flashlm` in the user's cache folder.
-pub fn profile_dir() -> Option<PathBuf> {
+/// The folder that profiles and bundles of models of the hub are kept in: `FLASHLM_CACHE_DIR`, else `flashlm` in the user's cache folder.
+pub fn cache_dir() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set(CACHE_DIR_VARIABLE)
         .or_else(|| set("XDG_CACHE_HOME").filter(|path| path.is_absolute()).map(|path| path.join("flashlm")))

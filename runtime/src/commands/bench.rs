@@ -53,7 +53,7 @@ use table::write_table;
 pub(crate) struct BenchArgs {
     /// The bundle, made by `flashlm-prep`
     #[arg(value_name = "BUNDLE")]
-    bundle: PathBuf,
+    pub(crate) bundle: PathBuf,
     /// Memory for each step's process: 50% (of the model), 4GiB, 6.7GB [default: 50%]
     #[arg(long, value_name = "AMOUNT")]
     memory: Option<Budget>,
@@ -123,7 +123,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     super::watch_signals()?;
     // Before there are steps nothing would be lost, and a text may be a pipe that nobody writes to.
     signals::end_at_once(true);
-    let bundle = super::open_bundle(&args.bundle)?;
+    let bundle = Bundle::open(&args.bundle)?;
     let budget = args.memory.unwrap_or(DEFAULT_BUDGET).bytes(bundle.manifest().model_bytes);
     let explain = |refused: flashlm::error::Result<()>| match args.memory {
         Some(_) => refused.map_err(Into::into),

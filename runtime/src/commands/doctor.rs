@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 pub(crate) struct DoctorArgs {
     /// A bundle, whose disk is examined too
     #[arg(value_name = "BUNDLE")]
-    bundle: Option<PathBuf>,
+    pub(crate) bundle: Option<PathBuf>,
     /// Print a JSON object
     #[arg(long)]
     json: bool,
@@ -40,7 +40,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode> {
     });
     let mut advice = Vec::new();
     if let Some(path) = &args.bundle {
-        let bundle = super::open_bundle(path)?;
+        let bundle = Bundle::open(path)?;
         disk(path, &mut report, &mut advice)?;
         model(&bundle, &mut report, &mut advice);
     }
@@ -49,21 +49,63 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode> {
         println!("{report:#}");
         return Ok(ExitCode::SUCCESS);
     }
-    for (name, value) in report.as_object().into_iter().flatten() {
-        let words = name.trim_end_matches("_bytes").trim_end_matches("_bytes_per_s").replace('_', " ");
-        let text = match value {
-            Value::Null => "none".to_owned(),
-            Value::String(text) => text.clone(),
-            value if name.ends_with("_bytes") => human_bytes(value.as_u64().unwrap_or(0)),
-            value if name.ends_with("_bytes_per_s") => {
-                format!("{}/s", human_bytes(value.as_f64().unwrap_or(0.0) as u64))
-            }
-            value => value.to_string(),
-        };
-        println!("{words:<28} {}", printable_line(&text));
+    for (title, names) in SECTIONS {
+        let there = names.iter().filter_map(|name| Some((*name, report.get(*name)?)));
+        let lines: Vec<String> =
+            there.map(|(name, value)| format!("  {:<26} {}", words(name), shown(name, value))).collect();
+        if !lines.is_empty() {
+            println!("{title}");
+            lines.iter().for_each(|line| println!("{}", printable_line(line)));
+        }
     }
     advice.iter().for_each(|line| println!("- {}", printable_line(line)));
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is reported, in the order in which people look for it.
+const SECTIONS: [(&str, &[&str]); 3] = [
+    (
+        "This machine",
+        &[
+            "processors",
+            "instruction_set",
+            "memory_available_bytes",
+            "memory_bound",
+            "memory_cgroup",
+            "memory_cgroup_limit_bytes",
+            "memory_default_bytes",
+        ],
+    ),
+    ("The disk", &["disk", "direct_io", "reader", "disk_sequential_bytes_per_s", "disk_best_random_bytes_per_s"]),
+    (
+        "The model",
+        &["model_bytes", "resident_weights_bytes", "predictors_bytes", "flash_section_bytes", "active_neurons_percent"],
+    ),
+];
+
+/// The name of a figure for people: without its unit, and its section.
+fn words(name: &str) -> String {
+    let name = match name {
+        "memory_default_bytes" => "memory a run may take",
+        "flash_section_bytes" => "neurons on flash",
+        "active_neurons_percent" => "active neurons",
+        name => name.trim_end_matches("_bytes").trim_end_matches("_bytes_per_s"),
+    };
+    name.replace('_', " ").trim_start_matches("disk ").to_owned()
+}
+
+fn shown(name: &str, value: &Value) -> String {
+    match value {
+        Value::Null => "none".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Bool(yes) => if *yes { "yes" } else { "no" }.to_owned(),
+        value if name.ends_with("_bytes") => human_bytes(value.as_u64().unwrap_or(0)),
+        value if name.ends_with("_bytes_per_s") => {
+            format!("{}/s", human_bytes(value.as_f64().unwrap_or(0.0) as u64))
+        }
+        value if name.ends_with("_percent") => format!("{value} %"),
+        value => value.to_string(),
+    }
 }
 
 /// How the bundle's disk can be read.

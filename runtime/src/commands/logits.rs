@@ -20,7 +20,7 @@ use super::{ModelArgs, parse_ids, say_chosen, with_progress};
     The file holds one tensor `logits`, f32 [tokens, vocab].")]
 pub(crate) struct LogitsArgs {
     #[command(flatten)]
-    model: ModelArgs,
+    pub(crate) model: ModelArgs,
     /// Token ids of the sequence, such as 2,713,16; nothing is added to them
     #[arg(long, value_name = "IDS", value_parser = parse_ids)]
     ids: std::vec::Vec<u32>,
@@ -31,7 +31,7 @@ pub(crate) struct LogitsArgs {
 
 pub(crate) fn run(args: LogitsArgs) -> Result<ExitCode> {
     let output = Destination::take(&args.output, FileKind::Logits, std::slice::from_ref(&args.model.bundle))?;
-    let bundle = super::open_bundle(&args.model.bundle)?;
+    let bundle = Bundle::open(&args.model.bundle)?;
     check_ids(bundle.spec(), &args.ids)?;
     write_logits(&args, &bundle, &mut BufWriter::new(output.file()))?;
     output.publish()?;

@@ -18,46 +18,20 @@ pub(crate) mod disk;
 pub(crate) mod doctor;
 pub(crate) mod logits;
 mod model_args;
+pub(crate) mod named;
 pub(crate) mod plan;
 pub(crate) mod run;
 mod values;
 
 pub(crate) use model_args::{GuessArgs, ModelArgs, say_chosen, with_progress};
 
-use std::path::Path;
-
 use anyhow::Context;
 use flashlm::neurons::counters::ReadFigures;
 use flashlm::signals;
-use flashlm_formats::bundle::Bundle;
 
 /// Lets signals be noted, so that work can end at its next step.
 pub(crate) fn watch_signals() -> anyhow::Result<()> {
     signals::watch().context("cannot watch for Ctrl-C")
-}
-
-/// Opens a bundle. A name of the hub is told what becomes a bundle of it.
-pub(crate) fn open_bundle(path: &Path) -> anyhow::Result<Bundle> {
-    let opened = Bundle::open(path);
-    match path.to_str() {
-        Some(name) if opened.is_err() && !path.exists() && is_hub_name(name) => opened.with_context(|| {
-            format!(
-                "there is no bundle {name}; if it is a model of the hub, `flashlm-prep prepare {name} -o model.flashlm` makes one"
-            )
-        }),
-        _ => Ok(opened?),
-    }
-}
-
-/// Whether `name` reads like `org/name` or `org/name@revision`.
-fn is_hub_name(name: &str) -> bool {
-    let name = name.split_once('@').map_or(name, |(name, _)| name);
-    let word = |word: &str| {
-        word.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && word.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-    };
-    let bundle = Path::new(name).extension().is_some_and(|extension| extension == "flashlm");
-    name.split_once('/').is_some_and(|(org, model)| word(org) && word(model)) && !bundle
 }
 
 /// Whether an error comes from a closed standard output.
@@ -79,19 +53,4 @@ pub(crate) fn with_figures(figures: ReadFigures, mut more: serde_json::Value) ->
         object.extend(figures);
     }
     more
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_of_the_hub_are_known_from_files() {
-        for name in ["facebook/opt-1.3b", "org/name@main", "a/b_c.d-e"] {
-            assert!(is_hub_name(name), "{name}");
-        }
-        for file in ["model.flashlm", "./model", "dir/model.flashlm", "/a/b", "a/b/c", "../a", "a/", "opt-1.3b"] {
-            assert!(!is_hub_name(file), "{file}");
-        }
-    }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use flashlm::Result as RuntimeResult;
-use flashlm::budget::Budget;
+use flashlm::budget::{Budget, human_bytes};
 use flashlm::cache::PolicyKind;
 use flashlm::forward::kv::KvDtype;
 use flashlm::load::Notice;
@@ -15,14 +15,14 @@ use flashlm::plan::MemoryPlan;
 use flashlm::speculate::Speculate;
 use flashlm_formats::bundle::Bundle;
 use flashlm_io::{DirectIo, EngineChoice};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use super::values::{self, Disk};
 
 /// How to open a bundle.
 #[derive(Args)]
 pub(crate) struct ModelArgs {
-    /// The bundle, made by `flashlm-prep`
+    /// The bundle, made by `flashlm-prep`; or a model of the hub, org/name[@revision], that was prepared without `-o`
     #[arg(value_name = "BUNDLE")]
     pub(crate) bundle: PathBuf,
     /// Memory for the whole process: 50% (of the model), 4GiB, 6.7GB [default: what the machine and its memory cgroups leave, less a reserve]
@@ -137,7 +137,13 @@ impl ModelArgs {
 pub(crate) fn with_progress<T>(load: impl FnOnce(&mut dyn FnMut(u64, u64)) -> RuntimeResult<T>) -> Result<T> {
     let bar = ProgressBar::new(0); // hidden when standard error is not a terminal
     bar.set_style(
-        ProgressStyle::with_template("loading [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left")?
+        ProgressStyle::with_template("loading [{bar:30}] {size}")?
+            .with_key("size", |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+                let [done, all, rate] =
+                    [state.pos(), state.len().unwrap_or(0), state.per_sec() as u64].map(human_bytes);
+                // What cannot be written is not shown.
+                _ = write!(out, "{done} of {all}, {rate}/s");
+            })
             .progress_chars("=> "),
     );
     let loaded = load(&mut |done, total| {

@@ -34,9 +34,9 @@ const DEFAULT_CONTEXT: usize = 256;
     flashlm plan model.flashlm --memory 50% --draft small.flashlm")]
 pub(crate) struct PlanArgs {
     #[command(flatten)]
-    model: ModelArgs,
+    pub(crate) model: ModelArgs,
     #[command(flatten)]
-    guesses: GuessArgs,
+    pub(crate) guesses: GuessArgs,
     /// Size of the KV cache in tokens, for the prompt and what follows [default: 256, or what the model allows]
     #[arg(long, value_name = "N")]
     context: Option<usize>,
@@ -46,7 +46,7 @@ pub(crate) struct PlanArgs {
 }
 
 pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
-    let bundle = super::open_bundle(&args.model.bundle)?;
+    let bundle = Bundle::open(&args.model.bundle)?;
     let context = args.context.unwrap_or(DEFAULT_CONTEXT.min(bundle.spec().max_positions));
     let mut options = LoadOptions { speculate: args.guesses.speculate, ..args.model.options(&bundle, context)? };
     if let Some(path) = &args.guesses.draft {
@@ -118,7 +118,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
         let (least_ms, most_ms) = expected.ms_per_token(rate);
         let reading = if expected.is_reading() {
             format!(
-                "{} in {} reads take {} ms ({} with no gap read through)",
+                "{} are read in {} reads, {} ms ({} with no gap read through)",
                 about_bytes(expected.bytes_read),
                 about(expected.reads),
                 about(expected.io_ms),
@@ -128,21 +128,19 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode> {
             "nothing is read".to_owned()
         };
         println!(
-            "about {} to {} tokens/s: {reading}, {} of memory {} ms",
+            "about {} to {} tokens/s\n  {reading}\n  {} of memory are touched in {} ms",
             about(1e3 / most_ms),
             about(1e3 / least_ms),
             about_bytes(expected.bytes_touched),
             about(expected.bytes_touched / rate * 1e3),
         );
-        match expected.is_reading() {
-            true => println!(
-                "this assumes the given budget, text like that used for preparation, and a typical disk: {known}"
-            ),
-            false => println!("this assumes the given budget, and text like that used for preparation"),
+        println!("  if the budget is kept and the text is like that used for preparation");
+        if expected.is_reading() {
+            println!("  reads are reckoned for {known}");
         }
     }
     println!(
-        "model {}; smallest budget that works --memory {smallest} ({})",
+        "the model has {}; the smallest budget that works is --memory {smallest} ({})",
         human_bytes(bundle.manifest().model_bytes),
         human_bytes(smallest)
     );

@@ -18,6 +18,7 @@ use flashlm::error::{hints, longest};
 use flashlm::memory;
 use flashlm::text::Tokenizer;
 use flashlm::{ModelOptions, Percentiles, Report, Sampling, signals, terminal};
+use flashlm_formats::bundle::Bundle;
 use serde_json::json;
 
 use conversation::converse;
@@ -25,7 +26,7 @@ use prompt::prompt_ids;
 use saved::SavedIn;
 
 use super::values::{non_negative, positive, share};
-use super::{GuessArgs, ModelArgs, open_bundle, parse_ids, say_chosen, with_figures, with_progress};
+use super::{GuessArgs, ModelArgs, parse_ids, say_chosen, with_figures, with_progress};
 
 /// Arguments of `flashlm run`.
 #[derive(Args)]
@@ -38,9 +39,9 @@ use super::{GuessArgs, ModelArgs, open_bundle, parse_ids, say_chosen, with_figur
     flashlm run model.flashlm            (on a terminal: a conversation; Ctrl-D ends it)")]
 pub(crate) struct RunArgs {
     #[command(flatten)]
-    model: ModelArgs,
+    pub(crate) model: ModelArgs,
     #[command(flatten)]
-    guesses: GuessArgs,
+    pub(crate) guesses: GuessArgs,
     /// Text to continue
     #[arg(long, value_name = "TEXT", group = "input", allow_hyphen_values = true)]
     prompt: Option<String>,
@@ -94,7 +95,7 @@ pub(crate) fn run(mut args: RunArgs) -> Result<ExitCode> {
     // Until there is text, nothing is lost.
     signals::end_at_once(true);
     choose_seed(&mut args);
-    let mut options = ModelOptions::of(open_bundle(&args.model.bundle)?)?;
+    let mut options = ModelOptions::of(Bundle::open(&args.model.bundle)?)?;
     let max = options.bundle().spec().max_positions;
     let prompt = prompt_ids(&args, options.tokenizer(), prompt_room(&args, max)?, max)?;
     if let Some(prompt) = &prompt {

@@ -1,6 +1,6 @@
 //! What decoding a token will cost, from what the bundle says about how often neurons are reused.
 
-use flashlm_formats::bundle::{Bundle, LayerSparsity};
+use flashlm_formats::bundle::{Bundle, FlashLayout, LayerSparsity};
 
 use super::planned::Planned;
 use super::resident_bytes_touched;
@@ -28,48 +28,99 @@ pub struct Expectation {
     layers: usize,
 }
 
+/// What decoding does with memory and flash, as far as that decides what a token costs.
+#[derive(Clone, Copy, Debug)]
+pub struct Decoding<'a> {
+    /// How neurons lie on flash.
+    pub layout: &'a FlashLayout,
+    /// Vectors of a neuron, and the bytes of each in memory.
+    pub vectors: usize,
+    /// Bytes of a vector in memory, its scales included.
+    pub vector_bytes: usize,
+    /// What reads cost.
+    pub cost: &'a ReadCost,
+    /// Whether predictors choose what is computed.
+    pub is_predicted: bool,
+    /// Bytes of the head that are read for every token.
+    pub head_left_out: u64,
+    /// Bytes of memory touched besides neurons: attention, head, keys and values, predictors.
+    pub resident_touched: u64,
+}
+
+/// Where a layer's neurons are.
+#[derive(Clone, Copy, Debug)]
+pub enum Held {
+    /// All in memory.
+    Whole,
+    /// So many groups in a cache.
+    Slots(u32),
+    /// Read for every token.
+    Not,
+}
+
 impl Expectation {
     /// For decoding as planned with this context; `None` where the bundle does not tell what is predicted or reused.
     pub fn new(bundle: &Bundle, planned: &Planned, context: usize) -> Option<Self> {
-        let (spec, layout, cost) = (bundle.spec(), bundle.layout(), &planned.cost.0);
         let sparsity = bundle.manifest().sparsity.as_ref()?;
-        let (vectors, group_bytes) = (spec.ffn().vectors() as f64, layout.group_bytes() as f64);
-        let mut rows = 0.0;
+        let held = |layer: usize| match (&planned.arena, planned.choice) {
+            (Some(arena), _) => Held::Slots(arena.slots[layer]),
+            (None, FfnChoice::Resident) => Held::Whole,
+            _ if layer < planned.pinned => Held::Whole,
+            _ => Held::Not,
+        };
+        let predictors = bundle.predictors().filter(|_| planned.predicted).map_or(0, |section| section.extent.bytes);
+        let decoding = Decoding {
+            layout: bundle.layout(),
+            vectors: bundle.spec().ffn().vectors(),
+            vector_bytes: bundle.layout().row_bytes() + Records::of(bundle).scale_bytes(),
+            cost: &planned.cost.0,
+            is_predicted: planned.predicted,
+            // Of the embedding one row is read, which is nothing beside it.
+            head_left_out: planned.tables.head_left_out(bundle),
+            resident_touched: resident_bytes_touched(bundle, context) + predictors,
+        };
+        Self::of(&decoding, sparsity.iter().enumerate().map(|(at, layer)| (layer, held(at))))
+    }
+
+    /// For layers that are active and held so; `None` where it is not known what is predicted or reused.
+    pub fn of<'a>(
+        decoding: &Decoding<'_>,
+        layers: impl IntoIterator<Item = (&'a LayerSparsity, Held)>,
+    ) -> Option<Self> {
+        let Decoding { layout, vectors, vector_bytes, cost, is_predicted, head_left_out, resident_touched } = *decoding;
+        let (group_bytes, layer_bytes) = (layout.group_bytes() as f64, layout.layer_bytes() as f64);
+        let (mut rows, mut count) = (0.0, 0);
         let (mut least, mut most) = (Reads::default(), Reads::default());
-        for (at, layer) in sparsity.iter().enumerate() {
-            match (&planned.arena, planned.choice) {
-                (Some(arena), _) => {
-                    let (missed, runs) = missed_with(layer, arena.slots[at])?;
+        for (layer, held) in layers {
+            match held {
+                Held::Whole => {}
+                Held::Slots(slots) => {
+                    let (missed, runs) = missed_with(layer, slots)?;
                     least.add(through_gaps(missed, runs, layout.groups() as f64, group_bytes, cost));
                     most.add(Reads { count: runs, bytes: missed * group_bytes });
                 }
-                (None, FfnChoice::Resident) => {}
-                _ if at < planned.pinned => {}
-                _ => {
-                    let (bytes, chunk) = (layout.layer_bytes() as f64, STREAMED_BYTES);
-                    let reads = Reads { count: (bytes / chunk).ceil(), bytes };
+                Held::Not => {
+                    let reads = Reads { count: (layer_bytes / STREAMED_BYTES).ceil(), bytes: layer_bytes };
                     least.add(reads);
                     most.add(reads);
                 }
             }
             // Of a neuron that turns out zero the last vector is not touched.
-            let chosen = if planned.predicted { f64::from(layer.predicted?) } else { 1.0 };
-            rows += layout.neurons() as f64 * (chosen * (vectors - 1.0) + f64::from(layer.active));
+            let chosen = if is_predicted { f64::from(layer.predicted?) } else { 1.0 };
+            rows += layout.neurons() as f64 * (chosen * (vectors as f64 - 1.0) + f64::from(layer.active));
+            count += 1;
         }
-        // Rows of the head that are read for every token; one of the embedding is nothing beside them.
-        let left_out = planned.tables.head_left_out(bundle) as f64;
+        let left_out = head_left_out as f64;
         let head = Reads { count: (left_out / STREAMED_BYTES).ceil(), bytes: left_out };
         least.add(head);
         most.add(head);
-        let predictors = bundle.predictors().filter(|_| planned.predicted).map_or(0, |section| section.extent.bytes);
         Some(Self {
             bytes_read: least.bytes,
             reads: least.count,
             io_ms: least.ms(cost).min(most.ms(cost)),
             io_most_ms: most.ms(cost).max(least.ms(cost)),
-            bytes_touched: (resident_bytes_touched(bundle, context) + predictors) as f64
-                + rows * (layout.row_bytes() + Records::of(bundle).scale_bytes()) as f64,
-            layers: spec.layers.len(),
+            bytes_touched: resident_touched as f64 + rows * vector_bytes as f64,
+            layers: count,
         })
     }
 

@@ -20,7 +20,7 @@ pub(super) fn sparsity(all: &Facts) -> Result<Section, ReportError> {
     let least = values.iter().min_by(by_value).copied().unwrap_or_default();
     let most = values.iter().max_by(by_value).copied().unwrap_or_default();
     let mut table = Table::new(["layer", "active", "99th percentile of tokens", "never active"]);
-    for layer in &all.layers {
+    for layer in all.layers {
         let neurons = layer.activity.neurons as f64;
         table.row([
             layer.layer.to_string(),
@@ -53,7 +53,7 @@ pub(super) fn sparsity(all: &Facts) -> Result<Section, ReportError> {
 
 pub(super) fn frequency(all: &Facts) -> Result<Section, ReportError> {
     // In percent.
-    let least = 100.0 / all.input.recording.tokens().len() as f64;
+    let least = 100.0 / all.input.info.tokens as f64;
     let floor = least.log10().floor().max(-4.0);
     let series: Vec<Series> = all
         .layers
@@ -79,7 +79,7 @@ pub(super) fn frequency(all: &Facts) -> Result<Section, ReportError> {
     let head =
         LayerActivity::HOTTEST.iter().flat_map(|p| [format!("top {p} %: share of firing"), format!("rate at {p} %")]);
     let mut table = Table::new(["layer".to_string()].into_iter().chain(head));
-    for layer in &all.layers {
+    for layer in all.layers {
         let a = &layer.activity;
         let cells =
             a.hottest_share.iter().zip(a.rate_at_rank).flat_map(|(&share, rate)| [percent(share), percent(rate)]);
@@ -143,7 +143,7 @@ fn windows(
     let title = title(typical);
     let alt = format!("Curves over windows of 1 to {WINDOWS} tokens, one for each layer. {title}.");
     let mut table = Table::new(["layer".to_string()].into_iter().chain((1..=WINDOWS).map(|k| format!("k = {k}"))));
-    for layer in &all.layers {
+    for layer in all.layers {
         let cells = layer.activity.windows.iter().map(|w| percent(of(w)));
         table.row([layer.layer.to_string()].into_iter().chain(cells));
     }

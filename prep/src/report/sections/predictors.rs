@@ -68,7 +68,7 @@ pub(super) fn section(all: &Facts) -> Result<Section, ReportError> {
         ),
         points_table(layers),
     )?;
-    let own = all.input.recording.info().id == predictors.recording;
+    let own = all.input.info.id == predictors.recording;
     let validated = layers.iter().all(|l| l.validation.is_some());
     let source = match (validated, own) {
         (true, _) => "Measured on a recording of other text than the predictors were trained on.",

@@ -17,9 +17,9 @@ const RUNS_SHOWN: [usize; 7] = [1, 2, 3, 4, 8, 16, 32];
 const TABLE_BINS: usize = 16;
 
 /// The orders that every layer has, by place in [`LayerMeasures::orders`].
-fn orders_everywhere(layers: &[LayerMeasures]) -> Vec<(usize, &'static str)> {
+fn orders_everywhere(layers: &[LayerMeasures]) -> Vec<(usize, &str)> {
     let fewest = layers.iter().map(|l| l.orders.len()).min().unwrap_or(0);
-    layers.first().map_or(Vec::new(), |l| l.orders[..fewest].iter().map(|o| o.name).enumerate().collect())
+    layers.first().map_or(Vec::new(), |l| l.orders[..fewest].iter().map(|o| o.name.as_str()).enumerate().collect())
 }
 
 /// Sums the layers' times and bytes at each size of the cache.
@@ -30,16 +30,16 @@ fn sum(layers: &[LayerMeasures], order: usize, of: fn(&OrderMeasures) -> &[f64])
 
 /// The cache of all recorded layers at each size, in MB.
 fn cache_mb(all: &Facts) -> Vec<f64> {
-    let groups = (all.input.recording.info().model.ffn().size as u64).div_ceil(all.storage.records_per_group as u64);
+    let groups = (all.input.info.model.ffn().size as u64).div_ceil(all.storage.records_per_group as u64);
     let bytes = |percent: u32| groups * percent as u64 / 100 * all.storage.group_bytes * all.layers.len() as u64;
     CACHE_PERCENT.iter().map(|&percent| bytes(percent) as f64 / 1e6).collect()
 }
 
 /// One sentence for the summary.
 pub(super) fn in_short(all: &Facts) -> String {
-    let orders = orders_everywhere(&all.layers);
+    let orders = orders_everywhere(all.layers);
     let (best, name) = orders[orders.len() - 1];
-    let at = |order| sum(&all.layers, order, |o| &o.ms_per_token)[TYPICAL_CACHE];
+    let at = |order| sum(all.layers, order, |o| &o.ms_per_token)[TYPICAL_CACHE];
     format!(
         "{:.2} ms a token in {name} order with a neuron cache of {} % of the layers, {:.2} ms in the checkpoint's order; predicted by \
          a replay for {}",
@@ -51,7 +51,7 @@ pub(super) fn in_short(all: &Facts) -> String {
 }
 
 fn no_orders(all: &Facts) -> Markup {
-    if orders_everywhere(&all.layers).len() > 2 {
+    if orders_everywhere(all.layers).len() > 2 {
         return Markup::default();
     }
     missing(
@@ -63,7 +63,7 @@ fn no_orders(all: &Facts) -> Markup {
 
 /// What is to be said of the tokens that the orders are judged on.
 fn seen_before(all: &Facts) -> &'static str {
-    let own = all.input.orders.is_some_and(|o| o.summary.recording == all.input.recording.info().id);
+    let own = all.input.orders.is_some_and(|orders| orders.recording == all.input.info.id);
     if own {
         "Counted on held-out documents: the chosen order was made from the others of this recording. "
     } else {
@@ -134,10 +134,10 @@ pub(super) fn coactivation(all: &Facts) -> Result<Section, ReportError> {
             seen_before(all)
         ),
         charts: vec![
-            ("Before: the checkpoint's order".into(), draw("coactivation-before", first, before.name)?),
+            ("Before: the checkpoint's order".into(), draw("coactivation-before", first, &before.name)?),
             (
                 format!("After: {} order ({})", after.name, after.strategy),
-                draw("coactivation-after", second, after.name)?,
+                draw("coactivation-after", second, &after.name)?,
             ),
         ],
         table,
@@ -156,7 +156,7 @@ fn coarse(matrix: &Matrix) -> Vec<Vec<f64>> {
 }
 
 pub(super) fn runs(all: &Facts) -> Result<Section, ReportError> {
-    let orders = orders_everywhere(&all.layers);
+    let orders = orders_everywhere(all.layers);
     let pooled: Vec<RunLengths> = orders
         .iter()
         .map(|&(at, _)| {
@@ -191,10 +191,10 @@ pub(super) fn runs(all: &Facts) -> Result<Section, ReportError> {
         let shares = RUNS_SHOWN.iter().map(|&length| percent(runs.share_from(length)));
         table.row([layer, order, format!("{:.3}", runs.mean())].into_iter().chain(shares));
     };
-    for layer in &all.layers {
+    for layer in all.layers {
         for order in &layer.orders {
             let name = if order.name == order.strategy {
-                order.name.into()
+                order.name.clone()
             } else {
                 format!("{} ({})", order.name, order.strategy)
             };
@@ -219,10 +219,10 @@ pub(super) fn runs(all: &Facts) -> Result<Section, ReportError> {
 }
 
 pub(super) fn budget(all: &Facts) -> Result<Section, ReportError> {
-    let orders = orders_everywhere(&all.layers);
+    let orders = orders_everywhere(all.layers);
     let mb = cache_mb(all);
-    let times: Vec<Vec<f64>> = orders.iter().map(|&(at, _)| sum(&all.layers, at, |o| &o.ms_per_token)).collect();
-    let read: Vec<Vec<f64>> = orders.iter().map(|&(at, _)| sum(&all.layers, at, |o| &o.bytes_per_token)).collect();
+    let times: Vec<Vec<f64>> = orders.iter().map(|&(at, _)| sum(all.layers, at, |o| &o.ms_per_token)).collect();
+    let read: Vec<Vec<f64>> = orders.iter().map(|&(at, _)| sum(all.layers, at, |o| &o.bytes_per_token)).collect();
     let series: Vec<Series> = orders
         .iter()
         .zip(&times)

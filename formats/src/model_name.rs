@@ -1,4 +1,4 @@
-//! How a model of the hub is named on the command line.
+//! How a model of the Hugging Face hub is named where a path is expected.
 
 use std::fmt;
 
