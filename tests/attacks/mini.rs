@@ -1,4 +1,4 @@
-//! A model of two layers and 150 KB, and everything that is made of it by the programs themselves.
+//! A model of two layers and 150 kB, and everything that is made of it by the programs themselves.
 
 use std::fs;
 use std::path::{Path, PathBuf};

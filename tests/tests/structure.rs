@@ -131,12 +131,12 @@ fn unsafe_code_stands_in_its_few_places() {
     }
 }
 
-/// The README's table is what `flashlm-prep families` says.
+/// The table in the docs is what `flashlm-prep families` says.
 #[test]
-fn the_readme_lists_the_families() {
-    let readme = fs::read_to_string(root().join("README.md")).unwrap();
-    let mut lines = readme.lines().skip_while(|line| !line.starts_with("| family |")).skip(1);
-    assert!(lines.next().is_some_and(|line| line.starts_with("|---")), "the README has no table of families");
+fn the_docs_list_the_families() {
+    let table = fs::read_to_string(root().join("docs/families.md")).unwrap();
+    let mut lines = table.lines().skip_while(|line| !line.starts_with("| family |")).skip(1);
+    assert!(lines.next().is_some_and(|line| line.starts_with("|---")), "there is no table of families");
     let listed: Vec<&str> = lines.take_while(|line| line.starts_with('|')).collect();
     let rows = FAMILY_INFOS.iter().map(|info| {
         let (types, count) = (info.model_types.join(", "), info.references);
@@ -148,16 +148,81 @@ fn the_readme_lists_the_families() {
     assert_eq!(listed, rows.collect::<Vec<_>>());
 }
 
+/// Lines of the README's blocks of commands.
+fn pasted(readme: &str) -> Vec<&str> {
+    let mut is_inside = false;
+    let inside = |line: &&str| {
+        if line.starts_with("```") {
+            is_inside = *line == "```sh";
+            return false;
+        }
+        is_inside
+    };
+    readme.lines().filter(inside).collect()
+}
+
 #[test]
-fn the_readme_begins_with_two_commands() {
+fn the_readme_begins_with_two_commands_and_all_can_be_pasted() {
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
-    let commands: Vec<&str> = readme.lines().filter_map(|line| line.strip_prefix("    $ ")).collect();
+    let commands = pasted(&readme);
     let [first, second, ..] = &commands[..] else { panic!("{commands:?}") };
-    for word in ["cargo build", "flashlm-prep", "flashlm run"] {
-        assert!(first.contains(word), "no {word} in {first}");
-    }
+    assert!(first.starts_with("cargo run") && first.contains("first_story"), "{first}");
     assert!(second.starts_with("cargo test"), "{second}");
     assert!(root().join(".ci/run").is_file());
+    for command in &commands {
+        assert!(!command.starts_with("$ ") && command.len() <= 80, "{command}");
+    }
+    // What is named there exists.
+    let prep = flashlm::command_line::FLASHLM_PREP.commands;
+    let runtime = flashlm::command_line::FLASHLM.commands;
+    let words = commands.iter().filter_map(|command| command.strip_prefix("flashlm ")?.split(' ').next());
+    let unknown: Vec<&str> = words.filter(|word| !prep.contains(word) && !runtime.contains(word)).collect();
+    assert!(unknown.is_empty(), "{unknown:?}");
+}
+
+/// What the README says in figures is what was measured.
+#[test]
+fn the_readmes_headline_is_what_its_link_shows() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let kept = fs::read_to_string(root().join("docs/measurements/side-by-side.json")).unwrap();
+    let kept: serde_json::Value = serde_json::from_str(&kept).unwrap();
+    let rows = kept["rows"].as_array().unwrap();
+    let ms = |system: &str, weights: &str, memory: f64| {
+        let row = rows.iter().find(|r| r["system"] == system && r["weights"] == weights && r["memory_gb"] == memory);
+        row.unwrap_or_else(|| panic!("{system} {weights}"))["ms"].as_f64().unwrap()
+    };
+    let seconds = |ms: f64| format!("{:.2} s", ms / 1e3);
+    let (f16, int8) = (ms("flashlm", "f16", 6.66), ms("flashlm", "f16 neurons, int8 attention", 6.66));
+    let paged = ms("llama.cpp", "f16, paged by the system", 6.9);
+    assert!(readme.contains(&format!("a token takes {}", seconds(f16))), "{f16}");
+    assert!(readme.contains(&format!("8 bits it takes {}", seconds(int8))), "{int8}");
+    assert!(readme.contains(&format!("for {:.1} s", paged / 1e3)), "{paged}");
+    let rate = |ms: f64| if ms > 100.0 { format!("{:.1}", 1e3 / ms) } else { format!("{:.0}", 1e3 / ms) };
+    for (memory, ms) in
+        [("2.0 GB", ms("flashlm", "int4", 2.0)), ("3.3 GB", ms("flashlm", "int4", 3.3)), ("6.7 GB", f16)]
+    {
+        let row = readme.lines().filter(|line| line.starts_with(&format!("| {memory} |")));
+        assert!(row.clone().any(|line| line.contains(&format!("| {} |", rate(ms)))), "{memory}: {}", rate(ms));
+    }
+}
+
+/// Links in the documents lead somewhere.
+#[test]
+fn links_lead_to_files() {
+    let mut documents: Vec<PathBuf> = vec!["README.md".into(), "ARCHITECTURE.md".into(), "CONTRIBUTING.md".into()];
+    for dir in ["docs", "docs/measurements"] {
+        let files = fs::read_dir(root().join(dir)).unwrap().map(|entry| entry.unwrap().path());
+        documents.extend(files.filter(|path| path.extension().is_some_and(|extension| extension == "md")));
+    }
+    for document in documents {
+        let document = root().join(document);
+        let text = fs::read_to_string(&document).unwrap();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+            let is_elsewhere = link.is_empty() || link.contains("://");
+            let target = document.parent().unwrap().join(link);
+            assert!(is_elsewhere || target.exists(), "{}: {link}", document.display());
+        }
+    }
 }
 
 /// Preparing is a library: its command parses and prints, and nothing else knows of the command line.

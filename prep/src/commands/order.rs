@@ -148,7 +148,7 @@ fn print_table(orders: &OrderSummary, output: &Path) {
         orders.scored_tokens
     );
     println!("                        all active      what the cache misses   read as planned");
-    println!("layer  strategy         reads    x      reads    x    run       reads      KB  ms/token     x");
+    println!("layer  strategy         reads    x      reads    x    run       reads      kB  ms/token     x");
     for layer in &orders.layers {
         let base = &layer.strategies[0];
         for s in &layer.strategies {

@@ -352,7 +352,7 @@ fn print_table(outcomes: &[Outcome], tokens: u64, warm_up: usize, (groups, group
         "{}, each of {groups} groups of {group_bytes} bytes; {tokens} tokens counted after {warm_up}; per token:\n",
         super::counted(layers, "layer")
     );
-    println!("  cache  policy           needed    missed    hits     reads        KB");
+    println!("  cache  policy           needed    missed    hits     reads        kB");
     for outcome in outcomes {
         let Figures { needed_per_token, missed_per_token, hit_rate, reads_per_token, bytes_per_token } = outcome.total;
         println!(

@@ -242,7 +242,7 @@ fn print_seeds(layers: &[LayerTraining]) {
 
 /// A table of the layers' predictors, and their means; `on` says what they were measured on.
 pub(crate) fn print_layers(report: &TrainReport, on: &str) {
-    println!("layer  rank   KB  misses  false alarms  over-fetch  energy lost  seconds   ({on})");
+    println!("layer  rank   kB  misses  false alarms  over-fetch  energy lost  seconds   ({on})");
     let mut sums = [0.0; 4];
     for layer in &report.layers {
         let point = layer.judged();
@@ -290,7 +290,7 @@ fn print_look_ahead(layers: &[LayerReport]) {
     );
     let shares = LOOK_AHEAD_MISSES.iter().take(first.own_points.len());
     let head: Vec<String> = shares.map(|share| format!("{:>15}", format!("{} %", 100.0 * share))).collect();
-    println!("layer  rank   KB{}", head.concat());
+    println!("layer  rank   kB{}", head.concat());
     for (layer, report) in ahead {
         let cells = report.own_points.iter().enumerate().map(|(i, own)| {
             let rate = |p: &OperatingPoint| format!("{:.2}", 100.0 * p.false_positive_rate);

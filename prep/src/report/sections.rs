@@ -112,7 +112,7 @@ fn bytes(count: f64) -> String {
     match count {
         c if c >= 1e9 => format!("{:.2} GB", c / 1e9),
         c if c >= 1e6 => format!("{:.1} MB", c / 1e6),
-        c => format!("{:.0} KB", c / 1e3),
+        c => format!("{:.0} kB", c / 1e3),
     }
 }
 
@@ -134,6 +134,6 @@ mod tests {
         );
         assert_eq!([0.0, 0.00025, 0.0000213, 0.0039].map(fine_percent), ["0.00 %", "0.025 %", "0.0021 %", "0.39 %"]);
         assert_eq!([0.0, 0.5, 10.0, 2.25, 100.0].map(plain), ["0", "0.5", "10", "2.25", "100"]);
-        assert_eq!([900e6, 3.2e9, 12e3].map(bytes), ["900.0 MB", "3.20 GB", "12 KB"]);
+        assert_eq!([900e6, 3.2e9, 12e3].map(bytes), ["900.0 MB", "3.20 GB", "12 kB"]);
     }
 }

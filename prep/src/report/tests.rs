@@ -277,7 +277,7 @@ fn runs_are_what_the_bits_say() {
 fn predictors_and_budget_are_what_was_given() {
     let page = full_page();
     let rows_of = rows(&page, "predictors");
-    assert_eq!(rows_of[0][..7], ["0", "16", "int8", "20 KB", "1.91 %", "0", "4.25 %"]);
+    assert_eq!(rows_of[0][..7], ["0", "16", "int8", "20 kB", "1.91 %", "0", "4.25 %"]);
     assert!(page.contains("At the chosen points 4.00\u{a0}% are missed and 2.00\u{a0}% fetched for nothing"));
     let budget = rows(&page, "budget");
     assert_eq!(budget.len(), measures::CACHE_PERCENT.len());
@@ -294,7 +294,7 @@ fn predictors_and_budget_are_what_was_given() {
     }
     let least = groups as f64 * 4.096 / (tokens - tokens / 2) as f64;
     let read: f64 = budget[0][3].parse().unwrap();
-    assert!(read >= least - 0.1 && read < 4.0 * least, "{read} KB read, {least} KB wanted");
+    assert!(read >= least - 0.1 && read < 4.0 * least, "{read} kB read, {least} kB wanted");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::checkpoint::config_error::ConfigError;
 use crate::checkpoint::plan::{Part, Plan};
 use crate::model::{Attention, Block, FeedForward, Ffn, LayerSpec, ModelSpec, Norm, NormKind, Positions};
 
-/// The family's row in the README.
+/// The family's row in docs/families.md.
 pub(super) const INFO: FamilyInfo = FamilyInfo {
     name: "falcon",
     model_types: &["falcon", "RefinedWebModel", "RefinedWeb"],

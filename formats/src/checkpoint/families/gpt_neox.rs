@@ -11,7 +11,7 @@ use crate::checkpoint::head_names::EMBED_OUT;
 use crate::checkpoint::plan::{Part, Plan};
 use crate::model::{Attention, Block, FeedForward, Ffn, LayerSpec, ModelSpec, Norm, NormKind};
 
-/// The family's row in the README.
+/// The family's row in docs/families.md.
 pub(super) const INFO: FamilyInfo = FamilyInfo {
     name: "gpt_neox",
     model_types: &["gpt_neox"],

@@ -1,4 +1,4 @@
-//! What a family file says about its family, for `flashlm-prep families` and the README.
+//! What a family file says about its family, for `flashlm-prep families` and docs/families.md.
 
 use serde::Serialize;
 

@@ -11,7 +11,7 @@ use crate::checkpoint::config_error::ConfigError;
 use crate::checkpoint::plan::{Part, Plan};
 use crate::model::{Activation, Attention, Block, FeedForward, Ffn, LayerSpec, ModelSpec, Norm, NormKind};
 
-/// The family's row in the README.
+/// The family's row in docs/families.md.
 pub(super) const INFO: FamilyInfo = FamilyInfo {
     name: "llama",
     model_types: &["llama", "mistral", "qwen2", "sparsellama", "bamboo"],

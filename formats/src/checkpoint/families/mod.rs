@@ -1,7 +1,7 @@
 //! The model families that can be read: one small file each, and this closed table.
 //!
 //! A family turns `config.json` into a [`ModelSpec`] and says from which stored tensors each canonical one is made. It sees
-//! no files. To add one: write its file, which says in `INFO` what the README says of it, add it to [`FAMILIES`] and
+//! no files. To add one: write its file, which says in `INFO` what docs/families.md says of it, add it to [`FAMILIES`] and
 //! [`FAMILY_INFOS`], and add a fixture per quirk.
 
 mod config;
@@ -68,7 +68,7 @@ static FAMILIES: &[&Family] = &[
     &gpt_neox::FAMILY,
 ];
 
-/// Every family that can be read, in the README's order.
+/// Every family that can be read, in the order of docs/families.md.
 pub const FAMILY_INFOS: &[FamilyInfo] =
     &[opt::INFO, falcon::INFO, llama::INFO, persimmon::INFO, phi::INFO, gpt_neox::INFO];
 

@@ -11,7 +11,7 @@ use crate::model::{
     Attention, Block, FeedForward, Ffn, LayerSpec, LearnedPositions, ModelSpec, Norm, NormKind, Positions,
 };
 
-/// The family's row in the README.
+/// The family's row in docs/families.md.
 pub(super) const INFO: FamilyInfo = FamilyInfo {
     name: "opt",
     model_types: &["opt"],

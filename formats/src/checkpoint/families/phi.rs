@@ -12,7 +12,7 @@ use crate::checkpoint::config_error::ConfigError;
 use crate::checkpoint::plan::{Part, Plan};
 use crate::model::{Attention, Block, FeedForward, Ffn, LayerSpec, ModelSpec, Norm, NormKind, Positions};
 
-/// The family's row in the README.
+/// The family's row in docs/families.md.
 pub(super) const INFO: FamilyInfo = FamilyInfo {
     name: "phi",
     model_types: &["phi", "phi-msft"],

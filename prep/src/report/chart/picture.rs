@@ -77,8 +77,8 @@ mod tests {
 
     #[test]
     fn cells_are_quoted_where_they_must_be() {
-        let mut numbers = Numbers::new(["line", "a \"size\", in KB"]);
+        let mut numbers = Numbers::new(["line", "a \"size\", in kB"]);
         numbers.row(["0".into(), 0.1f64.to_string()]);
-        assert_eq!(numbers.csv(), "line,\"a \"\"size\"\", in KB\"\n0,0.1\n");
+        assert_eq!(numbers.csv(), "line,\"a \"\"size\"\", in kB\"\n0,0.1\n");
     }
 }

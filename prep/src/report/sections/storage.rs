@@ -250,7 +250,7 @@ pub(super) fn budget(all: &Facts) -> Result<Section, ReportError> {
     };
     let y = Axis::from_zero("reading (ms per token)", most, plain);
     let mut table = Table::new(["cache".to_string(), "MB".into()].into_iter().chain(
-        orders.iter().flat_map(|&(_, name)| [format!("{name}: ms per token"), format!("{name}: KB per token")]),
+        orders.iter().flat_map(|&(_, name)| [format!("{name}: ms per token"), format!("{name}: kB per token")]),
     ));
     for (size, percent) in CACHE_PERCENT.iter().enumerate() {
         let cells = times
