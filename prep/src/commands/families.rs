@@ -28,12 +28,11 @@ pub(crate) fn run(args: &FamiliesArgs) -> Result<ExitCode> {
         println!("  verified     {verified} ({references} configurations)");
     }
     println!();
-    println!(
-        "A reference is a small random checkpoint of the kind: logits within 1e-4 and the same greedy tokens, from memory, streamed,"
-    );
-    println!(
-        "and from flash. relu, relu2 and fatrelu leave neurons exactly zero; gelu and silu do not: for such models `prepare` measures"
-    );
-    println!("what may be left out for a given loss.");
+    println!("A configuration is a small random checkpoint of the kind: logits within 1e-4 of the reference");
+    println!("and the same greedy tokens, from memory, streamed, and from flash.");
+    println!();
+    println!("relu, relu2 and fatrelu leave most neurons exactly zero: such models run fast from flash.");
+    println!("gelu and silu leave none: what may be left out of them costs quality, and a 4-bit version that");
+    println!("fits in memory is faster. `flashlm-prep assess CHECKPOINT` says which kind a model is, and more.");
     Ok(ExitCode::SUCCESS)
 }
