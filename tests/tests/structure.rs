@@ -72,6 +72,7 @@ fn the_runtime_imports_downwards_only() {
             "command_line",
             "console",
             "disk_cost",
+            "kept",
             "error",
             "guard",
             "memory",

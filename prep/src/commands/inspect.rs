@@ -185,7 +185,8 @@ fn show(facts: &Facts<'_>, json: bool) -> Result<ExitCode> {
     let formats = if resident_formats.is_plain() { String::new() } else { format!(", {resident_formats}") };
     let parts = format!("({:.0} %) embeddings, attention, norms{formats}", share(*resident_bytes));
     row("resident", &human_bytes(*resident_bytes), &parts);
-    let padded = format!("({:.0} %) feed-forward neurons, {dtype}, {:.1} % padding", share(flash_bytes), 100.0 * padding);
+    let padded =
+        format!("({:.0} %) feed-forward neurons, {dtype}, {:.1} % padding", share(flash_bytes), 100.0 * padding);
     row("flash", &human_bytes(flash_bytes), &padded);
     let (records, alignment) = (layout.records_per_group(), layout.alignment());
     let group = format!("of a neuron; {records} to a read of {} bytes, aligned to {alignment}", layout.group_bytes());

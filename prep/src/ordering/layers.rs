@@ -21,7 +21,6 @@ use super::score::{ScoreOptions, Trial};
 use super::strategy::{Identity, LayerTraining, OrderingOptions, Strategy, StrategyKind};
 use crate::coactivation::PairOptions;
 use crate::demand::{WantedError, behind_a_warm_up, wanted_sets};
-use crate::report::Storage;
 
 /// Tokens that fill the cache before a score counts: of the text that orders are made from, or the first of another recording.
 const WARM_UP: usize = 512;
@@ -275,10 +274,9 @@ impl Ordering {
         Ok(LayerScores { layer, chosen, file, strategies, seconds })
     }
 
-    /// How the ordered neurons will be stored, and what reading them is taken to cost.
-    pub fn storage(&self) -> Storage {
-        let ScoreOptions { records, group_bytes, cost, .. } = self.score;
-        Storage { records_per_group: records, group_bytes, cost }
+    /// What reading the ordered neurons is taken to cost.
+    pub fn cost(&self) -> ReadCost {
+        self.score.cost
     }
 
     /// Writes `orders.json` for layers that are ordered.

@@ -26,7 +26,7 @@ use super::work::{self, Work, publish_sealed};
 use crate::gain;
 use crate::ordering::{OrderOptions, Ordering};
 use crate::record::{Calibration, Recorder};
-use crate::report::{self, LayerMeasures, Made, Orders, Report, ReportInput};
+use crate::report::{self, LayerMeasures, Made, Orders, Report, ReportInput, Storage};
 use crate::sparsity::layer_sparsity;
 use crate::threads;
 use crate::train::{Progress, RankChoice, TrainOptions, TrainingData, choose_ranks, train_layer, write_report};
@@ -332,9 +332,15 @@ impl EachLayer<'_> {
         trained.and(ordered)?;
         let (stages, spec) = (self.stages, self.layers.checkpoint.spec());
         let order = OrderFile::read(&stages.orders, layer, spec.ffn().size)?;
-        let shown = report::measure_layer(recording, layer, &order, &self.ordering.storage())?;
+        let layout = self.layers.layout;
+        let storage = Storage {
+            records_per_group: layout.records_per_group() as u32,
+            group_bytes: layout.group_bytes() as u64,
+            cost: self.ordering.cost(),
+        };
+        let shown = report::measure_layer(recording, layer, &order, &storage)?;
         publish_sealed(&stages.shown(layer), &shown, &[])?;
-        let sparsity = layer_sparsity(recording, layer, &stages.predictors, Some(&order.order), self.layers.layout)?;
+        let sparsity = layer_sparsity(recording, layer, &stages.predictors, Some(&order.order), layout)?;
         publish_sealed(&stages.measured(layer), &sparsity, &[])
     }
 
