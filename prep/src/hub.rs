@@ -23,7 +23,10 @@ mod snapshot;
 use std::collections::HashSet;
 use std::path::PathBuf;
 
-use flashlm_formats::checkpoint::{CheckpointError, Format, INDEX_BYTES_MAX, index_shards};
+use flashlm_formats::chat::TEMPLATES_MAX;
+use flashlm_formats::checkpoint::{
+    CHAT_TEMPLATE_DIRS, CHAT_TEMPLATE_FILE, CheckpointError, Format, INDEX_BYTES_MAX, index_shards,
+};
 use flashlm_formats::regular::read_regular;
 
 pub use error::HubError;
@@ -37,7 +40,8 @@ use remote::Remote;
 use snapshot::Snapshots;
 
 /// Small files that decide what a model is and how it reads, fetched where there are any.
-const SIDE_FILES: [&str; 5] = [
+const SIDE_FILES: [&str; 6] = [
+    CHAT_TEMPLATE_FILE,
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -96,6 +100,7 @@ pub fn fetch(name: &ModelName, settings: &Settings, watch: &mut dyn Watch) -> Re
     let old = old.chain([SENTENCE_PIECE].iter().filter(|_| !has("tokenizer.json")));
     let small = SIDE_FILES.iter().chain(old).filter(|file| has(file)).map(|file| (*file).to_owned());
     let mut files: Vec<String> = std::iter::once("config.json".to_owned()).chain(small).collect();
+    files.extend(info.files.iter().filter(|file| is_further_template(file)).take(TEMPLATES_MAX).cloned());
     files.push(format.file_name().to_owned());
     let commit = snapshots.of_commit(&info.commit)?;
     if format.is_sharded() {
@@ -120,6 +125,14 @@ pub fn fetch(name: &ModelName, settings: &Settings, watch: &mut dyn Watch) -> Re
     // Said last: a revision that is known is complete.
     snapshots.name_commit(&info.commit)?;
     Ok(commit.dir())
+}
+
+/// Whether a file of the hub is one of several chat templates.
+fn is_further_template(file: &str) -> bool {
+    let plain = |name: &str| name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
+    file.split_once('/').is_some_and(|(dir, name)| {
+        CHAT_TEMPLATE_DIRS.contains(&dir) && name.ends_with(".jinja") && !name.starts_with('.') && plain(name)
+    })
 }
 
 /// Fetches what is missing of `files` of a commit. Tells whether all of that could be linked.
@@ -157,4 +170,26 @@ impl Watch for Quiet {
     fn begin(&mut self, _: u64, _: u64) {}
     fn at(&mut self, _: u64) {}
     fn say(&mut self, _: &str) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_templates_are_fetched_from_directories() {
+        for file in ["additional_chat_templates/tool_use.jinja", "chat_templates/rag-2.jinja"] {
+            assert!(is_further_template(file), "{file}");
+        }
+        for file in [
+            "chat_template.jinja",
+            "onnx/model.jinja",
+            "chat_templates/../x.jinja",
+            "chat_templates/a/b.jinja",
+            "chat_templates/.jinja",
+            "chat_templates/a.py",
+        ] {
+            assert!(!is_further_template(file), "{file}");
+        }
+    }
 }

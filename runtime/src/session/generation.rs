@@ -50,6 +50,11 @@ impl<'m> Session<'m> {
     /// # Errors
     /// `EmptyPrompt`, `ContextFull`.
     pub fn generate_from(&mut self, ids: &[u32]) -> Result<Generation<'_, 'm>> {
+        self.generate_until(ids, &[])
+    }
+
+    /// The same; `ends` are further ids with which the model ends what it says.
+    pub(super) fn generate_until(&mut self, ids: &[u32], ends: &[u32]) -> Result<Generation<'_, 'm>> {
         let room = self.room();
         if ids.is_empty() && self.transcript.unfed().is_none() {
             return Err(RuntimeError::EmptyPrompt);
@@ -62,7 +67,8 @@ impl<'m> Session<'m> {
         self.prepare_guesses(&executor)?;
         // The last new token is given out, not fed.
         let tokens = self.tokens.unwrap_or(usize::MAX).min(room - ids.len() + 1);
-        let request = Request { prompt: ids, tokens, eos: &self.eos, stop_ids: &self.stop_ids };
+        let eos = if self.ignores_eos { Vec::new() } else { [&self.eos, ends].concat() };
+        let request = Request { prompt: ids, tokens, eos: &eos, stop_ids: &self.stop_ids };
         let generator = Generator::new(&mut executor, &mut self.transcript, &mut self.sampler, &request);
         drop(executor);
         let stops = StopStrings::new(self.stops.clone());
