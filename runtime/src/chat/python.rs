@@ -45,6 +45,11 @@ pub(super) fn environment() -> Environment<'static> {
     environment.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable)
     });
+    environment.add_test("iterable", |value: &Value| {
+        let kind = value.kind();
+        kind == ValueKind::Undefined
+            || matches!(kind, ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable)
+    });
     environment.add_function("raise_exception", |message: String| {
         Err::<Value, _>(Error::new(ErrorKind::InvalidOperation, message).with_source(Raised))
     });
@@ -136,6 +141,8 @@ mod tests {
             ("'é' | string", "é"),
             ("[none] | string", "[None]"),
             ("'a' is sequence", "True"),
+            ("none is iterable", "False"),
+            ("{} is iterable", "True"),
             ("[1, 2, 3][::-1]", "[3, 2, 1]"),
             ("' a '.strip() + 'b'.upper()", "aB"),
             ("'a-b-c'.split('-')[-1]", "c"),

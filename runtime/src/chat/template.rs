@@ -115,6 +115,21 @@ impl Rendered {
         }
     }
 
+    /// What follows `begin`, if the text begins so.
+    pub fn after(&self, begin: &str) -> Option<Self> {
+        let mut rest = self.text.as_str();
+        for expected in begin.chars() {
+            rest = self.mark.map_or(rest, |mark| rest.trim_start_matches(mark));
+            rest = rest.strip_prefix(expected)?;
+        }
+        Some(Self { text: rest.to_owned(), mark: self.mark })
+    }
+
+    /// Whether it begins with a special token, so that what comes before has no part in its ids.
+    pub fn begins_anew(&self, tokenizer: &Tokenizer) -> bool {
+        tokenizer.begins_with_special(&self.text)
+    }
+
     /// Its token ids: special tokens are those of the template alone.
     ///
     /// # Errors
@@ -135,6 +150,7 @@ pub struct ChatTemplate {
     marks: Marks,
     /// The token that ends what somebody says, where it is known.
     ends: Vec<u32>,
+    knows_system: bool,
 }
 
 impl ChatTemplate {
@@ -159,7 +175,34 @@ impl ChatTemplate {
             .map_err(|error| RuntimeError::ChatTemplate(sentence(&error)))?;
         let eos = specials.iter().find(|(name, _)| name == "eos_token");
         let ends = eos.and_then(|(_, token)| tokenizer.id_of(token)).into_iter().collect();
-        Ok(Self { environment, specials, marks: Marks::new(source, tokenizer), ends })
+        let mut template =
+            Self { environment, specials, marks: Marks::new(source, tokenizer), ends, knows_system: true };
+        template.knows_system = template.writes_system_messages(tokenizer);
+        Ok(template)
+    }
+
+    /// Whether what a system message says is written, or else the template cannot be used with a plain message either.
+    fn writes_system_messages(&self, tokenizer: &Tokenizer) -> bool {
+        const TOLD: &str = "Spx7kq";
+        let written = |messages: &[Message]| self.render(tokenizer, messages, None, true);
+        let user = Message::user("a");
+        let with = written(&[Message::system(TOLD), user.clone()]);
+        with.is_ok_and(|written| written.text.contains(TOLD)) || written(&[user]).is_err()
+    }
+
+    /// Whether the template knows system messages. Where it does not, [`opening`](Self::opening) puts what they would say in front of
+    /// what the user says first.
+    pub fn knows_system(&self) -> bool {
+        self.knows_system
+    }
+
+    /// The messages that begin a conversation: what the model is told before, if anything, and what the user says.
+    pub fn opening(&self, system: Option<&str>, user: &str) -> Vec<Message> {
+        match system {
+            None => vec![Message::user(user)],
+            Some(system) if self.knows_system => vec![Message::system(system), Message::user(user)],
+            Some(system) => vec![Message::user(&format!("{system}\n\n{user}"))],
+        }
     }
 
     /// Ids with which the model ends what it says, besides those of the model itself.

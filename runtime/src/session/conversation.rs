@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::generation::Token;
 use super::session::Session;
-use crate::chat::{ChatTemplate, Message};
+use crate::chat::{ChatTemplate, Message, Rendered};
 use crate::error::{Result, RuntimeError};
 use crate::generate::{Finish, Generation as Report};
 
@@ -75,14 +75,21 @@ struct Said {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     summary: Option<String>,
     turns: Vec<Turn>,
+    /// The text of all that the session has, as far as it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    written: Option<String>,
+}
+
+/// What is to be said, and its text where a template wrote it.
+struct Written {
+    ids: Vec<u32>,
+    text: Option<String>,
 }
 
 /// A session that is talked to.
 pub struct Conversation<'m> {
     session: Session<'m>,
     template: Option<ChatTemplate>,
-    /// Whether the template knows no system messages: they go in front of what the user says first.
-    is_system_in_user: bool,
     said: Said,
     when_full: WhenFull,
 }
@@ -90,15 +97,23 @@ pub struct Conversation<'m> {
 impl<'m> Conversation<'m> {
     /// A conversation on a session, written by a template, or by none: then it is a text that goes on.
     pub fn new(session: Session<'m>, template: Option<ChatTemplate>) -> Self {
-        let mut conversation =
-            Self { session, template, is_system_in_user: false, said: Said::default(), when_full: WhenFull::default() };
-        conversation.is_system_in_user = conversation.refuses_system_messages();
-        conversation
+        Self { session, template, said: Said::default(), when_full: WhenFull::default() }
     }
 
     /// What happens where the context is full; by default the oldest turns are forgotten.
     pub fn when_full(mut self, when_full: WhenFull) -> Self {
         self.when_full = when_full;
+        self
+    }
+
+    /// The same from now on.
+    pub fn set_when_full(&mut self, when_full: WhenFull) {
+        self.when_full = when_full;
+    }
+
+    /// What was said in a turn that this conversation had no part in.
+    pub fn after(mut self, user: &str, answer: &str) -> Self {
+        self.said.turns.push(Turn { user: user.to_owned(), answer: answer.to_owned() });
         self
     }
 
@@ -132,11 +147,6 @@ impl<'m> Conversation<'m> {
         }
         self.said.system = system.filter(|system| !system.is_empty());
         Ok(())
-    }
-
-    /// Whether the template knows no system messages, so that what the model is told goes in front of what the user says first.
-    pub fn is_system_in_user(&self) -> bool {
-        self.is_system_in_user
     }
 
     /// Forgets what was said, but not what the model is told before.
@@ -182,18 +192,18 @@ impl<'m> Conversation<'m> {
     /// far, with as much room made as can be.
     fn pieces(
         &mut self,
-        fitting: &mut dyn FnMut(&mut Self, &[u32], Each<'_>) -> Result<Vec<u32>>,
+        fitting: &mut dyn FnMut(&mut Self, &[u32], Each<'_>) -> Result<Written>,
         each: Each<'_>,
     ) -> Result<Report> {
         let limit = self.session.limit();
         let mut answered = Vec::new();
         let mut whole: Option<Report> = None;
         loop {
-            let ids = fitting(self, &answered, each)?;
+            let Written { ids, text } = fitting(self, &answered, each)?;
             if let Some(report) = whole.as_ref().filter(|_| ids.len() > self.session.context()) {
                 return Ok(report.clone());
             }
-            let (report, held_back) = self.piece(&ids, each)?;
+            let (report, held_back) = self.piece(&ids, text, each)?;
             answered.extend_from_slice(&self.session.ids()[ids.len()..]);
             let report = whole.take().map_or(report.clone(), |before| before.and(report));
             let is_full = report.finish == Finish::Length && limit.is_none_or(|limit| report.tokens < limit);
@@ -210,9 +220,9 @@ impl<'m> Conversation<'m> {
     }
 
     /// What follows `ids`, until something ends it; with the text that only the end let out.
-    fn piece(&mut self, ids: &[u32], each: Each<'_>) -> Result<(Report, Option<Token>)> {
+    fn piece(&mut self, ids: &[u32], text: Option<String>, each: Each<'_>) -> Result<(Report, Option<Token>)> {
         let Self { session, template, said, .. } = self;
-        let mut generation = session.answer(template.as_ref(), ids)?;
+        let mut generation = session.answer(template.as_ref(), ids, text)?;
         let mut held_back = None;
         while let Some(token) = generation.next() {
             let token = token?;
@@ -248,38 +258,48 @@ impl<'m> Conversation<'m> {
     }
 
     /// The turns as the template writes them, and the answer so far. Where that fills the context, the oldest turns are forgotten.
-    fn fitting_turns(&mut self, answered: &[u32], each: Each<'_>) -> Result<Vec<u32>> {
-        let ids = [self.written(0)?, answered.to_vec()].concat();
-        if !self.is_full(ids.len()) {
-            return Ok(ids);
+    fn fitting_turns(&mut self, answered: &[u32], each: Each<'_>) -> Result<Written> {
+        let written = self.written_before(answered)?;
+        if !self.is_full(written.ids.len()) {
+            return Ok(written);
         }
         let (most, mut dropped) = (self.session.context() / 2, 0);
-        let mut count = ids.len();
+        let mut count = written.ids.len();
         while count > most && dropped + 1 < self.said.turns.len() {
             dropped += 1;
-            count = self.written(dropped)?.len() + answered.len();
+            let ids = self.rendered(&self.messages(dropped))?.ids(self.session.model().tokenizer())?;
+            count = ids.len() + answered.len();
         }
-        if dropped == 0 {
-            return Ok(ids);
+        if dropped == 0 || count > self.session.context() {
+            // What does not fit all by itself makes nobody forget anything.
+            return Ok(written);
         }
         let forgotten: Vec<Turn> = self.said.turns.drain(..dropped).collect();
         if self.when_full == WhenFull::Summarise {
             self.said.summary = self.summary(&forgotten, each)?;
         }
         _ = each(Progress::Dropped(dropped));
-        let ids = [self.written(0)?, answered.to_vec()].concat();
-        if ids.len() > self.session.context() && self.said.summary.take().is_some() {
-            return Ok([self.written(0)?, answered.to_vec()].concat());
+        let written = self.written_before(answered)?;
+        if written.ids.len() > self.session.context() && self.said.summary.take().is_some() {
+            return self.written_before(answered);
         }
-        Ok(ids)
+        Ok(written)
+    }
+
+    /// What is said up to where the last turn's answer begins, and that answer so far.
+    fn written_before(&self, answered: &[u32]) -> Result<Written> {
+        let rendered = self.rendered(&self.messages(0))?;
+        let ids = [self.session.ids_of(&rendered)?, answered.to_vec()].concat();
+        let answer = self.said.turns.last().map_or("", |turn| &turn.answer);
+        Ok(Written { ids, text: Some(rendered.text().into_owned() + answer) })
     }
 
     /// A text that goes on, of which the last `new` ids must stay, and the answer so far. Where that fills the context, the oldest of
     /// it is forgotten, but for what begins every text.
-    fn fitting_text(&self, ids: &[u32], new: usize, answered: &[u32], each: Each<'_>) -> Result<Vec<u32>> {
+    fn fitting_text(&self, ids: &[u32], new: usize, answered: &[u32], each: Each<'_>) -> Result<Written> {
         let ids = [ids, answered].concat();
         if !self.is_full(ids.len()) {
-            return Ok(ids);
+            return Ok(Written { ids, text: None });
         }
         let first = self.session.model().tokenizer().first_ids();
         let first = if ids.starts_with(first) { first } else { &[] };
@@ -288,10 +308,10 @@ impl<'m> Conversation<'m> {
         let kept = (self.session.context() / 2).saturating_sub(first.len()).max(least).max(1);
         let dropped = (ids.len() - first.len()).saturating_sub(kept);
         if dropped == 0 {
-            return Ok(ids);
+            return Ok(Written { ids, text: None });
         }
         _ = each(Progress::Shortened(dropped));
-        Ok([first, &ids[first.len() + dropped..]].concat())
+        Ok(Written { ids: [first, &ids[first.len() + dropped..]].concat(), text: None })
     }
 
     /// What the model says of turns that are about to be forgotten; nothing where it says nothing.
@@ -302,7 +322,8 @@ impl<'m> Conversation<'m> {
         let mut text: String = self.said.summary.iter().map(|summary| format!("{SUMMED_UP} {summary}\n")).collect();
         turns.iter().for_each(|turn| text += &format!("User: {}\nAssistant: {}\n", turn.user, turn.answer));
         let ids = loop {
-            let ids = self.ids_of(&[Message::user(&format!("{SUMMARISE}\n\n{text}"))])?;
+            let rendered = self.rendered(&[Message::user(&format!("{SUMMARISE}\n\n{text}"))])?;
+            let ids = rendered.ids(self.session.model().tokenizer())?;
             if ids.len() + tokens <= context {
                 break ids;
             }
@@ -316,7 +337,7 @@ impl<'m> Conversation<'m> {
         let limit = self.session.limit();
         self.session.set_max_tokens(Some(tokens));
         let mut summary = String::new();
-        let mut generation = self.session.answer(self.template.as_ref(), &ids)?;
+        let mut generation = self.session.answer(self.template.as_ref(), &ids, None)?;
         while let Some(token) = generation.next() {
             summary += &token?.text;
             if each(Progress::Summary).is_break() {
@@ -328,50 +349,26 @@ impl<'m> Conversation<'m> {
         Ok(Some(summary.trim().to_owned()).filter(|summary| !summary.is_empty()))
     }
 
-    /// Ids of what is said without the first turns, up to where the last one's answer begins.
-    fn written(&self, without: usize) -> Result<Vec<u32>> {
-        self.ids_of(&self.messages(&self.said, without))
-    }
-
-    fn messages(&self, said: &Said, without: usize) -> Vec<Message> {
+    /// What is said without the first turns, up to where the last one's answer begins.
+    fn messages(&self, without: usize) -> Vec<Message> {
+        let said = &self.said;
         let summary = said.summary.as_ref().map(|summary| format!("{SUMMED_UP} {summary}"));
         let before: Vec<String> = said.system.iter().cloned().chain(summary).collect();
         let before = Some(before.join("\n\n")).filter(|before| !before.is_empty());
-        let mut messages = Vec::new();
-        if let (false, Some(before)) = (self.is_system_in_user, &before) {
-            messages.push(Message::system(before));
-        }
         let turns = &said.turns[without..];
-        for (at, turn) in turns.iter().enumerate() {
-            messages.push(match &before {
-                Some(before) if at == 0 && self.is_system_in_user => {
-                    Message::user(&format!("{before}\n\n{}", turn.user))
-                }
-                _ => Message::user(&turn.user),
-            });
-            if at + 1 < turns.len() {
-                messages.push(Message::assistant(&turn.answer));
-            }
+        let first = turns.first().map_or("", |turn| &turn.user);
+        let mut messages =
+            self.template.as_ref().map_or_else(Vec::new, |template| template.opening(before.as_deref(), first));
+        for pair in turns.windows(2) {
+            messages.push(Message::assistant(&pair[0].answer));
+            messages.push(Message::user(&pair[1].user));
         }
         messages
     }
 
-    fn ids_of(&self, messages: &[Message]) -> Result<Vec<u32>> {
+    fn rendered(&self, messages: &[Message]) -> Result<Rendered> {
         let template = self.template.as_ref().ok_or(RuntimeError::NoChatTemplate)?;
-        let tokenizer = self.session.model().tokenizer();
-        template.render(tokenizer, messages, None, true)?.ids(tokenizer)
-    }
-
-    fn refuses_system_messages(&self) -> bool {
-        const TOLD: &str = "Spx7kq";
-        let Some(template) = &self.template else { return false };
-        let tokenizer = self.session.model().tokenizer();
-        let text = |messages: &[Message]| {
-            template.render(tokenizer, messages, None, true).map(|written| written.text().into_owned())
-        };
-        let user = Message::user("a");
-        text(std::slice::from_ref(&user)).is_ok()
-            && !text(&[Message::system(TOLD), user]).is_ok_and(|text| text.contains(TOLD))
+        template.render(self.session.model().tokenizer(), messages, None, true)
     }
 
     /// Writes the conversation with its keys and values; gives the bytes of these.
@@ -379,7 +376,8 @@ impl<'m> Conversation<'m> {
     /// # Errors
     /// What the destination has against it.
     pub fn save(&mut self, destination: Destination) -> Result<u64> {
-        let said = self.template.is_some().then(|| serde_json::to_string(&self.said).expect("texts have a JSON form"));
+        let said = Said { written: self.session.written.clone(), ..self.said.clone() };
+        let said = self.template.is_some().then(|| serde_json::to_string(&said).expect("texts have a JSON form"));
         self.session.set_conversation(said);
         self.session.save(destination)
     }
@@ -393,7 +391,10 @@ impl<'m> Conversation<'m> {
         let had = self.session.restore(path)?;
         let damaged = |error: serde_json::Error| RuntimeError::Chat(format!("{}: {error}", path.display()));
         match self.session.conversation().map(serde_json::from_str) {
-            Some(said) if self.template.is_some() => self.said = said.map_err(damaged)?,
+            Some(said) if self.template.is_some() => {
+                self.said = said.map_err(damaged)?;
+                self.session.written = self.said.written.take();
+            }
             None if had > 0 => (self.template, self.said) = (None, Said::default()),
             _ => self.said = Said::default(),
         }

@@ -110,6 +110,7 @@ impl Session<'_> {
         executor.resume(sequence, fed);
         self.transcript.resume(&ids[..said], &in_piece[..fed], &mut self.sampler);
         self.stream.prompt(&ids[..said]);
+        self.written = None;
         Ok(())
     }
 

@@ -21,6 +21,8 @@ pub struct Session<'m> {
     pub(super) ignores_eos: bool,
     /// What a saved session keeps beside the text: the conversation that it is of.
     pub(super) conversation: Option<String>,
+    /// The text of all that was said, where it is known: of turns that a chat template wrote, and of the answers to them.
+    pub(super) written: Option<String>,
     pub(super) stop_ids: Vec<u32>,
     pub(super) stops: Vec<String>,
     pub(super) tokens: Option<usize>,
@@ -52,6 +54,7 @@ impl<'m> Session<'m> {
             eos: model.spec().eos.clone(),
             ignores_eos: false,
             conversation: None,
+            written: None,
             stop_ids: Vec::new(),
             stops: Vec::new(),
             tokens: None,
@@ -157,6 +160,7 @@ impl<'m> Session<'m> {
         if count < self.len() {
             self.transcript.truncate(&mut self.model.executor(), &mut self.sampler, count);
             self.stream = self.model.tokenizer().stream(self.transcript.ids());
+            self.written = None;
         }
     }
 
@@ -177,6 +181,7 @@ impl<'m> Session<'m> {
     pub fn clear(&mut self) {
         self.transcript.clear(&mut self.model.executor());
         self.stream = self.model.tokenizer().stream(&[]);
+        self.written = None;
     }
 
     /// Says `ids` and gives what the model expects after each of them: its logits, `[vocab]`, with the id's place. The model is in use

@@ -10,6 +10,7 @@ use tokenizers::{Model as _, NormalizerWrapper, OffsetReferential, OffsetType, P
 use super::Tokenizer;
 use crate::error::{Result, RuntimeError};
 use crate::guard::guarded;
+use crate::tokenizer_limits::TOKEN_BYTES_MAX;
 
 impl Tokenizer {
     /// Tokens that in a conversation only its template may say: special ones, and others that the template itself writes, but for
@@ -22,6 +23,20 @@ impl Tokenizer {
             token.content.chars().nth(1).is_some() && (token.special || is_written)
         };
         added.filter(|(_, token)| is_control(token)).map(|(id, _)| id).collect()
+    }
+
+    /// Whether `text` begins with a special token.
+    pub fn begins_with_special(&self, text: &str) -> bool {
+        // No token is longer than what is looked at.
+        let end = (0..=text.len().min(2 * TOKEN_BYTES_MAX)).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        let vocabulary = self.inner.get_added_vocabulary();
+        let first = guarded(|| {
+            let pieces = vocabulary.extract_and_normalize(None::<&NormalizerWrapper>, &text[..end]);
+            let splits = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
+            splits.first().and_then(|(_, _, tokens)| tokens.as_ref()?.first().map(|token| token.id))
+        });
+        let token = first.ok().flatten().and_then(|id| self.inner.id_to_token(id));
+        token.is_some_and(|token| vocabulary.is_special_token(&token))
     }
 
     /// `text` with a mark in everything that would be one of `tokens`; `None` where nothing would.
@@ -142,6 +157,11 @@ mod tests {
                 let found: Vec<_> = ids.iter().filter(|id| control.contains(id)).collect();
                 assert_eq!(found, [&tokenizer.id_of("<|im_start|>").unwrap(), &end], "{typed}");
                 assert_eq!(tokenizer.decode(&ids).trim(), typed.trim());
+            }
+            for (text, begins) in
+                [("<|im_end|>a", true), ("a<|im_end|>", false), ("<tool>", false), ("", false), (" <|im_end|>", false)]
+            {
+                assert_eq!(tokenizer.begins_with_special(text), begins, "{text}");
             }
             assert_eq!(tokenizer.marked("nothing special <tool>", MARK, &control).unwrap(), None);
             assert!(tokenizer.control_tokens("<tool>").contains(&tokenizer.id_of("<tool>").unwrap()));
