@@ -220,7 +220,9 @@ fn a_conversation_is_typed_pasted_kept_and_left() {
     let mut terminal = Terminal::open(&bundle, &home, &["--no-history", "--session", file.to_str().unwrap()]);
     terminal.until("goes on after");
     terminal.until(ASKS);
-    terminal.send("secret\u{3}/quit\r");
+    terminal.until("> ");
+    // Typed ahead.
+    terminal.send("/set tokens 3\rsecret\r/quit\r");
     let (shown, code) = terminal.end();
     assert!(code == Some(0) && shown.contains("saved"), "{shown}");
     assert_eq!(std::fs::read_to_string(home.join(".local/state/flashlm/history")).unwrap(), history);

@@ -69,9 +69,15 @@ impl Lines {
     pub(super) fn read(&mut self, prompt: &str) -> Result<Typed> {
         let Self::Edited { editor, history } = self else { return plain(prompt) };
         signals::end_at_once(false);
-        ASKING.store(true, Ordering::SeqCst);
-        let line = editor.readline(prompt);
-        ASKING.store(false, Ordering::SeqCst);
+        let line = loop {
+            ASKING.store(true, Ordering::SeqCst);
+            let line = editor.readline(prompt);
+            ASKING.store(false, Ordering::SeqCst);
+            // Another size of the window at a moment when it cannot be drawn again.
+            if !matches!(line, Err(ReadlineError::Signal(_))) {
+                break line;
+            }
+        };
         match line {
             Ok(line) => {
                 if let Some(path) = history.take_if(|path| keep(editor, path).is_err()) {
