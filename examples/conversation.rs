@@ -1,11 +1,12 @@
-//! Turn by turn: every line continues everything said before.
+//! Turn by turn: every line is answered, or goes on with everything said before where the bundle has no chat template.
 //!
 //! `cargo run --release --example conversation -- model.flashlm`
 
 use std::io::{BufRead, Write, stdin, stdout};
+use std::ops::ControlFlow;
 
 use anyhow::Result;
-use flashlm::{Error, Model};
+use flashlm::{Conversation, Error, Model, Progress};
 
 fn main() -> Result<()> {
     let Some(bundle) = std::env::args().nth(1) else {
@@ -13,22 +14,23 @@ fn main() -> Result<()> {
         std::process::exit(2);
     };
     let model = Model::open(bundle)?.context(512).load()?;
-    let mut session = model.session()?.max_tokens(32);
+    let session = model.session()?.sampling(model.recommended_sampling()).max_tokens(32);
+    let mut conversation = Conversation::new(session, model.chat_template(false)?);
     for line in stdin().lock().lines().map_while(std::result::Result::ok) {
-        match session.generate(&line) {
-            Ok(generation) => {
-                for token in generation {
-                    print!("{}", token?.text);
-                    _ = stdout().flush();
-                }
-                println!();
+        let answered = conversation.ask(&line, &mut |progress| {
+            match progress {
+                Progress::Token(token) => print!("{}", token.text),
+                Progress::Dropped(turns) => eprintln!("the context is full: {turns} turns are forgotten"),
+                Progress::Shortened(tokens) => eprintln!("the context is full: {tokens} tokens are forgotten"),
+                Progress::Summarising(_) | Progress::Summary => {}
             }
+            _ = stdout().flush();
+            ControlFlow::Continue(())
+        });
+        match answered {
+            Ok(_) => println!(),
             // Nothing was said.
             Err(Error::EmptyPrompt) => {}
-            Err(Error::ContextFull { .. }) => {
-                eprintln!("the context is full: beginning again");
-                session.clear();
-            }
             Err(error) => return Err(error.into()),
         }
     }

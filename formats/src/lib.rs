@@ -4,6 +4,7 @@
 //! about language; `unsafe` is only in the one module that opens memory maps.
 
 pub mod bundle;
+pub mod chat;
 #[cfg(feature = "preparation")]
 pub mod checkpoint;
 pub mod destination;

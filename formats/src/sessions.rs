@@ -1,7 +1,7 @@
 //! Saved sessions: the ids of a text, and their keys and values, so that they need not be computed again.
 //!
 //! A safetensors file with a seal. `ids` are the tokens; `arithmetic` says how each of those that were computed was: 0 alone, 1 in a
-//! piece of a prompt, which decides its bits. `kv` has their keys and values, `[planes, tokens, row bytes]`: what a plane is, the
+//! piece of a prompt, which decides its bits. `conversation`, where there is one, is text of the runtime's. `kv` has their keys and values, `[planes, tokens, row bytes]`: what a plane is, the
 //! runtime knows. The metadata say which bundle they belong to and how they were computed.
 
 mod reader;
@@ -15,10 +15,11 @@ pub use writer::write_session;
 use crate::seal::SealBroken;
 
 /// The version this build writes and reads.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Tensors.
 const IDS: &str = "ids";
 const ARITHMETIC: &str = "arithmetic";
+const CONVERSATION: &str = "conversation";
 const KV: &str = "kv";
 /// Bytes of the length that precedes a safetensors header.
 const LENGTH_BYTES: usize = 8;
@@ -47,6 +48,8 @@ pub struct SavedSession {
     pub ids: Vec<u32>,
     /// For each of the first tokens, as far as they were computed: whether in a piece of a prompt.
     pub in_piece: Vec<bool>,
+    /// The conversation that the text is of, as the runtime writes it down.
+    pub conversation: Option<String>,
     /// Parts of which each has a row for every token, and the bytes of a row.
     pub planes: usize,
     /// See `planes`.
@@ -125,7 +128,8 @@ mod tests {
 
     fn saved() -> SavedSession {
         let origin = Origin { bundle: 7, kv: "f16".into(), predicted: true, instructions: "plain".into() };
-        SavedSession { origin, ids: vec![2, 9, 4, 9], in_piece: vec![true, true, false], planes: 5, row_bytes: 6 }
+        let (ids, in_piece) = (vec![2, 9, 4, 9], vec![true, true, false]);
+        SavedSession { origin, ids, in_piece, conversation: None, planes: 5, row_bytes: 6 }
     }
 
     fn row(plane: usize, at: usize) -> Vec<u8> {
@@ -133,8 +137,13 @@ mod tests {
     }
 
     fn write(path: &Path) {
+        write_with(path, None);
+    }
+
+    fn write_with(path: &Path, conversation: Option<&str>) {
         let destination = Destination::take(path, FileKind::Session, &[]).unwrap();
-        write_session(destination, &saved(), &mut |plane, write| (0..3).try_for_each(|at| write(&row(plane, at))))
+        let saved = SavedSession { conversation: conversation.map(str::to_owned), ..saved() };
+        write_session(destination, &saved, &mut |plane, write| (0..3).try_for_each(|at| write(&row(plane, at))))
             .unwrap();
     }
 
@@ -159,6 +168,25 @@ mod tests {
         assert_eq!(found, saved());
         let expected: Vec<u8> = (0..5).flat_map(|plane| (0..3).flat_map(move |at| row(plane, at))).collect();
         assert_eq!(kv, expected);
+    }
+
+    #[test]
+    fn a_conversation_is_kept_beside_the_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("session");
+        for text in ["", "{\"said\": \"é\"}"] {
+            write_with(&path, Some(text));
+            let (found, kv) = read(&path).unwrap();
+            assert_eq!((found.conversation.as_deref(), kv.len()), (Some(text), 90));
+            let good = std::fs::read(&path).unwrap();
+            for at in 0..good.len() {
+                let mut damaged = good.clone();
+                damaged[at] ^= 1;
+                std::fs::write(&path, &damaged).unwrap();
+                assert!(read(&path).is_err(), "byte {at}");
+            }
+            std::fs::write(&path, &good).unwrap();
+        }
     }
 
     #[test]
@@ -212,7 +240,7 @@ mod tests {
         let meta = |key: &'static str, value: &'static str| {
             move |header: &mut serde_json::Value| header["__metadata__"][key] = value.into()
         };
-        assert!(said(&meta("version", "2")).contains("newer than 1"));
+        assert!(said(&meta("version", "3")).contains("newer than 2"));
         assert!(said(&meta("format", "other")).contains("not a saved session"));
         assert!(said(&meta("bundle", "zz")).contains("not a saved session"));
         assert!(said(&meta("predicted", "perhaps")).contains("not a saved session"));

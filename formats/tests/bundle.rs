@@ -115,28 +115,32 @@ fn opens(name: &str, small: &Small, wide_kv: bool) {
     assert!(verify(bundle.path(), &mut |_, _| ()).unwrap().damages.is_empty());
 }
 
-/// Format version 3 has to open forever. `FLASHLM_BLESS=1` writes the file again: only when the version was never published.
+/// So does version 3, also from before layers were data.
 #[test]
 fn version_3_opens() {
-    let (name, small, blob) = ("bundle-v3.flashlm", Small::layered(), ramp(8, 5000));
+    opens("bundle-v3.flashlm", &Small::layered(), true);
+    opens("bundle-v3-number-of-layers.flashlm", &Small::gated_with_everything(), true);
+    assert_eq!(Bundle::open(fixture("bundle-v3.flashlm")).unwrap().manifest().chat, None);
+}
+
+/// Format version 4 has to open forever. `FLASHLM_BLESS=1` writes the file again: only when the version was never published.
+#[test]
+fn version_4_opens() {
+    let (name, small, blob) = ("bundle-v4.flashlm", Small::layered(), ramp(8, 5000));
     let path = fixture(name);
     if std::env::var_os("FLASHLM_BLESS").is_some() {
         let _ = fs::remove_file(&path);
         small.write(&path, Some(blob.clone()));
     }
     opens(name, &small, true);
-    // As long as version 3 is what is written, it is written like this.
-    assert_eq!(FORMAT_VERSION, 3);
+    let manifest = Bundle::open(&path).unwrap().manifest().clone();
+    assert_eq!((manifest.chat, manifest.sampling), Small::chat());
+    // As long as version 4 is what is written, it is written like this.
+    assert_eq!(FORMAT_VERSION, 4);
     let dir = tempfile::tempdir().unwrap();
     let again = dir.path().join("again.flashlm");
     small.write(&again, Some(blob));
     assert!(fs::read(&path).unwrap() == fs::read(&again).unwrap(), "the format changed without a new version");
-}
-
-/// So do bundles of version 3 from before layers were data.
-#[test]
-fn version_3_with_a_number_of_layers_opens() {
-    opens("bundle-v3-number-of-layers.flashlm", &Small::gated_with_everything(), true);
 }
 
 /// A reader written from docs/bundle-format.md alone, without a line of the crate.

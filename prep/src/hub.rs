@@ -23,7 +23,10 @@ mod snapshot;
 use std::collections::HashSet;
 use std::path::PathBuf;
 
-use flashlm_formats::checkpoint::{CheckpointError, Format, INDEX_BYTES_MAX, index_shards};
+use flashlm_formats::chat::TEMPLATES_MAX;
+use flashlm_formats::checkpoint::{
+    CHAT_TEMPLATE_DIRS, CHAT_TEMPLATE_FILE, CheckpointError, Format, INDEX_BYTES_MAX, index_shards,
+};
 use flashlm_formats::regular::read_regular;
 
 pub use error::HubError;
@@ -38,7 +41,8 @@ use remote::Remote;
 use snapshot::Snapshots;
 
 /// Small files that decide what a model is and how it reads, fetched where there are any.
-const SIDE_FILES: [&str; 5] = [
+const SIDE_FILES: [&str; 6] = [
+    CHAT_TEMPLATE_FILE,
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -119,7 +123,8 @@ impl Listed {
         }
         let old = old.chain([SENTENCE_PIECE].iter().filter(|_| !has("tokenizer.json")));
         let small = SIDE_FILES.iter().chain(old).filter(|file| has(file)).map(|file| (*file).to_owned());
-        let small = std::iter::once("config.json".to_owned()).chain(small).collect();
+        let further = files.iter().filter(|file| is_further_template(file)).take(TEMPLATES_MAX).cloned();
+        let small = std::iter::once("config.json".to_owned()).chain(small).chain(further).collect();
         Ok(Self { model: name.to_string(), format, small, first: format.file_name().to_owned() })
     }
 
@@ -148,6 +153,14 @@ impl Listed {
         }
         Ok(shards)
     }
+}
+
+/// Whether a file of the hub is one of several chat templates.
+fn is_further_template(file: &str) -> bool {
+    let plain = |name: &str| name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
+    file.split_once('/').is_some_and(|(dir, name)| {
+        CHAT_TEMPLATE_DIRS.contains(&dir) && name.ends_with(".jinja") && !name.starts_with('.') && plain(name)
+    })
 }
 
 /// Fetches what is missing of `files` of a commit. Tells whether all of that could be linked.
@@ -185,4 +198,26 @@ impl Watch for Quiet {
     fn begin(&mut self, _: u64, _: u64) {}
     fn at(&mut self, _: u64) {}
     fn say(&mut self, _: &str) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_templates_are_fetched_from_directories() {
+        for file in ["additional_chat_templates/tool_use.jinja", "chat_templates/rag-2.jinja"] {
+            assert!(is_further_template(file), "{file}");
+        }
+        for file in [
+            "chat_template.jinja",
+            "onnx/model.jinja",
+            "chat_templates/../x.jinja",
+            "chat_templates/a/b.jinja",
+            "chat_templates/.jinja",
+            "chat_templates/a.py",
+        ] {
+            assert!(!is_further_template(file), "{file}");
+        }
+    }
 }

@@ -146,6 +146,7 @@ pub fn pack_unpublished(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(CompleteBundle, Vec<StoredPart>), PackError> {
     refuse_source(checkpoint, path)?;
+    let (chat, sampling) = (checkpoint.chat()?, checkpoint.sampling()?);
     let (order_name, orders) = Orders::new(checkpoint.spec(), options.orders.take())?;
     let plan = plan(checkpoint, &mut options, order_name)?;
     let writer = BundleWriter::create(path, plan, options.overwrite)?;
@@ -165,7 +166,8 @@ pub fn pack_unpublished(
         files: checkpoint.files().into_iter().map(|f| SourceFile { name: f.name, bytes: f.bytes }).collect(),
         content_hash: format!("{content_hash:016x}"),
     };
-    let extras = Extras { predictors: options.predictors, sparsity: options.sparsity, wide_kv, provenance };
+    let PackOptions { predictors, sparsity, .. } = options;
+    let extras = Extras { predictors, sparsity, wide_kv, chat, sampling, provenance };
     Ok((writer.complete(extras)?, parts.stored()))
 }
 

@@ -86,6 +86,15 @@ pub enum RuntimeError {
     /// The tokenizer in the bundle cannot be used.
     #[error("the bundle's tokenizer cannot be used: {0}")]
     Tokenizer(String),
+    /// The chat template in the bundle cannot be used.
+    #[error("the chat template cannot be used: {0}; --no-chat goes without, --chat-template FILE gives another")]
+    ChatTemplate(String),
+    /// The model has no chat template.
+    #[error("the bundle has no chat template; --chat-template FILE gives one, and --no-chat goes without")]
+    NoChatTemplate,
+    /// A chat template makes no text of a conversation.
+    #[error("the chat template makes no text of this conversation: {0}")]
+    Chat(String),
     /// A token id is outside the vocabulary.
     #[error("token id {id} is not in the model's vocabulary of {vocab_size}")]
     TokenOutOfRange {

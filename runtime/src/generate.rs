@@ -59,6 +59,20 @@ pub struct Generation {
 }
 
 impl Generation {
+    /// This and what came after it, as one.
+    pub fn and(mut self, later: Self) -> Self {
+        self.decode.extend(later.decode);
+        Self {
+            finish: later.finish,
+            prompt_tokens: self.prompt_tokens + later.prompt_tokens,
+            tokens: self.tokens + later.tokens,
+            prefill: self.prefill + later.prefill,
+            decode: self.decode,
+            decode_reads: self.decode_reads.and(later.decode_reads),
+            speculation: self.speculation.and(later.speculation),
+        }
+    }
+
     /// From the first sampled id to the last.
     pub fn decode_time(&self) -> Duration {
         self.decode.iter().sum()

@@ -21,6 +21,7 @@
 
 pub mod budget;
 pub mod cache;
+pub mod chat;
 pub mod error;
 pub mod generate;
 pub mod options;
@@ -74,5 +75,5 @@ mod tokenizer_limits;
 pub use error::{Result, RuntimeError as Error};
 pub use generate::{Finish, Generation as Report, Percentiles};
 pub use sampler::Sampling;
-pub use session::{Generation, Model, ModelOptions, Session, Token};
+pub use session::{Conversation, Generation, Model, ModelOptions, Progress, Session, Token, WhenFull};
 pub use speculate::Speculate;

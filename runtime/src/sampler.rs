@@ -1,5 +1,6 @@
 //! From logits to a token id: greedy, temperature, top-k, top-p, repetition penalty.
 
+use flashlm_formats::chat::SamplingDefaults;
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
@@ -23,6 +24,20 @@ pub struct Sampling {
 impl Default for Sampling {
     fn default() -> Self {
         Self { temperature: 0.0, top_k: 0, top_p: 1.0, repetition_penalty: 1.0, seed: 0 }
+    }
+}
+
+impl Sampling {
+    /// As a model's publisher recommends; the seed is 0.
+    pub fn recommended(defaults: &SamplingDefaults) -> Self {
+        let none = Self::default();
+        Self {
+            temperature: defaults.temperature.unwrap_or(none.temperature),
+            top_k: defaults.top_k.map_or(none.top_k, |top_k| top_k as usize),
+            top_p: defaults.top_p.unwrap_or(none.top_p),
+            repetition_penalty: defaults.repetition_penalty.unwrap_or(none.repetition_penalty),
+            seed: none.seed,
+        }
     }
 }
 
@@ -72,6 +87,12 @@ impl Sampler {
         if let Some(seen) = self.seen.get_mut(id as usize) {
             *seen = true;
         }
+    }
+
+    /// Counts these tokens as seen, and no others.
+    pub fn see_only(&mut self, ids: &[u32]) {
+        self.seen.fill(false);
+        ids.iter().for_each(|id| self.observe(*id));
     }
 
     /// Chooses the next token; `logits` are changed. They must be finite, as [`Forward`](crate::engine::Forward) gives them.

@@ -7,6 +7,7 @@
 
 mod bounded;
 mod bytes;
+mod marked;
 mod matcher;
 mod stages;
 mod stop;

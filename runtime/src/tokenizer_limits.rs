@@ -18,7 +18,7 @@ use serde_json::Value;
 /// Most bytes that one byte of text may become.
 const GROWTH_MAX: f64 = 1024.0;
 /// Longest token: a text's length in tokens, and a generated token's in text, rest on it. Published: 256 bytes.
-const TOKEN_BYTES_MAX: usize = 1024;
+pub(crate) const TOKEN_BYTES_MAX: usize = 1024;
 /// Bytes of all added tokens: automata that find them take some hundred times as much. Published: 100 kB.
 pub const ADDED_BYTES_MAX: usize = 512 << 10;
 /// Longest prefix or suffix of the parts of a word. Published: 4.

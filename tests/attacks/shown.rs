@@ -242,7 +242,8 @@ fn chance_has_another_seed_every_time_and_names_it() {
 fn conversation(script: &Script, args: &[&str], lines: &[&[u8]]) -> (String, Option<i32>) {
     let pty = nix::pty::openpty(None, None).unwrap();
     let end = || Stdio::from(pty.slave.try_clone().unwrap());
-    let mut child = command(script, args).stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
+    // Plain lines: `tests/tests/terminal.rs` edits them.
+    let mut child = command(script, args).env("TERM", "dumb").stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
     drop(pty.slave);
     let mut master = fs::File::from(pty.master);
     let mut typed = master.try_clone().unwrap();
@@ -275,8 +276,11 @@ fn a_full_context_is_said_with_what_helps() {
     // x forever.
     let script = Script::new(LLAMA, &["▁a", "▁x", "▁x"]);
     let told = |context: &str, tokens: &str| {
-        let (text, code) =
-            conversation(&script, &["--context", context, "-n", tokens], &[b"a\n", b"a\n", b"once upon a\n"]);
+        let (text, code) = conversation(
+            &script,
+            &["--context", context, "-n", tokens, "--when-full", "stop"],
+            &[b"a\n", b"a\n", b"once upon a\n"],
+        );
         assert_eq!(code, Some(0), "{text}");
         text
     };
@@ -285,10 +289,13 @@ fn a_full_context_is_said_with_what_helps() {
     let full =
         "cut short: the context of 20 tokens is full; start again, or with a larger --context (the model allows 4096)";
     assert_eq!(text.matches(full).count(), 1, "the second turn: {text}");
-    assert!(text.contains("left of the context; start again, or with a larger --context"), "the third: {text}");
+    assert!(
+        text.contains("do not fit the context of 20 tokens; say less, or start again, or with a larger --context"),
+        "the third: {text}"
+    );
     let text = told("4096", "5000");
     assert!(text.contains("cut short: the context of 4096 tokens is full; start again\n"), "{text}");
-    assert!(text.contains("left of the context; start again\n") && !text.contains(larger), "{text}");
+    assert!(text.contains("say less, or start again\n") && !text.contains(larger), "{text}");
 }
 
 #[test]

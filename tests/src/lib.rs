@@ -96,6 +96,18 @@ pub fn pack_checkpoint(dir: &Path, bundle: &Path) -> Bundle {
     Bundle::open(bundle).unwrap_or_else(|e| panic!("{}: {e}", dir.display()))
 }
 
+/// A chat template for the trained example, of which `</s>` ends turns.
+pub const CHAT_TEMPLATE: &str = "{% for message in messages %}{% if message.role == 'system' %}({{ message.content }}) \
+    {% else %}{{ message.role }}: {{ message.content }}{{ eos_token }}{% endif %}{% endfor %}\
+    {% if add_generation_prompt %}assistant: {% endif %}";
+
+/// A bundle of the trained example with made-up predictors and a chat template, at `path`.
+pub fn chat_bundle(path: &Path) -> Bundle {
+    let checkpoint = copied(&tiny_opt());
+    fs::write(checkpoint.path().join("chat_template.jinja"), CHAT_TEMPLATE).expect("the scratch directory is writable");
+    bundle_with_predictors(checkpoint.path(), path, LayoutOptions::default(), true)
+}
+
 /// Rank of made-up predictors.
 const RANK: usize = 8;
 

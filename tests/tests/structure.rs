@@ -69,6 +69,7 @@ fn the_runtime_imports_downwards_only() {
         &[
             "budget",
             "buffers",
+            "chat",
             "command_line",
             "console",
             "disk_cost",

@@ -10,7 +10,7 @@ use super::section::{Extent, SECTION_ALIGNMENT, Section, SectionInfo};
 pub(crate) const MAGIC: [u8; 8] = *b"\x89FLM\r\n\x1a\n";
 
 /// The bundle format that this crate writes, and the newest that it reads.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
 /// The oldest format that this crate reads.
 pub(super) const OLDEST_VERSION: u32 = 1;
 

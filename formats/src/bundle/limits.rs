@@ -5,6 +5,7 @@
 use super::error::Fault;
 use super::manifest::{Manifest, ReusePoint};
 use super::section::Section;
+use crate::chat::Chat;
 use crate::model::{
     Activation, Attention, Ffn, LAYERS_MAX, LayerSpec, ModelSpec, Norm, NormKind, Positions, RopeScaling,
 };
@@ -177,6 +178,12 @@ pub(super) fn check_facts(manifest: &Manifest) -> Result<(), Fault> {
             }
             check_reuse(&layer.reuse)?;
         }
+    }
+    if let Some((what, most, found)) = manifest.chat.as_ref().and_then(Chat::excess) {
+        within(what, found, 0, most)?;
+    }
+    if let Some((name, expected, found)) = manifest.sampling.fault() {
+        holds(&format!("sampling.{name}"), false, expected, found)?;
     }
     Ok(())
 }

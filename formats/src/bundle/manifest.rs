@@ -7,6 +7,7 @@ use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
 use super::layout::FlashLayout;
+use crate::chat::{Chat, SamplingDefaults};
 use crate::model::ModelSpec;
 use crate::weight_format::{ResidentFormats, WeightFormat};
 
@@ -35,6 +36,12 @@ pub struct Manifest {
     /// Who says which special tokens surround a text.
     #[serde(default, skip_serializing_if = "SpecialTokens::is_architecture")]
     pub special_tokens: SpecialTokens,
+    /// How a conversation becomes text, if the publisher says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat: Option<Chat>,
+    /// How tokens are to be chosen where the user says nothing.
+    #[serde(default, skip_serializing_if = "SamplingDefaults::is_empty")]
+    pub sampling: SamplingDefaults,
     /// Where the bundle came from.
     pub provenance: Provenance,
 }

@@ -18,6 +18,7 @@ use super::manifest::{FfnStorage, LayerSparsity, Manifest, PredictorInfo, Proven
 use super::resident;
 use super::section::{Extent, SECTION_ALIGNMENT, Section, SectionInfo};
 use super::storage::{FileStorage, Storage};
+use crate::chat::{Chat, SamplingDefaults};
 use crate::ids::NeuronId;
 use crate::model::{DType, ModelSpec};
 use crate::weight_format::{ResidentFormats, WeightFormat};
@@ -52,6 +53,10 @@ pub struct Extras {
     pub sparsity: Option<Vec<LayerSparsity>>,
     /// See [`Manifest::wide_kv`].
     pub wide_kv: bool,
+    /// See [`Manifest::chat`].
+    pub chat: Option<Chat>,
+    /// See [`Manifest::sampling`].
+    pub sampling: SamplingDefaults,
     /// Where the bundle comes from.
     pub provenance: Provenance,
 }
@@ -284,6 +289,8 @@ impl<S: Storage> BundleWriter<S> {
             predictors: predictor_info,
             sparsity: extras.sparsity,
             special_tokens: SpecialTokens::Tokenizer,
+            chat: extras.chat,
+            sampling: extras.sampling,
             provenance: extras.provenance,
         };
         let tail = Tail::new(&manifest, predictors.as_deref(), self.flash.end())?;

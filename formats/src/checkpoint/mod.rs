@@ -18,6 +18,7 @@
 //! | false | both | not tied |
 //! | false | embedding only | an error (transformers would start from random numbers) |
 
+mod chat_files;
 mod config_error;
 mod directory;
 mod error;
@@ -47,6 +48,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+pub use chat_files::{CHAT_TEMPLATE_DIRS, CHAT_TEMPLATE_FILE};
 pub use config_error::ConfigError;
 pub use directory::{Format, INDEX_BYTES_MAX, index_shards};
 pub use error::CheckpointError;
@@ -61,6 +63,7 @@ pub use tensor_problem::TensorProblem;
 pub use tokenizer_files::{TokenizerFiles, TokenizerSource};
 pub use torch_error::TorchError;
 
+use crate::chat::{Chat, SamplingDefaults};
 use crate::model::{DType, ModelSpec};
 use directory::Weights;
 use families::{Admitted, Config};
@@ -315,6 +318,22 @@ impl Checkpoint {
     /// `NoTokenizer`, or what is wrong with a file.
     pub fn tokenizer_files(&self) -> Result<TokenizerFiles, CheckpointError> {
         TokenizerFiles::read(&self.dir)
+    }
+
+    /// How a conversation becomes text, if the checkpoint says so.
+    ///
+    /// # Errors
+    /// What is wrong with a file.
+    pub fn chat(&self) -> Result<Option<Chat>, CheckpointError> {
+        chat_files::read_chat(&self.dir)
+    }
+
+    /// How the publisher wants tokens to be chosen.
+    ///
+    /// # Errors
+    /// What is wrong with `generation_config.json`.
+    pub fn sampling(&self) -> Result<SamplingDefaults, CheckpointError> {
+        chat_files::read_sampling(&self.dir)
     }
 
     fn resident_tensor(&self, name: &str) -> Result<&CanonicalTensor, CheckpointError> {

@@ -8,7 +8,9 @@ use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use super::{ARITHMETIC, IDS, KV, LENGTH_BYTES, Origin, PIECE_BYTES, SavedSession, SessionFileError, VERSION};
+use super::{
+    ARITHMETIC, CONVERSATION, IDS, KV, LENGTH_BYTES, Origin, PIECE_BYTES, SavedSession, SessionFileError, VERSION,
+};
 use crate::destination::SESSION_FORMAT;
 use crate::regular::open_regular;
 use crate::seal::{check_head, is_sealed};
@@ -17,6 +19,8 @@ use crate::seal::{check_head, is_sealed};
 const HEADER_BYTES_MAX: u64 = 1 << 16;
 /// Most tokens of a session: more than any model has positions.
 const TOKENS_MAX: usize = 1 << 24;
+/// Longest conversation: more than any context holds.
+const CONVERSATION_BYTES_MAX: usize = 1 << 28;
 
 /// A saved session whose header was checked against the file's length. Whether it is as it was written shows when all is read.
 #[derive(Debug)]
@@ -80,8 +84,10 @@ impl SessionReader {
             Ok(info.shape.clone())
         };
         let (ids, computed) = (shape(IDS, Dtype::U32, 1)?[0], shape(ARITHMETIC, Dtype::U8, 1)?[0]);
+        let has_conversation = metadata.info(CONVERSATION).is_some();
+        let conversation = if has_conversation { shape(CONVERSATION, Dtype::U8, 1)?[0] } else { 0 };
         let kv = shape(KV, Dtype::U8, 3)?;
-        if metadata.tensors().len() != 3 {
+        if metadata.tensors().len() != 3 + usize::from(has_conversation) {
             return Err(no("it has other tensors".into()));
         }
         if ids > TOKENS_MAX || computed > ids {
@@ -94,8 +100,14 @@ impl SessionReader {
         if kv[1] != computed {
             return Err(mismatch(path, "tokens with keys and values", computed, kv[1]));
         }
-        let mut session =
-            SavedSession { origin, ids: Vec::new(), in_piece: Vec::new(), planes: kv[0], row_bytes: kv[2] };
+        let mut session = SavedSession {
+            origin,
+            ids: Vec::new(),
+            in_piece: Vec::new(),
+            conversation: None,
+            planes: kv[0],
+            row_bytes: kv[2],
+        };
         let mut hashes = Vec::new();
         let mut bytes = vec![0; ids * size_of::<u32>()];
         file.read_exact(&mut bytes).map_err(io)?;
@@ -105,6 +117,17 @@ impl SessionReader {
         file.read_exact(&mut bytes).map_err(io)?;
         hashes.push(xxh3_64(&bytes));
         session.in_piece = bytes.iter().map(|piece| *piece == 1).collect();
+        if has_conversation {
+            if conversation > CONVERSATION_BYTES_MAX {
+                let expected = format!("at most {CONVERSATION_BYTES_MAX}");
+                return Err(mismatch(path, "bytes of the conversation", expected, conversation));
+            }
+            bytes.resize(conversation, 0);
+            file.read_exact(&mut bytes).map_err(io)?;
+            hashes.push(xxh3_64(&bytes));
+            let text = String::from_utf8(bytes).map_err(|_| no("its conversation is no text".into()))?;
+            session.conversation = Some(text);
+        }
         Ok(Self { path: path.to_owned(), file, session, head, hashes })
     }
 
@@ -139,7 +162,7 @@ impl SessionReader {
                 each(plane, first, piece);
             }
         }
-        self.hashes.truncate(2);
+        self.hashes.truncate(2 + usize::from(self.session.conversation.is_some()));
         self.hashes.push(hash.digest());
         let damaged = |source| SessionFileError::Damaged { path: self.path.clone(), source };
         check_head(&self.head, &self.hashes).map_err(damaged)

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use serde_json::json;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use super::{ARITHMETIC, IDS, KV, LENGTH_BYTES, PIECE_BYTES, SavedSession, VERSION};
+use super::{ARITHMETIC, CONVERSATION, IDS, KV, LENGTH_BYTES, PIECE_BYTES, SavedSession, VERSION};
 use crate::destination::{Destination, DestinationError, SESSION_FORMAT};
 use crate::seal::{SEAL, seal_head};
 
@@ -37,11 +37,13 @@ fn write(
 ) -> io::Result<()> {
     let ids: Vec<u8> = session.ids.iter().flat_map(|id| id.to_le_bytes()).collect();
     let arithmetic: Vec<u8> = session.in_piece.iter().map(|piece| u8::from(*piece)).collect();
+    let conversation = session.conversation.as_deref().unwrap_or_default().as_bytes();
     let mut head = head(session, ids.len(), arithmetic.len());
     let mut out = BufWriter::with_capacity(PIECE_BYTES, destination.file());
     out.write_all(&head)?;
     out.write_all(&ids)?;
     out.write_all(&arithmetic)?;
+    out.write_all(conversation)?;
     let mut hash = Xxh3::new();
     for plane in 0..session.planes {
         let mut bytes = 0;
@@ -54,16 +56,19 @@ fn write(
     }
     out.flush()?;
     drop(out);
-    seal_head(&mut head, &[xxh3_64(&ids), xxh3_64(&arithmetic), hash.digest()]);
+    let conversation = session.conversation.is_some().then(|| xxh3_64(conversation));
+    let hashes = [xxh3_64(&ids), xxh3_64(&arithmetic)].into_iter().chain(conversation).chain([hash.digest()]);
+    seal_head(&mut head, &hashes.collect::<Vec<_>>());
     destination.file().write_all_at(&head, 0)
 }
 
 /// Everything before the tensors, not sealed yet.
 fn head(session: &SavedSession, ids: usize, arithmetic: usize) -> Vec<u8> {
     let SavedSession { origin, planes, row_bytes, in_piece, .. } = session;
-    let (computed, kv) = (in_piece.len(), ids + arithmetic);
+    let (computed, text) = (in_piece.len(), ids + arithmetic);
+    let kv = text + session.conversation.as_ref().map_or(0, String::len);
     let seal = SEAL;
-    let header = json!({
+    let mut header = json!({
         "__metadata__": {
             "format": SESSION_FORMAT,
             "version": VERSION.to_string(),
@@ -74,9 +79,12 @@ fn head(session: &SavedSession, ids: usize, arithmetic: usize) -> Vec<u8> {
             seal.0: seal.1,
         },
         IDS: { "dtype": "U32", "shape": [session.ids.len()], "data_offsets": [0, ids] },
-        ARITHMETIC: { "dtype": "U8", "shape": [computed], "data_offsets": [ids, kv] },
+        ARITHMETIC: { "dtype": "U8", "shape": [computed], "data_offsets": [ids, text] },
         KV: { "dtype": "U8", "shape": [planes, computed, row_bytes], "data_offsets": [kv, kv + planes * session.plane_bytes()] },
     });
+    if session.conversation.is_some() {
+        header[CONVERSATION] = json!({ "dtype": "U8", "shape": [kv - text], "data_offsets": [text, kv] });
+    }
     let mut json = header.to_string().into_bytes();
     // Tensors begin at a multiple of eight.
     json.resize((json.len() + LENGTH_BYTES).next_multiple_of(8) - LENGTH_BYTES, b' ');

@@ -11,6 +11,7 @@ use flashlm_formats::bundle::{
     BundlePlan, BundleWriter, Extras, FlashLayout, LayerPredictor, LayoutOptions, Manifest, PredictorDType,
     PredictorInfo, PredictorKind, Provenance, SourceFile, Storage,
 };
+use flashlm_formats::chat::{Chat, SamplingDefaults};
 use flashlm_formats::ids::NeuronId;
 use flashlm_formats::model::{
     Activation, Attention, Block, DType, FeedForward, Ffn, LayerSpec, LearnedPositions, ModelSpec, Norm, NormKind,
@@ -211,6 +212,17 @@ impl Small {
         PredictorInfo { kind: PredictorKind::LowRank, layers: vec![layer; self.plan.model.layers.len()] }
     }
 
+    /// What the publisher of some says of conversations.
+    pub fn chat() -> (Option<Chat>, SamplingDefaults) {
+        let texts =
+            |pairs: &[(&str, &str)]| pairs.iter().map(|(name, text)| ((*name).into(), (*text).into())).collect();
+        let templates =
+            texts(&[("default", "{{ bos_token }}{{ messages[0].content }}\n"), ("tool_use", "{{ tools }}")]);
+        let chat = Chat { templates, special_tokens: texts(&[("bos_token", "<s>")]) };
+        let sampling = SamplingDefaults { temperature: Some(0.5), top_k: Some(20), ..SamplingDefaults::default() };
+        (Some(chat), sampling)
+    }
+
     /// Writes the bundle; `predictors` is a blob of any bytes.
     pub fn write(&self, path: &Path, predictors: Option<Vec<u8>>) -> Manifest {
         self.fill(BundleWriter::create(path, self.plan.clone(), false).unwrap(), predictors)
@@ -253,6 +265,8 @@ impl Small {
         let predictors = predictors.map(|blob| (self.predictor_info(4), blob));
         // Some with, some without.
         let wide_kv = self.plan.model.ffn().gated;
-        writer.finish(Extras { predictors, wide_kv, provenance: self.provenance(), ..Extras::default() }).unwrap()
+        let (chat, sampling) = if wide_kv { Self::chat() } else { (None, SamplingDefaults::default()) };
+        let provenance = self.provenance();
+        writer.finish(Extras { predictors, wide_kv, chat, sampling, provenance, ..Extras::default() }).unwrap()
     }
 }

@@ -47,7 +47,8 @@ pub fn fetch_beginning(
     let commit = snapshots.of_commit(&info.commit)?;
     fetch_files(&client, &commit, &listed.described_by(), &mut Quiet)?;
     let weights = listed.weights(&client, &commit, &info.files)?;
-    for file in &listed.described_by() {
+    // Chat templates in a directory of their own say nothing of speed.
+    for file in listed.described_by().iter().filter(|file| !file.contains('/')) {
         let (from, to) = (commit.path(file), dir.join(file));
         symlink(&from, &to).map_err(|e| HubError::io("make the link", &to, e))?;
     }

@@ -169,6 +169,9 @@ impl Commit {
     /// Puts a file into the snapshot, whose blob is here since long or new. Tells whether it is a link.
     pub(super) fn place(&self, file: &str, remote: &Remote, is_new: bool) -> Result<bool, HubError> {
         let path = self.path(file);
+        if let Some(dir) = path.parent().filter(|dir| *dir != self.dir) {
+            create_directory(dir).map_err(|e| HubError::io("create", dir, e))?;
+        }
         if self.link(&path, remote)? || path.exists() {
             // What is a file already says nothing of links.
             return Ok(self.symlink.is_some());
@@ -188,7 +191,8 @@ impl Commit {
     /// Whether there is a link to the blob now; not where the file system has none, or says it may have none.
     fn link(&self, path: &Path, remote: &Remote) -> Result<bool, HubError> {
         let Some(symlink) = self.symlink else { return Ok(false) };
-        let target = Path::new("../../blobs").join(&remote.etag);
+        let depth = path.strip_prefix(&self.dir).map_or(1, |file| file.components().count());
+        let target = Path::new(&"../".repeat(depth + 1)).join("blobs").join(&remote.etag);
         // A link to a blob that somebody deleted.
         if path.is_symlink() && !path.exists() {
             _ = std::fs::remove_file(path);
@@ -242,6 +246,16 @@ mod tests {
             assert_eq!(std::fs::read(commit.path("b")).unwrap(), b"old");
             assert!(commit.blob(&remote).exists(), "others may want it");
         }
+    }
+
+    #[test]
+    fn a_file_in_a_directory_leads_to_its_blob() {
+        let root = tempfile::tempdir().unwrap();
+        let commit = commit(root.path(), Some(|target, path| std::os::unix::fs::symlink(target, path)));
+        let remote = remote();
+        std::fs::write(commit.blob(&remote), "new").unwrap();
+        assert!(commit.place("chat_templates/a", &remote, true).unwrap());
+        assert_eq!(std::fs::read(commit.path("chat_templates/a")).unwrap(), b"new");
     }
 
     #[test]

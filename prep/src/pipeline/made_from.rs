@@ -28,6 +28,8 @@ pub(super) struct Source {
     tokenizer: String,
     /// What the model is taken for, before it has thresholds.
     model: String,
+    /// What the bundle will say of conversations and sampling, if anything: no other stage depends on it.
+    chat: Option<String>,
 }
 
 impl Source {
@@ -36,12 +38,20 @@ impl Source {
             files: source_hash(checkpoint, work)?,
             tokenizer: format!("{:016x}", checksum(tokenizer_file)),
             model: format!("{} {}", checkpoint.spec().text(), checkpoint.ffn_dtype()),
+            chat: chat_hash(checkpoint)?,
         })
     }
 
     fn parts(&self) -> [&str; 4] {
         [VERSION, &self.files, &self.tokenizer, &self.model]
     }
+}
+
+/// A hash of what a bundle will say of conversations and sampling; `None` where that is nothing.
+fn chat_hash(checkpoint: &Checkpoint) -> Result<Option<String>, PrepareError> {
+    let (chat, sampling) = (checkpoint.chat()?, checkpoint.sampling()?);
+    let says = chat.is_some() || !sampling.is_empty();
+    Ok(says.then(|| format!("{:016x}", checksum(format!("{chat:?} {sampling:?}").as_bytes()))))
 }
 
 /// What stamps can tell of the inputs.
@@ -147,7 +157,10 @@ impl MadeFrom {
         let measured = told.stamp(StageKind::Sparsity, &[trained.name(), ordered.name(), "sparsity, half-lives"]);
         let formats = format!("{} {layout:?}", formats(options));
         let flash = fingerprint(&[&source.parts()[..], &["flash", recorded_by, ordered.name(), &formats]].concat());
-        let packed = fingerprint(&[&flash, measured.name()]);
+        let packed = match &source.chat {
+            None => fingerprint(&[&flash, measured.name()]),
+            Some(chat) => fingerprint(&[&flash, measured.name(), chat]),
+        };
         Self { recorded, trained, ordered, measured, bundle: Made { packed, flash } }
     }
 }

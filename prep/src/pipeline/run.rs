@@ -359,6 +359,8 @@ impl<'a> Job<'a> {
             let mut manifest = Bundle::open(&options.output)?.manifest().clone();
             manifest.predictors = Some(predictors.0);
             manifest.sparsity = Some(sparsity);
+            manifest.chat = checkpoint.chat()?;
+            manifest.sampling = checkpoint.sampling()?;
             let replacement = Replacement::begin(&options.output, Some(&predictors.1), &manifest)?;
             let identity = replacement.identity();
             work.record_bundle(identity, &from.bundle)?;

@@ -98,6 +98,20 @@ impl Transcript {
         executor.truncate(self.sequence, self.before);
     }
 
+    /// Forgets all but the first `count` ids.
+    pub(crate) fn truncate(&mut self, executor: &mut Executor, sampler: &mut Sampler, count: usize) {
+        self.settle(executor, sampler);
+        if count >= self.ids.len() {
+            return;
+        }
+        self.ids.truncate(count);
+        self.in_piece.truncate(count);
+        self.begun = 0;
+        self.is_last_unfed = false;
+        executor.truncate(self.sequence, self.before + count);
+        sampler.see_only(&self.ids);
+    }
+
     /// The rows that say `ids`; the last one's logits are wanted, or all of theirs.
     pub(crate) fn rows_of(&self, ids: &[u32], all: bool) -> Vec<Row> {
         let (sequence, unfed) = (self.sequence, self.unfed());

@@ -25,7 +25,7 @@ pub struct Token {
 ///
 /// Until its first token nothing has been said: if that fails, or never comes, the session is unchanged.
 pub struct Generation<'s, 'm> {
-    session: &'s mut Session<'m>,
+    pub(super) session: &'s mut Session<'m>,
     generator: Generator,
     stops: Option<StopStrings>,
     /// What is to be said, until it is.
@@ -50,6 +50,11 @@ impl<'m> Session<'m> {
     /// # Errors
     /// `EmptyPrompt`, `ContextFull`.
     pub fn generate_from(&mut self, ids: &[u32]) -> Result<Generation<'_, 'm>> {
+        self.generate_until(ids, &[])
+    }
+
+    /// The same; `ends` are further ids with which the model ends what it says.
+    pub(super) fn generate_until(&mut self, ids: &[u32], ends: &[u32]) -> Result<Generation<'_, 'm>> {
         let room = self.room();
         if ids.is_empty() && self.transcript.unfed().is_none() {
             return Err(RuntimeError::EmptyPrompt);
@@ -60,9 +65,11 @@ impl<'m> Session<'m> {
             return Err(RuntimeError::ContextFull { wanted: context - room + ids.len(), context, model_max });
         }
         self.prepare_guesses(&executor)?;
+        self.written = None;
         // The last new token is given out, not fed.
         let tokens = self.tokens.unwrap_or(usize::MAX).min(room - ids.len() + 1);
-        let request = Request { prompt: ids, tokens, eos: &self.eos, stop_ids: &self.stop_ids };
+        let eos = if self.ignores_eos { Vec::new() } else { [&self.eos, ends].concat() };
+        let request = Request { prompt: ids, tokens, eos: &eos, stop_ids: &self.stop_ids };
         let generator = Generator::new(&mut executor, &mut self.transcript, &mut self.sampler, &request);
         drop(executor);
         let stops = StopStrings::new(self.stops.clone());
@@ -85,14 +92,24 @@ impl Generation<'_, '_> {
         if self.failed {
             return Ok(None);
         }
-        let Some(NewToken { id, time, reads }) = self.new_token()? else { return Ok(self.rest()) };
-        let Some(stops) = &mut self.stops else { return Ok(None) };
-        let (text, is_stopped) = stops.push(&self.session.stream.push(id));
-        if is_stopped {
-            self.generator.stop();
-            self.stops = None;
+        let token = match self.new_token()? {
+            None => self.rest(),
+            Some(NewToken { id, time, reads }) => {
+                let Some(stops) = &mut self.stops else { return Ok(None) };
+                let (text, is_stopped) = stops.push(&self.session.stream.push(id));
+                if is_stopped {
+                    self.generator.stop();
+                    self.stops = None;
+                    // The tokens have more text than is given out.
+                    self.session.written = None;
+                }
+                Some(Token { id: Some(id), text, time, reads })
+            }
+        };
+        if let (Some(written), Some(token)) = (&mut self.session.written, &token) {
+            written.push_str(&token.text);
         }
-        Ok(Some(Token { id: Some(id), text, time, reads }))
+        Ok(token)
     }
 
     fn new_token(&mut self) -> Result<Option<NewToken>> {

@@ -3,6 +3,8 @@
 //! [`Model`] is one loaded bundle; every [`Session`] is a text of its own on it. What surrounds a text, what ends it and how tokens
 //! become text is decided here, so that a program, the `flashlm` command and a server cannot differ.
 
+mod chat;
+mod conversation;
 #[doc(hidden)]
 pub mod draft;
 mod generation;
@@ -12,6 +14,7 @@ mod saved;
 #[expect(clippy::module_inception, reason = "the type that the module is named for")]
 mod session;
 
+pub use conversation::{Conversation, Progress, WhenFull};
 pub use generation::{Generation, Token};
 pub use model::Model;
 pub use options::ModelOptions;

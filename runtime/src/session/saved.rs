@@ -80,7 +80,9 @@ impl Session<'_> {
         if said > context {
             return Err(RuntimeError::ContextFull { wanted: said, context, model_max });
         }
+        let conversation = reader.session().conversation.clone();
         self.take_over(reader, said, fed)?;
+        self.conversation = conversation;
         Ok(said)
     }
 
@@ -108,6 +110,7 @@ impl Session<'_> {
         executor.resume(sequence, fed);
         self.transcript.resume(&ids[..said], &in_piece[..fed], &mut self.sampler);
         self.stream.prompt(&ids[..said]);
+        self.written = None;
         Ok(())
     }
 
@@ -123,7 +126,8 @@ impl Session<'_> {
         let (planes, row_bytes) = executor.kv_shape();
         let (ids, in_piece) = (self.transcript.ids().to_vec(), self.transcript.in_piece().to_vec());
         let tokens = in_piece.len();
-        let saved = SavedSession { origin: self.model.origin().clone(), ids, in_piece, planes, row_bytes };
+        let (origin, conversation) = (self.model.origin().clone(), self.conversation.clone());
+        let saved = SavedSession { origin, ids, in_piece, conversation, planes, row_bytes };
         write_session(destination, &saved, &mut |plane, write| executor.kv_rows(sequence, plane, tokens, write))?;
         Ok((planes * row_bytes * tokens) as u64)
     }

@@ -18,6 +18,11 @@ pub struct Session<'m> {
     pub(super) stream: TextStream<'m>,
     /// Ids with which the model ends a turn, and those that the caller named.
     pub(super) eos: Vec<u32>,
+    pub(super) ignores_eos: bool,
+    /// What a saved session keeps beside the text: the conversation that it is of.
+    pub(super) conversation: Option<String>,
+    /// The text of all that was said, where it is known: of turns that a chat template wrote, and of the answers to them.
+    pub(super) written: Option<String>,
     pub(super) stop_ids: Vec<u32>,
     pub(super) stops: Vec<String>,
     pub(super) tokens: Option<usize>,
@@ -47,6 +52,9 @@ impl<'m> Session<'m> {
             stream: model.tokenizer().stream(&[]),
             speculate: Speculate::default(),
             eos: model.spec().eos.clone(),
+            ignores_eos: false,
+            conversation: None,
+            written: None,
             stop_ids: Vec::new(),
             stops: Vec::new(),
             tokens: None,
@@ -55,10 +63,26 @@ impl<'m> Session<'m> {
 
     /// How tokens are chosen; by default always the likeliest.
     pub fn sampling(mut self, sampling: Sampling) -> Self {
+        self.set_sampling(sampling);
+        self
+    }
+
+    /// Chooses tokens otherwise from now on, with random numbers from their start.
+    pub fn set_sampling(&mut self, sampling: Sampling) {
         self.transcript.settle(&mut self.model.executor(), &mut self.sampler);
         self.sampler = Sampler::new(sampling, self.model.spec().vocab_size);
+        self.sampler.see_only(self.transcript.ids());
         self.transcript.speculate(None);
-        self
+    }
+
+    /// At most this many tokens in a turn from now on; as many as the context has room for without a number.
+    pub fn set_max_tokens(&mut self, tokens: Option<usize>) {
+        self.tokens = tokens;
+    }
+
+    /// At most this many tokens in a turn, if there is a limit.
+    pub fn limit(&self) -> Option<usize> {
+        self.tokens
     }
 
     /// How many tokens are guessed in a step, as far as [`ModelOptions::speculate`](super::ModelOptions::speculate) has left room for;
@@ -86,8 +110,23 @@ impl<'m> Session<'m> {
 
     /// Continues after the model ends its text (on EOS).
     pub fn ignore_eos(mut self) -> Self {
-        self.eos.clear();
+        self.ignores_eos = true;
         self
+    }
+
+    /// Whether anything but special tokens stops a turn.
+    pub(super) fn has_stop_strings(&self) -> bool {
+        !self.stops.is_empty()
+    }
+
+    /// What a saved session keeps beside the text.
+    pub fn conversation(&self) -> Option<&str> {
+        self.conversation.as_deref()
+    }
+
+    /// Keeps this beside the text when the session is saved.
+    pub(super) fn set_conversation(&mut self, conversation: Option<String>) {
+        self.conversation = conversation;
     }
 
     /// Tokens of the text so far.
@@ -116,10 +155,33 @@ impl<'m> Session<'m> {
         self.context().saturating_sub(self.len())
     }
 
+    /// Forgets all but the first `count` tokens of the text.
+    pub fn truncate(&mut self, count: usize) {
+        if count < self.len() {
+            self.transcript.truncate(&mut self.model.executor(), &mut self.sampler, count);
+            self.stream = self.model.tokenizer().stream(self.transcript.ids());
+            self.written = None;
+        }
+    }
+
+    /// Forgets what is not the beginning of `ids`; gives how many of them have been said then, at most all but the last.
+    pub fn keep(&mut self, ids: &[u32]) -> usize {
+        let said = self.transcript.ids().iter().zip(ids).take_while(|(said, id)| said == id).count();
+        let count = said.min(ids.len().saturating_sub(1));
+        self.truncate(count);
+        count
+    }
+
+    /// The ids said so far.
+    pub fn ids(&self) -> &[u32] {
+        self.transcript.ids()
+    }
+
     /// Forgets everything that was said.
     pub fn clear(&mut self) {
         self.transcript.clear(&mut self.model.executor());
         self.stream = self.model.tokenizer().stream(&[]);
+        self.written = None;
     }
 
     /// Says `ids` and gives what the model expects after each of them: its logits, `[vocab]`, with the id's place. The model is in use

@@ -52,6 +52,17 @@ impl SpeculationCounters {
         }
     }
 
+    /// Both together.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            steps: self.steps + other.steps,
+            rows: self.rows + other.rows,
+            drafted: self.drafted + other.drafted,
+            accepted: self.accepted + other.accepted,
+            draft_ns: self.draft_ns + other.draft_ns,
+        }
+    }
+
     /// The figures, with what the steps read.
     pub fn figures(self, reads: ReadCounters) -> SpeculationFigures {
         let mean = |count: u64, of: u64| count as f64 / of.max(1) as f64;

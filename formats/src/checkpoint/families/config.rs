@@ -98,6 +98,11 @@ impl Config {
         }
     }
 
+    /// A number, as far as single precision can hold it.
+    pub(crate) fn number(&self, key: &str) -> Result<Option<f32>, ConfigError> {
+        self.get(key).map(|value| number(key, value).map(|number| number as f32)).transpose()
+    }
+
     /// A finite positive number that single precision can hold.
     pub(crate) fn positive(&self, key: &str, default: f32) -> Result<f32, ConfigError> {
         self.0.get(key).map_or(Ok(default), |value| positive(key, value))

@@ -1,48 +1,39 @@
-//! Turn by turn on a terminal; the KV cache is kept. An error in one turn is reported, and does not end the conversation.
+//! Turn by turn on a terminal. An error in one turn is reported, and does not end the conversation.
 
-use std::io::{BufRead, ErrorKind, stdin};
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use flashlm::budget::counted;
 use flashlm::error::sentence;
-use flashlm::{Finish, Session, signals};
+use flashlm::text::ReadTextError;
+use flashlm::{Conversation, Error, Finish, Progress, Report, signals};
 
-use super::prompt::{as_typed, read, say_notices};
-use super::session::{advice, turn};
-use super::{RunArgs, report};
-
-/// Bytes of a line that are read; nobody types as many.
-const LINE_BYTES_MAX: usize = 16 << 20;
+use super::RunArgs;
+use super::editor::{Lines, Typed};
+use super::figures::figures;
+use super::orders::{Order, Settings};
+use super::prompt::{as_typed, say_notices};
+use super::saved::{load, save_in};
+use super::session::{Printer, advice};
 
 /// Asks and answers until the user has had enough.
-pub(super) fn converse(session: &mut Session<'_>, args: &RunArgs) -> Result<()> {
-    eprintln!("Type text for the model to continue. Ctrl-C ends a turn, Ctrl-D the conversation.");
+pub(super) fn converse(conversation: &mut Conversation<'_>, args: &RunArgs, settings: Settings) -> Result<()> {
+    let what = if conversation.is_chat() { "Type a message." } else { "Type text for the model to continue." };
+    eprintln!("{what} /help lists what else there is. Ctrl-C ends a turn, Ctrl-D the conversation.");
+    let mut talk = Talk { conversation, args, settings, last: None };
+    let mut lines = Lines::open(!args.no_history)?;
     loop {
-        eprint!("> ");
-        signals::end_at_once(true);
-        let line = read_line().context("cannot read from the terminal")?;
-        signals::end_at_once(false);
-        let Some(line) = line else {
-            eprintln!();
-            return Ok(());
-        };
-        match ids(session, &line) {
-            Ok(ids) if ids.is_empty() => continue,
-            Ok(ids) if ids.len() >= session.room() => eprintln!(
-                "{} do not fit the {} left of the context; {}",
-                counted(ids.len(), "token"),
-                session.room(),
-                advice(session)
-            ),
-            Ok(ids) => {
-                let (figures, rest) = turn(session, &ids, args)?;
-                report(args, &figures, &rest, 0)?;
-                if figures.tokens < args.tokens && figures.finish == Finish::Length {
-                    let context = counted(session.context(), "token");
-                    eprintln!("cut short: the context of {context} is full; {}", advice(session));
-                }
-            }
-            Err(error) => eprintln!("{}", sentence(error.as_ref())),
+        match lines.read("> ")? {
+            Typed::End => return Ok(()),
+            Typed::Interrupted => eprintln!("nothing was sent; Ctrl-D or /quit leaves"),
+            Typed::Line(line) => match text(&line) {
+                Err(error) => eprintln!("what was typed cannot be used: {error}"),
+                Ok(text) => match Order::of(&text) {
+                    Some(Ok(Order::Quit)) => return Ok(()),
+                    Some(Ok(order)) => talk.obey(order),
+                    Some(Err(wrong)) => eprintln!("{wrong}"),
+                    // Text that begins with a slash has two.
+                    None => talk.say(text.strip_prefix("//").map_or(text.clone(), |rest| format!("/{rest}")))?,
+                },
+            },
         }
         signals::forget_interrupt();
         if signals::asked().is_some() {
@@ -51,44 +42,132 @@ pub(super) fn converse(session: &mut Session<'_>, args: &RunArgs) -> Result<()> 
     }
 }
 
-/// Token ids of a line.
-fn ids(session: &Session<'_>, line: &[u8]) -> Result<Vec<u32>> {
-    let tokenizer = session.model().tokenizer();
-    let advice = || format!("type a shorter one, or {}", advice(session));
-    let text = as_typed(read(tokenizer, &mut &*line, session.room(), "what was typed", &advice)?);
-    if !session.is_empty() {
-        return Ok(tokenizer.encode_bare(&text)?);
-    }
-    if tokenizer.encode_bare(&text)?.is_empty() {
-        return Ok(Vec::new());
-    }
-    // The beginning of a text; later turns go on with it.
-    let ids = tokenizer.encode(&text)?;
-    say_notices(tokenizer, &ids);
-    Ok(ids)
+/// A line as text.
+fn text(line: &[u8]) -> Result<String, ReadTextError> {
+    let text = std::str::from_utf8(line).map_err(|wrong| ReadTextError::NotUtf8 { at: wrong.valid_up_to() })?;
+    Ok(as_typed(text.to_owned()))
 }
 
-/// The bytes of a line without its end; `None` where there is no further one.
-fn read_line() -> std::io::Result<Option<Vec<u8>>> {
-    let (mut line, mut any) = (Vec::new(), false);
-    let mut input = stdin().lock();
-    loop {
-        let there = match input.fill_buf() {
-            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            there => there?,
-        };
-        if there.is_empty() {
-            return Ok(any.then_some(line));
+struct Talk<'a, 'm> {
+    conversation: &'a mut Conversation<'m>,
+    args: &'a RunArgs,
+    settings: Settings,
+    /// What the last turn cost.
+    last: Option<Report>,
+}
+
+impl Talk<'_, '_> {
+    /// One turn. An error is only that of standard output.
+    fn say(&mut self, text: String) -> Result<()> {
+        if text.trim().is_empty() && (self.conversation.is_chat() || text.is_empty()) {
+            return Ok(());
         }
-        any = true;
-        let end = there.iter().position(|byte| *byte == b'\n');
-        let part = &there[..end.unwrap_or(there.len())];
-        line.extend_from_slice(&part[..part.len().min(LINE_BYTES_MAX - line.len())]);
-        let used = part.len() + usize::from(end.is_some());
-        input.consume(used);
-        if end.is_some() {
-            line.pop_if(|byte| *byte == b'\r');
-            return Ok(Some(line));
+        let is_first = self.conversation.session().is_empty();
+        if let (true, false) = (is_first, self.conversation.is_chat()) {
+            let tokenizer = self.conversation.session().model().tokenizer();
+            if let Ok(ids) = tokenizer.encode(&text) {
+                say_notices(tokenizer, &ids);
+            }
+        }
+        let mut printer = Printer::new(false);
+        let context = counted(self.conversation.session().context(), "token");
+        let mut has_begun = false;
+        let answered = self.conversation.ask(&text, &mut |progress| {
+            let note = match progress {
+                Progress::Token(token) => {
+                    has_begun = true;
+                    return printer.token(token);
+                }
+                Progress::Summary => String::new(),
+                Progress::Summarising(turns) => format!("summing up {}", counted(turns, "turn")),
+                Progress::Dropped(turns) => {
+                    format!("the context of {context} is full: {} forgotten", were(turns, "turn"))
+                }
+                Progress::Shortened(tokens) => {
+                    format!("the context of {context} is full: {} forgotten", were(tokens, "token"))
+                }
+            };
+            if !note.is_empty() {
+                eprintln!("{}[{note}]", if has_begun { "\n" } else { "" });
+            }
+            match signals::asked().is_some() {
+                true => std::ops::ControlFlow::Break(()),
+                false => std::ops::ControlFlow::Continue(()),
+            }
+        });
+        printer.end(answered.is_ok() && self.settings.tokens != Some(0))?;
+        match answered {
+            Ok(report) => self.tell(report),
+            Err(Error::EmptyPrompt) => {}
+            Err(Error::ContextFull { wanted, .. }) => eprintln!(
+                "{} do not fit the context of {context}; say less, or {}",
+                counted(wanted, "token"),
+                advice(self.conversation.session())
+            ),
+            Err(error) => eprintln!("{}", sentence(&error)),
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, report: Report) {
+        if report.tokens == 0 && report.finish == Finish::Eos {
+            eprintln!("the model ended its text at once, so there is nothing to show");
+        }
+        let limit = self.settings.tokens.unwrap_or(usize::MAX);
+        if report.tokens < limit && report.finish == Finish::Length {
+            let session = self.conversation.session();
+            eprintln!("cut short: the context of {} is full; {}", counted(session.context(), "token"), advice(session));
+        }
+        if self.args.verbose {
+            eprintln!("{}", figures(&report, self.conversation.session()));
+        }
+        self.last = Some(report);
+    }
+
+    fn obey(&mut self, order: Order) {
+        if let Err(error) = self.try_to_obey(order) {
+            eprintln!("{}", sentence(error.as_ref()));
         }
     }
+
+    fn try_to_obey(&mut self, order: Order) -> Result<()> {
+        let conversation = &mut *self.conversation;
+        match order {
+            Order::Quit => {}
+            Order::Help => eprintln!("{}", super::orders::HELP),
+            Order::Clear => {
+                conversation.clear();
+                self.last = None;
+                eprintln!("everything said is forgotten");
+            }
+            Order::System(None) => match conversation.system() {
+                Some(system) => eprintln!("{system}"),
+                None => eprintln!("the model is told nothing before the conversation"),
+            },
+            Order::System(Some(system)) => {
+                conversation.set_system(Some(system))?;
+                eprintln!("the model will be told so from the next turn on");
+            }
+            Order::Stats => match &self.last {
+                Some(report) => eprintln!("{}", figures(report, conversation.session())),
+                None => eprintln!("nothing was answered yet"),
+            },
+            Order::Save(path) => save_in(&path, conversation, self.args)?,
+            Order::Load(path) => load(&path, conversation)?,
+            Order::Set(None) => eprintln!("{}", self.settings),
+            Order::Set(Some((name, value))) => {
+                if self.settings.set(&name, &value)? {
+                    conversation.session().set_sampling(self.settings.sampling());
+                }
+                conversation.session().set_max_tokens(self.settings.tokens);
+                conversation.set_when_full(self.settings.when_full.into());
+                eprintln!("{}", self.settings);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn were(count: usize, what: &str) -> String {
+    format!("the oldest {} {}", counted(count, what), if count == 1 { "was" } else { "were" })
 }

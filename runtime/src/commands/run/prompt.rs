@@ -5,16 +5,41 @@ use std::io::{IsTerminal, Read, stdin};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
+use flashlm::chat::ChatTemplate;
 use flashlm::error::hints;
 use flashlm::text::{ReadTextError, Tokenizer};
 
 use super::RunArgs;
 
+/// What a run starts from.
+pub(super) struct Prompt {
+    pub(super) ids: Vec<u32>,
+    /// Their text, where they are those of a conversation.
+    pub(super) text: Option<String>,
+    /// What the user says, likewise.
+    pub(super) said: Option<String>,
+}
+
+/// Whether there is no prompt, and somebody to talk to.
+pub(super) fn is_conversation(args: &RunArgs) -> bool {
+    let has_prompt = args.ids.is_some() || args.prompt.is_some() || args.prompt_file.is_some();
+    !has_prompt && stdin().is_terminal() && !args.json
+}
+
 /// The ids to start from, in a context that holds `room` tokens of a prompt and `max` in all at most; `None` on a terminal without
-/// a prompt.
-pub(super) fn prompt_ids(args: &RunArgs, tokenizer: &Tokenizer, room: usize, max: usize) -> Result<Option<Vec<u32>>> {
+/// a prompt. With a template, the prompt is the first message of a conversation.
+pub(super) fn prompt(
+    args: &RunArgs,
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+    room: usize,
+    max: usize,
+) -> Result<Option<Prompt>> {
     if let Some(ids) = &args.ids {
-        return Ok(Some(ids.clone()));
+        return Ok(Some(Prompt { ids: ids.clone(), text: None, said: None }));
+    }
+    if is_conversation(args) {
+        return Ok(None);
     }
     // Without --context it would not fit the model's own.
     let context = args.context.unwrap_or(max);
@@ -30,18 +55,23 @@ pub(super) fn prompt_ids(args: &RunArgs, tokenizer: &Tokenizer, room: usize, max
             let mut file = File::open(path).with_context(|| format!("cannot read {what}"))?;
             as_typed(read(&mut file, &what)?)
         }
-        (None, None) if stdin().is_terminal() && !args.json => return Ok(None),
         (None, None) => {
             bail!("no prompt: give --prompt TEXT, --prompt-file FILE (- for standard input) or --ids 2,713,16")
         }
     };
+    if let Some(template) = template {
+        let messages = template.opening(args.system.as_deref(), &text);
+        let rendered = template.render(tokenizer, &messages, None, true)?;
+        let (ids, written) = (rendered.ids(tokenizer)?, rendered.text().into_owned());
+        return Ok(Some(Prompt { ids, text: Some(written), said: Some(text) }));
+    }
     let ids = tokenizer.encode(&text)?;
     say_notices(tokenizer, &ids);
-    Ok(Some(ids))
+    Ok(Some(Prompt { ids, text: None, said: None }))
 }
 
 /// Reads `what`, which is to have no more tokens than there is room for; `advice` says what to do if it has.
-pub(super) fn read(
+fn read(
     tokenizer: &Tokenizer,
     mut from: &mut dyn Read,
     room: usize,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use flashlm::budget::{counted, human_bytes};
-use flashlm::{ModelOptions, Session};
+use flashlm::{Conversation, ModelOptions, Session};
 use flashlm_formats::destination::{Destination, FileKind, There, check_file};
 
 use super::RunArgs;
@@ -41,19 +41,39 @@ impl<'a> SavedIn<'a> {
     }
 
     /// Goes on after all that the file has.
-    pub(super) fn restore(&self, session: &mut Session<'_>) -> Result<()> {
-        if self.is_there {
-            let had = session.restore(self.path)?;
-            eprintln!("this goes on after {} of {}", counted(had, "token"), self.path.display());
-        }
-        Ok(())
+    pub(super) fn restore(&self, conversation: &mut Conversation<'_>) -> Result<()> {
+        if self.is_there { load(self.path, conversation) } else { Ok(()) }
     }
 
     /// Saves the session in place of what the file has.
-    pub(super) fn save(self, session: &mut Session<'_>) -> Result<()> {
-        let path = self.path.display();
-        let bytes = session.save(self.destination).with_context(|| format!("cannot save the session in {path}"))?;
-        eprintln!("saved {} in {path}: {}", counted(session.len(), "token"), human_bytes(bytes));
-        Ok(())
+    pub(super) fn save(self, mut conversation: Conversation<'_>) -> Result<()> {
+        save(self.path, self.destination, &mut conversation)
     }
+}
+
+/// Goes on with what a file has.
+pub(super) fn load(path: &Path, conversation: &mut Conversation<'_>) -> Result<()> {
+    let was_chat = conversation.is_chat();
+    let had = conversation.restore(path)?;
+    eprintln!("this goes on after {} of {}", counted(had, "token"), path.display());
+    if was_chat && !conversation.is_chat() {
+        eprintln!(
+            "note: it was saved without a chat template and goes on as text; begin another file for a conversation"
+        );
+    }
+    Ok(())
+}
+
+/// Saves a conversation in a file that may be there, if a session is in it.
+pub(super) fn save_in(path: &Path, conversation: &mut Conversation<'_>, args: &RunArgs) -> Result<()> {
+    let inputs: Vec<PathBuf> = [args.model.bundle.clone()].into_iter().chain(args.guesses.draft.clone()).collect();
+    let destination = Destination::take(path, FileKind::Session, &inputs)?;
+    save(path, destination, conversation)
+}
+
+fn save(path: &Path, destination: Destination, conversation: &mut Conversation<'_>) -> Result<()> {
+    let path = path.display();
+    let bytes = conversation.save(destination).with_context(|| format!("cannot save the session in {path}"))?;
+    eprintln!("saved {} in {path}: {}", counted(conversation.session().len(), "token"), human_bytes(bytes));
+    Ok(())
 }
