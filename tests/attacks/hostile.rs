@@ -135,7 +135,9 @@ fn a60_write_seeds() {
     put("predictors", "seed-projection", &fs::read(&trained).unwrap());
     let session = dir.path().join("session");
     let origin = Origin { bundle: 7, kv: "f16".into(), predicted: true, instructions: "plain".into() };
-    let saved = SavedSession { origin, ids: vec![2, 9, 4], in_piece: vec![true, false], planes: 4, row_bytes: 6 };
+    let (ids, in_piece) = (vec![2, 9, 4], vec![true, false]);
+    let conversation = Some("{\"turns\":[]}".to_owned());
+    let saved = SavedSession { origin, ids, in_piece, conversation, planes: 4, row_bytes: 6 };
     let destination = Destination::take(&session, FileKind::Session, &[]).unwrap();
     write_session(destination, &saved, &mut |plane, write| write(&[plane as u8; 12])).unwrap();
     let session = fs::read(session).unwrap();

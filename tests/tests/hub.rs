@@ -588,3 +588,21 @@ fn a_directory_of_the_same_name_wins() {
     let user = User::of(&empty);
     user.run(&["inspect", MODEL]).failed(1, &["no safetensors or PyTorch weights", "model.gguf"]);
 }
+
+#[test]
+fn chat_templates_are_fetched_with_the_model() {
+    let mut files = files(&tiny_opt());
+    files.push(("chat_template.jinja".into(), b"{{ messages[0].content }}".to_vec()));
+    files.push(("additional_chat_templates/tool_use.jinja".into(), b"{{ tools }}".to_vec()));
+    files.push(("additional_chat_templates/../escape.jinja".into(), b"x".to_vec()));
+    let hub = Hub::start(files);
+    let user = User::of(&hub);
+    let output = user.path("m.flashlm");
+    user.run(&["convert", MODEL, "-o", &output]).succeeded();
+    let bundle = flashlm_formats::bundle::Bundle::open(&output).unwrap();
+    let chat = bundle.manifest().chat.as_ref().unwrap();
+    let templates: Vec<_> = chat.templates.iter().map(|(name, text)| (&**name, &**text)).collect();
+    assert_eq!(templates, [("default", "{{ messages[0].content }}"), ("tool_use", "{{ tools }}")]);
+    assert_eq!(chat.special_tokens["eos_token"], "</s>");
+    assert!(hub.requests().iter().all(|request| !request.path.contains("escape")));
+}

@@ -133,7 +133,118 @@ fn sampling(config: &Config) -> Result<SamplingDefaults, super::ConfigError> {
     Ok(SamplingDefaults {
         temperature: Some(config.number("temperature")?.unwrap_or(1.0)),
         top_k: Some(top_k).filter(|top_k| *top_k > 0),
-        top_p: config.number("top_p")?.filter(|top_p| *top_p < 1.0),
+        top_p: config.number("top_p")?.filter(|top_p| *top_p != 1.0),
         repetition_penalty,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dir(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        dir
+    }
+
+    fn templates(files: &[(&str, &str)]) -> Vec<(String, String)> {
+        let chat = read_chat(dir(files).path()).unwrap();
+        chat.map_or_else(Vec::new, |chat| chat.templates.into_iter().collect())
+    }
+
+    fn named(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect()
+    }
+
+    #[test]
+    fn templates_are_where_transformers_looks() {
+        assert_eq!(templates(&[]), []);
+        assert_eq!(templates(&[("tokenizer_config.json", "{\"chat_template\": null}")]), []);
+        let one = ("tokenizer_config.json", r#"{"chat_template": "c\nd"}"#);
+        assert_eq!(templates(&[one]), named(&[("default", "c\nd")]));
+        let list =
+            r#"{"chat_template": [{"name": "default", "template": "d"}, {"name": "tool_use", "template": "t"}]}"#;
+        assert_eq!(templates(&[("tokenizer_config.json", list)]), named(&[("default", "d"), ("tool_use", "t")]));
+        // Files come first, and end lines as Python reads them.
+        assert_eq!(templates(&[one, ("chat_template.jinja", "f\r\ng")]), named(&[("default", "f\ng")]));
+        let further = [
+            ("chat_template.jinja", "f"),
+            ("additional_chat_templates/tool_use.jinja", "t"),
+            ("chat_templates/rag.jinja", "r"),
+            ("chat_templates/notes.txt", "n"),
+        ];
+        assert_eq!(templates(&further), named(&[("default", "f"), ("rag", "r"), ("tool_use", "t")]));
+    }
+
+    #[test]
+    fn special_tokens_are_texts_or_objects() {
+        let config = r#"{"chat_template": "x", "bos_token": {"content": "<s>", "lstrip": false}, "eos_token": "</s>", "pad_token": null}"#;
+        let map = r#"{"bos_token": "other", "unk_token": "<unk>", "additional_special_tokens": ["<a>"]}"#;
+        let dir = dir(&[("tokenizer_config.json", config), ("special_tokens_map.json", map)]);
+        let chat = read_chat(dir.path()).unwrap().unwrap();
+        let expected = named(&[("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")]);
+        assert_eq!(chat.special_tokens.into_iter().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn what_is_no_template_is_refused_with_its_file() {
+        let long = "x".repeat(TEMPLATE_BYTES_MAX + 1);
+        for (file, text, says) in [
+            ("tokenizer_config.json", r#"{"chat_template": 5}"#, "neither a text nor a list"),
+            ("tokenizer_config.json", r#"{"chat_template": [{"name": "default"}]}"#, "neither a text nor a list"),
+            ("chat_template.jinja", &long, "chat_template.jinja"),
+        ] {
+            let error = read_chat(dir(&[(file, text)]).path()).unwrap_err().to_string();
+            assert!(error.contains(file) && error.contains(says), "{error}");
+        }
+        let dir = dir(&[]);
+        std::fs::write(dir.path().join("chat_template.jinja"), b"a\xff").unwrap();
+        assert!(read_chat(dir.path()).unwrap_err().to_string().contains("utf-8"));
+    }
+
+    #[test]
+    fn sampling_is_read_as_transformers_reads_it() {
+        let sampling = |json: &str| read_sampling(dir(&[("generation_config.json", json)]).path());
+        let defaults = SamplingDefaults::default();
+        for (json, expected) in [
+            ("{}", defaults),
+            (r#"{"temperature": 0.6, "top_p": 0.9}"#, defaults),
+            (
+                r#"{"do_sample": false, "temperature": 0.6, "repetition_penalty": 1.1}"#,
+                SamplingDefaults { repetition_penalty: Some(1.1), ..defaults },
+            ),
+            (r#"{"do_sample": true}"#, SamplingDefaults { temperature: Some(1.0), top_k: Some(50), ..defaults }),
+            (
+                r#"{"do_sample": true, "temperature": 0.6, "top_p": 0.95, "top_k": 20, "repetition_penalty": 1.0}"#,
+                SamplingDefaults {
+                    temperature: Some(0.6),
+                    top_k: Some(20),
+                    top_p: Some(0.95),
+                    repetition_penalty: None,
+                },
+            ),
+            (
+                r#"{"do_sample": true, "top_k": 0, "top_p": 1.0, "temperature": null}"#,
+                SamplingDefaults { temperature: Some(1.0), ..defaults },
+            ),
+        ] {
+            assert_eq!(sampling(json).unwrap(), expected, "{json}");
+        }
+        for json in [
+            r#"{"do_sample": true, "temperature": -1}"#,
+            r#"{"do_sample": true, "temperature": NaN}"#,
+            r#"{"do_sample": true, "top_p": 2}"#,
+            r#"{"do_sample": true, "top_k": -5}"#,
+            r#"{"repetition_penalty": 0}"#,
+            r#"{"do_sample": "yes"}"#,
+        ] {
+            assert!(sampling(json).unwrap_err().to_string().contains("generation_config.json"), "{json}");
+        }
+        assert_eq!(read_sampling(dir(&[]).path()).unwrap(), defaults);
+    }
 }
