@@ -48,6 +48,8 @@ pub mod guard;
 #[doc(hidden)]
 pub mod load;
 #[doc(hidden)]
+pub mod manual;
+#[doc(hidden)]
 pub mod memory;
 #[doc(hidden)]
 pub mod neurons;

@@ -3,12 +3,14 @@
 mod commands;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use flashlm::command_line::{self, EXIT_CODES, FLASHLM_PREP};
 use flashlm::error::sentence;
-use flashlm::signals;
+use flashlm::terminal::printable_line;
+use flashlm::{console, manual, signals};
 
 #[derive(Parser)]
 #[command(
@@ -44,6 +46,12 @@ enum Command {
         /// The shell to complete for
         shell: clap_complete::Shell,
     },
+    /// Write manual pages into a directory, such as ~/.local/share/man/man1
+    Man {
+        /// Where to write them
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -68,6 +76,13 @@ fn main() -> ExitCode {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "flashlm", &mut script);
             std::io::stdout().write_all(&script).map(|()| ExitCode::SUCCESS).map_err(Into::into)
+        }
+        Command::Man { dir } => {
+            let written = manual::write(Cli::command(), &FLASHLM_PREP, &dir).map_err(Into::into);
+            written.map(|count| {
+                console::print_line(format_args!("{count} manual pages in {}", printable_line(&dir.to_string_lossy())));
+                ExitCode::SUCCESS
+            })
         }
     };
     result.unwrap_or_else(|error| {
