@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 
 pub use directory::{Directory, DirectoryKind};
 pub use kind::{
-    FileKind, LOGITS_FORMAT, ORDERS_FORMAT, PREDICTORS_FORMAT, REPORT_DATA_FORMAT, REPORT_MARK, SESSION_FORMAT,
-    THRESHOLDS_FORMAT,
+    FileKind, LOGITS_FORMAT, MANUAL_MARK, ORDERS_FORMAT, PREDICTORS_FORMAT, REPORT_DATA_FORMAT, REPORT_MARK,
+    SESSION_FORMAT, THRESHOLDS_FORMAT,
 };
 
 use crate::publish::{NewFile, is_same, temporary_path};
@@ -261,6 +261,7 @@ mod tests {
             (FileKind::Report, report.as_bytes()),
             (FileKind::Logits, &logits.as_bytes()[1..]),
             (FileKind::Thresholds, thresholds.as_bytes()),
+            (FileKind::Manual, MANUAL_MARK.as_bytes()),
         ];
         for (kind, bytes) in kinds {
             fs::write(&path, bytes).unwrap();

@@ -3,13 +3,15 @@
 mod commands;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 use flashlm::command_line::{self, EXIT_CODES, FLASHLM};
 use flashlm::error::sentence;
-use flashlm::signals;
+use flashlm::terminal::printable_line;
+use flashlm::{console, manual, signals};
 
 #[derive(Parser)]
 #[command(
@@ -67,6 +69,12 @@ enum Command {
         /// The shell to complete for
         shell: clap_complete::Shell,
     },
+    /// Write manual pages into a directory, such as ~/.local/share/man/man1
+    Man {
+        /// Where to write them
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -115,6 +123,11 @@ fn run(command: Command) -> Result<ExitCode> {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "flashlm-prep", &mut script);
             std::io::stdout().write_all(&script).map(|()| ExitCode::SUCCESS).map_err(Into::into)
+        }
+        Command::Man { dir } => {
+            let count = manual::write(Cli::command(), &FLASHLM, &dir)?;
+            console::print_line(format_args!("{count} manual pages in {}", printable_line(&dir.to_string_lossy())));
+            Ok(ExitCode::SUCCESS)
         }
     }
 }

@@ -51,6 +51,8 @@ pub mod kept;
 #[doc(hidden)]
 pub mod load;
 #[doc(hidden)]
+pub mod manual;
+#[doc(hidden)]
 pub mod memory;
 #[doc(hidden)]
 pub mod neurons;

@@ -10,7 +10,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 use commands::named::{bundle_file, bundle_or_offer};
 use flashlm::command_line::{self, EXIT_CODES, FLASHLM_PREP};
 use flashlm::error::sentence;
-use flashlm::signals;
+use flashlm::terminal::printable_line;
+use flashlm::{console, manual, signals};
 
 #[derive(Parser)]
 #[command(
@@ -46,6 +47,12 @@ enum Command {
         /// The shell to complete for
         shell: clap_complete::Shell,
     },
+    /// Write manual pages into a directory, such as ~/.local/share/man/man1
+    Man {
+        /// Where to write them
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
 }
 
 /// The commands of the other program, which work here, too, and the exit codes.
@@ -65,7 +72,7 @@ fn with_bundles(mut command: Command) -> anyhow::Result<Command> {
         Command::Logits(args) => vec![&mut args.model.bundle],
         Command::Doctor(args) => args.bundle.iter_mut().collect(),
         Command::Bench(args) => vec![&mut args.bundle],
-        Command::BenchStep(_) | Command::Disk(_) | Command::Completions { .. } => vec![],
+        Command::BenchStep(_) | Command::Disk(_) | Command::Completions { .. } | Command::Man { .. } => vec![],
     };
     for bundle in bundles {
         *bundle = bundle_file(bundle)?;
@@ -98,6 +105,13 @@ fn main() -> ExitCode {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "flashlm", &mut script);
             std::io::stdout().write_all(&script).map(|()| ExitCode::SUCCESS).map_err(Into::into)
+        }
+        Command::Man { dir } => {
+            let written = manual::write(Cli::command(), &FLASHLM_PREP, &dir).map_err(Into::into);
+            written.map(|count| {
+                console::print_line(format_args!("{count} manual pages in {}", printable_line(&dir.to_string_lossy())));
+                ExitCode::SUCCESS
+            })
         }
     });
     result.unwrap_or_else(|error| {

@@ -36,7 +36,7 @@ fn commands_of(program: &str) -> Vec<String> {
 fn every_command_is_known_to_the_other_program() {
     for Other { name, commands } in [FLASHLM, FLASHLM_PREP] {
         let mut listed = commands_of(name);
-        listed.retain(|name| name != "help" && name != "completions");
+        listed.retain(|name| !["help", "completions", "man"].contains(&name.as_str()));
         assert_eq!(listed, commands, "{name}");
         let help = run(name, &["--help"], "").succeeded();
         assert!(["130", "143", "129"].iter().all(|code| help.contains(code)), "{help}");
@@ -61,6 +61,7 @@ fn names_that_a_terminal_would_obey_are_written_out_by_every_command() {
         ("flashlm-prep", vec!["inspect", &checkpoint]),
         ("flashlm-prep", vec!["inspect", &checkpoint, "--json"]),
         ("flashlm", vec!["plan", &bundle]),
+        ("flashlm", vec!["man", &path(&format!("man-{EVIL}"))]),
     ] {
         let said = run(name, &args, "");
         harmless(args[0], &said);
@@ -82,7 +83,7 @@ fn names_that_a_terminal_would_obey_are_written_out_by_every_command() {
                 vec![command, &format!("--{EVIL}")],
             ] {
                 // These go on for long, or write where nobody asked them to, once they have what they need.
-                if !["help", "completions"].contains(&args[0]) {
+                if !["help", "completions", "man"].contains(&args[0]) {
                     harmless(&format!("{args:?}"), &run(name, &args, ""));
                 }
             }

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use flashlm::command_line::{FLASHLM, FLASHLM_PREP, Other};
 use flashlm_formats::bundle::Bundle;
 use flashlm_tests::{Golden, Said, fixtures, program, run, scratch, tiny_opt};
 use safetensors::SafeTensors;
@@ -592,6 +593,29 @@ fn completions_are_printed() {
         assert!(run(name, &["--help"], "").succeeded().contains("Usage"));
         assert!(run(name, &["--version"], "").succeeded().contains(env!("CARGO_PKG_VERSION")));
     }
+}
+
+#[test]
+fn manual_pages_cover_every_command_and_option() {
+    let dir = scratch();
+    for Other { name, commands } in [FLASHLM, FLASHLM_PREP] {
+        run(name, &["man", text(dir.path())], "").succeeded();
+        let page = |name: &str| fs::read_to_string(dir.path().join(format!("{name}.1"))).unwrap().replace("\\-", "-");
+        for command in commands {
+            assert!(page(name).contains(&format!("{name}-{command}(1)")), "{name} {command}");
+            let page = page(&format!("{name}-{command}"));
+            let help = run(name, &[command, "--help"], "").succeeded();
+            let options = help.split_whitespace().filter(|word| word.starts_with("--"));
+            let options = options.map(|word| word.trim_end_matches(|c: char| !c.is_ascii_lowercase()));
+            for option in options.filter(|option| option.len() > 2) {
+                assert!(page.contains(option), "{name} {command}: {option}");
+            }
+        }
+    }
+    let page = dir.path().join("flashlm-prep-pack.1");
+    fs::write(&page, "mine").unwrap();
+    run("flashlm-prep", &["man", text(dir.path())], "").failed(1, &["flashlm-prep-pack.1", "is not a manual page"]);
+    assert_eq!(fs::read_to_string(&page).unwrap(), "mine");
 }
 
 #[test]

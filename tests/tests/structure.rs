@@ -76,6 +76,7 @@ fn the_runtime_imports_downwards_only() {
             "kept",
             "error",
             "guard",
+            "manual",
             "memory",
             "sampler",
             "signals",
@@ -131,6 +132,19 @@ fn unsafe_code_stands_in_its_few_places() {
             ["unsafe {", "unsafe fn", "unsafe impl", "allow(unsafe_code"].iter().any(|word| text.contains(word));
         assert!(!is_used || file.ends_with("formats/src/mapping.rs"), "unsafe in {}", file.display());
     }
+}
+
+#[test]
+fn pages_ask_for_the_rust_that_cargo_asks_for() {
+    let read = |name: &str| fs::read_to_string(root().join(name)).unwrap();
+    let manifest = read("Cargo.toml");
+    let value =
+        |key: &str| manifest.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(" = ")).unwrap().trim_matches('"');
+    let (rust, version) = (value("rust-version"), value("version"));
+    for page in ["README.md", "docs/install.md"] {
+        assert!(read(page).contains(&format!("{rust} or newer")), "{page}: {rust}");
+    }
+    assert!(read("docs/install.md").contains(&format!("flashlm-{version}-x86_64")), "{version}");
 }
 
 /// The table in the docs is what `flashlm-prep families` says.

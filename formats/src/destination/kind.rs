@@ -21,6 +21,9 @@ pub const REPORT_DATA_FORMAT: &str = "flashlm-report";
 /// Stands in the head of a report's page.
 pub const REPORT_MARK: &str = "<meta name=\"generator\" content=\"flashlm-prep report\"/>";
 
+/// Stands at the beginning of a manual page.
+pub const MANUAL_MARK: &str = ".\\\" A manual page of flashlm.";
+
 /// As many bytes tell what a file is.
 const HEAD_BYTES: u64 = 4096;
 
@@ -37,6 +40,8 @@ pub enum FileKind {
     Thresholds,
     /// What `flashlm-prep report` writes.
     Report,
+    /// A page that `man` writes.
+    Manual,
 }
 
 impl FileKind {
@@ -48,6 +53,7 @@ impl FileKind {
             Self::Session => "a saved session",
             Self::Thresholds => "a file of thresholds",
             Self::Report => "a report (as this version writes them)",
+            Self::Manual => "a manual page that flashlm wrote",
         }
     }
 
@@ -60,6 +66,7 @@ impl FileKind {
             Self::Session => safetensors_header(&head).is_some_and(|header| says(header, "format", SESSION_FORMAT)),
             Self::Thresholds => is_json_of(&head, THRESHOLDS_FORMAT),
             Self::Report => head.starts_with(b"<!DOCTYPE html>") && contains(&head, REPORT_MARK.as_bytes()),
+            Self::Manual => head.starts_with(MANUAL_MARK.as_bytes()),
         })
     }
 }
