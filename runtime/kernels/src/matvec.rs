@@ -129,12 +129,27 @@ pub(crate) fn rows_per_task(threads: &Threads, rows: usize, row_bytes: usize) ->
 /// A list of rows of equal length.
 pub(crate) trait Rows: Sync {
     fn row(&self, i: usize) -> Row<'_>;
+
+    /// The places of rows `first..`, each of `cols` elements, which is checked. Rows beyond `last` stand for it.
+    fn places(&self, first: usize, last: usize, element: Element, cols: usize) -> [Places; ROWS_AT_ONCE] {
+        std::array::from_fn(|j| {
+            let row = self.row((first + j).min(last));
+            row.check(element, cols);
+            row.places()
+        })
+    }
 }
 
 struct RowsOf<'a>(Matrix<'a>);
 impl Rows for RowsOf<'_> {
     fn row(&self, i: usize) -> Row<'_> {
         self.0.row(i)
+    }
+
+    /// A matrix was checked when it was made.
+    fn places(&self, first: usize, last: usize, element: Element, cols: usize) -> [Places; ROWS_AT_ONCE] {
+        assert!(self.0.element() == element && self.0.cols() == cols, "rows of another shape");
+        std::array::from_fn(|j| self.0.places((first + j).min(last)))
     }
 }
 
@@ -156,7 +171,7 @@ impl Rows for Gathered<'_, '_> {
 }
 
 struct Dots<'a, W> {
-    /// Dynamic, as one call per row is nothing beside the row, and code for every kind of list would be much.
+    /// Dynamic, as one call for a few rows is nothing beside them, and code for every kind of list would be much.
     rows: &'a dyn Rows,
     element: Element,
     x: Input<'a>,
@@ -175,14 +190,11 @@ impl<W: Weight> Op for Dots<'_, W> {
             return;
         }
         let shift = rows.row(0).places().shift;
-        // Rows beyond the last stand for the last, and are only asked for.
+        // Rows beyond the last are only asked for.
         let pointers = |i: usize| -> [Places; ROWS_AT_ONCE] {
-            std::array::from_fn(|j| {
-                let row = rows.row((i + j).min(count - 1));
-                row.check(element, x.floats.len());
-                assert_eq!(row.places().shift, shift, "rows with groups of other sizes");
-                row.places()
-            })
+            let places = rows.places(i, count - 1, element, x.floats.len());
+            assert!(places.iter().all(|row| row.shift == shift), "rows with groups of other sizes");
+            places
         };
         let mut here = pointers(0);
         let mut i = 0;
@@ -319,11 +331,15 @@ unsafe fn float_dots<S: Simd, W: Weight, const R: usize, const T: usize>(
             }
         }
     }
-    let mut sums = [[0.0; T]; R];
     for r in 0..R {
         for t in 0..T {
-            sums[r][t] = s.sum(s.add(even[r][t], odd[r][t]));
+            even[r][t] = s.add(even[r][t], odd[r][t]);
         }
     }
+    let mut sums = [[0.0; T]; R];
+    let (fours, rest) = even.as_flattened().as_chunks::<4>();
+    let (sums_of_fours, sums_of_rest) = sums.as_flattened_mut().as_chunks_mut::<4>();
+    sums_of_fours.iter_mut().zip(fours).for_each(|(sums, four)| *sums = s.sum_four(*four));
+    sums_of_rest.iter_mut().zip(rest).for_each(|(sum, v)| *sum = s.sum(*v));
     sums
 }

@@ -43,8 +43,11 @@ pub(crate) struct Input<'a> {
     pub(crate) scales: &'a [f32],
 }
 
+/// Elements of vectors that are rounded on the stack, so that work which any thread may take, such as attention's, allocates on none.
+const ON_STACK: usize = 1024;
+
 thread_local! {
-    /// Rounded vectors that are not in use: room for them is allocated once.
+    /// Larger rounded vectors that are not in use: room for them is allocated once.
     static ROOM: RefCell<Vec<Rounded>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -54,20 +57,17 @@ pub(crate) struct Inputs<'a> {
     floats: &'a [f32],
     cols: usize,
     stride: usize,
-    rounded: Option<&'a Rounded>,
+    /// Integers and scales.
+    rounded: Option<(&'a [i16], &'a [f32])>,
 }
 
 impl<'a> Inputs<'a> {
     pub(crate) fn token(&self, t: usize) -> Input<'a> {
         let floats = &self.floats[t * self.stride..][..self.cols];
-        let Some(rounded) = self.rounded else { return Input { floats, numbers: &[], scales: &[] } };
+        let Some((numbers, scales)) = self.rounded else { return Input { floats, numbers: &[], scales: &[] } };
         let whole = whole_cols(self.cols);
         let blocks = whole.div_ceil(INPUT_BLOCK);
-        Input {
-            floats,
-            numbers: &rounded.numbers[t * whole..][..whole],
-            scales: &rounded.scales[t * blocks..][..blocks],
-        }
+        Input { floats, numbers: &numbers[t * whole..][..whole], scales: &scales[t * blocks..][..blocks] }
     }
 }
 
@@ -82,19 +82,28 @@ impl Kernels {
         if !element.is_whole() {
             return work(Inputs { floats, cols, stride, rounded: None });
         }
-        let mut rounded = ROOM.with_borrow_mut(Vec::pop).unwrap_or_default();
         let whole = whole_cols(cols);
         let blocks = whole.div_ceil(INPUT_BLOCK);
+        let round = |numbers: &mut [i16], scales: &mut [f32]| {
+            for t in 0..tokens {
+                self.run(Round {
+                    floats: &floats[t * stride..][..whole],
+                    numbers: &mut numbers[t * whole..][..whole],
+                    scales: &mut scales[t * blocks..][..blocks],
+                });
+            }
+        };
+        // A short last block has a scale too.
+        if tokens * whole <= ON_STACK && tokens * blocks <= ON_STACK / PIECE_MIN {
+            let (mut numbers, mut scales) = ([0; ON_STACK], [0.0; ON_STACK / PIECE_MIN]);
+            round(&mut numbers, &mut scales);
+            return work(Inputs { floats, cols, stride, rounded: Some((&numbers, &scales)) });
+        }
+        let mut rounded = ROOM.with_borrow_mut(Vec::pop).unwrap_or_default();
         exactly(&mut rounded.numbers, tokens * whole);
         exactly(&mut rounded.scales, tokens * blocks);
-        for t in 0..tokens {
-            self.run(Round {
-                floats: &floats[t * stride..][..whole],
-                numbers: &mut rounded.numbers[t * whole..][..whole],
-                scales: &mut rounded.scales[t * blocks..][..blocks],
-            });
-        }
-        let result = work(Inputs { floats, cols, stride, rounded: Some(&rounded) });
+        round(&mut rounded.numbers, &mut rounded.scales);
+        let result = work(Inputs { floats, cols, stride, rounded: Some((&rounded.numbers, &rounded.scales)) });
         ROOM.with_borrow_mut(|room| room.push(rounded));
         result
     }

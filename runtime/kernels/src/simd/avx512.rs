@@ -123,6 +123,15 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn sum_four(self, v: [Self::V; 4]) -> [f32; 4] {
+        // SAFETY: the token proves the instructions.
+        unsafe {
+            let v = v.map(|v| _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v)));
+            super::avx2::sum_four(v)
+        }
+    }
+
+    #[inline(always)]
     fn greater(self, a: Self::V, b: Self::V) -> u32 {
         // SAFETY: the token proves the instructions.
         unsafe { u32::from(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b)) }

@@ -62,6 +62,11 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn exp2_whole(self, n: Self::V) -> Self::V;
     /// The sum of all lanes, in an order fixed per instruction set.
     fn sum(self, v: Self::V) -> f32;
+    /// The sums of four vectors, each in that order.
+    #[inline(always)]
+    fn sum_four(self, v: [Self::V; 4]) -> [f32; 4] {
+        v.map(|v| self.sum(v))
+    }
     /// A bit for each lane of `a` that is greater than that of `b`, the first lowest; none where either is NaN.
     fn greater(self, a: Self::V, b: Self::V) -> u32;
 
