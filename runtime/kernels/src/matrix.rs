@@ -132,6 +132,9 @@ impl<'a> Matrix<'a> {
         if layout.rows_per_group == 0 {
             return Err(MatrixError::EmptyGroup);
         }
+        // Groups that follow each other as their rows do are one, and their rows are found without divisions.
+        let is_even = layout.rows_per_group.checked_mul(layout.row_stride) == Some(layout.group_stride);
+        let layout = if is_even { RowLayout { rows_per_group: rows.max(1), ..layout } } else { layout };
         let matrix = Self { element, data, rows, cols, layout, scales: None, first: 0 };
         if rows > 0 {
             let overflow = MatrixError::Overflow { rows, cols, element };

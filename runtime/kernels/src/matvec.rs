@@ -17,10 +17,14 @@ use crate::whole::{INPUT_BLOCK, Input, add_dots, whole_cols};
 
 /// Rows whose sums are computed together.
 pub(crate) const ROWS_AT_ONCE: usize = 4;
-/// Weights of one task: large beside the cost of handing it out, small beside a layer.
+/// Weights of one task, at most: large beside the cost of handing it out, small beside a layer.
 pub const TASK_BYTES: usize = 256 << 10;
+/// Weights of one task, at least, where a matrix is small.
+const TASK_BYTES_MIN: usize = 16 << 10;
+/// Tasks for each thread, where a matrix is large enough: with few, one thread waits for another's last.
+const TASKS_PER_THREAD: usize = 8;
 /// How far ahead of the sums a row is asked for, in bytes.
-const AHEAD: usize = 1024;
+const AHEAD: usize = 2048;
 
 /// `y = W x`, on all threads.
 ///
@@ -118,12 +122,13 @@ fn one(x: &[f32]) -> (&[f32], usize, usize, usize) {
     (x, 1, x.len(), x.len())
 }
 
-/// Rows per task: enough bytes, a multiple of the rows taken together, and a few tasks for each thread.
+/// Rows per task: enough bytes, a multiple of the rows taken together, and some tasks for each thread.
 pub(crate) fn rows_per_task(threads: &Threads, rows: usize, row_bytes: usize) -> usize {
     if threads.count() == 1 {
         return rows.max(1);
     }
-    (TASK_BYTES / row_bytes.max(1)).clamp(1, rows.max(1)).next_multiple_of(ROWS_AT_ONCE)
+    let bytes = (rows * row_bytes / (threads.count() * TASKS_PER_THREAD)).clamp(TASK_BYTES_MIN, TASK_BYTES);
+    (bytes / row_bytes.max(1)).clamp(1, rows.max(1)).next_multiple_of(ROWS_AT_ONCE)
 }
 
 /// A list of rows of equal length.

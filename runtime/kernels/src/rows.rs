@@ -19,8 +19,10 @@ use crate::threads::Threads;
 pub(crate) const ROWS_AT_ONCE: usize = 8;
 /// Of fewer than that, so many are added in one pass where there are as many.
 const HALF: usize = ROWS_AT_ONCE / 2;
-/// Fewest columns of a task, in bytes of a row: shorter pieces of rows waste DRAM pages.
-const PIECE_BYTES_MIN: usize = 1024;
+/// Fewest columns of a task, in bytes of a row: shorter pieces of rows waste cache lines.
+const PIECE_BYTES_MIN: usize = 128;
+/// Columns of a task are a multiple of this: two vectors, or a block of four-bit numbers, on every instruction set.
+const PIECE_UNIT: usize = 32;
 /// Fewest bytes of weights for which threads are worth waking.
 const PARALLEL_BYTES_MIN: usize = 64 << 10;
 
@@ -120,7 +122,8 @@ pub(crate) fn cols_per_task(threads: &Threads, rows: usize, cols: usize, element
     if rows * element.row_bytes(cols) < PARALLEL_BYTES_MIN {
         return cols.max(1);
     }
-    cols.div_ceil(threads.count()).max(PIECE_BYTES_MIN / element.bytes()).next_multiple_of(64)
+    let least = PIECE_BYTES_MIN * PIECE_UNIT / element.row_bytes(PIECE_UNIT);
+    cols.div_ceil(threads.count()).max(least).next_multiple_of(PIECE_UNIT)
 }
 
 /// A list of rows with their coefficients.

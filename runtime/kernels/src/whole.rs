@@ -181,7 +181,7 @@ pub(crate) unsafe fn add_dots<S: Simd, W: Weight, const R: usize, const T: usize
     // SAFETY: as the caller vouches.
     unsafe {
         match rows[0].shift {
-            5 => add_pieces::<S, W, R, T, 32>(s, rows, inputs, sums, ask),
+            5 => add_pieces::<S, W, R, T, PIECE_MIN>(s, rows, inputs, sums, ask),
             6 => add_pieces::<S, W, R, T, 64>(s, rows, inputs, sums, ask),
             _ => add_pieces::<S, W, R, T, INPUT_BLOCK>(s, rows, inputs, sums, ask),
         }
@@ -228,12 +228,38 @@ unsafe fn add_block<S: Simd, W: Weight, const R: usize, const T: usize, const PI
     ask: impl Fn(usize, usize),
 ) {
     let mut parts = [[s.splat(0.0); T]; R];
-    for start in (0..len).step_by(PIECE) {
+    // Two groups of 32 at a time; of another size, groups are taken one by one, or in parts.
+    let pairs = if PIECE == PIECE_MIN && rows[0].shift == PIECE_MIN.trailing_zeros() {
+        len / (2 * PIECE) * 2 * PIECE
+    } else {
+        0
+    };
+    for start in (0..pairs).step_by(2 * PIECE) {
+        let at = block * INPUT_BLOCK + start;
+        // SAFETY: `at + 2 * PIECE` elements are in every row and in the numbers.
+        unsafe {
+            let numbers = inputs.map(|input| input.numbers.as_ptr().add(at));
+            // Loops, as a closure that is not inlined would be compiled for another instruction set.
+            let mut begin = [[s.no_sums(); 2]; T];
+            for t in 0..T {
+                begin[t] = W::groups_start(s, numbers[t]);
+            }
+            for r in 0..R {
+                for t in 0..T {
+                    parts[r][t] = W::add_groups(s, parts[r][t], begin[t], rows[r], at, numbers[t]);
+                }
+            }
+        }
+    }
+    for start in (pairs..len).step_by(PIECE) {
         let at = block * INPUT_BLOCK + start;
         // SAFETY: `at + PIECE` elements are in every row and in the numbers.
         unsafe {
             let numbers = inputs.map(|input| input.numbers.as_ptr().add(at));
-            let begin = numbers.map(|numbers| W::whole_start::<S, PIECE>(s, numbers));
+            let mut begin = [s.no_sums(); T];
+            for t in 0..T {
+                begin[t] = W::whole_start::<S, PIECE>(s, numbers[t]);
+            }
             for r in 0..R {
                 let scale = W::scale(s, rows[r], at);
                 // What is loaded and unpacked of the row is so once for all.
