@@ -140,13 +140,7 @@ impl KvMemory {
     ///
     /// # Errors
     /// `KvRange` where f16 does not hold one of them, `KvNoNumber` where one is no finite number.
-    pub(crate) fn put(
-        &mut self,
-        layer: usize,
-        (place, position): (usize, usize),
-        keys: &[f32],
-        values: &[f32],
-    ) -> Result<()> {
+    pub fn put(&mut self, layer: usize, (place, position): (usize, usize), keys: &[f32], values: &[f32]) -> Result<()> {
         let (key, value) = (largest(keys), largest(values));
         if !(key.is_finite() && value.is_finite()) {
             let value = if key.is_finite() { value } else { key };
