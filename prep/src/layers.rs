@@ -50,7 +50,7 @@ impl<'a> LayerRunner<'a> {
             spec,
             threads,
             positions: PositionTables::new(&mut Buffers::default(), spec, longest),
-            kv: KvMemory::new(spec, 1, longest, KvDtype::F32)?,
+            kv: KvMemory::new(spec.attention(), 1, longest, KvDtype::F32)?,
             places: [SequencePlaces::new(std::iter::once(0..longest))],
             tokens: (0..longest).map(|position| TokenPlace { sequence: 0, position }).collect(),
             scratch: BlockScratch::new(&mut Buffers::default(), spec, longest, longest, 1),
@@ -58,11 +58,17 @@ impl<'a> LayerRunner<'a> {
         })
     }
 
+    /// The same with keys and values stored otherwise than exactly.
+    pub(crate) fn with_kv(mut self, kv: KvDtype) -> Result<Self, PassError> {
+        self.kv = KvMemory::new(self.spec.attention(), 1, self.kv.places(), kv)?;
+        Ok(self)
+    }
+
     /// Bytes that a runner for `longest` tokens takes.
     pub(crate) fn bytes(spec: &ModelSpec, longest: usize) -> u64 {
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
         BlockScratch::bytes(spec, longest, longest, 1, threads)
-            + KvMemory::layer_bytes(spec, longest, KvDtype::F32) as u64
+            + KvMemory::layer_bytes(spec.attention(), longest, KvDtype::F32) as u64
             + (longest * spec.hidden_size * 4) as u64
     }
 

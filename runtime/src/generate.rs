@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use crate::disk_cost::ReadCost;
 use crate::engine::{Executor, Forward};
 use crate::error::Result;
 use crate::neurons::counters::ReadCounters;
@@ -54,6 +55,8 @@ pub struct Generation {
     pub decode: Vec<Duration>,
     /// What decoding read from flash.
     pub decode_reads: ReadCounters,
+    /// What reads were seen to cost at the end, where plans follow that.
+    pub read_cost: Option<ReadCost>,
     /// Steps, rows and guesses.
     pub speculation: SpeculationCounters,
 }
@@ -138,6 +141,7 @@ impl Generator {
                 prefill: Duration::ZERO,
                 decode: Vec::with_capacity(request.tokens.min(executor.context())),
                 decode_reads: ReadCounters::default(),
+                read_cost: None,
                 speculation: SpeculationCounters::default(),
             },
             before,
@@ -163,6 +167,7 @@ impl Generator {
         let Some((id, time)) = next? else { return Ok(None) };
         let now = executor.read_counters();
         self.report.decode_reads = now.since(self.prefilled);
+        self.report.read_cost = executor.read_cost();
         self.report.speculation = transcript.counters().since(self.guessed_before);
         if self.ends(id) {
             self.report.finish = if self.eos.contains(&id) { Finish::Eos } else { Finish::Stopped };

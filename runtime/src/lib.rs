@@ -75,6 +75,7 @@ pub mod threads;
 mod tokenizer_limits;
 
 pub use error::{Result, RuntimeError as Error};
+pub use forward::kv::KvDtype;
 pub use generate::{Finish, Generation as Report, Percentiles};
 pub use sampler::Sampling;
 pub use session::{Conversation, Generation, Model, ModelOptions, Progress, Session, Token, WhenFull};

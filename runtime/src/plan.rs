@@ -47,7 +47,7 @@ pub fn resident_bytes_touched(bundle: &Bundle, tokens: usize) -> u64 {
         name.starts_with("layers.") && tensor.shape.len() == 2 || name == head || name.starts_with("embed.project")
     };
     let matrices: u64 = bundle.resident_tensors().iter().filter(is_touched).map(stored_bytes).sum();
-    matrices + (spec.layers.len() * KvMemory::layer_bytes(spec, tokens, KvDtype::F16)) as u64
+    matrices + (spec.layers.len() * KvMemory::layer_bytes(spec.attention(), tokens, KvDtype::F16)) as u64
 }
 
 fn stored_bytes(tensor: &TensorEntry) -> u64 {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use flashlm::engine::{Executor, Forward, Row};
 use flashlm::error::RuntimeError;
+use flashlm::forward::kv::KvDtype;
 use flashlm::generate::{Generator, Request, Transcript};
 use flashlm::options::{FfnChoice, LoadOptions};
 use flashlm::plan::plan;
@@ -123,6 +124,9 @@ fn decoding_allocates_nothing_after_warm_up() {
             (&predicted, FfnChoice::Flash, EngineChoice::Threads, true),
         ] {
             let mut way = LoadOptions { engines: engine.into(), ..options(64, ffn) };
+            if ffn == FfnChoice::Resident {
+                way.kv = Some(KvDtype::Int8);
+            }
             if is_tight {
                 way.budget = match plan(bundle, &LoadOptions { budget: Some(1), ..way.clone() }) {
                     Err(RuntimeError::BudgetTooSmall { needed, .. }) => Some(needed + (1 << 20)),

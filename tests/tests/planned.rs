@@ -91,7 +91,9 @@ fn check_scratch(bundle: &Bundle) {
         let large = measured(context, batch);
         let (taken, planned) = (large.0 - small.0, large.1 - small.1);
         let said = format!("{taken} bytes more for {context} tokens and a batch of {batch}, {planned} planned");
-        assert!(planned > 5000 && taken.abs_diff(planned) < 512, "{said}");
+        // Beside keys and values a context takes tables of positions, where positions are not learned.
+        let grows = batch > 1 || bundle.spec().learned_positions.is_none();
+        assert!((planned > 5000 || !grows) && taken.abs_diff(planned) < 512, "{said}");
     }
 }
 

@@ -2,6 +2,7 @@
 
 use flashlm::engine::{Executor, Row, SequenceId, Work};
 use flashlm::error::RuntimeError;
+use flashlm::forward::kv::KvDtype;
 use flashlm::load::load;
 use flashlm::options::{FfnChoice, LoadOptions};
 use flashlm_formats::bundle::{Bundle, LayoutOptions};
@@ -182,4 +183,64 @@ fn sequences_come_and_go_and_leave_no_trace() {
     executor.close(short[1]);
     assert!(matches!(executor.step(&[Row::decode(short[1], 5)], nothing), Err(RuntimeError::ClosedSequence)));
     assert_eq!(executor.len(short[1]), 0);
+}
+
+/// Keys and values over several parts of the context, stored in every way, of sequences whose places do not lie side by side.
+#[test]
+fn long_contexts_have_the_same_bits_in_any_company() {
+    let long = |which: usize| -> Vec<u32> {
+        (0..150 + 67 * which).map(|i| (5 + (i * 97 + which * 31) % 4000) as u32).collect()
+    };
+    let decoded = |which: usize| -> Vec<u32> { (0..9).map(|i| (7 + i * 53 + which * 11) as u32).collect() };
+    let context = 500;
+    for checkpoint in [tiny_opt(), tiny_falcon(), fixtures().join("quirks/llama-biases-head-dim")] {
+        let dir = scratch();
+        let bundle = pack_checkpoint(&checkpoint, &dir.path().join("model.flashlm"));
+        let (vocab, context) = (bundle.spec().vocab_size as u32, context.min(bundle.spec().max_positions));
+        let fit =
+            |ids: Vec<u32>, most: usize| -> Vec<u32> { ids.into_iter().take(most).map(|id| id % vocab).collect() };
+        for kv in [KvDtype::F16, KvDtype::F32, KvDtype::Int8] {
+            let mut expected: Vec<Vec<Vec<u32>>> = Vec::new();
+            for (threads, together) in [(1, false), (2, true), (3, false), (3, true)] {
+                let way = LoadOptions {
+                    sequences: 3,
+                    batch: 16,
+                    kv: Some(kv),
+                    threads: threads.try_into().unwrap(),
+                    ..options(context, FfnChoice::Resident)
+                };
+                let mut executor = executor(&bundle, &way);
+                // What is opened after this one is closed has places on both sides of others'.
+                let short = executor.open(40).unwrap();
+                let mut sequences = vec![executor.open(context - 80).unwrap()];
+                executor.close(short);
+                sequences.extend([executor.open(context).unwrap(), executor.open(context - 80).unwrap()]);
+                for (which, sequence) in sequences.iter().enumerate() {
+                    step(&mut executor, &prompt_rows(*sequence, &fit(long(which), context - 90)));
+                }
+                let rows: Vec<Vec<Row>> = (0..3)
+                    .map(|which| fit(decoded(which), 9).iter().map(|id| Row::decode(sequences[which], *id)).collect())
+                    .collect();
+                let found = if together {
+                    let all: Vec<Row> =
+                        (0..9).flat_map(|at| (0..3).map(move |which| (which, at))).map(|(w, at)| rows[w][at]).collect();
+                    let all = step(&mut executor, &all);
+                    (0..3).map(|which| (0..9).map(|at| all[at * 3 + which].clone()).collect()).collect()
+                } else {
+                    rows.iter()
+                        .map(|rows| rows.iter().map(|row| step(&mut executor, &[*row]).remove(0)).collect())
+                        .collect()
+                };
+                if expected.is_empty() {
+                    expected = found;
+                } else {
+                    assert!(
+                        found == expected,
+                        "{} {kv:?} {threads} threads, together: {together}",
+                        checkpoint.display()
+                    );
+                }
+            }
+        }
+    }
 }

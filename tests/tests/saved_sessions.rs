@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use flashlm::engine::PIECE_TOKENS;
-use flashlm::{Error, Model, Sampling, Session};
+use flashlm::{Error, KvDtype, Model, Sampling, Session};
 use flashlm_formats::bundle::LayoutOptions;
 use flashlm_formats::destination::{Destination, FileKind};
 use flashlm_formats::sessions::SessionReader;
@@ -42,46 +42,51 @@ fn bundle(dir: &Path) -> std::path::PathBuf {
 #[test]
 fn a_prompt_that_begins_alike_gives_its_text_for_less() {
     let dir = scratch();
-    let model = open(&bundle(dir.path()));
+    let bundle = bundle(dir.path());
     let path = dir.path().join("session.kv");
-    for (first, second, at_least) in [
-        // Shorter than a piece, longer than one, at its end, with a rest that is computed token by token.
-        (100, 140, 84),
-        (100, 101, 84),
-        (100, 90, 70),
-        (10, 14, 10),
-        (10, 30, 0),
-        (PIECE_TOKENS + 5, PIECE_TOKENS + 9, PIECE_TOKENS + 5),
-        (PIECE_TOKENS + 5, PIECE_TOKENS + 60, PIECE_TOKENS),
-        (PIECE_TOKENS + 40, PIECE_TOKENS + 90, PIECE_TOKENS + 24),
-        (PIECE_TOKENS - 4, PIECE_TOKENS + 3, PIECE_TOKENS - 20),
-        (PIECE_TOKENS, PIECE_TOKENS + 1, PIECE_TOKENS),
-    ] {
-        let (short, long) = (ids(first, 1), ids(second, 1));
-        let mut saving = session(&model);
-        said(&mut saving, &short);
-        let bytes = save(&mut saving, &path);
-        drop(saving);
-        assert_eq!(bytes, (first + 19) as u64 * 8 * 2 * 256 * 2, "keys and values in f16");
+    for kv in [KvDtype::F16, KvDtype::Int8] {
+        let model = Model::open(&bundle).unwrap().context(CONTEXT).kv(kv).load().unwrap();
+        for (first, second, at_least) in [
+            // Shorter than a piece, longer than one, at its end, with a rest that is computed token by token.
+            (100, 140, 84),
+            (100, 101, 84),
+            (100, 90, 70),
+            (10, 14, 10),
+            (10, 30, 0),
+            (PIECE_TOKENS + 5, PIECE_TOKENS + 9, PIECE_TOKENS + 5),
+            (PIECE_TOKENS + 5, PIECE_TOKENS + 60, PIECE_TOKENS),
+            (PIECE_TOKENS + 40, PIECE_TOKENS + 90, PIECE_TOKENS + 24),
+            (PIECE_TOKENS - 4, PIECE_TOKENS + 3, PIECE_TOKENS - 20),
+            (PIECE_TOKENS, PIECE_TOKENS + 1, PIECE_TOKENS),
+        ] {
+            let (short, long) = (ids(first, 1), ids(second, 1));
+            let mut saving = session(&model);
+            said(&mut saving, &short);
+            let bytes = save(&mut saving, &path);
+            drop(saving);
+            let heads = model.spec().attention().kv_heads as u64;
+            let row = if kv == KvDtype::F16 { 256 * 2 } else { 256 + heads * 2 };
+            assert_eq!(bytes, (first + 19) as u64 * 8 * 2 * row, "keys and values in {kv:?}");
 
-        let mut cold = session(&model);
-        let expected = said(&mut cold, &long);
-        let next = said(&mut cold, &ids(30, 2));
-        drop(cold);
-        let mut warm = session(&model);
-        let had = warm.resume(&path, &long).unwrap();
-        assert!(had >= at_least && had < second, "{had} of {second} after {first}");
-        assert_eq!(said(&mut warm, &long[had..]), expected, "{had} of {second} after {first}");
-        assert_eq!(said(&mut warm, &ids(30, 2)), next, "the turn after it");
-        // What it computed with the file is what is computed without.
-        save(&mut warm, &path);
-        let saved = fs::read(&path).unwrap();
-        drop(warm);
-        let mut cold = session(&model);
-        said(&mut cold, &long);
-        said(&mut cold, &ids(30, 2));
-        save(&mut cold, &path);
-        assert!(fs::read(&path).unwrap() == saved, "{had} of {second} after {first}");
+            let mut cold = session(&model);
+            let expected = said(&mut cold, &long);
+            let next = said(&mut cold, &ids(30, 2));
+            drop(cold);
+            let mut warm = session(&model);
+            let had = warm.resume(&path, &long).unwrap();
+            assert!(had >= at_least && had < second, "{had} of {second} after {first}");
+            assert_eq!(said(&mut warm, &long[had..]), expected, "{had} of {second} after {first}");
+            assert_eq!(said(&mut warm, &ids(30, 2)), next, "the turn after it");
+            // What it computed with the file is what is computed without.
+            save(&mut warm, &path);
+            let saved = fs::read(&path).unwrap();
+            drop(warm);
+            let mut cold = session(&model);
+            said(&mut cold, &long);
+            said(&mut cold, &ids(30, 2));
+            save(&mut cold, &path);
+            assert!(fs::read(&path).unwrap() == saved, "{had} of {second} after {first}");
+        }
     }
 }
 
@@ -183,6 +188,7 @@ fn a_file_of_another_kind_is_refused_and_left_alone() {
     let base = ["run", bundle, "--ids", prompt, "-n", "20", "--session", session, "--json", "--ignore-eos"];
     let command = |more: &[&str]| run("flashlm", &[&base, more].concat(), "");
     command(&["--kv", "f32"]).failed(1, &["--kv f16", "--kv f32", "give another --session"]);
+    command(&["--kv", "int8"]).failed(1, &["--kv f16", "--kv int8", "give another --session"]);
     command(&["--exact"]).failed(1, &["predicted neurons", "every neuron"]);
     let other = dir.path().join("other.flashlm");
     flashlm_tests::pack_checkpoint(&tiny_opt(), &other);

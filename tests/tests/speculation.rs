@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 
 use flashlm::engine::{Executor, Forward, SequenceId};
 use flashlm::error::RuntimeError;
+use flashlm::forward::kv::KvDtype;
 use flashlm::generate::{Generation, Generator, Request, Transcript, generate_with};
 use flashlm::options::{FfnChoice, LoadOptions};
 use flashlm::plan::plan;
@@ -70,6 +71,7 @@ fn ways(bundle: &Bundle) -> Vec<LoadOptions> {
     let between = LoadOptions { budget: Some(smallest + (largest - smallest) / 3), ..base(FfnChoice::Flash) };
     let mut ways = vec![between, base(FfnChoice::Resident)];
     ways.push(LoadOptions { batch: 3, ..base(FfnChoice::Streamed) });
+    ways.push(LoadOptions { kv: Some(KvDtype::Int8), ..base(FfnChoice::Resident) });
     ways
 }
 
@@ -79,10 +81,13 @@ fn a_text_is_the_same_whoever_guesses() {
         let dir = scratch();
         let path = dir.path().join("model.flashlm");
         let bundle = bundle_with_predictors(&checkpoint, &path, LayoutOptions::default(), look_ahead);
-        let mut plain = loaded(&bundle, &options(CONTEXT, FfnChoice::Resident));
-        let expected = samplings().map(|sampling| said(&mut plain, None, sampling).0);
-        assert!(expected[0] != expected[2] && expected[0] != expected[1]);
+        let without_guesses = |kv| {
+            let mut plain = loaded(&bundle, &LoadOptions { kv, ..options(CONTEXT, FfnChoice::Resident) });
+            samplings().map(|sampling| said(&mut plain, None, sampling).0)
+        };
         for way in ways(&bundle) {
+            let expected = without_guesses(way.kv);
+            assert!(expected[0] != expected[2] && expected[0] != expected[1]);
             let mut forward = loaded(&bundle, &way);
             for (sampling, expected) in samplings().into_iter().zip(&expected) {
                 for how in [Speculate::Auto, Speculate::Guesses(8)] {

@@ -6,9 +6,10 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use flashlm::forward::kv::KvDtype;
 use flashlm::text::Tokenizer;
 use flashlm_formats::bundle::Bundle;
-use flashlm_prep::evaluate::{Evaluation, PredictorChoice, Windows, evaluate};
+use flashlm_prep::evaluate::{Computed, Evaluation, PredictorChoice, Windows, evaluate};
 use flashlm_prep::record::documents::pieces;
 use flashlm_prep::record::text::between_texts;
 
@@ -43,6 +44,9 @@ pub(crate) struct EvaluateArgs {
     /// Which neurons the bundle computes
     #[arg(long, value_enum, default_value = "bundle")]
     predictor: PredictorArg,
+    /// How the bundle's keys and values are stored; those of the checkpoint are exact
+    #[arg(long, value_enum, default_value = "f32")]
+    kv: KvArg,
     /// Threads that compute [default: all processors]
     #[arg(long, value_name = "N", value_parser = flashlm::command_line::thread_count)]
     threads: Option<NonZeroUsize>,
@@ -62,6 +66,16 @@ enum PredictorArg {
     All,
     /// Those above their layer's threshold, as if predictors never erred
     Active,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum KvArg {
+    /// Half precision
+    F16,
+    /// Single precision
+    F32,
+    /// Bytes with a scale for each head of each token
+    Int8,
 }
 
 /// Longest piece of text that is tokenized at once.
@@ -96,16 +110,22 @@ pub(crate) fn run(args: &EvaluateArgs) -> Result<ExitCode> {
         true => Windows::new([&texts.concat()[..]], window, [first; 2]),
         false => Windows::new(texts.iter().map(Vec::as_slice), window, [&begin, first]),
     };
-    let choice = match args.predictor {
+    let neurons = match args.predictor {
         PredictorArg::Bundle => PredictorChoice::Bundle,
         PredictorArg::All => PredictorChoice::All,
         PredictorArg::Active => PredictorChoice::Active,
     };
+    let kv = match args.kv {
+        KvArg::F16 => KvDtype::F16,
+        KvArg::F32 => KvDtype::F32,
+        KvArg::Int8 => KvDtype::Int8,
+    };
+    let computed = Computed { neurons, kv };
     let scratch = args.scratch.clone().unwrap_or_else(std::env::temp_dir);
     let stage = Stage::new("evaluating", "layers", spec.layers.len() as u64);
     let threads = super::threads(args.threads)?;
     let progress = &mut |done, total| stage.set(done as u64, total as u64);
-    let evaluation = evaluate(&bundle, &checkpoint, &windows, choice, &threads, &scratch, progress, &mut |_, _| ())?;
+    let evaluation = evaluate(&bundle, &checkpoint, &windows, computed, &threads, &scratch, progress, &mut |_, _| ())?;
     drop(stage);
     if args.json {
         super::print_json(&evaluation)?;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use flashlm::buffers::Buffers;
 use flashlm::error::{Result as RuntimeResult, RuntimeError};
 use flashlm::forward::head::{Head, HeadScratch};
+use flashlm::forward::kv::KvDtype;
 use flashlm::forward::weights::{LayerWeights, OuterWeights};
 use flashlm::neurons::hook::Cutoff;
 use flashlm::neurons::params::NeuronParams;
@@ -93,6 +94,22 @@ pub enum PredictorChoice {
     Active,
 }
 
+/// How the bundle is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Computed {
+    /// Which neurons.
+    pub neurons: PredictorChoice,
+    /// How its keys and values are stored; those of the checkpoint are exact.
+    pub kv: KvDtype,
+}
+
+impl From<PredictorChoice> for Computed {
+    /// With keys and values as exact as the checkpoint's.
+    fn from(neurons: PredictorChoice) -> Self {
+        Self { neurons, kv: KvDtype::F32 }
+    }
+}
+
 /// The text, cut into windows.
 ///
 /// No window has ids of two documents: as a prompt is one text, so is what is recorded and trained on, and what comes before a
@@ -138,13 +155,13 @@ pub fn evaluate(
     bundle: &Bundle,
     checkpoint: &Checkpoint,
     windows: &Windows,
-    choice: PredictorChoice,
+    computed: impl Into<Computed>,
     threads: &Threads,
     scratch: &Path,
     progress: &mut dyn FnMut(usize, usize),
     logits: &mut dyn FnMut(usize, [&[f32]; 2]),
 ) -> Result<Evaluation, EvaluateError> {
-    let spec = bundle.spec();
+    let (spec, Computed { neurons: choice, kv }) = (bundle.spec(), computed.into());
     let thresholds = checkpoint.spec().thresholds.clone();
     if (ModelSpec { thresholds, ..spec.clone() }) != *checkpoint.spec() {
         return Err(EvaluateError::OtherModel(format!(
@@ -171,7 +188,8 @@ pub fn evaluate(
         checkpoint,
         windows,
         threads,
-        runner: LayerRunner::new(spec, threads, windows.longest())?,
+        of_checkpoint: LayerRunner::new(spec, threads, windows.longest())?,
+        of_bundle: LayerRunner::new(spec, threads, windows.longest())?.with_kv(kv)?,
         dir: scratch,
         predictors,
         predictor_bytes: 0,
@@ -192,7 +210,8 @@ struct Run<'a> {
     checkpoint: &'a Checkpoint,
     windows: &'a Windows,
     threads: &'a Threads,
-    runner: LayerRunner<'a>,
+    of_checkpoint: LayerRunner<'a>,
+    of_bundle: LayerRunner<'a>,
     dir: &'a Path,
     predictors: Option<SharedBytes>,
     predictor_bytes: u64,
@@ -215,7 +234,7 @@ impl Run<'_> {
             [&mut CheckpointTensors::new(self.checkpoint), &mut BundleTensors(self.bundle)];
         for (source, states) in sources.into_iter().zip(&mut states) {
             let outer = OuterWeights::load(spec, source)?;
-            self.runner.embed(&outer, &self.windows.ids, self.windows.ranges(), states)?;
+            self.of_checkpoint.embed(&outer, &self.windows.ids, self.windows.ranges(), states)?;
         }
         let mut errors = Vec::with_capacity(layers);
         let blob = self.predictors.clone();
@@ -226,7 +245,7 @@ impl Run<'_> {
             let (mut ffn, down_norms) = layer_ffn(self.checkpoint, layer)?;
             let mut output = self.new_states()?;
             for range in self.windows.ranges() {
-                self.runner.run(&weights, &mut ffn, range, (&states[0], &mut output), None)?;
+                self.of_checkpoint.run(&weights, &mut ffn, range, (&states[0], &mut output), None)?;
             }
             states[0] = output;
             drop((weights, ffn));
@@ -250,7 +269,7 @@ impl Run<'_> {
             let mut observer = LayerObserver::new(norms, threshold, self.only_active);
             for range in self.windows.ranges() {
                 let mut hook = Cutoff { cutoff, watcher: Some(&mut observer) };
-                self.runner.run(&weights, &mut *ffn, range, (&states[1], &mut output), Some(&mut hook))?;
+                self.of_bundle.run(&weights, &mut *ffn, range, (&states[1], &mut output), Some(&mut hook))?;
             }
             states[1] = output;
             errors.push(observer.errors());

@@ -36,10 +36,20 @@ pub fn silu(x: &mut [f32]) {
 impl Kernels {
     /// [`softmax`] on this instruction set.
     pub fn softmax(self, x: &mut [f32]) {
-        let max = self.run(Max { x });
-        self.run(Map { x, map: ExpOf { less: max } });
+        let largest = self.largest(x);
+        self.exp_less(x, largest);
         let scale = (1.0 / sum(x, |v| v)) as f32;
         x.iter_mut().for_each(|v| *v *= scale);
+    }
+
+    /// The largest element, numbers alone; negative infinity if there is none.
+    pub(crate) fn largest(self, x: &[f32]) -> f32 {
+        self.run(Max { x })
+    }
+
+    /// `x = exp(x - less)`.
+    pub(crate) fn exp_less(self, x: &mut [f32], less: f32) {
+        self.run(Map { x, map: ExpOf { less } });
     }
 
     /// [`gelu`] on this instruction set.

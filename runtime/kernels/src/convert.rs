@@ -27,6 +27,16 @@ pub fn store_bf16(from: &[f32], to: &mut [u16]) {
     to.reinterpret_cast_mut::<bf16>().convert_from_f32_slice(from);
 }
 
+/// Rounds `from` to bytes from -127 to 127 (to nearest, ties to even) and gives their scale, a bf16: an element is its byte times the
+/// scale, within half a scale of what it was. The scale is the least for which the largest element is no more than 127; where that
+/// would be subnormal, all become zero. Where an element is no finite number, nor is the scale.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn store_i8(from: &[f32], to: &mut [i8]) -> f32 {
+    Kernels::get().store_i8(from, to)
+}
+
 /// Widens a row to f32, exactly.
 ///
 /// # Panics
@@ -36,11 +46,46 @@ pub fn to_f32<'a>(element: Element, row: impl Into<Row<'a>>, to: &mut [f32]) {
 }
 
 impl Kernels {
+    /// [`store_i8`] on this instruction set.
+    pub fn store_i8(self, from: &[f32], to: &mut [i8]) -> f32 {
+        assert_eq!(from.len(), to.len(), "elements against bytes");
+        self.run(StoreBytes { from, to })
+    }
+
     /// [`to_f32`] on this instruction set.
     pub fn to_f32<'a>(self, element: Element, row: impl Into<Row<'a>>, to: &mut [f32]) {
         let row = row.into();
         row.check(element, to.len());
         with_weight!(element, W => self.run(Widen { row, to, weight: PhantomData::<W> }));
+    }
+}
+
+struct StoreBytes<'a> {
+    from: &'a [f32],
+    to: &'a mut [i8],
+}
+
+impl Op for StoreBytes<'_> {
+    type Out = f32;
+
+    /// Plain Rust, compiled for each instruction set; the same bytes on every one.
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> f32 {
+        /// Added to a number of less than 2^22, leaves it rounded to the nearest whole one in the lowest bits.
+        const ROUNDING: f32 = 12_582_912.0;
+        // Bits of magnitudes are ordered as the magnitudes.
+        let largest = self.from.iter().fold(0, |most, v| u32::max(most, v.to_bits() & 0x7fff_ffff));
+        let largest = f32::from_bits(largest);
+        // The next bf16 that is not below.
+        let scale = f32::from_bits((largest / 127.0).to_bits().div_ceil(1 << 16) << 16);
+        if !(largest.is_finite() && scale >= f32::MIN_POSITIVE) {
+            self.to.fill(0);
+            return if largest.is_finite() { 0.0 } else { f32::NAN };
+        }
+        for (to, from) in self.to.iter_mut().zip(self.from) {
+            *to = (from / scale + ROUNDING).to_bits() as i8;
+        }
+        scale
     }
 }
 
@@ -101,6 +146,29 @@ mod tests {
                         "{kernels:?} {element:?} {b:#06x}: {got} for {want}"
                     );
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_twin_on_every_instruction_set() {
+        for kernels in Kernels::all_present() {
+            for n in (0..70).chain([128, 257]) {
+                for size in [1.0, 3e-5, 8e4, 1e-38, 1e-42, 3e38] {
+                    let row: Vec<f32> = (0..n).map(|i| ((i * 7919 % 1013) as f32 / 506.5 - 1.0) * size).collect();
+                    let mut bytes = vec![5; n];
+                    let scale = kernels.store_i8(&row, &mut bytes);
+                    let (expected, expected_scale) = crate::reference::store_i8(&row);
+                    assert_eq!((scale, &bytes), (expected_scale.to_f32(), &expected), "{kernels:?} {n} of {size:e}");
+                    if scale > 0.0 {
+                        let near = |(v, byte): (&f32, &i8)| (v - f32::from(*byte) * scale).abs() <= 0.5001 * scale;
+                        assert!(row.iter().zip(&bytes).all(near), "{kernels:?} {n} of {size:e}");
+                        assert!(bytes.iter().any(|byte| byte.unsigned_abs() >= 126), "{kernels:?}: {bytes:?}");
+                    }
+                }
+            }
+            for wrong in [f32::NAN, f32::INFINITY, f32::from_bits(0x7fff_ffff)] {
+                assert!(kernels.store_i8(&[1.0, wrong], &mut [0; 2]).is_nan());
             }
         }
     }

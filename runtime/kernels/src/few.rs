@@ -33,7 +33,73 @@ pub fn matvec_each(
     Kernels::get().matmul_few(threads, shape, y, w.rows(), beside);
 }
 
+/// Several vectors in one slice: `count` of them, the `i`-th from `i * stride` on.
+#[derive(Clone, Copy, Debug)]
+pub struct Vectors {
+    /// How many.
+    pub count: usize,
+    /// From one to the next.
+    pub stride: usize,
+}
+
+impl Vectors {
+    /// # Panics
+    /// If `len` elements do not hold all vectors of `width`.
+    fn check(self, len: usize, width: usize) {
+        let needed = self.count.checked_sub(1).map_or(0, |last| last * self.stride + width);
+        assert!(self.stride >= width && len >= needed, "{} vectors of {width} in {len} elements", self.count);
+    }
+}
+
+/// [`matvec_serial`](crate::matvec_serial) for each of some vectors, with the weights read once for all of them: the scores of queries.
+///
+/// # Panics
+/// If `x` does not hold vectors of `w.cols()` or `y` as many of `w.rows()` elements.
+pub fn matvec_each_serial(w: Matrix<'_>, x: (&[f32], Vectors), y: &mut [f32], y_stride: usize) {
+    Kernels::get().matvec_each_serial(w, x, y, y_stride);
+}
+
+/// [`add_weighted_rows_serial`](crate::add_weighted_rows_serial) for each of some vectors of coefficients, with the rows read once for
+/// all of them.
+///
+/// # Panics
+/// If `a` does not hold vectors of `w.rows()` or `y` as many of `w.cols()` elements.
+pub fn add_weighted_rows_each_serial(w: Matrix<'_>, a: (&[f32], Vectors), y: &mut [f32], y_stride: usize) {
+    Kernels::get().add_weighted_rows_each_serial(w, a, y, y_stride);
+}
+
 impl Kernels {
+    /// [`matvec_each_serial`] on this instruction set.
+    pub fn matvec_each_serial(self, w: Matrix<'_>, (x, of): (&[f32], Vectors), y: &mut [f32], y_stride: usize) {
+        of.check(x.len(), w.cols());
+        Vectors { stride: y_stride, ..of }.check(y.len(), w.rows());
+        if w.rows() == 0 {
+            return;
+        }
+        self.with_inputs(w.element(), (x, of.count, w.cols(), of.stride), |inputs| {
+            let op = FewDots { w, tokens: of.count, inputs, y: y.as_mut_ptr(), y_stride };
+            with_weight!(w.element(), W => self.run(Of::<_, W>::new(op)));
+        });
+    }
+
+    /// [`add_weighted_rows_each_serial`] on this instruction set.
+    pub fn add_weighted_rows_each_serial(
+        self,
+        w: Matrix<'_>,
+        (a, of): (&[f32], Vectors),
+        y: &mut [f32],
+        y_stride: usize,
+    ) {
+        of.check(a.len(), w.rows());
+        Vectors { stride: y_stride, ..of }.check(y.len(), w.cols());
+        if of.count == 0 {
+            return;
+        }
+        let shape = Shape { w, input: a, stride: of.stride, tokens: of.count };
+        let op = FewSums { shape, start: 0, cols: w.cols(), y: y.as_mut_ptr(), y_stride };
+        with_weight!(w.element(), W => self.run(Of::<_, W>::new(op)));
+    }
+
     /// `y[t, r] = sum over c of x[t, c] W[r, c]`. `y` holds `tokens` rows every `y_stride >= w.rows()`.
     pub(crate) fn matmul_few(
         self,
@@ -73,7 +139,7 @@ impl Kernels {
             let start = task * chunk;
             // SAFETY: there is a token 0, and its column `start` is in `y`.
             let y = unsafe { y.get().add(start) };
-            let op = FewSums { shape, start, cols: chunk.min(w.cols() - start), y };
+            let op = FewSums { shape, start, cols: chunk.min(w.cols() - start), y, y_stride: w.cols() };
             with_weight!(w.element(), W => self.run(Of::<_, W>::new(op)));
         });
     }
@@ -111,8 +177,8 @@ impl FewDots<'_> {
     fn tokens<S: Simd, W: Weight, const R: usize>(&self, s: S, r: usize) {
         let (w, tokens) = (self.w, self.tokens);
         let last = w.rows() - 1;
-        let here = std::array::from_fn(|j| w.row(r + j).places());
-        let next = std::array::from_fn(|j| w.row((r + R + j).min(last)).places());
+        let here = std::array::from_fn(|j| w.places(r + j));
+        let next = std::array::from_fn(|j| w.places((r + R + j).min(last)));
         let mut t = 0;
         if S::MANY_REGISTERS {
             while R.is_multiple_of(2) && t + 4 <= tokens {
@@ -147,7 +213,7 @@ impl FewDots<'_> {
         let sums = unsafe { dots::<S, W, R, T>(s, here, next, xs) };
         for j in 0..R {
             for i in 0..T {
-                // SAFETY: `Kernels::matmul` checked that `y` holds every (token, row); this task alone writes its rows.
+                // SAFETY: whoever made this checked that `y` holds every (token, row); this task alone writes its rows.
                 unsafe { *self.y.add((t + i) * self.y_stride + r + j) = sums[j][i] };
             }
         }
@@ -162,6 +228,7 @@ struct FewSums<'a> {
     cols: usize,
     /// Token 0, first column.
     y: *mut f32,
+    y_stride: usize,
 }
 
 impl<W: Weight> Op for Of<FewSums<'_>, W> {
@@ -186,9 +253,10 @@ impl FewSums<'_> {
     #[inline(always)]
     fn add_rows<S: Simd, W: Weight, const R: usize>(&self, s: S, r: usize) {
         let Shape { w, input, stride, tokens } = self.shape;
+        let y_stride = self.y_stride;
         assert!(self.start + self.cols <= w.cols(), "columns of a row");
-        let here: [_; R] = std::array::from_fn(|j| w.row(r + j).places());
-        let next: [_; R] = std::array::from_fn(|j| w.row((r + R + j).min(w.rows() - 1)).places());
+        let here: [_; R] = std::array::from_fn(|j| w.places(r + j));
+        let next: [_; R] = std::array::from_fn(|j| w.places((r + R + j).min(w.rows() - 1)));
         next.iter().for_each(|row| W::ask_scales(s, *row, w.cols()));
         let factors = &input[r..];
         assert!(factors.len() >= (tokens - 1) * stride + R, "factors of every token");
@@ -201,11 +269,13 @@ impl FewSums<'_> {
             // SAFETY: columns `at..at + LANES` are in each row and in each token of `y`; this task alone writes them.
             unsafe {
                 let part: [S::V; R] = std::array::from_fn(|j| W::load(s, here[j], self.start + at));
-                for row in next {
-                    s.prefetch(row.values.wrapping_add(W::bytes(self.start + at)));
+                // Once for a cache line.
+                let here = W::bytes(self.start + at);
+                if here % 64 < W::bytes(S::LANES) {
+                    next.iter().for_each(|row| s.prefetch(row.values.wrapping_add(here)));
                 }
                 for t in 0..tokens {
-                    let y = self.y.add(t * w.cols() + at);
+                    let y = self.y.add(t * y_stride + at);
                     let mut sum = s.load(y);
                     for j in 0..R {
                         sum = s.fma(factor(t, j), part[j], sum);
@@ -220,7 +290,7 @@ impl FewSums<'_> {
             unsafe {
                 let part: [S::V; R] = std::array::from_fn(|j| W::load_part(s, here[j], self.start + whole, left));
                 for t in 0..tokens {
-                    let y = self.y.add(t * w.cols() + whole);
+                    let y = self.y.add(t * y_stride + whole);
                     let mut sum = s.load_part(y, left);
                     for j in 0..R {
                         sum = s.fma(factor(t, j), part[j], sum);

@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use crate::element::Element;
-use crate::row::{Row, ScaleGroup};
+use crate::row::{Places, Row, ScaleGroup};
 
 /// Where the rows of a [`Matrix`] lie, in bytes from the start of its data.
 ///
@@ -132,6 +132,9 @@ impl<'a> Matrix<'a> {
         if layout.rows_per_group == 0 {
             return Err(MatrixError::EmptyGroup);
         }
+        // Groups that follow each other as their rows do are one, and their rows are found without divisions.
+        let is_even = layout.rows_per_group.checked_mul(layout.row_stride) == Some(layout.group_stride);
+        let layout = if is_even { RowLayout { rows_per_group: rows.max(1), ..layout } } else { layout };
         let matrix = Self { element, data, rows, cols, layout, scales: None, first: 0 };
         if rows > 0 {
             let overflow = MatrixError::Overflow { rows, cols, element };
@@ -201,6 +204,40 @@ impl<'a> Matrix<'a> {
         Self { rows: range.len(), first: self.first + range.start, ..self }
     }
 
+    /// Where row `first + i` begins in the data.
+    #[inline(always)]
+    fn place(&self, i: usize) -> usize {
+        let RowLayout { offset, row_stride, rows_per_group, group_stride } = self.layout;
+        let i = self.first + i;
+        // The common case is one group: no division.
+        if i < rows_per_group {
+            offset + i * row_stride
+        } else {
+            offset + i / rows_per_group * group_stride + i % rows_per_group * row_stride
+        }
+    }
+
+    /// Row `i` as kernels see it. That it lies in the data was checked when the matrix was made.
+    ///
+    /// # Panics
+    /// If there is no such row, or it is quantised and has no scales.
+    #[inline(always)]
+    pub(crate) fn places(&self, i: usize) -> Places {
+        assert!(i < self.rows, "row {i} of {}", self.rows);
+        let values = self.data.as_ptr().wrapping_add(self.place(i));
+        match self.scales {
+            None => {
+                assert!(!self.element.is_quantised(), "quantised rows without scales");
+                Places { values, scales: std::ptr::null(), shift: 0 }
+            }
+            Some(Scales { data, stride, group }) => Places {
+                values,
+                scales: data.as_ptr().wrapping_add((self.first + i) * stride),
+                shift: group.elements().trailing_zeros(),
+            },
+        }
+    }
+
     /// Row `i`.
     ///
     /// # Panics
@@ -208,19 +245,13 @@ impl<'a> Matrix<'a> {
     #[inline]
     pub fn row(&self, i: usize) -> Row<'a> {
         assert!(i < self.rows, "row {i} of {}", self.rows);
-        let RowLayout { offset, row_stride, rows_per_group, group_stride } = self.layout;
-        let i = self.first + i;
-        // The common case is one group: no division.
-        let place = if i < rows_per_group {
-            offset + i * row_stride
-        } else {
-            offset + i / rows_per_group * group_stride + i % rows_per_group * row_stride
-        };
+        let place = self.place(i);
         let values = &self.data[place..place + self.row_bytes()];
         match self.scales {
             None => values.into(),
             Some(Scales { data, stride, group }) => {
-                Row::quantised(values, &data[i * stride..][..group.scale_bytes(self.cols)], group)
+                let scales = &data[(self.first + i) * stride..][..group.scale_bytes(self.cols)];
+                Row::quantised(values, scales, group)
             }
         }
     }

@@ -17,10 +17,14 @@ use crate::whole::{INPUT_BLOCK, Input, add_dots, whole_cols};
 
 /// Rows whose sums are computed together.
 pub(crate) const ROWS_AT_ONCE: usize = 4;
-/// Weights of one task: large beside the cost of handing it out, small beside a layer.
+/// Weights of one task, at most: large beside the cost of handing it out, small beside a layer.
 pub const TASK_BYTES: usize = 256 << 10;
+/// Weights of one task, at least, where a matrix is small.
+const TASK_BYTES_MIN: usize = 16 << 10;
+/// Tasks for each thread, where a matrix is large enough: with few, one thread waits for another's last.
+const TASKS_PER_THREAD: usize = 8;
 /// How far ahead of the sums a row is asked for, in bytes.
-const AHEAD: usize = 1024;
+const AHEAD: usize = 2048;
 
 /// `y = W x`, on all threads.
 ///
@@ -118,23 +122,39 @@ fn one(x: &[f32]) -> (&[f32], usize, usize, usize) {
     (x, 1, x.len(), x.len())
 }
 
-/// Rows per task: enough bytes, a multiple of the rows taken together, and a few tasks for each thread.
+/// Rows per task: enough bytes, a multiple of the rows taken together, and some tasks for each thread.
 pub(crate) fn rows_per_task(threads: &Threads, rows: usize, row_bytes: usize) -> usize {
     if threads.count() == 1 {
         return rows.max(1);
     }
-    (TASK_BYTES / row_bytes.max(1)).clamp(1, rows.max(1)).next_multiple_of(ROWS_AT_ONCE)
+    let bytes = (rows * row_bytes / (threads.count() * TASKS_PER_THREAD)).clamp(TASK_BYTES_MIN, TASK_BYTES);
+    (bytes / row_bytes.max(1)).clamp(1, rows.max(1)).next_multiple_of(ROWS_AT_ONCE)
 }
 
 /// A list of rows of equal length.
 pub(crate) trait Rows: Sync {
     fn row(&self, i: usize) -> Row<'_>;
+
+    /// The places of rows `first..`, each of `cols` elements, which is checked. Rows beyond `last` stand for it.
+    fn places(&self, first: usize, last: usize, element: Element, cols: usize) -> [Places; ROWS_AT_ONCE] {
+        std::array::from_fn(|j| {
+            let row = self.row((first + j).min(last));
+            row.check(element, cols);
+            row.places()
+        })
+    }
 }
 
 struct RowsOf<'a>(Matrix<'a>);
 impl Rows for RowsOf<'_> {
     fn row(&self, i: usize) -> Row<'_> {
         self.0.row(i)
+    }
+
+    /// A matrix was checked when it was made.
+    fn places(&self, first: usize, last: usize, element: Element, cols: usize) -> [Places; ROWS_AT_ONCE] {
+        assert!(self.0.element() == element && self.0.cols() == cols, "rows of another shape");
+        std::array::from_fn(|j| self.0.places((first + j).min(last)))
     }
 }
 
@@ -156,7 +176,7 @@ impl Rows for Gathered<'_, '_> {
 }
 
 struct Dots<'a, W> {
-    /// Dynamic, as one call per row is nothing beside the row, and code for every kind of list would be much.
+    /// Dynamic, as one call for a few rows is nothing beside them, and code for every kind of list would be much.
     rows: &'a dyn Rows,
     element: Element,
     x: Input<'a>,
@@ -175,14 +195,11 @@ impl<W: Weight> Op for Dots<'_, W> {
             return;
         }
         let shift = rows.row(0).places().shift;
-        // Rows beyond the last stand for the last, and are only asked for.
+        // Rows beyond the last are only asked for.
         let pointers = |i: usize| -> [Places; ROWS_AT_ONCE] {
-            std::array::from_fn(|j| {
-                let row = rows.row((i + j).min(count - 1));
-                row.check(element, x.floats.len());
-                assert_eq!(row.places().shift, shift, "rows with groups of other sizes");
-                row.places()
-            })
+            let places = rows.places(i, count - 1, element, x.floats.len());
+            assert!(places.iter().all(|row| row.shift == shift), "rows with groups of other sizes");
+            places
         };
         let mut here = pointers(0);
         let mut i = 0;
@@ -319,11 +336,15 @@ unsafe fn float_dots<S: Simd, W: Weight, const R: usize, const T: usize>(
             }
         }
     }
-    let mut sums = [[0.0; T]; R];
     for r in 0..R {
         for t in 0..T {
-            sums[r][t] = s.sum(s.add(even[r][t], odd[r][t]));
+            even[r][t] = s.add(even[r][t], odd[r][t]);
         }
     }
+    let mut sums = [[0.0; T]; R];
+    let (fours, rest) = even.as_flattened().as_chunks::<4>();
+    let (sums_of_fours, sums_of_rest) = sums.as_flattened_mut().as_chunks_mut::<4>();
+    sums_of_fours.iter_mut().zip(fours).for_each(|(sums, four)| *sums = s.sum_four(*four));
+    sums_of_rest.iter_mut().zip(rest).for_each(|(sum, v)| *sum = s.sum(*v));
     sums
 }

@@ -70,6 +70,28 @@ pub fn add_scaled_rows(w: Matrix<'_>, active: &[(u32, f32)], y: &[f32]) -> Vec<(
     sums
 }
 
+/// Vectors times the softmax of their scores.
+pub fn softmax_sum<const N: usize>(scores: &[f32], vectors: &[[f32; N]]) -> [f64; N] {
+    let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let factors: Vec<f64> = scores.iter().map(|score| f64::from(score - largest).exp()).collect();
+    let total: f64 = factors.iter().sum();
+    std::array::from_fn(|c| factors.iter().zip(vectors).map(|(a, v)| a / total * f64::from(v[c])).sum())
+}
+
+/// `row` as bytes and their scale, a bf16: see [`crate::store_i8`].
+pub fn store_i8(row: &[f32]) -> (Vec<i8>, bf16) {
+    let largest = row.iter().fold(0.0, |largest: f32, v| largest.max(v.abs()));
+    let mut scale = bf16::from_f32(largest / 127.0);
+    if scale.to_f32() < largest / 127.0 {
+        scale = bf16::from_bits(scale.to_bits() + 1);
+    }
+    if scale.to_f32() < f32::MIN_POSITIVE {
+        scale = bf16::ZERO;
+    }
+    let whole = |v: &f32| if scale == bf16::ZERO { 0 } else { (v / scale.to_f32()).round_ties_even() as i8 };
+    (row.iter().map(whole).collect(), scale)
+}
+
 /// `y[t, r] = sum over c of x[t, c] W[r, c]`, tightly packed, each with the size of its terms.
 pub fn matmul(w: Matrix<'_>, x: &[f32], tokens: usize) -> Vec<(f64, f64)> {
     (0..tokens).flat_map(|t| matvec(w, &x[t * w.cols()..(t + 1) * w.cols()])).collect()

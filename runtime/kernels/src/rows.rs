@@ -19,8 +19,10 @@ use crate::threads::Threads;
 pub(crate) const ROWS_AT_ONCE: usize = 8;
 /// Of fewer than that, so many are added in one pass where there are as many.
 const HALF: usize = ROWS_AT_ONCE / 2;
-/// Fewest columns of a task, in bytes of a row: shorter pieces of rows waste DRAM pages.
-const PIECE_BYTES_MIN: usize = 1024;
+/// Fewest columns of a task, in bytes of a row: shorter pieces of rows waste cache lines.
+const PIECE_BYTES_MIN: usize = 128;
+/// Columns of a task are a multiple of this: two vectors, or a block of four-bit numbers, on every instruction set.
+const PIECE_UNIT: usize = 32;
 /// Fewest bytes of weights for which threads are worth waking.
 const PARALLEL_BYTES_MIN: usize = 64 << 10;
 
@@ -120,7 +122,8 @@ pub(crate) fn cols_per_task(threads: &Threads, rows: usize, cols: usize, element
     if rows * element.row_bytes(cols) < PARALLEL_BYTES_MIN {
         return cols.max(1);
     }
-    cols.div_ceil(threads.count()).max(PIECE_BYTES_MIN / element.bytes()).next_multiple_of(64)
+    let least = PIECE_BYTES_MIN * PIECE_UNIT / element.row_bytes(PIECE_UNIT);
+    cols.div_ceil(threads.count()).max(least).next_multiple_of(PIECE_UNIT)
 }
 
 /// A list of rows with their coefficients.
@@ -128,6 +131,29 @@ pub(crate) trait ScaledRows: Sync {
     fn count(&self) -> usize;
     fn row(&self, i: usize) -> Row<'_>;
     fn coefficient(&self, i: usize) -> f32;
+
+    /// The places and coefficients of rows `first..`, each of `cols` elements, which is checked. Rows beyond the last stand for it.
+    fn places(&self, first: usize, element: Element, cols: usize) -> ([Places; ROWS_AT_ONCE], [f32; ROWS_AT_ONCE]) {
+        let at = |j: usize| (first + j).min(self.count() - 1);
+        let place = |j| {
+            let row = self.row(at(j));
+            row.check(element, cols);
+            row.places()
+        };
+        (std::array::from_fn(place), std::array::from_fn(|j| self.coefficient(at(j))))
+    }
+}
+
+/// [`ScaledRows::places`] of rows of a matrix, which was checked when it was made: their numbers and coefficients by their place in the list.
+#[inline(always)]
+fn places_in(
+    w: Matrix<'_>,
+    (element, cols): (Element, usize),
+    row: impl Fn(usize) -> (usize, f32),
+) -> ([Places; ROWS_AT_ONCE], [f32; ROWS_AT_ONCE]) {
+    assert!(w.element() == element && w.cols() == cols, "rows of another shape");
+    let rows: [_; ROWS_AT_ONCE] = std::array::from_fn(row);
+    (rows.map(|(row, _)| w.places(row)), rows.map(|(_, a)| a))
 }
 
 pub(crate) struct Picked<'a> {
@@ -144,6 +170,13 @@ impl ScaledRows for Picked<'_> {
     fn coefficient(&self, i: usize) -> f32 {
         self.active[i].1
     }
+    fn places(&self, first: usize, element: Element, cols: usize) -> ([Places; ROWS_AT_ONCE], [f32; ROWS_AT_ONCE]) {
+        let last = self.active.len() - 1;
+        places_in(self.w, (element, cols), |j| {
+            let (row, a) = self.active[(first + j).min(last)];
+            (row as usize, a)
+        })
+    }
 }
 
 struct Every<'a> {
@@ -159,6 +192,10 @@ impl ScaledRows for Every<'_> {
     }
     fn coefficient(&self, i: usize) -> f32 {
         self.a[i]
+    }
+    fn places(&self, first: usize, element: Element, cols: usize) -> ([Places; ROWS_AT_ONCE], [f32; ROWS_AT_ONCE]) {
+        let last = self.a.len() - 1;
+        places_in(self.w, (element, cols), |j| ((first + j).min(last), self.a[(first + j).min(last)]))
     }
 }
 
@@ -195,7 +232,7 @@ impl ScaledRows for Gathered<'_, '_> {
 }
 
 struct Add<'a, W> {
-    /// Dynamic, as one call per row is nothing beside the row, and code for every kind of list would be much.
+    /// Dynamic, as one call for a few rows is nothing beside them, and code for every kind of list would be much.
     list: &'a dyn ScaledRows,
     element: Element,
     /// Elements of a row.
@@ -212,19 +249,12 @@ impl<W: Weight> Op for Add<'_, W> {
     fn run<S: Simd>(self, s: S) {
         let Self { list, element, cols, first, y, weight: _ } = self;
         let count = list.count();
-        let pointer = |i: usize| {
-            let row = list.row(i);
-            row.check(element, cols);
-            row.places()
-        };
         let columns = first..first + y.len();
         if count == 0 {
             return;
         }
-        // Rows beyond the last stand for the last, and are only asked for.
-        let pointers =
-            |i: usize| -> [Places; ROWS_AT_ONCE] { std::array::from_fn(|j| pointer((i + j).min(count - 1))) };
-        let mut here = pointers(0);
+        // Rows beyond the last are only asked for.
+        let (mut here, mut a) = list.places(0, element, cols);
         let mut i = 0;
         loop {
             let left = count - i;
@@ -233,22 +263,22 @@ impl<W: Weight> Op for Add<'_, W> {
                 if half > 0 {
                     let rows = std::array::from_fn::<_, HALF, _>(|j| here[j]);
                     let next = std::array::from_fn(|j| here[HALF + j]);
-                    let a = std::array::from_fn(|j| list.coefficient(i + j));
-                    // SAFETY: `pointer` checked that each row has `cols` elements, and `Kernels::add` that `columns` are among them.
+                    let a = std::array::from_fn(|j| a[j]);
+                    // SAFETY: `places` checked that each row has `cols` elements, and `Kernels::add` that `columns` are among them.
                     unsafe { add_rows::<S, W, HALF>(s, rows, next, a, y.as_mut_ptr(), columns.clone()) };
                 }
                 for j in half..left {
-                    let a = [list.coefficient(i + j)];
                     // SAFETY: as above.
-                    unsafe { add_rows::<S, W, 1>(s, [here[j]], [here[j + 1]], a, y.as_mut_ptr(), columns.clone()) };
+                    unsafe {
+                        add_rows::<S, W, 1>(s, [here[j]], [here[j + 1]], [a[j]], y.as_mut_ptr(), columns.clone())
+                    };
                 }
                 return;
             }
-            let next = pointers(i + ROWS_AT_ONCE);
-            let a = std::array::from_fn(|j| list.coefficient(i + j));
+            let next = list.places(i + ROWS_AT_ONCE, element, cols);
             // SAFETY: as above.
-            unsafe { add_rows::<S, W, ROWS_AT_ONCE>(s, here, next, a, y.as_mut_ptr(), columns.clone()) };
-            (here, i) = (next, i + ROWS_AT_ONCE);
+            unsafe { add_rows::<S, W, ROWS_AT_ONCE>(s, here, next.0, a, y.as_mut_ptr(), columns.clone()) };
+            ((here, a), i) = (next, i + ROWS_AT_ONCE);
         }
     }
 }

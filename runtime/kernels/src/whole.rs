@@ -43,8 +43,11 @@ pub(crate) struct Input<'a> {
     pub(crate) scales: &'a [f32],
 }
 
+/// Elements of vectors that are rounded on the stack, so that work which any thread may take, such as attention's, allocates on none.
+const ON_STACK: usize = 1024;
+
 thread_local! {
-    /// Rounded vectors that are not in use: room for them is allocated once.
+    /// Larger rounded vectors that are not in use: room for them is allocated once.
     static ROOM: RefCell<Vec<Rounded>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -54,20 +57,17 @@ pub(crate) struct Inputs<'a> {
     floats: &'a [f32],
     cols: usize,
     stride: usize,
-    rounded: Option<&'a Rounded>,
+    /// Integers and scales.
+    rounded: Option<(&'a [i16], &'a [f32])>,
 }
 
 impl<'a> Inputs<'a> {
     pub(crate) fn token(&self, t: usize) -> Input<'a> {
         let floats = &self.floats[t * self.stride..][..self.cols];
-        let Some(rounded) = self.rounded else { return Input { floats, numbers: &[], scales: &[] } };
+        let Some((numbers, scales)) = self.rounded else { return Input { floats, numbers: &[], scales: &[] } };
         let whole = whole_cols(self.cols);
         let blocks = whole.div_ceil(INPUT_BLOCK);
-        Input {
-            floats,
-            numbers: &rounded.numbers[t * whole..][..whole],
-            scales: &rounded.scales[t * blocks..][..blocks],
-        }
+        Input { floats, numbers: &numbers[t * whole..][..whole], scales: &scales[t * blocks..][..blocks] }
     }
 }
 
@@ -82,19 +82,28 @@ impl Kernels {
         if !element.is_whole() {
             return work(Inputs { floats, cols, stride, rounded: None });
         }
-        let mut rounded = ROOM.with_borrow_mut(Vec::pop).unwrap_or_default();
         let whole = whole_cols(cols);
         let blocks = whole.div_ceil(INPUT_BLOCK);
+        let round = |numbers: &mut [i16], scales: &mut [f32]| {
+            for t in 0..tokens {
+                self.run(Round {
+                    floats: &floats[t * stride..][..whole],
+                    numbers: &mut numbers[t * whole..][..whole],
+                    scales: &mut scales[t * blocks..][..blocks],
+                });
+            }
+        };
+        // A short last block has a scale too.
+        if tokens * whole <= ON_STACK && tokens * blocks <= ON_STACK / PIECE_MIN {
+            let (mut numbers, mut scales) = ([0; ON_STACK], [0.0; ON_STACK / PIECE_MIN]);
+            round(&mut numbers, &mut scales);
+            return work(Inputs { floats, cols, stride, rounded: Some((&numbers, &scales)) });
+        }
+        let mut rounded = ROOM.with_borrow_mut(Vec::pop).unwrap_or_default();
         exactly(&mut rounded.numbers, tokens * whole);
         exactly(&mut rounded.scales, tokens * blocks);
-        for t in 0..tokens {
-            self.run(Round {
-                floats: &floats[t * stride..][..whole],
-                numbers: &mut rounded.numbers[t * whole..][..whole],
-                scales: &mut rounded.scales[t * blocks..][..blocks],
-            });
-        }
-        let result = work(Inputs { floats, cols, stride, rounded: Some(&rounded) });
+        round(&mut rounded.numbers, &mut rounded.scales);
+        let result = work(Inputs { floats, cols, stride, rounded: Some((&rounded.numbers, &rounded.scales)) });
         ROOM.with_borrow_mut(|room| room.push(rounded));
         result
     }
@@ -172,7 +181,7 @@ pub(crate) unsafe fn add_dots<S: Simd, W: Weight, const R: usize, const T: usize
     // SAFETY: as the caller vouches.
     unsafe {
         match rows[0].shift {
-            5 => add_pieces::<S, W, R, T, 32>(s, rows, inputs, sums, ask),
+            5 => add_pieces::<S, W, R, T, PIECE_MIN>(s, rows, inputs, sums, ask),
             6 => add_pieces::<S, W, R, T, 64>(s, rows, inputs, sums, ask),
             _ => add_pieces::<S, W, R, T, INPUT_BLOCK>(s, rows, inputs, sums, ask),
         }
@@ -219,12 +228,38 @@ unsafe fn add_block<S: Simd, W: Weight, const R: usize, const T: usize, const PI
     ask: impl Fn(usize, usize),
 ) {
     let mut parts = [[s.splat(0.0); T]; R];
-    for start in (0..len).step_by(PIECE) {
+    // Two groups of 32 at a time; of another size, groups are taken one by one, or in parts.
+    let pairs = if PIECE == PIECE_MIN && rows[0].shift == PIECE_MIN.trailing_zeros() {
+        len / (2 * PIECE) * 2 * PIECE
+    } else {
+        0
+    };
+    for start in (0..pairs).step_by(2 * PIECE) {
+        let at = block * INPUT_BLOCK + start;
+        // SAFETY: `at + 2 * PIECE` elements are in every row and in the numbers.
+        unsafe {
+            let numbers = inputs.map(|input| input.numbers.as_ptr().add(at));
+            // Loops, as a closure that is not inlined would be compiled for another instruction set.
+            let mut begin = [[s.no_sums(); 2]; T];
+            for t in 0..T {
+                begin[t] = W::groups_start(s, numbers[t]);
+            }
+            for r in 0..R {
+                for t in 0..T {
+                    parts[r][t] = W::add_groups(s, parts[r][t], begin[t], rows[r], at, numbers[t]);
+                }
+            }
+        }
+    }
+    for start in (pairs..len).step_by(PIECE) {
         let at = block * INPUT_BLOCK + start;
         // SAFETY: `at + PIECE` elements are in every row and in the numbers.
         unsafe {
             let numbers = inputs.map(|input| input.numbers.as_ptr().add(at));
-            let begin = numbers.map(|numbers| W::whole_start::<S, PIECE>(s, numbers));
+            let mut begin = [s.no_sums(); T];
+            for t in 0..T {
+                begin[t] = W::whole_start::<S, PIECE>(s, numbers[t]);
+            }
             for r in 0..R {
                 let scale = W::scale(s, rows[r], at);
                 // What is loaded and unpacked of the row is so once for all.

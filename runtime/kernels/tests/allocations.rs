@@ -42,6 +42,8 @@ fn main() {
     let scales = vec![0u8; rows * group.scale_bytes(cols)];
     let quantised = Matrix::new(Element::Q8, &data[..rows * cols], rows, cols).unwrap();
     let quantised = quantised.with_scales(&scales, group.scale_bytes(cols), group).unwrap();
+    let bytes = Matrix::new(Element::I8, &data[..10 * 64], 10, 64).unwrap();
+    let mut heads = vec![0.0f32; 16 * 40];
     let (mut x, mut y, mut halves) = (vec![1.0f32; cols], vec![0.0f32; rows], vec![0u16; cols]);
     let (ones, mut beside) = (vec![1.0f32; cols], vec![0.0f32; rows]);
     let mut out = vec![0.0f32; cols];
@@ -61,6 +63,10 @@ fn main() {
         matvec(&threads, quantised, &x, &mut y);
         // The vector of the outer product is in use while the inner one needs room for another.
         matvec_beside(&threads, quantised, &x, &mut y, &mut || matvec_serial(quantised, &ones, &mut beside));
+        // Whichever threads take part.
+        threads.chunks_mut(&mut heads, 40, &|_, y| {
+            matvec_each_serial(bytes, (&ones, Vectors { count: 4, stride: 64 }), y, 10);
+        });
         add_scaled_rows(&threads, w, &active, &mut out);
         gathered_dots(&threads, Element::F16, &|i| w.row(active[i].0 as usize), &x, &mut dots);
         gathered_add(&threads, Element::F16, &|i| w.row(active[i].0 as usize), &coefficients, &mut out);

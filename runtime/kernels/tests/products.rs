@@ -3,8 +3,8 @@
 use std::num::NonZeroUsize;
 
 use flashlm_kernels::{
-    Element, Kernels, MATMUL_TOKENS_MIN, MatmulScratch, Matrix, RowLayout, Threads, gathered_add, gathered_add_each,
-    gathered_dots_each, matvec, matvec_each, reference,
+    Element, Kernels, MATMUL_TOKENS_MIN, MatmulScratch, Matrix, RowLayout, Threads, Vectors, gathered_add,
+    gathered_add_each, gathered_dots_each, matvec, matvec_each, reference,
 };
 use half::{bf16, f16};
 
@@ -268,6 +268,41 @@ fn each_of_a_few_tokens_has_the_bits_that_it_has_alone() {
                     let coefficients: Vec<f32> = own.iter().map(|i| factors[*i]).collect();
                     gathered_add(&threads, element, &|i| w.row(list[own[i]].0), &coefficients, &mut sum);
                     assert_eq!(bits(&sums[t * cols..][..cols]), bits(&sum), "{element:?} {cols} sum of token {t}");
+                }
+            }
+        }
+    }
+}
+
+/// Scores of queries and sums of values, with gaps between vectors and rows.
+#[test]
+fn each_of_some_vectors_has_the_bits_that_it_has_alone() {
+    let mut random = Random(12);
+    for element in Element::ALL {
+        for (rows, cols, count) in
+            [(1, 1, 1), (5, 70, 0), (0, 9, 3), (40, 64, 3), (64, 80, 4), (33, 131, 7), (130, 128, 9)]
+        {
+            let data = filled(element, &mut random, strided_bytes(element, rows, cols));
+            let w = strided(element, &data, rows, cols);
+            let stride = cols.max(rows) + random.below(9);
+            let of = Vectors { count, stride };
+            let (x, start) = (random.floats(count * stride), random.floats(count * stride));
+            for kernels in Kernels::all_present() {
+                let what = format!("{:?} {element:?} {rows} x {cols}, {count} vectors", kernels.instruction_set());
+                let (mut scores, mut sums) = (start.clone(), start.clone());
+                kernels.matvec_each_serial(w, (&x, of), &mut scores, stride);
+                kernels.add_weighted_rows_each_serial(w, (&x, of), &mut sums, stride);
+                for t in 0..count {
+                    let own = t * stride..(t + 1) * stride;
+                    let (x, start) = (&x[own.clone()], &start[own.clone()]);
+                    let (mut alone, mut sum) = (start.to_vec(), start.to_vec());
+                    kernels.matvec_serial(w, &x[..cols], &mut alone[..rows]);
+                    kernels.add_weighted_rows_serial(w, &x[..rows], &mut sum[..cols]);
+                    assert_eq!(bits(&scores[own.clone()]), bits(&alone), "{what}: scores of {t}");
+                    assert_eq!(bits(&sums[own]), bits(&sum), "{what}: sum of {t}");
+                    assert_close(&alone[..rows], &reference::matvec(w, &x[..cols]), cols, &what);
+                    let want = reference::matmul_rows_add(w, &x[..rows], rows, 1, &start[..cols]);
+                    assert_close(&sum[..cols], &want, rows + 1, &what);
                 }
             }
         }

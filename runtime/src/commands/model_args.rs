@@ -99,8 +99,12 @@ fn no_predictor(_: &str) -> Result<String, String> {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum KvArg {
+    /// Half precision
     F16,
+    /// Single precision
     F32,
+    /// Bytes with a scale for each head of each token: about half of f16
+    Int8,
 }
 
 impl ModelArgs {
@@ -122,6 +126,7 @@ impl ModelArgs {
             kv: self.kv.map(|kv| match kv {
                 KvArg::F16 => KvDtype::F16,
                 KvArg::F32 => KvDtype::F32,
+                KvArg::Int8 => KvDtype::Int8,
             }),
             threads: self.threads.unwrap_or(defaults.threads),
             direct: self.direct,

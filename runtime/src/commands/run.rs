@@ -324,6 +324,7 @@ fn report(args: &RunArgs, sampling: Sampling, figures: &Report, rest: &str, had:
             "decode_ms_per_token": ms,
             "decode_ms": figures.decode_time().as_secs_f64() * 1e3,
             "speculation": guesses,
+            "read_cost": figures.read_cost,
             "peak_memory_bytes": peak.bytes,
             "peak_memory_program_bytes": peak.program_bytes,
             "cgroup_peak_bytes": peak.cgroup_bytes,

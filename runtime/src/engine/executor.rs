@@ -106,7 +106,7 @@ impl Executor {
         check_context(&spec, room.context)?;
         Ok(Self {
             positions: PositionTables::new(&mut Buffers::default(), &spec, room.context),
-            kv: KvMemory::new(&spec, spec.layers.len(), room.blocks() * KV_BLOCK, room.kv)?,
+            kv: KvMemory::new(spec.attention(), spec.layers.len(), room.blocks() * KV_BLOCK, room.kv)?,
             blocks: Blocks::new(room.blocks()),
             sequences: Vec::new(),
             places: Vec::new(),

@@ -65,7 +65,7 @@ impl Room {
 
     /// Bytes of keys and values.
     pub fn kv_bytes(&self, spec: &ModelSpec) -> u64 {
-        (spec.layers.len() * KvMemory::layer_bytes(spec, self.blocks() * KV_BLOCK, self.kv)) as u64
+        (spec.layers.len() * KvMemory::layer_bytes(spec.attention(), self.blocks() * KV_BLOCK, self.kv)) as u64
     }
 
     /// Bytes of states, scratch and tables, with this many threads: everything but weights, neurons, keys and values.

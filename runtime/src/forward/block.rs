@@ -37,7 +37,7 @@ impl BlockScratch {
             attended: zeros(spec.attention().heads * spec.attention().head_dim),
             delta: zeros(spec.hidden_size),
             ffn_output: zeros(spec.hidden_size),
-            attention: AttentionScratch::new(buffers, spec, tokens, context),
+            attention: AttentionScratch::new(buffers, spec.attention(), tokens, context),
             ffn: FfnScratch::new(buffers, spec, tokens, batch),
         }
     }

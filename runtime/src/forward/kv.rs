@@ -2,14 +2,18 @@
 //!
 //! Each layer holds, for every key/value head, a `[places, head_dim]` matrix of keys and one of values. A sequence has a place for each
 //! of its positions; where these lie side by side, attention is the same matrix products as everywhere else, else the products of
-//! parts, which have the same bits. Elements are f16 or f32. What f16 cannot hold is an error: stored as infinity it would be left out
-//! of the text without a word.
+//! parts, which have the same bits. Elements are f16, f32, or bytes. What f16 cannot hold is an error: stored as infinity it would be
+//! left out of the text without a word.
+//!
+//! A row of bytes is followed by its scale. It has one of its own, and not one together with its neighbours: so a row depends on its
+//! token alone, and guesses that are taken back, or what is said later, leave no trace in what came before.
 
 use std::ops::Range;
 
-use flashlm_formats::model::ModelSpec;
+use flashlm_formats::model::Attention;
 use flashlm_io::AlignedMemory;
-use flashlm_kernels::{Element, Matrix};
+use flashlm_kernels::{Element, Matrix, RowLayout};
+use half::bf16;
 
 use crate::error::{Result, RuntimeError};
 
@@ -23,7 +27,12 @@ pub enum KvDtype {
     F16,
     /// Single precision: twice the memory, exact.
     F32,
+    /// Bytes, with a scale for each head of each token: half the memory and a little more.
+    Int8,
 }
+
+/// Bytes of the scale behind a row of bytes: a bf16.
+const SCALE_BYTES: usize = 2;
 
 impl KvDtype {
     /// Its name, as on the command line.
@@ -31,13 +40,21 @@ impl KvDtype {
         match self {
             KvDtype::F16 => "f16",
             KvDtype::F32 => "f32",
+            KvDtype::Int8 => "int8",
         }
+    }
+
+    /// Bytes of a token's row in a plane.
+    fn row_bytes(self, head_dim: usize) -> usize {
+        let scale = if self == KvDtype::Int8 { SCALE_BYTES } else { 0 };
+        self.element().row_bytes(head_dim) + scale
     }
 
     fn element(self) -> Element {
         match self {
             KvDtype::F16 => Element::F16,
             KvDtype::F32 => Element::F32,
+            KvDtype::Int8 => Element::I8,
         }
     }
 }
@@ -45,7 +62,7 @@ impl KvDtype {
 /// Memory for the keys and values of this many tokens, of whatever sequences.
 pub struct KvMemory {
     memory: AlignedMemory,
-    element: Element,
+    dtype: KvDtype,
     kv_heads: usize,
     head_dim: usize,
     /// Places for tokens.
@@ -53,16 +70,16 @@ pub struct KvMemory {
 }
 
 impl KvMemory {
-    /// Room for `places` tokens in `layers` layers of `spec`.
-    pub fn new(spec: &ModelSpec, layers: usize, places: usize, dtype: KvDtype) -> Result<Self> {
-        let (kv_heads, head_dim) = (spec.attention().kv_heads, spec.attention().head_dim);
-        let memory = AlignedMemory::new(layers * Self::layer_bytes(spec, places, dtype))?;
-        Ok(Self { memory, element: dtype.element(), kv_heads, head_dim, places })
+    /// Room for `places` tokens in `layers` layers with attention of this shape.
+    pub fn new(shape: &Attention, layers: usize, places: usize, dtype: KvDtype) -> Result<Self> {
+        let Attention { kv_heads, head_dim, .. } = *shape;
+        let memory = AlignedMemory::new(layers * Self::layer_bytes(shape, places, dtype))?;
+        Ok(Self { memory, dtype, kv_heads, head_dim, places })
     }
 
     /// Bytes of one layer.
-    pub fn layer_bytes(spec: &ModelSpec, places: usize, dtype: KvDtype) -> usize {
-        2 * spec.attention().kv_heads * places * spec.attention().head_dim * dtype.element().bytes()
+    pub fn layer_bytes(shape: &Attention, places: usize, dtype: KvDtype) -> usize {
+        2 * shape.kv_heads * places * dtype.row_bytes(shape.head_dim)
     }
 
     /// Places for tokens.
@@ -72,7 +89,7 @@ impl KvMemory {
 
     /// Bytes of a token's row in a plane.
     pub(crate) fn row_bytes(&self) -> usize {
-        self.head_dim * self.element.bytes()
+        self.dtype.row_bytes(self.head_dim)
     }
 
     /// Planes: the keys and the values of every head of every layer, each with a row for every place.
@@ -102,14 +119,20 @@ impl KvMemory {
     }
 
     fn store(&mut self, start: usize, row: &[f32]) {
-        let bytes = &mut self.memory.as_mut_slice()[start..start + row.len() * self.element.bytes()];
-        match self.element {
-            Element::F32 => {
+        let len = self.row_bytes();
+        let bytes = &mut self.memory.as_mut_slice()[start..start + len];
+        match self.dtype {
+            KvDtype::F32 => {
                 for (to, value) in bytes.chunks_exact_mut(4).zip(row) {
                     to.copy_from_slice(&value.to_le_bytes());
                 }
             }
-            _ => flashlm_kernels::store_f16(row, bytemuck::cast_slice_mut(bytes)),
+            KvDtype::F16 => flashlm_kernels::store_f16(row, bytemuck::cast_slice_mut(bytes)),
+            KvDtype::Int8 => {
+                let (values, scale) = bytes.split_at_mut(row.len());
+                let of_row = flashlm_kernels::store_i8(row, bytemuck::cast_slice_mut(values));
+                scale.copy_from_slice(&bf16::from_f32(of_row).to_le_bytes());
+            }
         }
     }
 
@@ -117,20 +140,14 @@ impl KvMemory {
     ///
     /// # Errors
     /// `KvRange` where f16 does not hold one of them, `KvNoNumber` where one is no finite number.
-    pub(crate) fn put(
-        &mut self,
-        layer: usize,
-        (place, position): (usize, usize),
-        keys: &[f32],
-        values: &[f32],
-    ) -> Result<()> {
+    pub fn put(&mut self, layer: usize, (place, position): (usize, usize), keys: &[f32], values: &[f32]) -> Result<()> {
         let (key, value) = (largest(keys), largest(values));
         if !(key.is_finite() && value.is_finite()) {
             let value = if key.is_finite() { value } else { key };
             return Err(RuntimeError::KvNoNumber { layer, position, value });
         }
         let value = key.max(value);
-        if self.element == Element::F16 && value >= F16_INFINITE {
+        if self.dtype == KvDtype::F16 && value >= F16_INFINITE {
             return Err(RuntimeError::KvRange { layer, position, value });
         }
         for head in 0..self.kv_heads {
@@ -143,8 +160,24 @@ impl KvMemory {
 
     fn matrix(&self, layer: usize, is_value: bool, head: usize, places: Range<usize>) -> Matrix<'_> {
         let start = self.row(layer, is_value, head, places.start);
-        let data = &self.memory.as_slice()[start..start + places.len() * self.row_bytes()];
-        Matrix::new(self.element, data, places.len(), self.head_dim).expect("planes have all places")
+        let row_stride = self.row_bytes();
+        let data = &self.memory.as_slice()[start..start + places.len() * row_stride];
+        let layout = RowLayout { offset: 0, row_stride, rows_per_group: places.len().max(1), group_stride: 0 };
+        let matrix = Matrix::strided(self.dtype.element(), data, places.len(), self.head_dim, layout);
+        matrix.expect("planes have all places")
+    }
+
+    /// What the elements of rows are to be multiplied by, where that is not one: into the first of `scales`. Whether it is so.
+    fn scales(&self, layer: usize, is_value: bool, head: usize, places: Range<usize>, scales: &mut [f32]) -> bool {
+        if self.dtype != KvDtype::Int8 {
+            return false;
+        }
+        let start = self.row(layer, is_value, head, places.start);
+        let rows = self.memory.as_slice()[start..].chunks_exact(self.row_bytes());
+        for (scale, row) in scales[..places.len()].iter_mut().zip(rows) {
+            *scale = bf16::from_le_bytes([row[self.head_dim], row[self.head_dim + 1]]).to_f32();
+        }
+        true
     }
 
     /// Keys `[places, head_dim]` of one head.
@@ -155,6 +188,16 @@ impl KvMemory {
     /// Values `[places, head_dim]` of one head.
     pub(crate) fn values(&self, layer: usize, head: usize, places: Range<usize>) -> Matrix<'_> {
         self.matrix(layer, true, head, places)
+    }
+
+    /// What the keys of rows are to be multiplied by, as [`KvMemory::value_scales`].
+    pub(crate) fn key_scales(&self, layer: usize, head: usize, places: Range<usize>, scales: &mut [f32]) -> bool {
+        self.scales(layer, false, head, places, scales)
+    }
+
+    /// What the values of rows are to be multiplied by, where that is not one: into the first of `scales`. Whether it is so.
+    pub(crate) fn value_scales(&self, layer: usize, head: usize, places: Range<usize>, scales: &mut [f32]) -> bool {
+        self.scales(layer, true, head, places, scales)
     }
 }
 
@@ -200,11 +243,14 @@ impl SequencePlaces {
         run.places.start + position - run.first
     }
 
-    /// The places of the first `positions` positions, in order; and which position each range begins with.
-    pub(crate) fn first(&self, positions: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
-        let runs = self.runs.iter().take_while(move |run| run.first < positions);
+    /// The places of consecutive positions, in order; and which position each range begins with.
+    pub(crate) fn of(&self, positions: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
+        let from = self.runs.partition_point(|run| run.first + run.places.len() <= positions.start);
+        let runs = self.runs[from..].iter().take_while(move |run| run.first < positions.end);
         runs.map(move |run| {
-            (run.first, run.places.start..run.places.start + run.places.len().min(positions - run.first))
+            let first = run.first.max(positions.start);
+            let end = (run.first + run.places.len()).min(positions.end);
+            (first, run.places.start + first - run.first..run.places.start + end - run.first)
         })
     }
 }
@@ -234,10 +280,14 @@ mod tests {
         assert_eq!(sequence, SequencePlaces::new([32..64, 0..16]));
         assert_eq!(sequence.positions(), 48);
         assert_eq!([0, 15, 16, 31, 32, 47].map(|position| sequence.place(position)), [32, 47, 48, 63, 0, 15]);
-        let first = |positions| sequence.first(positions).collect::<Vec<_>>();
-        assert_eq!(first(1), [(0, 32..33)]);
-        assert_eq!(first(32), [(0, 32..64)]);
-        assert_eq!(first(40), [(0, 32..64), (32, 0..8)]);
+        let of = |positions| sequence.of(positions).collect::<Vec<_>>();
+        assert_eq!(of(0..0), []);
+        assert_eq!(of(0..1), [(0, 32..33)]);
+        assert_eq!(of(0..32), [(0, 32..64)]);
+        assert_eq!(of(0..40), [(0, 32..64), (32, 0..8)]);
+        assert_eq!(of(5..33), [(5, 37..64), (32, 0..1)]);
+        assert_eq!(of(32..48), [(32, 0..16)]);
+        assert_eq!(of(40..60), [(40, 8..16)]);
     }
 
     #[test]

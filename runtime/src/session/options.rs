@@ -11,6 +11,7 @@ use super::model::Model;
 use super::{draft, saved};
 use crate::budget::Budget;
 use crate::error::{Result, RuntimeError};
+use crate::forward::kv::KvDtype;
 use crate::load::{load, load_on};
 use crate::options::LoadOptions;
 use crate::plan::{Planned, plan};
@@ -86,6 +87,13 @@ impl ModelOptions {
     /// Threads that compute; by default all processors.
     pub fn threads(mut self, count: NonZeroUsize) -> Self {
         self.load.threads = count;
+        self
+    }
+
+    /// How keys and values are stored: by default in f16, unless the bundle says that this is too narrow. With `Int8` a context takes
+    /// about half the memory, and the text is another.
+    pub fn kv(mut self, dtype: KvDtype) -> Self {
+        self.load.kv = Some(dtype);
         self
     }
 

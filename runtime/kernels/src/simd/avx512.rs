@@ -123,6 +123,15 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn sum_four(self, v: [Self::V; 4]) -> [f32; 4] {
+        // SAFETY: the token proves the instructions.
+        unsafe {
+            let v = v.map(|v| _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v)));
+            super::avx2::sum_four(v)
+        }
+    }
+
+    #[inline(always)]
     fn greater(self, a: Self::V, b: Self::V) -> u32 {
         // SAFETY: the token proves the instructions.
         unsafe { u32::from(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b)) }
@@ -237,14 +246,52 @@ impl Simd for Avx512 {
             _mm512_dpwssd_epi32(_mm512_dpwssd_epi32(sums, low, first), high, second)
         }
     }
+    /// What the first eight lanes have is of the first block, the others' of the second.
+    #[inline(always)]
+    unsafe fn nibble_groups_start(self, numbers: *const i16) -> [Self::Sums; 2] {
+        // SAFETY: the token proves the instructions, the caller vouches for the numbers.
+        unsafe {
+            let ([first, second], minus_eight) = (halves_of_two_blocks(numbers), _mm512_set1_epi16(-8));
+            let first = _mm512_dpwssd_epi32(_mm512_setzero_si512(), first, minus_eight);
+            [_mm512_dpwssd_epi32(first, second, minus_eight), _mm512_setzero_si512()]
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_nibble_groups(
+        self,
+        sums: Self::V,
+        start: [Self::Sums; 2],
+        blocks: *const u8,
+        numbers: *const i16,
+        scales: *const u8,
+    ) -> Self::V {
+        // SAFETY: the token proves the instructions, the caller vouches for what is read.
+        unsafe {
+            let both = _mm512_set1_epi32(scales.cast::<i32>().read_unaligned());
+            let upper = _mm512_and_si512(both, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            let scales = _mm512_mask_slli_epi32::<16>(upper, 0xff, both);
+            let whole = self.add_nibbles::<2>(start[0], blocks, numbers);
+            _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), _mm512_castsi512_ps(scales), sums)
+        }
+    }
+    #[inline(always)]
+    unsafe fn two_scales(self, p: *const u8) -> [Self::V; 2] {
+        // SAFETY: the token proves the instructions, the caller vouches for both.
+        unsafe {
+            let both = _mm512_set1_epi32(p.cast::<i32>().read_unaligned());
+            let second = _mm512_and_si512(both, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(both)), _mm512_castsi512_ps(second)]
+        }
+    }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: Self::V) {
         // SAFETY: the token proves the instructions, the caller vouches for LANES places at `p`.
         unsafe { _mm512_storeu_ps(p, v) }
     }
+    /// To the second cache: the first one's few buffers for lines under way would bound the rate to half of what memory gives.
     #[inline(always)]
     fn prefetch(self, p: *const u8) {
         // SAFETY: a prefetch touches no memory that the program can see, and never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
 }

@@ -62,6 +62,11 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn exp2_whole(self, n: Self::V) -> Self::V;
     /// The sum of all lanes, in an order fixed per instruction set.
     fn sum(self, v: Self::V) -> f32;
+    /// The sums of four vectors, each in that order.
+    #[inline(always)]
+    fn sum_four(self, v: [Self::V; 4]) -> [f32; 4] {
+        v.map(|v| self.sum(v))
+    }
     /// A bit for each lane of `a` that is greater than that of `b`, the first lowest; none where either is NaN.
     fn greater(self, a: Self::V, b: Self::V) -> u32;
 
@@ -113,6 +118,47 @@ pub(crate) trait Simd: Copy + Send + Sync {
         blocks: *const u8,
         numbers: *const i16,
     ) -> Self::Sums;
+
+    /// What [`Self::add_nibble_groups`] over these numbers starts from.
+    ///
+    /// # Safety
+    /// `2 * Q4_BLOCK` numbers must be readable.
+    #[inline(always)]
+    unsafe fn nibble_groups_start(self, numbers: *const i16) -> [Self::Sums; 2] {
+        // SAFETY: as the caller vouches.
+        unsafe { [self.nibbles_start::<1>(numbers), self.nibbles_start::<1>(numbers.add(Q4_BLOCK))] }
+    }
+    /// Adds the products of two blocks of four-bit numbers with as many numbers, each block's times its scale, a bf16 at `scales`.
+    ///
+    /// # Safety
+    /// Blocks, numbers and scales must be readable.
+    #[inline(always)]
+    unsafe fn add_nibble_groups(
+        self,
+        sums: Self::V,
+        start: [Self::Sums; 2],
+        blocks: *const u8,
+        numbers: *const i16,
+        scales: *const u8,
+    ) -> Self::V {
+        // SAFETY: as the caller vouches.
+        unsafe {
+            let [first, second] = self.two_scales(scales);
+            let sums = self.fma(self.floats(self.add_nibbles::<1>(start[0], blocks, numbers)), first, sums);
+            let of_second = self.add_nibbles::<1>(start[1], blocks.add(Q4_BLOCK / 2), numbers.add(Q4_BLOCK));
+            self.fma(self.floats(of_second), second, sums)
+        }
+    }
+    /// Two neighbouring scales, bf16, each in every lane.
+    ///
+    /// # Safety
+    /// They must be readable at `p`.
+    #[inline(always)]
+    unsafe fn two_scales(self, p: *const u8) -> [Self::V; 2] {
+        // SAFETY: as the caller vouches.
+        let both = u32::from_le(unsafe { p.cast::<u32>().read_unaligned() });
+        [self.splat(f32::from_bits(both << 16)), self.splat(f32::from_bits(both & 0xffff_0000))]
+    }
 
     /// # Safety
     /// `LANES` pairs must be readable at `p`.
@@ -221,6 +267,40 @@ pub(crate) trait Weight: Copy + Send + Sync {
     ) -> S::Sums {
         debug_assert!(Self::WHOLE);
         sums
+    }
+
+    /// What [`Self::add_groups`] starts from with these numbers, for every row.
+    ///
+    /// # Safety
+    /// `2 * Q4_BLOCK` numbers must be readable.
+    #[inline(always)]
+    unsafe fn groups_start<S: Simd>(s: S, numbers: *const i16) -> [S::Sums; 2] {
+        // SAFETY: as the caller vouches.
+        unsafe {
+            [Self::whole_start::<S, Q4_BLOCK>(s, numbers), Self::whole_start::<S, Q4_BLOCK>(s, numbers.add(Q4_BLOCK))]
+        }
+    }
+
+    /// Adds the products of two groups of 32 elements from `at` on with as many numbers, each group's times its scale.
+    ///
+    /// # Safety
+    /// These elements must be in the row, whose groups must have 32, and the numbers readable; rows must be `WHOLE`.
+    #[inline(always)]
+    unsafe fn add_groups<S: Simd>(
+        s: S,
+        sums: S::V,
+        start: [S::Sums; 2],
+        row: Places,
+        at: usize,
+        numbers: *const i16,
+    ) -> S::V {
+        // SAFETY: as the caller vouches.
+        unsafe {
+            let [first, second] = s.two_scales(row.scales.add((at >> row.shift) * SCALE_BYTES));
+            let of_first = Self::add_whole::<S, Q4_BLOCK>(s, start[0], row, at, numbers);
+            let of_second = Self::add_whole::<S, Q4_BLOCK>(s, start[1], row, at + Q4_BLOCK, numbers.add(Q4_BLOCK));
+            s.fma(s.floats(of_second), second, s.fma(s.floats(of_first), first, sums))
+        }
     }
 
     /// The scale of the group of element `at`; one where rows have none.
@@ -494,6 +574,26 @@ impl Weight for Q4 {
                 TWO_BLOCKS => s.nibbles_start::<2>(numbers),
                 _ => s.add_sums(s.nibbles_start::<2>(numbers), s.nibbles_start::<2>(numbers.add(TWO_BLOCKS))),
             }
+        }
+    }
+    #[inline(always)]
+    unsafe fn groups_start<S: Simd>(s: S, numbers: *const i16) -> [S::Sums; 2] {
+        // SAFETY: as the caller vouches.
+        unsafe { s.nibble_groups_start(numbers) }
+    }
+    #[inline(always)]
+    unsafe fn add_groups<S: Simd>(
+        s: S,
+        sums: S::V,
+        start: [S::Sums; 2],
+        row: Places,
+        at: usize,
+        numbers: *const i16,
+    ) -> S::V {
+        // SAFETY: as the caller vouches; a byte holds two elements.
+        unsafe {
+            let scales = row.scales.add((at >> row.shift) * SCALE_BYTES);
+            s.add_nibble_groups(sums, start, row.values.add(at / 2), numbers, scales)
         }
     }
     #[inline(always)]

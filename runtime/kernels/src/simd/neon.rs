@@ -104,6 +104,15 @@ impl Simd for Neon {
         unsafe { vaddvq_f32(v) }
     }
 
+    /// `vaddvq` adds neighbours twice, and so does this.
+    #[inline(always)]
+    fn sum_four(self, v: [Self::V; 4]) -> [f32; 4] {
+        let mut sums = [0.0; 4];
+        // SAFETY: the token proves the instructions; the array takes four numbers.
+        unsafe { vst1q_f32(sums.as_mut_ptr(), vpaddq_f32(vpaddq_f32(v[0], v[1]), vpaddq_f32(v[2], v[3]))) };
+        sums
+    }
+
     #[inline(always)]
     fn greater(self, a: Self::V, b: Self::V) -> u32 {
         const BITS: [u32; 4] = [1, 2, 4, 8];

@@ -19,7 +19,7 @@ impl Executor {
         tokens: usize,
         each: &mut dyn FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut places = self.places[sequence.at].first(tokens.min(self.len(sequence)));
+        let mut places = self.places[sequence.at].of(0..tokens.min(self.len(sequence)));
         places.try_for_each(|(_, places)| each(self.kv.rows(plane, places)))
     }
 
