@@ -132,7 +132,7 @@ pub fn measure_reuse(
     let groups = wanted.stored(position, records_per_group);
     drop(wanted);
     let half_life = best_half_life(&groups, warm_up);
-    let policy = half_life.map_or(PolicyKind::DEFAULT, |half_life| PolicyKind::Lfu { half_life });
+    let policy = lfu(half_life);
     let sizes = SIZES.map(|size| (u64::from(groups.layer_size()) * u64::from(size) / 1000) as u32);
     let mut reuse: Vec<ReusePoint> = sizes
         .into_par_iter()
@@ -147,6 +147,15 @@ pub fn measure_reuse(
     reuse.dedup_by_key(|point| point.slots);
     let (active, predicted) = (recorded.active_fraction() as f32, Some(predicted as f32));
     Ok(LayerSparsity { active, predicted, half_life, reuse })
+}
+
+/// The policy that a bundle notes for a layer of this demand.
+pub fn best_policy(groups: &WantedSets<GroupId>, warm_up: usize) -> PolicyKind {
+    lfu(best_half_life(groups, warm_up))
+}
+
+fn lfu(half_life: Option<u32>) -> PolicyKind {
+    half_life.map_or(PolicyKind::DEFAULT, |half_life| PolicyKind::Lfu { half_life })
 }
 
 /// The half-life that misses least over caches of several sizes; none where the usual one is hardly worse.
