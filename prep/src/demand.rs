@@ -138,7 +138,7 @@ pub fn measure_reuse(
 
 /// What caches of several sizes miss of these groups, behind the tokens that fill them.
 pub fn reuse_curve(groups: &WantedSets<GroupId>, warm_up: usize, half_life: Option<u32>) -> Vec<ReusePoint> {
-    let policy = half_life.map_or(PolicyKind::DEFAULT, |half_life| PolicyKind::Lfu { half_life });
+    let policy = lfu(half_life);
     let sizes = SIZES.map(|size| (u64::from(groups.layer_size()) * u64::from(size) / 1000) as u32);
     let mut reuse: Vec<ReusePoint> = sizes
         .into_par_iter()
@@ -152,6 +152,15 @@ pub fn reuse_curve(groups: &WantedSets<GroupId>, warm_up: usize, half_life: Opti
     // A layer of few groups has fewer sizes.
     reuse.dedup_by_key(|point| point.slots);
     reuse
+}
+
+/// The policy that a bundle notes for a layer of this demand.
+pub fn best_policy(groups: &WantedSets<GroupId>, warm_up: usize) -> PolicyKind {
+    lfu(best_half_life(groups, warm_up))
+}
+
+fn lfu(half_life: Option<u32>) -> PolicyKind {
+    half_life.map_or(PolicyKind::DEFAULT, |half_life| PolicyKind::Lfu { half_life })
 }
 
 /// The half-life that misses least over caches of several sizes; none where the usual one is hardly worse.

@@ -24,6 +24,7 @@ pub mod assess;
 pub mod coactivation;
 pub mod demand;
 pub mod evaluate;
+pub mod expected_run;
 pub mod foreign_orders;
 pub mod foreign_predictors;
 pub mod gain;

@@ -7,7 +7,7 @@
 //! [`Ordering`] does that for the layers of a recording. All else works on sets of wanted neurons: it knows nothing of recordings,
 //! models or how an order ends up in a bundle.
 
-mod cache_share;
+mod clusters;
 mod gaps;
 mod greedy;
 mod layers;
@@ -18,11 +18,10 @@ mod strategy;
 
 use flashlm_formats::ids::{NeuronId, Position};
 
-pub use cache_share::typical_cache_share;
 pub use layers::{OrderError, OrderOptions, Ordering};
 pub use score::{OrderScore, ScoreOptions, score};
 pub use strategy::{
-    Frequency, Identity, LayerTraining, OrderingOptions, ParseStrategyError, Path, PathObjective, Strategy,
+    Clusters, Frequency, Identity, LayerTraining, OrderingOptions, ParseStrategyError, Path, PathObjective, Strategy,
     StrategyKind,
 };
 

@@ -24,6 +24,7 @@ mod projection;
 mod quantised;
 pub(crate) mod random;
 mod rank;
+mod reading;
 mod scores;
 mod start;
 mod steps;
@@ -41,7 +42,7 @@ pub use pipeline::{Progress, TRIAL_TOKENS, choose_ranks, judge_seed, train_layer
 pub use predictor::LowRankPredictor;
 pub use projection::Projection;
 pub use quantised::QuantisedProjection;
-pub use rank::{RowsOf, allocate_ranks, form_bytes, predictor_bytes};
+pub use rank::{Memory, RowsOf, choose_forms, form_bytes, predictor_bytes};
 pub use scores::NeuronScores;
 pub use sweep::{SweepEntry, sweep};
 

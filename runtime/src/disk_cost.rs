@@ -12,8 +12,8 @@ use serde::Serialize;
 /// Longest profile of a disk.
 const PROFILE_BYTES_MAX: u64 = 16 << 20;
 
-/// What a byte that nobody wants costs in DRAM, in nanoseconds: at 20 GB/s.
-pub(crate) const DRAM_BYTE_NS: f64 = 0.05;
+/// What a byte costs in DRAM, in nanoseconds, be it wanted or not: at 20 GB/s.
+pub const DRAM_BYTE_NS: f64 = 0.05;
 
 /// What reading costs on a disk that is kept busy: so much for each request, so much for each byte.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]

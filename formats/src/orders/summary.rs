@@ -34,7 +34,7 @@ pub struct OrderSummary {
     pub records_per_group: u32,
     /// Bytes of a group.
     pub group_bytes: u64,
-    /// The cache before the disk.
+    /// The policy of the cache before the disk; where every layer has its own, these say it.
     pub policy: String,
     /// Its slots, in groups.
     pub slots: u32,
@@ -96,6 +96,9 @@ pub struct LayerScores {
     pub chosen: String,
     /// The file with the order.
     pub file: String,
+    /// The policy of this layer's cache; earlier builds had one for all.
+    #[serde(default)]
+    pub policy: String,
     /// All that were tried; the first is the checkpoint's order.
     pub strategies: Vec<StrategyScore>,
     /// Time that it took. Not part of the file, which holds nothing of the machine.
@@ -151,7 +154,8 @@ mod tests {
         };
         let file = "layer-000.order.safetensors".into();
         let chosen = "identity".into();
-        let layer = LayerScores { layer: 0, chosen, file, strategies: vec![score], seconds: 0.0 };
+        let policy = "lru".into();
+        let layer = LayerScores { layer: 0, chosen, file, policy, strategies: vec![score], seconds: 0.0 };
         let summary = OrderSummary {
             format: OrderSummary::FORMAT.into(),
             version: OrderSummary::VERSION,

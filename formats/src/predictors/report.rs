@@ -187,6 +187,13 @@ pub struct RankCurve {
     /// Share of the neurons that each admits, with the threshold that it would get; earlier builds did not say it.
     #[serde(default)]
     pub admitted: Vec<f64>,
+    /// Sizes of the layer's neuron cache that each was tried with, in groups, and the nanoseconds that a token's reads and the chosen
+    /// neurons' bytes in memory then take; earlier builds did not say it.
+    #[serde(default)]
+    pub slots: Vec<u32>,
+    /// Likewise: of each that was tried, for each size.
+    #[serde(default)]
+    pub token_ns: Vec<Vec<f64>>,
 }
 
 /// `predictors.json` cannot be used.
@@ -367,6 +374,8 @@ mod tests {
                 bytes: vec![100, 200],
                 costs: vec![0.1, 0.01],
                 admitted: vec![0.2, 0.11],
+                slots: vec![0, 9],
+                token_ns: vec![vec![2.0, 1.0], vec![1.5, 0.5]],
             }),
             seconds: 0.0,
             fit: None,

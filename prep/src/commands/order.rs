@@ -22,7 +22,7 @@ use super::recorded::{self, layer_range};
 pub(crate) struct OrderArgs {
     /// Directory of the recording.
     recording: PathBuf,
-    /// How to order: auto tries all and picks the best; identity, frequency, path; or a step on the way to path:
+    /// How to order: auto tries all and picks the best; identity, frequency, path, clusters; or a step on the way to path:
     /// path-active, path-missed, path-improved.
     #[arg(long, default_value = "auto")]
     strategy: String,
@@ -48,9 +48,10 @@ pub(super) struct JudgeArgs {
     /// Score on all of another recording of the same model, instead of the documents that this one holds out.
     #[arg(long, value_name = "DIR")]
     score_on: Option<PathBuf>,
-    /// Neuron cache policy in front of the disk: window:K, lru, lfu:HALFLIFE, s3-fifo, w-tinylfu; by default the runtime's.
-    #[arg(long, default_value_t = PolicyKind::DEFAULT)]
-    policy: PolicyKind,
+    /// Neuron cache policy in front of the disk: window:K, lru, lfu:HALFLIFE, s3-fifo, w-tinylfu [default: the runtime's, with the
+    /// half-life that a bundle would note for each layer]
+    #[arg(long)]
+    policy: Option<PolicyKind>,
     /// Neuron cache, as a share of the layer [default: about what half of the model's size leaves for it, --memory 50%].
     #[arg(long, value_name = "SHARE", value_parser = numbers::part)]
     cache: Option<f64>,
@@ -169,7 +170,7 @@ fn print_table(orders: &OrderSummary, output: &Path) {
                 if s.strategy == layer.chosen { "  <-" } else { "" }
             );
         }
-        println!("       {:.1} s", layer.seconds);
+        println!("       {}, {:.1} s", layer.policy, layer.seconds);
     }
     println!("\nwrote {} and orders.json to {}", super::counted(orders.layers.len(), "order"), output.display());
 }

@@ -51,6 +51,13 @@ pub(crate) struct PrepareArgs {
     /// Largest size of all predictors, as a share of the FFN's bytes [default: 9%; for hidden sizes of 2048 and above 3%]
     #[arg(long, value_name = "PERCENT", value_parser = numbers::percent)]
     size_budget: Option<f64>,
+    /// Memory that the bundle is to run in, as a share of the model's 16-bit size, as `flashlm run --memory` takes it: how much of it
+    /// predictors are worth, and what orders are made for
+    #[arg(long = "for", value_name = "PERCENT", default_value = "50%", value_parser = numbers::percent)]
+    memory: f64,
+    /// The disk that it is to run from: a profile, as `flashlm disk` keeps it; without one a disk of 14 us a read and 2 GB/s is assumed
+    #[arg(long, value_name = "FILE")]
+    disk: Option<PathBuf>,
     /// Share of the active neurons that predictors must find
     #[arg(long, value_name = "SHARE", default_value_t = PrepareOptions::RECALL, value_parser = numbers::share)]
     recall: f64,
@@ -95,6 +102,8 @@ impl PrepareArgs {
             tokens: self.tokens,
             sequence_tokens: self.sequence_tokens,
             size_budget: self.size_budget,
+            memory: self.memory,
+            cost: super::read_cost(self.disk.as_deref())?,
             recall: self.recall,
             quality_loss: self.quality_loss,
             anyway: self.anyway,

@@ -60,6 +60,13 @@ pub(crate) struct TrainArgs {
     /// more than this probability. 0.5 is the rule of Deja Vu and of "LLM in a flash" (which also train with --balance 1)
     #[arg(long, value_name = "P", value_parser = numbers::share, conflicts_with_all = ["recall", "worth", "over_fetch"])]
     fixed_threshold: Option<f64>,
+    /// Memory that a bundle with these predictors is to run in, as a share of the model's 16-bit size: how much of it they are worth
+    /// beside cached neurons (automatic ranks)
+    #[arg(long = "for", value_name = "PERCENT", default_value = "50%", value_parser = numbers::percent)]
+    memory: f64,
+    /// The disk that it is to run from: a profile, as `flashlm disk` keeps it; without one a disk of 14 us a read and 2 GB/s is assumed
+    #[arg(long, value_name = "FILE")]
+    disk: Option<PathBuf>,
     /// Largest size of all predictors, as a share of the FFN's bytes (automatic ranks)
     #[arg(long, value_name = "PERCENT", default_value = "9%", value_parser = numbers::percent)]
     size_budget: f64,
@@ -157,6 +164,8 @@ pub(crate) fn run(args: &TrainArgs) -> Result<ExitCode> {
     options.worth = args.worth;
     options.over_fetch = args.over_fetch;
     options.size_budget = args.size_budget;
+    options.run.memory = args.memory;
+    options.run.cost = super::read_cost(args.disk.as_deref())?;
     options.look_ahead = args.look_ahead;
     options.fixed_threshold = args.fixed_threshold;
     options.fit = fit(args, options.fit);

@@ -14,20 +14,22 @@ use flashlm_formats::model::ModelSpec;
 use flashlm_formats::orders::{GroupShape, LayerScores, ORDERS_JSON, OrderFile, OrderFileError, OrderSummary};
 use flashlm_formats::publish::create_directory;
 use flashlm_formats::recording::{Recording, RecordingError, Split};
-use flashlm_formats::weight_format::{ResidentFormats, WeightFormat};
+use flashlm_formats::weight_format::WeightFormat;
 
-use super::cache_share::typical_cache_share;
 use super::score::{ScoreOptions, Trial};
 use super::strategy::{Identity, LayerTraining, OrderingOptions, Strategy, StrategyKind};
 use crate::coactivation::PairOptions;
-use crate::demand::{WantedError, behind_a_warm_up, wanted_sets};
+use crate::demand::{WantedError, behind_a_warm_up, best_policy, wanted_sets};
+use crate::expected_run::ExpectedRun;
 
 /// Tokens that fill the cache before a score counts: of the text that orders are made from, or the first of another recording.
 const WARM_UP: usize = 512;
+/// Tokens, of those that orders are made from, that a layer's policy is chosen on.
+const POLICY_TOKENS: usize = 4096;
+/// What stands for the policy where every layer has its own.
+const BY_LAYER: &str = "by layer";
 /// Who made an order that was made elsewhere.
 const IMPORTED: &str = "imported";
-/// Share of the FFN's bytes that predictors are taken to have where nothing is known of them.
-const PREDICTOR_SHARE: f64 = 0.05;
 
 /// How a recording's layers are ordered.
 #[derive(Clone, Debug)]
@@ -38,8 +40,8 @@ pub struct OrderOptions {
     pub predictors: Option<PathBuf>,
     /// Tokens that an order is made from, at most; none where orders are imported.
     pub tokens: usize,
-    /// The cache before the disk.
-    pub policy: PolicyKind,
+    /// The policy of the cache before the disk; without one each layer has what a bundle would note for it.
+    pub policy: Option<PolicyKind>,
     /// Its size as a share of the layer; without one about what half of the model's size leaves for it.
     pub cache: Option<f64>,
     /// How a bundle will store neurons.
@@ -61,7 +63,7 @@ impl OrderOptions {
             strategy: None,
             predictors: None,
             tokens: 100_000,
-            policy: PolicyKind::DEFAULT,
+            policy: None,
             cache: None,
             dtype,
             alignment: DEFAULT_ALIGNMENT,
@@ -159,7 +161,7 @@ impl Ordering {
         let model = &recording.info().model;
         let layout = asked.layout(model)?;
         let (records, groups) = (layout.records_per_group() as u32, layout.groups() as u32);
-        let usual = || typical_cache_share(model, asked.dtype, ResidentFormats::default(), PREDICTOR_SHARE);
+        let usual = || ExpectedRun::new(asked.dtype).cache_share(model);
         let slots = (f64::from(groups) * asked.cache.unwrap_or_else(usual)) as u32;
         let whole =
             |recording: &Recording| -> Vec<Range<usize>> { std::iter::once(0..recording.tokens().len()).collect() };
@@ -182,14 +184,14 @@ impl Ordering {
             group_bytes: layout.group_bytes() as u64,
             request_bytes_max: asked.request_bytes_max,
             cost: asked.cost,
-            policy: asked.policy,
+            policy: asked.policy.unwrap_or(PolicyKind::DEFAULT),
             slots,
             warm_up,
         };
         create_directory(out).map_err(|source| OrderError::Io { path: out.to_path_buf(), source })?;
         let make = OrderingOptions {
             records,
-            policy: asked.policy,
+            policy: score.policy,
             slots,
             limits: score.limits(),
             pairs: PairOptions::default(),
@@ -218,15 +220,17 @@ impl Ordering {
         drop(recorded);
         let held_out = self.held_out(recording, layer)?;
         let begin = Instant::now();
-        let input = LayerTraining::new(&training, self.make);
-        let mut trial = Trial::new(&held_out, &self.score);
+        let policy = self.policy(&training);
+        let input = LayerTraining::new(&training, OrderingOptions { policy, ..self.make });
+        let score = ScoreOptions { policy, ..self.score };
+        let mut trial = Trial::new(&held_out, &score);
         for (at, kind) in self.asked.kinds().iter().enumerate() {
             let strategy = kind.strategy();
             // The first is taken only where all are tried.
             trial.judge(strategy.name(), strategy.order(&input), at > 0 || self.asked.strategy.is_none());
             tried();
         }
-        self.write(recording, layer, trial, begin)
+        self.write(recording, layer, policy, trial, begin)
     }
 
     /// Judges an order that was made elsewhere, and writes it. It lists every neuron of the layer once.
@@ -236,14 +240,34 @@ impl Ordering {
     pub fn import(&self, recording: &Recording, layer: usize, order: Vec<NeuronId>) -> Result<LayerScores, OrderError> {
         let held_out = self.held_out(recording, layer)?;
         let begin = Instant::now();
-        let mut trial = Trial::new(&held_out, &self.score);
+        let policy = match self.asked.policy {
+            Some(policy) => policy,
+            None => self.policy(&wanted_sets(
+                &mut recording.layer(layer)?,
+                &self.training,
+                usize::MAX,
+                self.chosen_by(layer),
+            )?),
+        };
+        let score = ScoreOptions { policy, ..self.score };
+        let mut trial = Trial::new(&held_out, &score);
         trial.judge(Identity.name(), (0..held_out.layer_size()).map(NeuronId).collect(), false);
         trial.judge(IMPORTED, order, true);
-        self.write(recording, layer, trial, begin)
+        self.write(recording, layer, policy, trial, begin)
     }
 
     fn chosen_by(&self, layer: usize) -> Option<(&Path, usize)> {
         self.asked.predictors.as_deref().map(|dir| (dir, layer))
+    }
+
+    /// The policy of a layer that wants this in training, whatever the order: neurons are looked at each for itself, in caches that hold as
+    /// large a share of them.
+    fn policy(&self, training: &WantedSets<NeuronId>) -> PolicyKind {
+        self.asked.policy.unwrap_or_else(|| {
+            let last = training.tokens().saturating_sub(POLICY_TOKENS);
+            let recent = training.after(last).alone();
+            best_policy(&recent, recent.tokens() / 2)
+        })
     }
 
     /// What the tokens want that orders are judged on.
@@ -256,6 +280,7 @@ impl Ordering {
         &self,
         recording: &Recording,
         layer: usize,
+        policy: PolicyKind,
         trial: Trial,
         begin: Instant,
     ) -> Result<LayerScores, OrderError> {
@@ -271,7 +296,7 @@ impl Ordering {
         };
         let path = file.write(&self.out)?;
         let file = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        Ok(LayerScores { layer, chosen, file, strategies, seconds })
+        Ok(LayerScores { layer, chosen, file, policy: policy.to_string(), strategies, seconds })
     }
 
     /// What reading the ordered neurons is taken to cost.
@@ -293,7 +318,7 @@ impl Ordering {
             scored_tokens: (Split::tokens(&self.judged) - self.score.warm_up) as u64,
             records_per_group: self.score.records,
             group_bytes: self.score.group_bytes,
-            policy: self.asked.policy.to_string(),
+            policy: self.asked.policy.map_or_else(|| BY_LAYER.into(), |policy| policy.to_string()),
             slots: self.score.slots,
             request_ns: self.score.cost.request_ns(),
             byte_ns: self.score.cost.byte_ns(),

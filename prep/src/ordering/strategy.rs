@@ -7,6 +7,7 @@ use flashlm::planner::PlanLimits;
 use flashlm::replay::{ReplayOptions, WantedSets, replay_with};
 use flashlm_formats::ids::{GroupId, NeuronId};
 
+use super::clusters::cluster_path;
 use super::gaps::GapSavings;
 use super::greedy::greedy_path;
 use super::local_search::LocalSearch;
@@ -135,6 +136,10 @@ pub enum PathObjective {
     Gaps,
 }
 
+/// Clusters of neurons that go together, improved with gaps read through, on whole groups.
+#[derive(Clone, Copy, Debug)]
+pub struct Clusters;
+
 impl Strategy for Identity {
     fn name(&self) -> &'static str {
         "identity"
@@ -190,6 +195,16 @@ impl Strategy for Path {
     }
 }
 
+impl Strategy for Clusters {
+    fn name(&self) -> &'static str {
+        "clusters"
+    }
+
+    fn order(&self, training: &LayerTraining) -> Vec<NeuronId> {
+        improve_with_gaps(&neurons(cluster_path(training.pairs())), training)
+    }
+}
+
 /// A path of neurons.
 fn neurons(path: Vec<u32>) -> Vec<NeuronId> {
     path.into_iter().map(NeuronId).collect()
@@ -224,17 +239,20 @@ pub enum StrategyKind {
     Frequency,
     /// [`Path`].
     Path(PathObjective),
+    /// [`Clusters`].
+    Clusters,
 }
 
 impl StrategyKind {
     /// All, simplest first.
-    pub const ALL: [StrategyKind; 6] = [
+    pub const ALL: [StrategyKind; 7] = [
         StrategyKind::Identity,
         StrategyKind::Frequency,
         StrategyKind::Path(PathObjective::Active),
         StrategyKind::Path(PathObjective::Missed),
         StrategyKind::Path(PathObjective::Improved),
         StrategyKind::Path(PathObjective::Gaps),
+        StrategyKind::Clusters,
     ];
 
     /// The strategy.
@@ -243,6 +261,7 @@ impl StrategyKind {
             StrategyKind::Identity => Box::new(Identity),
             StrategyKind::Frequency => Box::new(Frequency),
             StrategyKind::Path(objective) => Box::new(Path { objective }),
+            StrategyKind::Clusters => Box::new(Clusters),
         }
     }
 }
@@ -250,7 +269,7 @@ impl StrategyKind {
 /// A strategy's name that means nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "unknown strategy {0:?}; known are identity, frequency, path, and its steps path-active, path-missed, path-improved"
+    "unknown strategy {0:?}; known are identity, frequency, path, clusters, and the steps on the way to path: path-active, path-missed, path-improved"
 )]
 pub struct ParseStrategyError(String);
 

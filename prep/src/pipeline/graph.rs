@@ -46,6 +46,10 @@ pub enum Input {
     QualityLoss,
     /// Largest size of all predictors.
     SizeBudget,
+    /// Memory that the bundle is to run in.
+    Memory,
+    /// What reads cost where it is to run.
+    Disk,
     /// Share of the active neurons that predictors must find.
     Recall,
     /// Rank of the predictors of the next layer's neurons.
@@ -71,6 +75,8 @@ impl Input {
             Self::Minutes => "--minutes",
             Self::QualityLoss => "--quality-loss",
             Self::SizeBudget => "--size-budget",
+            Self::Memory => "--for",
+            Self::Disk => "--disk",
             Self::Recall => "--recall",
             Self::LookAhead => "--look-ahead",
             Self::Dtype => "--dtype",
@@ -139,6 +145,7 @@ pub const STAGES: [Stage; 8] = [
         kind: StageKind::Predictors,
         directory: Some("predictors"),
         reads: &[StageKind::Pilot, StageKind::Recording],
+        // A predictor takes memory from the neurons that are cached.
         inputs: &[
             Checkpoint,
             Tokenizer,
@@ -148,8 +155,13 @@ pub const STAGES: [Stage; 8] = [
             Seed,
             QualityLoss,
             SizeBudget,
+            Memory,
+            Disk,
             Recall,
             LookAhead,
+            Dtype,
+            ResidentDtype,
+            EmbeddingDtype,
         ],
         outputs: &["ranks.json", "predictor-NNN.safetensors", "report-NNN.json", "predictors.json", "timings.json"],
         is_kept: true,
@@ -168,6 +180,8 @@ pub const STAGES: [Stage; 8] = [
             Seed,
             QualityLoss,
             SizeBudget,
+            Memory,
+            Disk,
             Dtype,
             ResidentDtype,
             EmbeddingDtype,
@@ -202,6 +216,8 @@ const MEASURED: &[Input] = &[
     Seed,
     QualityLoss,
     SizeBudget,
+    Memory,
+    Disk,
     Recall,
     LookAhead,
     Dtype,

@@ -178,8 +178,9 @@ impl Layers<'_> {
 
         let tokens = self.calibration.tokens.len() as u64;
         let task = Running::begin(self.work.observer, Task::PreparingLayers { layers: layers as u64, tokens });
-        let cached = self.options.cache_share(self.checkpoint.spec(), self.ffn);
-        let order_options = OrderOptions { cache: Some(cached), ..OrderOptions::new(self.ffn) };
+        let (spec, run) = (self.checkpoint.spec(), self.options.run(self.ffn));
+        let cached = run.cache_share(spec);
+        let order_options = OrderOptions { cache: Some(cached), cost: run.cost, ..OrderOptions::new(self.ffn) };
         let ordering = Ordering::new(order_options, recorder.recording(), None, &stages.orders)?;
         let each =
             EachLayer { layers: self, stages, options: &options, ranks: &ranks, ordering: &ordering, task: &task };
@@ -303,6 +304,7 @@ impl Layers<'_> {
     fn train_options(&self) -> TrainOptions {
         let mut options = TrainOptions::new(self.checkpoint.spec().layers.len());
         options.size_budget = self.options.size_budget(self.checkpoint.spec());
+        options.run = self.options.run(self.ffn);
         options.recall = self.options.recall;
         options.look_ahead = self.options.look_ahead;
         options.compare_look_ahead = false;

@@ -1,6 +1,5 @@
 //! What each stage is made from: a short name for everything that its result depends on.
 
-use flashlm::cache::PolicyKind;
 use flashlm_formats::bundle::{FlashLayout, checksum};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::model::ModelSpec;
@@ -79,6 +78,8 @@ impl Told<'_> {
             Input::Minutes => options.minutes.to_string(),
             Input::QualityLoss => or_none(options.quality_loss(spec).map(percent)),
             Input::SizeBudget => percent(options.size_budget(spec)),
+            Input::Memory => percent(options.memory),
+            Input::Disk => disk(options),
             Input::Recall => options.recall.to_string(),
             Input::LookAhead => or_none(options.look_ahead.map(|rank| rank.to_string())),
             Input::Dtype => format(options.ffn),
@@ -97,6 +98,11 @@ impl Told<'_> {
 /// A share, as options give them.
 fn percent(share: f64) -> String {
     format!("{}%", (share * 1e8).round() / 1e6)
+}
+
+/// What reads cost, as far as anything depends on it.
+fn disk(options: &PrepareOptions) -> String {
+    format!("{:.0} ns a request, {:.4} a byte", options.cost.request_ns(), options.cost.byte_ns())
 }
 
 fn or_none(value: Option<String>) -> String {
@@ -147,11 +153,18 @@ impl MadeFrom {
         let told = Told { source, options, spec, text: calibration.text_fingerprint };
         let recorded = told.stamp(StageKind::Recording, &[VERSION, &source.files, &calibration.id(checkpoint)]);
         let recorded_by = recorded.name();
-        let training =
-            format!("{} {} {:?} {}", options.size_budget(spec), options.recall, options.look_ahead, options.seed);
+        let run = options.run(checkpoint.ffn_dtype().into());
+        let for_run = format!("{} {} {}, {}", run.memory, run.ffn, run.resident, disk(options));
+        let training = format!(
+            "{} {for_run} {} {:?} {}",
+            options.size_budget(spec),
+            options.recall,
+            options.look_ahead,
+            options.seed
+        );
         let trained = told.stamp(StageKind::Predictors, &[recorded_by, "train from weights", &training]);
-        let cache = options.cache_share(spec, options.ffn.unwrap_or(checkpoint.ffn_dtype().into()));
-        let judged = format!("{} {cache}", PolicyKind::DEFAULT);
+        let cache = run.cache_share(spec);
+        let judged = format!("policies by layer {cache}, {}", disk(options));
         let ordering = format!("{} {} {judged}", layout.records_per_group(), layout.group_bytes());
         let ordered = told.stamp(StageKind::Orders, &[recorded_by, "order", &ordering]);
         let measured = told.stamp(StageKind::Sparsity, &[trained.name(), ordered.name(), "sparsity, half-lives"]);
@@ -178,6 +191,7 @@ mod tests {
     use std::path::Path;
     use std::time::Duration;
 
+    use flashlm::disk_cost::ReadCost;
     use flashlm::text::Tokenizer;
     use flashlm_formats::bundle::LayoutOptions;
     use flashlm_formats::recording::HELD_OUT;
@@ -252,10 +266,10 @@ mod tests {
                 "3014d40ff73712c9",
                 "094bc214bec5ab23",
                 "feb1e25dee0b1cf7",
-                "81c974e9dfc41f73",
-                "746f839e8ba6fc4a",
-                "99988e45e3bc46ca",
-                "81235f58377d60b2",
+                "5e20600812b7e0ad",
+                "20d4cfe9e60198d4",
+                "99a6f567b64ca50d",
+                "cbc78598d2436941",
             ]
         );
     }
@@ -264,13 +278,15 @@ mod tests {
     fn a_stage_depends_on_the_inputs_that_the_graph_names_and_on_no_others() {
         let case = Case::new();
         let before = case.stamps(&options());
-        let changes: [(Input, fn(&mut PrepareOptions)); 11] = [
+        let changes: [(Input, fn(&mut PrepareOptions)); 13] = [
             (Input::Tokens, |options| options.tokens = Some(1000)),
             (Input::SequenceTokens, |options| options.sequence_tokens = 32),
             (Input::Seed, |options| options.seed = 2),
             (Input::Minutes, |options| options.minutes = 4),
             (Input::QualityLoss, |options| options.quality_loss = Some(0.03)),
             (Input::SizeBudget, |options| options.size_budget = Some(0.5)),
+            (Input::Memory, |options| options.memory = 0.3),
+            (Input::Disk, |options| options.cost = ReadCost::new(40_000.0, 1.0).unwrap()),
             (Input::Recall, |options| options.recall = 0.9),
             (Input::LookAhead, |options| options.look_ahead = Some(8)),
             (Input::Dtype, |options| options.ffn = Some(WeightFormat::INT8)),

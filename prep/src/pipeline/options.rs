@@ -3,11 +3,12 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use flashlm::disk_cost::ReadCost;
 use flashlm_formats::model::ModelSpec;
 use flashlm_formats::weight_format::{ResidentFormats, WeightFormat};
 
 use super::error::PrepareError;
-use crate::ordering::typical_cache_share;
+use crate::expected_run::ExpectedRun;
 use crate::report::Made;
 use crate::rounding::RoundedFormats;
 use crate::thresholds::DEFAULT_LOSS;
@@ -31,6 +32,10 @@ pub struct PrepareOptions {
     pub sequence_tokens: usize,
     /// Largest size of all predictors, as a share of the FFN's bytes; without one 9 %, for hidden sizes from 2048 on 3 %.
     pub size_budget: Option<f64>,
+    /// Memory that the bundle is to run in, as a share of the model's 16-bit size.
+    pub memory: f64,
+    /// What reads cost where it is to run.
+    pub cost: ReadCost,
     /// Share of the active neurons that predictors must find.
     pub recall: f64,
     /// Perplexity that may be lost by leaving out weak neurons, as a share; without one 1 % where no neuron is ever exactly zero, and
@@ -81,6 +86,8 @@ impl PrepareOptions {
             tokens: None,
             sequence_tokens: Self::SEQUENCE_TOKENS,
             size_budget: None,
+            memory: ExpectedRun::MEMORY,
+            cost: ReadCost::USUAL,
             recall: Self::RECALL,
             quality_loss: None,
             anyway: false,
@@ -119,7 +126,9 @@ impl PrepareOptions {
         if !(self.recall > 0.0 && self.recall < 1.0) {
             return wrong("recall", self.recall.to_string(), "a share above 0 and below 1, such as 0.96");
         }
-        for (name, value) in [("size budget", self.size_budget), ("quality loss", self.quality_loss)] {
+        let shares =
+            [("size budget", self.size_budget), ("quality loss", self.quality_loss), ("memory", Some(self.memory))];
+        for (name, value) in shares {
             if let Some(value) = value.filter(|value| !share(*value)) {
                 return wrong(name, value.to_string(), "a share above 0 and at most 1, such as 0.09");
             }
@@ -156,9 +165,10 @@ impl PrepareOptions {
         self.quality_loss.or((!spec.ffn().activation.is_sparse()).then_some(DEFAULT_LOSS))
     }
 
-    /// The share of its neurons that a layer is likely to have in memory: orders are made for what is not.
-    pub(super) fn cache_share(&self, spec: &ModelSpec, ffn: WeightFormat) -> f64 {
-        typical_cache_share(spec, ffn, self.resident_formats(), self.size_budget(spec))
+    /// The run that the bundle is for, of a checkpoint whose neurons are stored like this.
+    pub(super) fn run(&self, stored: WeightFormat) -> ExpectedRun {
+        let Self { memory, cost, .. } = *self;
+        ExpectedRun { memory, ffn: self.ffn.unwrap_or(stored), resident: self.resident_formats(), cost }
     }
 
     /// Which weights are rounded for their inputs: all that are quantised but the vocabulary's.
@@ -202,6 +212,7 @@ mod tests {
         assert_eq!(refused(&|options| options.recall = 1.0), Some("recall"));
         assert_eq!(refused(&|options| options.size_budget = Some(0.0)), Some("size budget"));
         assert_eq!(refused(&|options| options.quality_loss = Some(-0.1)), Some("quality loss"));
+        assert_eq!(refused(&|options| options.memory = 1.5), Some("memory"));
         assert_eq!(refused(&|options| options.sequence_tokens = 1), Some("longest sequence"));
         assert_eq!(refused(&|options| options.look_ahead = Some(0)), Some("look-ahead"));
         assert_eq!(refused(&|options| options.minutes = 0), Some("minutes"));

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use flashlm_formats::bundle::PredictorDType;
 use flashlm_formats::checkpoint::Checkpoint;
-use flashlm_formats::model::ModelSpec;
+use flashlm_formats::model::{DType, ModelSpec};
 use flashlm_formats::predictors::{FitLog, PredictorForm};
 use flashlm_formats::recording::Recording;
+use flashlm_formats::weight_format::WeightFormat;
 use linfa::ParamGuard;
 
 use super::activity::{TrainingSet, thin};
@@ -16,6 +17,7 @@ use super::params::{LowRankPredictorParams, TrainError};
 use super::predictor::LowRankPredictor;
 use super::projection::Projection;
 use super::rank::RowsOf;
+use crate::expected_run::ExpectedRun;
 
 /// Share of the recorded active neurons that the recorded model's weights make active; inputs are recorded in half precision.
 const AGREEMENT_LEAST: f64 = 0.95;
@@ -49,8 +51,10 @@ pub struct TrainOptions {
     pub over_fetch: f64,
     /// In place of all three: a neuron is predicted where this probability, which the trained logit stands for, is exceeded.
     pub fixed_threshold: Option<f64>,
-    /// Bytes of all predictors as a share of the FFN's, for [`RankChoice::Auto`].
+    /// Bytes of all predictors as a share of the FFN's, at most, for [`RankChoice::Auto`].
     pub size_budget: f64,
+    /// The run that predictors are to make fast, likewise.
+    pub run: ExpectedRun,
     /// Bytes of one weight of the model, which the budget is counted against.
     pub weight_bytes: usize,
     /// Rank of the look-ahead predictors; none without.
@@ -73,6 +77,7 @@ impl TrainOptions {
             over_fetch: 0.0,
             fixed_threshold: None,
             size_budget: 0.09,
+            run: ExpectedRun::new(WeightFormat::Plain(DType::F16)),
             weight_bytes: 2,
             look_ahead: None,
             compare_look_ahead: true,

@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use flashlm_formats::bundle::LayoutError;
 use flashlm_formats::checkpoint::CheckpointError;
 use flashlm_formats::predictors::TrainReportError;
 use flashlm_formats::recording::RecordingError;
@@ -155,6 +156,9 @@ pub enum TrainError {
         /// Bytes needed.
         smallest: u64,
     },
+    /// Neurons cannot be laid out.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
     /// The recording cannot be read.
     #[error(transparent)]
     Recording(#[from] RecordingError),

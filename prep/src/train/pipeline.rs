@@ -18,7 +18,8 @@ use super::look_ahead::train_look_ahead;
 use super::options::{RankChoice, Shape, TrainOptions, TrainingData, everything, held_out_tokens, threshold};
 use super::params::TrainError;
 use super::projection::Projection;
-use super::rank::{allocate_ranks, can_pay, form_bytes, ladder, predictor_bytes};
+use super::rank::{Memory, can_pay, choose_forms, form_bytes, ladder, predictor_bytes};
+use super::reading::Reading;
 
 /// Tokens that the trials of [`choose_ranks`] use at most: to train on, and as many as that in all with those held out.
 pub const TRIAL_TOKENS: usize = 8192;
@@ -108,16 +109,20 @@ pub fn choose_ranks(
 ) -> Result<(Vec<PredictorForm>, Vec<RankCurve>), TrainError> {
     let recording = data.recording;
     let shape = Shape::new(recording, options);
-    let layers = recording.info().model.layers.len();
+    let spec = &recording.info().model;
+    let layers = spec.layers.len();
+    let reading = Reading::new(spec, &options.run)?;
     let mut curves = Vec::with_capacity(layers);
     for layer in 0..layers {
         let set = training_set(recording, layer, layer)?;
-        let curve = trial(&set, data.projection(layer, &set)?, options, &shape).map_err(TrainError::in_layer(layer))?;
+        let curve = trial(&set, data.projection(layer, &set)?, options, &shape, &reading)
+            .map_err(TrainError::in_layer(layer))?;
         progress.tried(layer, &curve);
         curves.push(curve);
     }
     let budget = (options.size_budget * (shape.ffn_bytes * layers as u64) as f64) as u64;
-    let ranks = allocate_ranks(&curves, shape.ffn_bytes, budget)?;
+    let (bytes, slot_bytes) = (options.run.room(spec) as u64, reading.group_bytes());
+    let ranks = choose_forms(&curves, &Memory { bytes, predictors_max: budget, slot_bytes })?;
     Ok((ranks, curves))
 }
 
@@ -127,27 +132,41 @@ fn trial(
     projection: Option<Arc<Projection>>,
     options: &TrainOptions,
     shape: &Shape,
+    reading: &Reading,
 ) -> Result<RankCurve, TrainError> {
     let params = options.fit.clone().projection(projection);
     let params = params.epochs(TRIAL_EPOCHS).tokens_max(TRIAL_TOKENS.min(options.fit.0.tokens_max)).batch(128);
     let mut params = params.check()?;
     let starts = params.starts(set)?;
     let held_out = held_out_tokens(set, TRIAL_TOKENS / 2);
-    let mut least = f64::INFINITY;
-    let mut curve = RankCurve { ranks: Vec::new(), bytes: Vec::new(), costs: Vec::new(), admitted: Vec::new() };
+    let layer_reading = reading.layer(set);
+    let mut curve = RankCurve {
+        ranks: Vec::new(),
+        bytes: Vec::new(),
+        costs: Vec::new(),
+        admitted: Vec::new(),
+        slots: reading.slots.clone(),
+        token_ns: Vec::new(),
+    };
     let rows = set.targets().fire();
     let bytes = |form| form_bytes(form, shape.rows(rows.len()), options.dtype);
     let most = (LAYER_SHARE_MAX * options.size_budget * shape.ffn_bytes as f64) as u64;
     let mut tried = |form, predictor: Fitted| {
-        let measured = Curve::measure(&predictor.with_rows(&rows), set, &held_out);
-        let cost = measured.at_misses(JUDGED_MISSES).false_positive_rate;
-        curve.admitted.push(measured.at_threshold(threshold(&measured, options)).predicted_fraction);
+        let predictor = predictor.with_rows(&rows);
+        let measured = Curve::measure(&predictor, set, &held_out);
+        let (cost, threshold) = (measured.at_misses(JUDGED_MISSES).false_positive_rate, threshold(&measured, options));
+        let mut token_ns = layer_reading.token_ns(&predictor, set, threshold);
         // A short trial may do worse with a higher rank; training to the end does not.
-        least = cost.min(least);
+        if let Some(before) = curve.token_ns.last() {
+            token_ns.iter_mut().zip(before).for_each(|(ns, before)| *ns = ns.min(*before));
+        }
+        let point = measured.at_threshold(threshold);
+        curve.admitted.push(point.predicted_fraction);
         curve.ranks.push(form);
         curve.bytes.push(bytes(form));
-        curve.costs.push(least);
-        least
+        curve.costs.push(curve.costs.last().map_or(cost, |least: &f64| least.min(cost)));
+        curve.token_ns.push(token_ns);
+        point.false_positive_rate * (1.0 - point.active_fraction) * shape.ffn as f64
     };
     // The projection needs no training, and is as good as no rank of its size and more.
     let projection = starts.quantised(set)?.filter(|_| bytes(PredictorForm::PROJECTION) <= most);
@@ -159,7 +178,7 @@ fn trial(
             break;
         }
         // Where so little remains that no raise could pay, higher ranks need not be tried.
-        if last.is_some_and(|(smaller, least)| !can_pay(least, bytes - smaller, shape.ffn_bytes)) {
+        if last.is_some_and(|(smaller, alarms)| !can_pay(alarms * reading.neuron_ns_max(), bytes - smaller)) {
             break;
         }
         params.rank = rank;

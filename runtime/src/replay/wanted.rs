@@ -56,6 +56,14 @@ impl<T: Id> WantedSets<T> {
         (0..self.tokens()).map(|t| self.token(t))
     }
 
+    /// What is left behind the first `tokens`.
+    #[must_use]
+    pub fn after(&self, tokens: usize) -> Self {
+        let mut sets = WantedSets::new(self.layer_size);
+        self.iter().skip(tokens).for_each(|wanted| sets.push(wanted.iter().copied()));
+        sets
+    }
+
     /// The same tokens, wanting what theirs becomes by `to`, of a layer of another size.
     fn mapped<U: Id>(&self, layer_size: u32, to: impl Fn(T) -> U) -> WantedSets<U> {
         let mut sets = WantedSets {
@@ -124,5 +132,6 @@ mod tests {
         assert_eq!(placed, sets(&[&[0, 98, 99], &[49]]));
         assert_eq!(placed.grouped(3), stored);
         assert_eq!(neurons.alone(), sets(&[&[0, 1, 99], &[50]]));
+        assert_eq!((neurons.after(1), neurons.after(9).tokens()), (sets(&[&[50]]), 0));
     }
 }
