@@ -72,6 +72,7 @@ impl Generation {
             prefill: self.prefill + later.prefill,
             decode: self.decode,
             decode_reads: self.decode_reads.and(later.decode_reads),
+            read_cost: later.read_cost,
             speculation: self.speculation.and(later.speculation),
         }
     }

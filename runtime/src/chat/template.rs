@@ -247,7 +247,10 @@ impl ChatTemplate {
             ("tools", of_inputs(1)?),
             ("documents", Value::from(())),
             ("add_generation_prompt", Value::from(answers)),
-            ("strftime_now", Value::from_function(move |format: &str| clock::formatted(now, TimeZone::system(), format))),
+            (
+                "strftime_now",
+                Value::from_function(move |format: &str| clock::formatted(now, TimeZone::system(), format)),
+            ),
         ];
         let context = context.into_iter().map(|(name, value)| (name.to_owned(), value));
         let specials = self.specials.iter().map(|(name, token)| (name.clone(), Value::from(token.as_str())));
