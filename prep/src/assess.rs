@@ -71,7 +71,7 @@ pub fn measure(
         let groups = wanted.stored(&as_they_are, layout.records_per_group() as u32);
         let active = layer.active_fraction() as f32;
         let reuse = reuse_curve(&groups, layer.tokens() / 2, None);
-        measured.push(LayerSparsity { active, predicted: Some(active), half_life: None, reuse });
+        measured.push(LayerSparsity { active, predicted: Some(active), missed: None, half_life: None, reuse });
         recorder.recording().remove_layer(number).map_err(WantedError::from)?;
         progress(number + 1);
     }

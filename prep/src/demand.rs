@@ -129,11 +129,28 @@ pub fn measure_reuse(
     let counted = wanted.tokens().saturating_sub(warm_up).max(1);
     let needed: usize = wanted.iter().skip(warm_up).map(<[NeuronId]>::len).sum();
     let predicted = needed as f64 / (counted as f64 * f64::from(wanted.layer_size()));
+    let missed = missed_share(recorded, parts.iter().cloned().flatten().skip(warm_up), wanted.iter().skip(warm_up));
     let groups = wanted.stored(position, records_per_group);
     drop(wanted);
     let half_life = best_half_life(&groups, warm_up);
     let (active, predicted) = (recorded.active_fraction() as f32, Some(predicted as f32));
-    Ok(LayerSparsity { active, predicted, half_life, reuse: reuse_curve(&groups, warm_up, half_life) })
+    Ok(LayerSparsity { active, predicted, missed, half_life, reuse: reuse_curve(&groups, warm_up, half_life) })
+}
+
+/// The share of the neurons that are active at these tokens and not among those chosen; `None` where none is active.
+fn missed_share<'a>(
+    recorded: &LayerRecording,
+    tokens: impl Iterator<Item = usize>,
+    chosen: impl Iterator<Item = &'a [NeuronId]>,
+) -> Option<f32> {
+    let (mut active, mut missed) = (0u64, 0u64);
+    for (token, chosen) in tokens.zip(chosen) {
+        for neuron in recorded.active(token) {
+            active += 1;
+            missed += u64::from(chosen.binary_search(&NeuronId(neuron as u32)).is_err());
+        }
+    }
+    (active > 0).then(|| (missed as f64 / active as f64) as f32)
 }
 
 /// What caches of several sizes miss of these groups, behind the tokens that fill them.

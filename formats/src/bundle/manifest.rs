@@ -194,6 +194,9 @@ pub struct LayerSparsity {
     /// Share of neurons that the predictor chooses, likewise, if that was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predicted: Option<f32>,
+    /// Share of the active neurons that the predictor does not choose, likewise, if that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missed: Option<f32>,
     /// Tokens after which a use counts half in the neuron cache that suits the layer, if that was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub half_life: Option<u32>,

@@ -192,7 +192,7 @@ mod tests {
         // 4 % fire, and caches of a quarter have nine of ten.
         let point = |slots, missed| ReusePoint { slots, missed, runs: missed * 0.9 };
         let reuse = vec![point(0, 655.0), point(1638, 260.0), point(4096, 65.0), point(8192, 10.0), point(16_384, 0.0)];
-        let layer = LayerSparsity { active: 0.04, predicted: Some(0.04), half_life: None, reuse };
+        let layer = LayerSparsity { active: 0.04, predicted: Some(0.04), missed: None, half_life: None, reuse };
         let machine = Machine { dram_bytes_per_s: 4e10, cost: ReadCost::new(14_500.0, 0.445).unwrap() };
         let speeds = speeds(&spec, &layout, &[layer], 0.03, &machine, 4);
         assert_eq!(speeds.len(), 4);

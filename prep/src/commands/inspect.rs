@@ -251,6 +251,11 @@ fn show_sparsity(sparsity: Option<&[LayerSparsity]>, row: &dyn Fn(&str, &str, &s
     );
     let Some(admitted) = gain::admitted(layers) else { return };
     row("admitted", &percent(admitted), "by predictors, on text held out of their training");
+    let missed: Option<Vec<f64>> = layers.iter().map(|layer| layer.missed.map(f64::from)).collect();
+    if let Some(missed) = missed {
+        let mean = missed.iter().sum::<f64>() / missed.len() as f64;
+        row("missed", &percent(mean), "of the active neurons, likewise; `evaluate` says what that costs");
+    }
     if admitted > gain::POINTLESS {
         println!("  note: with so many, a bundle without predictors is faster: `flashlm-prep convert` makes one");
     }

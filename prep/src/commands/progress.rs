@@ -254,7 +254,8 @@ fn summary(name: &str, unit: Unit, done: u64, elapsed: Duration) -> Option<Strin
         Unit::Layers { layers, tokens } => format!("{tokens} tokens, {layers} layers "),
         Unit::Share => String::new(),
     };
-    Some(format!("{name}: {what}in {}", duration(elapsed.as_secs_f64())))
+    let time = duration(elapsed.as_secs_f64());
+    Some(if what.is_empty() { format!("{name}: {time}") } else { format!("{name}: {what}in {time}") })
 }
 
 impl Drop for Stage {

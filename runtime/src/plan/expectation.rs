@@ -195,7 +195,7 @@ mod tests {
     fn curves_are_straight_between_their_points() {
         let point = |slots, missed, runs| ReusePoint { slots, missed, runs };
         let reuse = vec![point(0, 100.0, 60.0), point(10, 50.0, 40.0), point(100, 5.0, 4.0)];
-        let layer = LayerSparsity { active: 0.1, predicted: Some(0.2), half_life: None, reuse };
+        let layer = LayerSparsity { active: 0.1, predicted: Some(0.2), missed: None, half_life: None, reuse };
         assert_eq!(missed_with(&layer, 0), Some((100.0, 60.0)));
         assert_eq!(missed_with(&layer, 5), Some((75.0, 50.0)));
         assert_eq!(missed_with(&layer, 55), Some((27.5, 22.0)));
