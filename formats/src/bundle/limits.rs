@@ -173,6 +173,9 @@ pub(super) fn check_facts(manifest: &Manifest) -> Result<(), Fault> {
             if let Some(predicted) = layer.predicted {
                 holds("predicted share of a layer", (0.0..=1.0).contains(&predicted), "0 to 1", predicted)?;
             }
+            if let Some(missed) = layer.missed {
+                holds("missed share of a layer", (0.0..=1.0).contains(&missed), "0 to 1", missed)?;
+            }
             if let Some(half_life) = layer.half_life {
                 within("half-life of a layer's cache", half_life as usize, 1, HALF_LIFE_MAX)?;
             }
