@@ -29,7 +29,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Generate text from a bundle
-    Run(commands::run::RunArgs),
+    Run(Box<commands::run::RunArgs>),
     /// Write the logits at every position of a sequence
     Logits(commands::logits::LogitsArgs),
     /// Show the memory that a run would take
@@ -94,7 +94,7 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     let result = with_bundles(cli.command).and_then(|command| match command {
-        Command::Run(args) => commands::run::run(args),
+        Command::Run(args) => commands::run::run(*args),
         Command::Logits(args) => commands::logits::run(args),
         Command::Plan(args) => commands::plan::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),

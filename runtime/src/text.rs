@@ -128,6 +128,11 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
+    /// The token of an id, as the vocabulary writes it.
+    pub fn token_of(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// The id of a special token, which has no text of its own, by how it is written.
     pub fn special_id(&self, token: &str) -> Option<u32> {
         self.inner.get_added_vocabulary().is_special_token(token).then(|| self.id_of(token)).flatten()

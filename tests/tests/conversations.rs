@@ -249,6 +249,28 @@ fn a_stopped_turn_stays_and_a_broken_one_does_not() {
 }
 
 #[test]
+fn the_tokenizers_last_token_ends_an_answer() {
+    let dir = scratch();
+    let path = dir.path().join("m.flashlm");
+    pack_checkpoint(&tiny_opt(), &path);
+    let model = open(&path, 300);
+    let say = |specials: Vec<(String, String)>| {
+        let template = ChatTemplate::new("{{ messages[0].content }}", specials, model.tokenizer()).unwrap();
+        let mut talk = Conversation::new(model.session().unwrap().max_tokens(60), Some(template));
+        let (_, report, _) = ask(&mut talk, "Once upon a time there was a little").unwrap();
+        (talk.session().ids().to_vec(), report)
+    };
+    let (whole, report) = say(Vec::new());
+    assert_eq!(report.tokens, 60);
+    let prompt = whole.len() - 60;
+    let last = whole[prompt + 9];
+    let token = model.tokenizer().token_of(last).unwrap();
+    let (ids, report) = say(vec![("eos_token".into(), token)]);
+    let first = whole[prompt..].iter().position(|id| *id == last).unwrap();
+    assert_eq!((ids, report.finish), (whole[..prompt + first].to_vec(), Finish::Eos));
+}
+
+#[test]
 fn templates_are_bounded() {
     let dir = scratch();
     let path = dir.path().join("m.flashlm");
@@ -263,6 +285,8 @@ fn templates_are_bounded() {
         "{% set ns = namespace(x='0123456789') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
         "{% set x %}0123456789{% endset %}{% for i in range(99999) %}{% for j in range(999) %}{{ x }}{% endfor %}{% endfor %}",
         "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = {1: ns.x, 2: ns.x} %}{% endfor %}{{ ns.x | tojson }}",
         "{{ 'x' * 99999999 }}{{ 'x' * 99999999 }}",
         "{{ ['x'] * 99999999 | join('yyyyyyyyyyyyy') }}",
         "{{ messages | tojson(indent=64) * 99999 }}",

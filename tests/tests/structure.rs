@@ -41,6 +41,8 @@ fn crates_import_downwards_only() {
         assert!(!runtime.contains(heavy), "the runtime links {heavy}");
     }
     assert!(runtime.contains("tokenizers"), "the tree was walked");
+    // The line editor is the command's.
+    assert!(runtime.contains("rustyline") && !dependencies("flashlm-prep", false).contains("rustyline"));
     assert!(dependencies("flashlm-prep", false).contains("linfa"), "the tree was walked");
 }
 

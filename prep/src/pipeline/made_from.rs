@@ -274,6 +274,35 @@ mod tests {
         );
     }
 
+    /// Another chat template needs another manifest, and nothing else.
+    #[test]
+    fn a_chat_template_is_packed_anew_and_nothing_before_it() {
+        let mut case = Case::new();
+        let flash = |case: &Case| {
+            let Case { checkpoint, calibration, source } = case;
+            let format: WeightFormat = checkpoint.ffn_dtype().into();
+            let layout = FlashLayout::new(checkpoint.spec(), format, LayoutOptions::default()).unwrap();
+            MadeFrom::new(&options(), source, calibration, checkpoint, &layout).bundle.flash
+        };
+        let (before, flash_before) = (case.stamps(&options()), flash(&case));
+        let dir = tempfile::tempdir().unwrap();
+        for entry in case.checkpoint.dir().read_dir().unwrap().flatten() {
+            std::fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+        }
+        let mut hashes = vec![None];
+        for template in ["{{ messages }}", "{{ messages[0] }}"] {
+            std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
+            hashes.push(chat_hash(&Checkpoint::open(dir.path()).unwrap()).unwrap());
+        }
+        assert_eq!(hashes[0], case.source.chat, "the example has none");
+        assert!(hashes[1].is_some() && hashes[1] != hashes[2]);
+        case.source.chat = hashes.pop().unwrap();
+        let after = case.stamps(&options());
+        assert_eq!(after[..after.len() - 1], before[..before.len() - 1]);
+        assert_ne!(after.last(), before.last());
+        assert_eq!(flash(&case), flash_before);
+    }
+
     #[test]
     fn a_stage_depends_on_the_inputs_that_the_graph_names_and_on_no_others() {
         let case = Case::new();

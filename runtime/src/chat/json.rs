@@ -3,10 +3,12 @@
 use std::fmt::Write;
 
 use minijinja::value::{Value, ValueKind};
-use minijinja::{Error, ErrorKind};
+use minijinja::{Error, ErrorKind, State};
 
 /// Deepest nesting of lists and dictionaries that is written.
 const DEPTH_MAX: usize = 100;
+/// Bytes of text that a unit of fuel pays for.
+const BYTES_OF_FUEL: u64 = 64;
 
 /// How values are written.
 #[derive(Clone, Copy)]
@@ -28,44 +30,42 @@ pub(super) enum Style<'a> {
     },
 }
 
-/// `value` in a style.
+/// `value` in a style. Each value within it is paid with fuel of `state`: a list that holds the same list twice, and so on, has few
+/// lists and much text.
 ///
 /// # Errors
-/// What has no such form.
-pub(super) fn written(value: &Value, style: Style<'_>) -> Result<String, Error> {
+/// What has no such form; no fuel left.
+pub(super) fn written(state: &State<'_, '_>, value: &Value, style: Style<'_>) -> Result<String, Error> {
     let mut out = String::new();
-    write(&mut out, value, style, 0)?;
+    write(&mut out, state, value, style, 0)?;
     Ok(out)
 }
 
-fn write(out: &mut String, value: &Value, style: Style<'_>, depth: usize) -> Result<(), Error> {
+fn write(out: &mut String, state: &State<'_, '_>, value: &Value, style: Style<'_>, depth: usize) -> Result<(), Error> {
+    state.consume_fuel(1 + value.as_str().map_or(0, str::len) as u64 / BYTES_OF_FUEL)?;
     let wrong = |what: String| Error::new(ErrorKind::InvalidOperation, what);
     if depth > DEPTH_MAX {
         return Err(wrong("lists and dictionaries are nested too deeply".into()));
     }
     let is_json = matches!(style, Style::Json { .. });
     match value.kind() {
-        ValueKind::Undefined if is_json => Err(wrong("something undefined is not JSON serializable".into())),
-        ValueKind::Undefined => Ok(()),
-        ValueKind::None => Ok(out.push_str(if is_json { "null" } else { "None" })),
-        ValueKind::Bool => Ok(out.push_str(match (is_json, value.is_true()) {
+        ValueKind::Undefined if is_json => return Err(wrong("something undefined is not JSON serializable".into())),
+        ValueKind::Undefined => {}
+        ValueKind::None => out.push_str(if is_json { "null" } else { "None" }),
+        ValueKind::Bool => out.push_str(match (is_json, value.is_true()) {
             (true, true) => "true",
             (true, false) => "false",
             (false, true) => "True",
             (false, false) => "False",
-        })),
-        ValueKind::Number if value.is_integer() => Ok(_ = write!(out, "{value}")),
-        ValueKind::Number => {
-            let number = f64::try_from(value.clone())?;
-            Ok(out.push_str(&float(number)))
-        }
+        }),
+        ValueKind::Number if value.is_integer() => _ = write!(out, "{value}"),
+        ValueKind::Number => out.push_str(&float(f64::try_from(value.clone())?)),
         ValueKind::String => {
             let text = value.as_str().unwrap_or_default();
             match style {
                 Style::Python => quoted(out, text),
                 Style::Json { ascii, .. } => escaped(out, text, ascii),
             }
-            Ok(())
         }
         ValueKind::Map => {
             let mut keys: Vec<Value> = value.try_iter()?.collect();
@@ -74,23 +74,27 @@ fn write(out: &mut String, value: &Value, style: Style<'_>, depth: usize) -> Res
             }
             items(out, style, depth, ["{", "}"], keys.into_iter(), &mut |out, key| {
                 match style {
-                    Style::Python => write(out, &key, style, depth + 1)?,
+                    Style::Python => write(out, state, &key, style, depth + 1)?,
                     Style::Json { ascii, .. } => {
-                        let text = key.as_str().map_or_else(|| written(&key, style), |text| Ok(text.to_owned()))?;
+                        let text =
+                            key.as_str().map_or_else(|| written(state, &key, style), |text| Ok(text.to_owned()))?;
                         escaped(out, &text, ascii);
                     }
                 }
                 out.push_str(if let Style::Json { key, .. } = style { key } else { ": " });
-                write(out, &value.get_item(&key)?, style, depth + 1)
-            })
+                write(out, state, &value.get_item(&key)?, style, depth + 1)
+            })?;
         }
         ValueKind::Seq | ValueKind::Iterable => {
             let brackets = if value.is_tuple() && !is_json { ["(", ")"] } else { ["[", "]"] };
-            items(out, style, depth, brackets, value.try_iter()?, &mut |out, item| write(out, &item, style, depth + 1))
+            items(out, style, depth, brackets, value.try_iter()?, &mut |out, item| {
+                write(out, state, &item, style, depth + 1)
+            })?;
         }
-        _ if is_json => Err(wrong(format!("{} is not JSON serializable", value.kind()))),
-        _ => Ok(_ = write!(out, "{value}")),
+        _ if is_json => return Err(wrong(format!("{} is not JSON serializable", value.kind()))),
+        _ => _ = write!(out, "{value}"),
     }
+    Ok(())
 }
 
 fn items(
@@ -123,8 +127,6 @@ fn items(
     }
     if count > 0 {
         line(out, depth);
-    } else if open == "(" {
-        return Ok(out.push_str(close));
     }
     if open == "(" && count == 1 {
         out.push(',');
@@ -214,6 +216,7 @@ mod tests {
         for _ in 0..1000 {
             deep = Value::from(vec![deep]);
         }
-        assert!(written(&deep, Style::Python).is_err());
+        let environment = minijinja::Environment::new();
+        assert!(written(&environment.empty_state(), &deep, Style::Python).is_err());
     }
 }

@@ -36,12 +36,12 @@ pub(super) fn environment() -> Environment<'static> {
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_recursion_limit(RECURSION_MAX);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.set_formatter(|out, _, value| {
-        let text = text(value)?;
+    environment.set_formatter(|out, state, value| {
+        let text = text(state, value)?;
         out.write_str(&text).map_err(|_| Error::new(ErrorKind::WriteFailure, "cannot write"))
     });
     environment.add_filter("tojson", tojson);
-    environment.add_filter("string", |value: &Value| text(value));
+    environment.add_filter("string", |state: &State, value: &Value| text(state, value));
     environment.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable)
     });
@@ -57,16 +57,16 @@ pub(super) fn environment() -> Environment<'static> {
 }
 
 /// A value as Python prints it.
-fn text(value: &Value) -> Result<String, Error> {
+fn text(state: &State, value: &Value) -> Result<String, Error> {
     match value.kind() {
         ValueKind::Undefined => Ok(String::new()),
         ValueKind::String => Ok(value.as_str().unwrap_or_default().to_owned()),
-        _ => written(value, Style::Python),
+        _ => written(state, value, Style::Python),
     }
 }
 
 /// `json.dumps`, as transformers calls it.
-fn tojson(_: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> Result<String, Error> {
+fn tojson(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> Result<String, Error> {
     let argument = |at: usize, name: &str| -> Result<Option<Value>, Error> {
         Ok(named.get::<Option<Value>>(name)?.or_else(|| positional.get(at).cloned()).filter(|value| !value.is_none()))
     };
@@ -82,14 +82,14 @@ fn tojson(_: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> R
         .transpose()?;
     let separators = argument(2, "separators")?
         .map(|pair| -> Result<_, Error> {
-            Ok((text(&pair.get_item_by_index(0)?)?, text(&pair.get_item_by_index(1)?)?))
+            Ok((text(state, &pair.get_item_by_index(0)?)?, text(state, &pair.get_item_by_index(1)?)?))
         })
         .transpose()?;
     let sorted = flag(3, "sort_keys")?;
     named.assert_all_used()?;
     let default = if indent.is_some() { "," } else { ", " };
     let (item, key) = separators.unwrap_or_else(|| (default.into(), ": ".into()));
-    written(value, Style::Json { ascii, indent, item: &item, key: &key, sorted })
+    written(state, value, Style::Json { ascii, indent, item: &item, key: &key, sorted })
 }
 
 /// A template without the tags `generation` and `endgeneration`, which mark what models are trained on: they leave no trace in the

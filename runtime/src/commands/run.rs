@@ -1,8 +1,10 @@
 //! `flashlm run`: text in, text out, and what it cost; or a conversation.
 
 mod conversation;
+#[cfg(feature = "editor")]
 mod editor;
 mod figures;
+mod lines;
 mod orders;
 mod prompt;
 mod saved;

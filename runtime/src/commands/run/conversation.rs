@@ -7,9 +7,9 @@ use flashlm::text::ReadTextError;
 use flashlm::{Conversation, Error, Finish, Progress, Report, signals};
 
 use super::RunArgs;
-use super::editor::{Lines, Typed};
 use super::figures::figures;
-use super::orders::{Order, Settings};
+use super::lines::{Lines, Typed};
+use super::orders::{Order, Settings, WhenFullArg};
 use super::prompt::{as_typed, say_notices};
 use super::saved::{load, save_in};
 use super::session::{Printer, advice};
@@ -23,6 +23,7 @@ pub(super) fn converse(conversation: &mut Conversation<'_>, args: &RunArgs, sett
     loop {
         match lines.read("> ")? {
             Typed::End => return Ok(()),
+            #[cfg(feature = "editor")]
             Typed::Interrupted => eprintln!("nothing was sent; Ctrl-D or /quit leaves"),
             Typed::Line(line) => match text(&line) {
                 Err(error) => eprintln!("what was typed cannot be used: {error}"),
@@ -81,7 +82,8 @@ impl Talk<'_, '_> {
                 Progress::Summary => String::new(),
                 Progress::Summarising(turns) => format!("summing up {}", counted(turns, "turn")),
                 Progress::Dropped(turns) => {
-                    format!("the context of {context} is full: {} forgotten", were(turns, "turn"))
+                    let how = if self.settings.when_full == WhenFullArg::Summarise { "summed up" } else { "forgotten" };
+                    format!("the context of {context} is full: {} {how}", were(turns, "turn"))
                 }
                 Progress::Shortened(tokens) => {
                     format!("the context of {context} is full: {} forgotten", were(tokens, "token"))
