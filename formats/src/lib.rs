@@ -13,6 +13,7 @@ pub mod mapping;
 pub mod model;
 #[cfg(feature = "preparation")]
 pub mod orders;
+pub mod page_cache;
 #[cfg(feature = "preparation")]
 pub mod predictors;
 pub mod publish;
