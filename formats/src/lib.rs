@@ -15,6 +15,7 @@ pub mod model;
 pub mod model_name;
 #[cfg(feature = "preparation")]
 pub mod orders;
+pub mod page_cache;
 #[cfg(feature = "preparation")]
 pub mod predictors;
 pub mod publish;

@@ -9,9 +9,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use rustix::fs::Advice;
-
 use super::error::BundleError;
+use crate::page_cache::{Advice, advise};
 use crate::publish::{self, NewFile, temporary_path};
 
 /// A file while it is being written.
@@ -92,8 +91,7 @@ impl Storage for FileStorage {
         if end >= self.flushed + WRITE_BACK_BYTES {
             // This advice starts writing dirty pages back and drops those that are clean already; failing costs only memory.
             let from = self.flushed.saturating_sub(DROP_BEHIND_BYTES);
-            let length = std::num::NonZeroU64::new(end - from);
-            let _ = rustix::fs::fadvise(self.new.file(), from, length, Advice::DontNeed);
+            advise(self.new.file(), from, end - from, Advice::DontNeed);
             self.flushed = end;
         }
         Ok(())

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::CheckpointError;
 use super::foreign::Foreign;
+use crate::page_cache::{Advice, advise};
 
 /// What a file was like at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,8 +112,8 @@ impl SourceFile {
     }
 
     /// Tell the kernel how `len` bytes from `offset` (0: to the end) will be used. Advice that is not taken costs only speed.
-    pub(crate) fn advise(&self, offset: u64, len: u64, advice: rustix::fs::Advice) {
-        let _ = rustix::fs::fadvise(&self.file, offset, std::num::NonZeroU64::new(len), advice);
+    pub(crate) fn advise(&self, offset: u64, len: u64, advice: Advice) {
+        advise(&self.file, offset, len, advice);
     }
 }
 

@@ -65,6 +65,7 @@ pub use torch_error::TorchError;
 
 use crate::chat::{Chat, SamplingDefaults};
 use crate::model::{DType, ModelSpec};
+use crate::page_cache::Advice;
 use directory::Weights;
 use families::{Admitted, Config};
 use file::{SourceFile, read_small};
@@ -169,7 +170,7 @@ impl Checkpoint {
         }
         let ffn_dtype = matching::ffn_dtype(&spec, &tensors, &weights).map_err(|problem| mismatch(vec![problem]))?;
         for file in &weights.files {
-            file.advise(0, 0, rustix::fs::Advice::Sequential);
+            file.advise(0, 0, Advice::Sequential);
         }
         json_files.insert(0, config_file);
         let model_bytes = matching::model_bytes(&tensors, &weights.tensors);
@@ -308,7 +309,7 @@ impl Checkpoint {
     /// everything else out of memory. Costs nothing but a later reader's time.
     pub fn drop_page_cache(&self) {
         for file in &self.weights.files {
-            file.advise(0, 0, rustix::fs::Advice::DontNeed);
+            file.advise(0, 0, Advice::DontNeed);
         }
     }
 

@@ -4,15 +4,14 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use flashlm_formats::checkpoint::{PublishedTensor, published_tensors};
 use flashlm_formats::model::DType;
+use flashlm_formats::page_cache::{Advice, advise};
 use flashlm_formats::publish::{NewFile, create_directory};
-use rustix::fs::{Advice, fadvise};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
@@ -240,7 +239,7 @@ fn fill(
 /// fills the page cache nor ends in one long flush. Failing costs memory only.
 fn hand_to_disk(file: &File, offset: u64, bytes: u64) {
     let behind = offset.saturating_sub(32 * PIECE_BYTES);
-    let _ = fadvise(file, behind, NonZeroU64::new(offset + bytes - behind), Advice::DontNeed);
+    advise(file, behind, offset + bytes - behind, Advice::DontNeed);
 }
 
 /// New files in the order in which they are to appear, removed unless they are published.

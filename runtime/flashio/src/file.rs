@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::{AlignedMemory, IoError};
+use crate::IoError;
 
 /// Whether reads must, may or shall not bypass the page cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -312,7 +312,7 @@ fn stated_alignment(_: &File) -> Option<Alignment> {
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
 fn probe_alignment(file: &File, length: u64, stated: Option<Alignment>) -> io::Result<Alignment> {
     use rustix::io::{Errno, pread};
-    let mut memory = AlignedMemory::new(256 << 10).map_err(io::Error::other)?;
+    let mut memory = crate::AlignedMemory::new(256 << 10).map_err(io::Error::other)?;
     let usual = [512usize, 1024, 2048, 4096, 8192, 16384, 65536].map(|n| Alignment { offset: n, memory: n, length: n });
     let candidates = match &stated {
         Some(alignment) => std::slice::from_ref(alignment),
