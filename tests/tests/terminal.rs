@@ -67,10 +67,7 @@ impl Terminal {
             match self.shown.recv_timeout(left) {
                 // What is cut within a character is of no interest here.
                 Ok(more) => self.all += &String::from_utf8_lossy(&more),
-                Err(_) => {
-                    _ = self.child.kill();
-                    panic!("no {text:?} after:\n{}", self.all);
-                }
+                Err(_) => panic!("no {text:?} after:\n{}", self.all),
             }
         }
     }
@@ -101,8 +98,18 @@ impl Terminal {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        _ = self.child.kill();
         panic!("it does not end:\n{}", self.all);
+    }
+}
+
+/// A test that failed leaves no program behind.
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            _ = kill(Pid::from_raw(children(self.child.id())), Signal::SIGKILL);
+            _ = self.child.kill();
+            _ = self.child.wait();
+        }
     }
 }
 
