@@ -8,7 +8,7 @@ use flashlm_formats::weight_format::{ResidentFormats, WeightFormat};
 /// Tokens of context that the KV cache is counted for.
 const CONTEXT: usize = 512;
 /// What predictors are taken to have, as a share of the 16-bit FFN, where they are not known.
-const PREDICTOR_SHARE: f64 = 0.05;
+pub const PREDICTOR_SHARE: f64 = 0.05;
 /// The least share of a layer's neurons that a cache is taken to hold: with less it is none.
 const LEAST: f64 = 0.1;
 /// The most that orders are made for: with more there is little left to read.

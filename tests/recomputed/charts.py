@@ -3,7 +3,7 @@ import csv
 
 import numpy as np
 
-from measures import DEFAULT_POLICY, REQUEST_BYTES, compare, counted, files, reuse, sets_of
+from measures import DEFAULT_POLICY, REQUEST_BYTES, compare, counted, files, gap_bytes, reuse, sets_of
 
 WINDOWS = 8
 CURVE_POINTS = 160
@@ -86,7 +86,7 @@ def report(recorded, directory, orders, orders_directory, predictors):
         found.append((name, [(k, 100 * neurons[k:].sum() / neurons.sum(), False) for k in range(1, longest + 1)]))
     compare("runs", runs, lines(found))
 
-    group_bytes, gap = orders["group_bytes"], int(orders["request_ns"] / orders["byte_ns"])
+    group_bytes, gap = orders["group_bytes"], gap_bytes(orders)
     found = []
     for name, of_layers in stored.items():
         points = []

@@ -37,6 +37,11 @@ def compare(what, said, found, tolerance=1e-9):
             print(f"{what}: {said}, recomputed {found}")
 
 
+def gap_bytes(orders):
+    """The longest gap that is read through: its bytes pass through memory, too, at 20 GB/s."""
+    return int(orders["request_ns"] / (orders["byte_ns"] + 0.05))
+
+
 def share(part, whole, empty=0.0):
     return part / whole if whole else empty
 

@@ -5,6 +5,8 @@ use flashlm::plan::{Decoding, Expectation, Held};
 use flashlm_formats::bundle::{FlashLayout, LayerSparsity, ReusePoint};
 use flashlm_formats::model::{DType, ModelSpec};
 
+use crate::expected_run::PREDICTOR_SHARE;
+
 /// Neurons that predictors admit for one that fires: at best, and where they have a hard time. Measured on trained models:
 /// docs/measurements/assess.md.
 pub const ADMITTED: (f64, f64) = (1.1, 2.0);
@@ -43,16 +45,15 @@ pub struct Speed {
 }
 
 /// Speeds from the least memory that makes sense to the most that changes anything, about `count` of them. `measured` are the first
-/// layers; the others are taken to be like the last of them. `predictor_share` is what predictors take of the FFN's bytes.
+/// layers; the others are taken to be like the last of them.
 pub fn speeds(
     spec: &ModelSpec,
     layout: &FlashLayout,
     measured: &[LayerSparsity],
-    predictor_share: f64,
     machine: &Machine,
     count: usize,
 ) -> Vec<Speed> {
-    let model = Model::new(spec, layout, measured, predictor_share);
+    let model = Model::new(spec, layout, measured);
     let (least, all) = (model.memory(CACHE_LEAST), model.memory(1.0));
     let at = |step: u64| least + (all - least) * step / STEPS;
     let steps: Vec<Speed> = (0..=STEPS).map(|step| model.speed(at(step), machine)).collect();
@@ -75,7 +76,7 @@ struct Model<'a> {
 }
 
 impl<'a> Model<'a> {
-    fn new(spec: &ModelSpec, layout: &'a FlashLayout, measured: &[LayerSparsity], predictor_share: f64) -> Self {
+    fn new(spec: &ModelSpec, layout: &'a FlashLayout, measured: &[LayerSparsity]) -> Self {
         let count = spec.layers.len();
         let tensors = spec.resident_tensors();
         let bytes = |shape: &[usize]| shape.iter().product::<usize>() as u64 * DType::F16.bytes() as u64;
@@ -87,7 +88,7 @@ impl<'a> Model<'a> {
         let context = CONTEXT.min(spec.max_positions);
         let kv = (2 * attention.kv_heads * attention.head_dim * count * context * DType::F16.bytes()) as u64;
         let neuron_bytes = (layout.groups() * layout.group_bytes() * count) as u64;
-        let predictors = (predictor_share * neuron_bytes as f64) as u64;
+        let predictors = (PREDICTOR_SHARE * neuron_bytes as f64) as u64;
         let layers = [ADMITTED.0, ADMITTED.1].map(|admitted| {
             let like = |at: usize| measured.get(at).or(measured.last()).cloned();
             (0..count).filter_map(like).map(|layer| admitting(layer, admitted, layout)).collect()
@@ -194,7 +195,7 @@ mod tests {
         let reuse = vec![point(0, 655.0), point(1638, 260.0), point(4096, 65.0), point(8192, 10.0), point(16_384, 0.0)];
         let layer = LayerSparsity { active: 0.04, predicted: Some(0.04), missed: None, half_life: None, reuse };
         let machine = Machine { dram_bytes_per_s: 4e10, cost: ReadCost::new(14_500.0, 0.445).unwrap() };
-        let speeds = speeds(&spec, &layout, &[layer], 0.03, &machine, 4);
+        let speeds = speeds(&spec, &layout, &[layer], &machine, 4);
         assert_eq!(speeds.len(), 4);
         assert!(speeds.is_sorted_by(|a, b| a.memory_bytes < b.memory_bytes && a.tokens_per_s.1 <= b.tokens_per_s.1));
         assert!(speeds.iter().all(|speed| speed.tokens_per_s.0 < speed.tokens_per_s.1));

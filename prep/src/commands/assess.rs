@@ -92,7 +92,7 @@ pub(crate) fn run(args: &AssessArgs) -> Result<ExitCode> {
     let dense = dense_by_nature(spec);
     let measured = match dense.is_some() || args.quick {
         true => None,
-        false => Some(measure(args, &checkpoint, &Tokenizer::from_json(&tokenizer.json)?, &options, scratch.path())?),
+        false => Some(measure(args, &checkpoint, &Tokenizer::from_json(&tokenizer.json)?, scratch.path())?),
     };
     let found = Found { estimate, dense, measured };
     if args.json {
@@ -114,13 +114,7 @@ fn opened(args: &AssessArgs, scratch: &Path) -> Result<Checkpoint> {
     opened.with_context(|| format!("cannot look at {name} on the hub"))
 }
 
-fn measure(
-    args: &AssessArgs,
-    checkpoint: &Checkpoint,
-    tokenizer: &Tokenizer,
-    options: &PrepareOptions,
-    scratch: &Path,
-) -> Result<Measured> {
+fn measure(args: &AssessArgs, checkpoint: &Checkpoint, tokenizer: &Tokenizer, scratch: &Path) -> Result<Measured> {
     let spec = checkpoint.spec();
     let text = if args.text.is_empty() { assess::sample_text() } else { documents(&args.text)? };
     let sampling = Sampling { tokens: args.tokens, sequence_tokens: args.tokens, seed: 0, held_out: HELD_OUT };
@@ -137,7 +131,7 @@ fn measure(
     let (cost, disk) = known_cost(Path::new("."));
     let dram_bytes_per_s = read_bandwidth(&super::threads(args.threads)?, MEASURED_BYTES);
     let machine = Machine { dram_bytes_per_s, cost };
-    let speeds = speeds(spec, &assess::layout(checkpoint)?, &layers, options.size_budget(spec), &machine, SPEEDS);
+    let speeds = speeds(spec, &assess::layout(checkpoint)?, &layers, &machine, SPEEDS);
     let reading_all = 1e9 / (cost.byte_ns() * checkpoint.model_bytes() as f64);
     Ok(Measured { layers, tokens: calibration.tokens.len(), speeds, reading_all, disk })
 }

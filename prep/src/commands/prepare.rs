@@ -48,9 +48,9 @@ pub(crate) struct PrepareArgs {
     /// Longest sequence
     #[arg(long, value_name = "N", default_value_t = PrepareOptions::SEQUENCE_TOKENS, value_parser = numbers::sequence)]
     sequence_tokens: usize,
-    /// Largest size of all predictors, as a share of the FFN's bytes [default: 9%; for hidden sizes of 2048 and above 3%]
-    #[arg(long, value_name = "PERCENT", value_parser = numbers::percent)]
-    size_budget: Option<f64>,
+    /// Largest size of all predictors, as a share of the FFN's bytes
+    #[arg(long, value_name = "PERCENT", default_value = "9%", value_parser = numbers::percent)]
+    size_budget: f64,
     /// Memory that the bundle is to run in, as a share of the model's 16-bit size, as `flashlm run --memory` takes it: how much of it
     /// predictors are worth, and what orders are made for
     #[arg(long = "for", value_name = "PERCENT", default_value = "50%", value_parser = numbers::percent)]

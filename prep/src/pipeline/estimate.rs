@@ -106,7 +106,7 @@ impl Needs {
         let whole = checkpoint.model_bytes() + checkpoint.model_bytes() / 20;
         let ffn_bytes = layers * ffn * hidden * (spec.ffn().vectors() * checkpoint.ffn_dtype().bytes()) as u64;
         let bundle = match left.replaced {
-            true => (options.size_budget(spec) * ffn_bytes as f64) as u64 + whole / 20,
+            true => (options.size_budget * ffn_bytes as f64) as u64 + whole / 20,
             false => whole,
         };
         let tried = if left.thresholds { default_tokens(spec) as u64 } else { 0 };
@@ -135,8 +135,8 @@ impl Needs {
         let recording = 2.0 * ((gone_through + tried) * weights as f64 + scored);
         // Forward and backward, for a rank of one.
         let step = (6 * ffn + 4 * hidden) as f64;
-        let rank = options.size_budget(spec) * (ffn_weights * checkpoint.ffn_dtype().bytes() as u64) as f64
-            / (hidden + ffn) as f64;
+        let rank =
+            options.size_budget * (ffn_weights * checkpoint.ffn_dtype().bytes() as u64) as f64 / (hidden + ffn) as f64;
         let trials = TRIAL_EPOCHS * TRIAL_RANKS * pilot as f64 * layers as f64 * share(left.ranks);
         let training = step * rank.min(hidden as f64 / 2.0) * (EPOCHS * tokens as f64 * left.layers as f64 + trials);
         Self { bundle, scratch, operations: recording + training }

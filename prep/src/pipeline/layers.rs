@@ -303,7 +303,7 @@ impl Layers<'_> {
 
     fn train_options(&self) -> TrainOptions {
         let mut options = TrainOptions::new(self.checkpoint.spec().layers.len());
-        options.size_budget = self.options.size_budget(self.checkpoint.spec());
+        options.size_budget = self.options.size_budget;
         options.run = self.options.run(self.ffn);
         options.recall = self.options.recall;
         options.look_ahead = self.options.look_ahead;

@@ -77,7 +77,7 @@ impl Told<'_> {
             Input::Seed => options.seed.to_string(),
             Input::Minutes => options.minutes.to_string(),
             Input::QualityLoss => or_none(options.quality_loss(spec).map(percent)),
-            Input::SizeBudget => percent(options.size_budget(spec)),
+            Input::SizeBudget => percent(options.size_budget),
             Input::Memory => percent(options.memory),
             Input::Disk => disk(options),
             Input::Recall => options.recall.to_string(),
@@ -155,13 +155,8 @@ impl MadeFrom {
         let recorded_by = recorded.name();
         let run = options.run(checkpoint.ffn_dtype().into());
         let for_run = format!("{} {} {}, {}", run.memory, run.ffn, run.resident, disk(options));
-        let training = format!(
-            "{} {for_run} {} {:?} {}",
-            options.size_budget(spec),
-            options.recall,
-            options.look_ahead,
-            options.seed
-        );
+        let training =
+            format!("{} {for_run} {} {:?} {}", options.size_budget, options.recall, options.look_ahead, options.seed);
         let trained = told.stamp(StageKind::Predictors, &[recorded_by, "train from weights", &training]);
         let cache = run.cache_share(spec);
         let judged = format!("policies by layer {cache}, {}", disk(options));
@@ -313,7 +308,7 @@ mod tests {
             (Input::Seed, |options| options.seed = 2),
             (Input::Minutes, |options| options.minutes = 4),
             (Input::QualityLoss, |options| options.quality_loss = Some(0.03)),
-            (Input::SizeBudget, |options| options.size_budget = Some(0.5)),
+            (Input::SizeBudget, |options| options.size_budget = 0.5),
             (Input::Memory, |options| options.memory = 0.3),
             (Input::Disk, |options| options.cost = ReadCost::new(40_000.0, 1.0).unwrap()),
             (Input::Recall, |options| options.recall = 0.9),

@@ -30,8 +30,8 @@ pub struct PrepareOptions {
     pub tokens: Option<usize>,
     /// Longest sequence.
     pub sequence_tokens: usize,
-    /// Largest size of all predictors, as a share of the FFN's bytes; without one 9 %, for hidden sizes from 2048 on 3 %.
-    pub size_budget: Option<f64>,
+    /// Largest size of all predictors, as a share of the FFN's bytes.
+    pub size_budget: f64,
     /// Memory that the bundle is to run in, as a share of the model's 16-bit size.
     pub memory: f64,
     /// What reads cost where it is to run.
@@ -70,6 +70,8 @@ pub struct PrepareOptions {
 impl PrepareOptions {
     /// Longest sequence, where nothing else is asked for.
     pub const SEQUENCE_TOKENS: usize = 512;
+    /// Largest size of all predictors, likewise.
+    pub const SIZE_BUDGET: f64 = 0.09;
     /// Share of the active neurons that must be found, likewise.
     pub const RECALL: f64 = 0.968;
     /// Minutes that the model may write for, likewise.
@@ -85,7 +87,7 @@ impl PrepareOptions {
             text: Vec::new(),
             tokens: None,
             sequence_tokens: Self::SEQUENCE_TOKENS,
-            size_budget: None,
+            size_budget: Self::SIZE_BUDGET,
             memory: ExpectedRun::MEMORY,
             cost: ReadCost::USUAL,
             recall: Self::RECALL,
@@ -126,8 +128,11 @@ impl PrepareOptions {
         if !(self.recall > 0.0 && self.recall < 1.0) {
             return wrong("recall", self.recall.to_string(), "a share above 0 and below 1, such as 0.96");
         }
-        let shares =
-            [("size budget", self.size_budget), ("quality loss", self.quality_loss), ("memory", Some(self.memory))];
+        let shares = [
+            ("size budget", Some(self.size_budget)),
+            ("quality loss", self.quality_loss),
+            ("memory", Some(self.memory)),
+        ];
         for (name, value) in shares {
             if let Some(value) = value.filter(|value| !share(*value)) {
                 return wrong(name, value.to_string(), "a share above 0 and at most 1, such as 0.09");
@@ -180,11 +185,6 @@ impl PrepareOptions {
     pub(super) fn resident_formats(&self) -> ResidentFormats {
         ResidentFormats::new(self.resident, self.embedding)
     }
-
-    /// Largest size of the predictors. In a large model 9 % would be hundreds of megabytes, which do more as cached neurons.
-    pub fn size_budget(&self, spec: &ModelSpec) -> f64 {
-        self.size_budget.unwrap_or(if spec.hidden_size >= LARGE { 0.03 } else { 0.09 })
-    }
 }
 
 /// Tokens of the pilot that ranks are chosen on, of this many in all.
@@ -210,7 +210,7 @@ mod tests {
         assert_eq!(refused(&|_| ()), None);
         assert_eq!(refused(&|options| options.recall = f64::NAN), Some("recall"));
         assert_eq!(refused(&|options| options.recall = 1.0), Some("recall"));
-        assert_eq!(refused(&|options| options.size_budget = Some(0.0)), Some("size budget"));
+        assert_eq!(refused(&|options| options.size_budget = 0.0), Some("size budget"));
         assert_eq!(refused(&|options| options.quality_loss = Some(-0.1)), Some("quality loss"));
         assert_eq!(refused(&|options| options.memory = 1.5), Some("memory"));
         assert_eq!(refused(&|options| options.sequence_tokens = 1), Some("longest sequence"));
