@@ -67,7 +67,7 @@ impl Expectation {
             reads: least.count,
             io_ms: least.ms(cost).min(most.ms(cost)),
             io_most_ms: most.ms(cost).max(least.ms(cost)),
-            bytes_touched: (resident_bytes_touched(bundle, context) + predictors) as f64
+            bytes_touched: (resident_bytes_touched(bundle, context, planned.kv) + predictors) as f64
                 + rows * (layout.row_bytes() + Records::of(bundle).scale_bytes()) as f64,
             layers: spec.layers.len(),
         })
