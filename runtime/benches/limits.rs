@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use flashlm::KvDtype;
 use flashlm::engine::Forward;
 use flashlm::error::Result;
 use flashlm::load::load;
@@ -115,7 +116,8 @@ fn main() -> anyhow::Result<()> {
         resident.feed_observed(&[next(len - 1, &spec)], &mut active)?;
         let layout = bundle.layout();
         let dense = spec.layers.len() * spec.ffn().size * (spec.ffn().vectors() - 1) * layout.row_bytes();
-        let touched = resident_bytes_touched(&bundle, len) as f64 + (dense + active.0 * layout.row_bytes()) as f64;
+        let touched =
+            resident_bytes_touched(&bundle, len, KvDtype::F16) as f64 + (dense + active.0 * layout.row_bytes()) as f64;
         memory.push(Rate { limit, reached: touched / seconds, ms_per_token: seconds * 1e3 });
 
         let (disk, memory) = (&disk[round], &memory[round]);

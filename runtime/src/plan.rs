@@ -38,8 +38,8 @@ pub struct MemoryPlan {
     pub ffn: &'static str,
 }
 
-/// Bytes of memory that decoding a token touches outside the FFN, with `tokens` in an f16 KV cache: attention, head, keys and values.
-pub fn resident_bytes_touched(bundle: &Bundle, tokens: usize) -> u64 {
+/// Bytes of memory that decoding a token touches outside the FFN, with `tokens` in the KV cache: attention, head, keys and values.
+pub fn resident_bytes_touched(bundle: &Bundle, tokens: usize, kv: KvDtype) -> u64 {
     let spec = bundle.spec();
     let head = if spec.tied_head { "embed.tokens" } else { "head.weight" };
     let is_touched = |tensor: &&TensorEntry| {
@@ -47,7 +47,7 @@ pub fn resident_bytes_touched(bundle: &Bundle, tokens: usize) -> u64 {
         name.starts_with("layers.") && tensor.shape.len() == 2 || name == head || name.starts_with("embed.project")
     };
     let matrices: u64 = bundle.resident_tensors().iter().filter(is_touched).map(stored_bytes).sum();
-    matrices + (spec.layers.len() * KvMemory::layer_bytes(spec.attention(), tokens, KvDtype::F16)) as u64
+    matrices + (spec.layers.len() * KvMemory::layer_bytes(spec.attention(), tokens, kv)) as u64
 }
 
 fn stored_bytes(tensor: &TensorEntry) -> u64 {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use flashlm::forward::kv::KvDtype;
+use flashlm::KvDtype;
 use flashlm::text::Tokenizer;
 use flashlm_formats::bundle::Bundle;
 use flashlm_prep::evaluate::{Computed, Evaluation, PredictorChoice, Windows, evaluate};
@@ -44,9 +44,9 @@ pub(crate) struct EvaluateArgs {
     /// Which neurons the bundle computes
     #[arg(long, value_enum, default_value = "bundle")]
     predictor: PredictorArg,
-    /// How the bundle's keys and values are stored; those of the checkpoint are exact
-    #[arg(long, value_enum, default_value = "f32")]
-    kv: KvArg,
+    /// How the bundle's keys and values are stored: f16, f32 or int8; those of the checkpoint are exact
+    #[arg(long, value_name = "DTYPE", default_value = "f32")]
+    kv: KvDtype,
     /// Threads that compute [default: all processors]
     #[arg(long, value_name = "N", value_parser = flashlm::command_line::thread_count)]
     threads: Option<NonZeroUsize>,
@@ -66,16 +66,6 @@ enum PredictorArg {
     All,
     /// Those above their layer's threshold, as if predictors never erred
     Active,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum KvArg {
-    /// Half precision
-    F16,
-    /// Single precision
-    F32,
-    /// Bytes with a scale for each head of each token
-    Int8,
 }
 
 /// Longest piece of text that is tokenized at once.
@@ -115,12 +105,7 @@ pub(crate) fn run(args: &EvaluateArgs) -> Result<ExitCode> {
         PredictorArg::All => PredictorChoice::All,
         PredictorArg::Active => PredictorChoice::Active,
     };
-    let kv = match args.kv {
-        KvArg::F16 => KvDtype::F16,
-        KvArg::F32 => KvDtype::F32,
-        KvArg::Int8 => KvDtype::Int8,
-    };
-    let computed = Computed { neurons, kv };
+    let computed = Computed { neurons, kv: args.kv };
     let scratch = args.scratch.clone().unwrap_or_else(std::env::temp_dir);
     let stage = Stage::new("evaluating", "layers", spec.layers.len() as u64);
     let threads = super::threads(args.threads)?;

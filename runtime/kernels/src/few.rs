@@ -177,8 +177,10 @@ impl FewDots<'_> {
     fn tokens<S: Simd, W: Weight, const R: usize>(&self, s: S, r: usize) {
         let (w, tokens) = (self.w, self.tokens);
         let last = w.rows() - 1;
-        let here = std::array::from_fn(|j| w.places(r + j));
-        let next = std::array::from_fn(|j| w.places((r + R + j).min(last)));
+        let (mut here, mut next) = ([w.places(r); R], [w.places((r + R).min(last)); R]);
+        for j in 1..R {
+            (here[j], next[j]) = (w.places(r + j), w.places((r + R + j).min(last)));
+        }
         let mut t = 0;
         if S::MANY_REGISTERS {
             while R.is_multiple_of(2) && t + 4 <= tokens {
@@ -208,7 +210,10 @@ impl FewDots<'_> {
         here: [Places; R],
         next: [Places; R],
     ) {
-        let xs = std::array::from_fn(|i| self.inputs.token(t + i));
+        let mut xs = [self.inputs.token(t); T];
+        for i in 1..T {
+            xs[i] = self.inputs.token(t + i);
+        }
         // SAFETY: rows and tokens have `cols` elements each, and the rows of a matrix groups of one size.
         let sums = unsafe { dots::<S, W, R, T>(s, here, next, xs) };
         for j in 0..R {
@@ -255,30 +260,37 @@ impl FewSums<'_> {
         let Shape { w, input, stride, tokens } = self.shape;
         let y_stride = self.y_stride;
         assert!(self.start + self.cols <= w.cols(), "columns of a row");
-        let here: [_; R] = std::array::from_fn(|j| w.places(r + j));
-        let next: [_; R] = std::array::from_fn(|j| w.places((r + R + j).min(w.rows() - 1)));
-        next.iter().for_each(|row| W::ask_scales(s, *row, w.cols()));
+        let last = w.rows() - 1;
+        let (mut here, mut next) = ([w.places(r); R], [w.places((r + R).min(last)); R]);
+        for j in 1..R {
+            (here[j], next[j]) = (w.places(r + j), w.places((r + R + j).min(last)));
+        }
+        for row in next {
+            W::ask_scales(s, row, w.cols());
+        }
         let factors = &input[r..];
         assert!(factors.len() >= (tokens - 1) * stride + R, "factors of every token");
-        let factor = |t: usize, j: usize| {
-            // SAFETY: just asserted, as `t < tokens` and `j < R`.
-            s.splat(unsafe { *factors.get_unchecked(t * stride + j) })
-        };
         let whole = self.cols / S::LANES * S::LANES;
         for at in (0..whole).step_by(S::LANES) {
-            // SAFETY: columns `at..at + LANES` are in each row and in each token of `y`; this task alone writes them.
+            // SAFETY: columns `at..at + LANES` are in each row and in each token of `y`; this task alone writes them. Factors of every
+            // token were asserted.
             unsafe {
-                let part: [S::V; R] = std::array::from_fn(|j| W::load(s, here[j], self.start + at));
+                let mut part = [s.splat(0.0); R];
+                for j in 0..R {
+                    part[j] = W::load(s, here[j], self.start + at);
+                }
                 // Once for a cache line.
-                let here = W::bytes(self.start + at);
-                if here % 64 < W::bytes(S::LANES) {
-                    next.iter().for_each(|row| s.prefetch(row.values.wrapping_add(here)));
+                let line = W::bytes(self.start + at);
+                if line % 64 < W::bytes(S::LANES) {
+                    for row in next {
+                        s.prefetch(row.values.wrapping_add(line));
+                    }
                 }
                 for t in 0..tokens {
                     let y = self.y.add(t * y_stride + at);
                     let mut sum = s.load(y);
                     for j in 0..R {
-                        sum = s.fma(factor(t, j), part[j], sum);
+                        sum = s.fma(s.splat(*factors.get_unchecked(t * stride + j)), part[j], sum);
                     }
                     s.store(y, sum);
                 }
@@ -288,12 +300,15 @@ impl FewSums<'_> {
         if left > 0 {
             // SAFETY: as above, for the columns `whole..whole + left`, fewer than LANES.
             unsafe {
-                let part: [S::V; R] = std::array::from_fn(|j| W::load_part(s, here[j], self.start + whole, left));
+                let mut part = [s.splat(0.0); R];
+                for j in 0..R {
+                    part[j] = W::load_part(s, here[j], self.start + whole, left);
+                }
                 for t in 0..tokens {
                     let y = self.y.add(t * y_stride + whole);
                     let mut sum = s.load_part(y, left);
                     for j in 0..R {
-                        sum = s.fma(factor(t, j), part[j], sum);
+                        sum = s.fma(s.splat(*factors.get_unchecked(t * stride + j)), part[j], sum);
                     }
                     s.store_part(y, sum, left);
                 }

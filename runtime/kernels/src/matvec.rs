@@ -154,7 +154,11 @@ impl Rows for RowsOf<'_> {
     /// A matrix was checked when it was made.
     fn places(&self, first: usize, last: usize, element: Element, cols: usize) -> [Places; ROWS_AT_ONCE] {
         assert!(self.0.element() == element && self.0.cols() == cols, "rows of another shape");
-        std::array::from_fn(|j| self.0.places((first + j).min(last)))
+        let mut places = [self.0.places(first.min(last)); ROWS_AT_ONCE];
+        for j in 1..ROWS_AT_ONCE {
+            places[j] = self.0.places((first + j).min(last));
+        }
+        places
     }
 }
 
@@ -234,7 +238,9 @@ pub(crate) unsafe fn dots<S: Simd, W: Weight, const R: usize, const T: usize>(
     next: [Places; R],
     xs: [Input<'_>; T],
 ) -> [[f32; T]; R] {
-    next.iter().for_each(|row| W::ask_scales(s, *row, xs[0].floats.len()));
+    for row in next {
+        W::ask_scales(s, row, xs[0].floats.len());
+    }
     if !W::WHOLE {
         // SAFETY: as the caller vouches.
         return unsafe { float_dots::<S, W, R, T>(s, rows, next, xs, 0, [[s.splat(0.0); T]; R]) };
@@ -292,8 +298,10 @@ unsafe fn float_dots<S: Simd, W: Weight, const R: usize, const T: usize>(
             let at = i * step;
             // SAFETY: `at + step <= cols`, and the caller vouches for as many elements.
             unsafe {
-                let x0: [S::V; T] = std::array::from_fn(|t| s.load(xs[t].add(at)));
-                let x1: [S::V; T] = std::array::from_fn(|t| s.load(xs[t].add(at + S::LANES)));
+                let (mut x0, mut x1) = ([s.splat(0.0); T], [s.splat(0.0); T]);
+                for t in 0..T {
+                    (x0[t], x1[t]) = (s.load(xs[t].add(at)), s.load(xs[t].add(at + S::LANES)));
+                }
                 for r in 0..R {
                     let mut line = 0;
                     while !W::WHOLE && line < W::bytes(step) {
@@ -310,13 +318,20 @@ unsafe fn float_dots<S: Simd, W: Weight, const R: usize, const T: usize>(
         }
     }
     // The tails' operands come first, each in a loop of its own, so that the loops over sums stay small enough to be
-    // unrolled: indexed by a variable, the sums would live in memory.
+    // unrolled: indexed by a variable, the sums would live in memory. Loops, as a closure that is not inlined would be compiled for
+    // another instruction set.
+    let (mut w, mut x) = ([s.splat(0.0); R], [s.splat(0.0); T]);
     let mut at = steps * step;
     if cols - at >= S::LANES {
         // SAFETY: `at + LANES <= cols`.
-        let w: [S::V; R] = std::array::from_fn(|r| unsafe { W::load(s, rows[r], at) });
-        // SAFETY: as above.
-        let x: [S::V; T] = std::array::from_fn(|t| unsafe { s.load(xs[t].add(at)) });
+        unsafe {
+            for r in 0..R {
+                w[r] = W::load(s, rows[r], at);
+            }
+            for t in 0..T {
+                x[t] = s.load(xs[t].add(at));
+            }
+        }
         for r in 0..R {
             for t in 0..T {
                 even[r][t] = s.fma(w[r], x[t], even[r][t]);
@@ -327,9 +342,14 @@ unsafe fn float_dots<S: Simd, W: Weight, const R: usize, const T: usize>(
     if at < cols {
         let left = cols - at;
         // SAFETY: `left` elements are left, fewer than LANES.
-        let w: [S::V; R] = std::array::from_fn(|r| unsafe { W::load_part(s, rows[r], at, left) });
-        // SAFETY: as above.
-        let x: [S::V; T] = std::array::from_fn(|t| unsafe { s.load_part(xs[t].add(at), left) });
+        unsafe {
+            for r in 0..R {
+                w[r] = W::load_part(s, rows[r], at, left);
+            }
+            for t in 0..T {
+                x[t] = s.load_part(xs[t].add(at), left);
+            }
+        }
         for r in 0..R {
             for t in 0..T {
                 odd[r][t] = s.fma(w[r], x[t], odd[r][t]);

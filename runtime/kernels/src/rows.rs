@@ -152,8 +152,13 @@ fn places_in(
     row: impl Fn(usize) -> (usize, f32),
 ) -> ([Places; ROWS_AT_ONCE], [f32; ROWS_AT_ONCE]) {
     assert!(w.element() == element && w.cols() == cols, "rows of another shape");
-    let rows: [_; ROWS_AT_ONCE] = std::array::from_fn(row);
-    (rows.map(|(row, _)| w.places(row)), rows.map(|(_, a)| a))
+    let (first, a) = row(0);
+    let (mut places, mut factors) = ([w.places(first); ROWS_AT_ONCE], [a; ROWS_AT_ONCE]);
+    for j in 1..ROWS_AT_ONCE {
+        let (of, a) = row(j);
+        (places[j], factors[j]) = (w.places(of), a);
+    }
+    (places, factors)
 }
 
 pub(crate) struct Picked<'a> {
@@ -298,9 +303,15 @@ unsafe fn add_rows<S: Simd, W: Weight, const R: usize>(
     columns: Range<usize>,
 ) {
     let step = 2 * S::LANES;
-    let a = a.map(|a| s.splat(a));
+    let mut factors = [s.splat(0.0); R];
+    for r in 0..R {
+        factors[r] = s.splat(a[r]);
+    }
+    let a = factors;
     let (first, cols) = (columns.start, columns.len());
-    next.iter().for_each(|row| W::ask_scales(s, *row, columns.end));
+    for row in next {
+        W::ask_scales(s, row, columns.end);
+    }
     let mut at = 0;
     // SAFETY: every access is to elements below `cols`, for which the caller vouches.
     unsafe {

@@ -270,8 +270,11 @@ unsafe fn add_block<S: Simd, W: Weight, const R: usize, const T: usize, const PI
             }
         }
     }
-    // SAFETY: each input has a scale for each block.
-    let scales = inputs.map(|input| s.splat(unsafe { *input.scales.get_unchecked(block) }));
+    let mut scales = [s.splat(0.0); T];
+    for t in 0..T {
+        // SAFETY: each input has a scale for each block.
+        scales[t] = s.splat(unsafe { *inputs[t].scales.get_unchecked(block) });
+    }
     for r in 0..R {
         ask(r, block * INPUT_BLOCK);
         for t in 0..T {

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use flashlm::KvDtype;
 use flashlm::budget::{Budget, counted, human_bytes};
 use flashlm::error::longest;
 use flashlm::memory;
@@ -69,6 +70,9 @@ pub(crate) struct BenchArgs {
     /// Number of repeats of every step
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
     repeats: u64,
+    /// Precision of the KV cache: f16, f32 or int8 [default: f16, unless the bundle says that this is too narrow]
+    #[arg(long, value_name = "DTYPE")]
+    kv: Option<KvDtype>,
     /// Threads that compute [default: all processors]
     #[arg(long, value_name = "N", value_parser = flashlm::command_line::thread_count)]
     threads: Option<NonZeroUsize>,
@@ -104,7 +108,7 @@ impl BenchArgs {
     /// How a step loads the model.
     fn options(&self, step: &Step, budget: u64, tokens: usize) -> LoadOptions {
         let threads = self.threads.unwrap_or_else(threads::default_count);
-        LoadOptions { budget: Some(budget), ffn: step.ffn, threads, ..LoadOptions::new(tokens) }
+        LoadOptions { budget: Some(budget), ffn: step.ffn, kv: self.kv, threads, ..LoadOptions::new(tokens) }
     }
 }
 
@@ -273,6 +277,9 @@ fn child(args: &BenchArgs, budget: u64, name: &str, ids: &[u32]) -> Result<Value
     command.args(["--memory", &budget.to_string()]);
     if let Some(threads) = args.threads {
         command.args(["--threads", &threads.to_string()]);
+    }
+    if let Some(kv) = args.kv {
+        command.args(["--kv", kv.name()]);
     }
     if let Some(disk) = &args.disk {
         command.args(["--disk", &disk.to_string()]);

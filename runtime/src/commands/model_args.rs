@@ -45,9 +45,9 @@ pub(crate) struct ModelArgs {
     /// suited it when the bundle was prepared, else lfu:64]
     #[arg(long, value_name = "POLICY")]
     policy: Option<PolicyKind>,
-    /// Precision of the KV cache [default: f16; f32 if the bundle says that its model's keys or values may be too large for f16]
-    #[arg(long, value_enum)]
-    kv: Option<KvArg>,
+    /// Precision of the KV cache: f16, f32, or int8 (bytes with a scale for each head of each token, about half of f16) [default: f16; f32 if the bundle says that its model's keys or values may be too large for f16]
+    #[arg(long, value_name = "DTYPE")]
+    kv: Option<KvDtype>,
     /// Threads that compute [default: all processors]
     #[arg(long, value_name = "N", value_parser = flashlm::command_line::thread_count)]
     threads: Option<NonZeroUsize>,
@@ -97,16 +97,6 @@ fn no_predictor(_: &str) -> Result<String, String> {
     Err("there is no --predictor any more: the bundle's predictors choose unless --exact is given".into())
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum KvArg {
-    /// Half precision
-    F16,
-    /// Single precision
-    F32,
-    /// Bytes with a scale for each head of each token: about half of f16
-    Int8,
-}
-
 impl ModelArgs {
     /// How to load the model for `context` tokens.
     pub(crate) fn options(&self, bundle: &Bundle, context: usize) -> Result<LoadOptions> {
@@ -123,11 +113,7 @@ impl ModelArgs {
             predict: !self.exact,
             look_ahead: !self.no_look_ahead,
             policy: self.policy,
-            kv: self.kv.map(|kv| match kv {
-                KvArg::F16 => KvDtype::F16,
-                KvArg::F32 => KvDtype::F32,
-                KvArg::Int8 => KvDtype::Int8,
-            }),
+            kv: self.kv,
             threads: self.threads.unwrap_or(defaults.threads),
             direct: self.direct,
             engines: self.engine.into(),

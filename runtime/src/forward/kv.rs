@@ -9,6 +9,7 @@
 //! token alone, and guesses that are taken back, or what is said later, leave no trace in what came before.
 
 use std::ops::Range;
+use std::str::FromStr;
 
 use flashlm_formats::model::Attention;
 use flashlm_io::AlignedMemory;
@@ -29,6 +30,20 @@ pub enum KvDtype {
     F32,
     /// Bytes, with a scale for each head of each token: half the memory and a little more.
     Int8,
+}
+
+/// Not the name of a way to store keys and values.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown precision {0:?}: expected f16, f32 or int8")]
+pub struct ParseKvError(String);
+
+impl FromStr for KvDtype {
+    type Err = ParseKvError;
+
+    fn from_str(name: &str) -> std::result::Result<Self, ParseKvError> {
+        let found = [Self::F16, Self::F32, Self::Int8].into_iter().find(|dtype| dtype.name() == name);
+        found.ok_or_else(|| ParseKvError(name.to_owned()))
+    }
 }
 
 /// Bytes of the scale behind a row of bytes: a bf16.
@@ -288,6 +303,15 @@ mod tests {
         assert_eq!(of(5..33), [(5, 37..64), (32, 0..1)]);
         assert_eq!(of(32..48), [(32, 0..16)]);
         assert_eq!(of(40..60), [(40, 8..16)]);
+    }
+
+    #[test]
+    fn names_are_read_back() {
+        for dtype in [KvDtype::F16, KvDtype::F32, KvDtype::Int8] {
+            assert_eq!(dtype.name().parse(), Ok(dtype));
+        }
+        let said = "int4".parse::<KvDtype>().unwrap_err().to_string();
+        assert!(said.contains("\"int4\"") && said.contains("f16, f32 or int8"), "{said}");
     }
 
     #[test]

@@ -267,6 +267,7 @@ impl<'a> Case<'a> {
             arena,
             pinned,
             chunks,
+            kv: self.options.kv(self.bundle),
             scratch_tokens,
             batch: self.options.batch,
             tables,

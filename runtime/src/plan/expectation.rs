@@ -77,7 +77,7 @@ impl Expectation {
             is_predicted: planned.predicted,
             // Of the embedding one row is read, which is nothing beside it.
             head_left_out: planned.tables.head_left_out(bundle),
-            resident_touched: resident_bytes_touched(bundle, context) + predictors,
+            resident_touched: resident_bytes_touched(bundle, context, planned.kv) + predictors,
         };
         Self::of(&decoding, sparsity.iter().enumerate().map(|(at, layer)| (layer, held(at))))
     }

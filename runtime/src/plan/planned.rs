@@ -2,6 +2,7 @@
 
 use super::MemoryPlan;
 use crate::disk_cost::ReadCost;
+use crate::forward::kv::KvDtype;
 use crate::neurons::flash::ArenaPlan;
 use crate::options::FfnChoice;
 use crate::tables::TablePlan;
@@ -18,6 +19,8 @@ pub struct Planned {
     pub pinned: usize,
     /// Pieces of a layer that are read ahead, for the choices that read whole layers.
     pub chunks: usize,
+    /// How keys and values are stored.
+    pub kv: KvDtype,
     /// Tokens of a prompt that go through a block together.
     pub scratch_tokens: usize,
     /// Rows that are decoded together.

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
+use flashlm::KvDtype;
 use flashlm::cache::PolicyKind;
 use flashlm::engine::Forward;
 use flashlm::generate::Percentiles;
@@ -77,6 +78,8 @@ pub(crate) struct StepArgs {
     #[arg(long)]
     memory: u64,
     #[arg(long)]
+    kv: Option<KvDtype>,
+    #[arg(long)]
     threads: Option<NonZeroUsize>,
     #[arg(long)]
     disk: Option<Disk>,
@@ -113,6 +116,7 @@ pub(crate) fn run_step(args: &StepArgs) -> Result<ExitCode> {
         policy: step.policy,
         reads: step.reads.or(args.disk.as_ref().map(Disk::reads).transpose()?),
         look_ahead: step.look_ahead,
+        kv: args.kv,
         speculate: args.speculate.unwrap_or(Speculate::Off),
         threads: args.threads.unwrap_or_else(threads::default_count),
         ..LoadOptions::new(args.prompt_tokens + args.tokens)
@@ -155,7 +159,7 @@ pub(crate) fn run_step(args: &StepArgs) -> Result<ExitCode> {
         Some(bytes) => (bytes, "cgroup"),
         None => (peak.bytes, "VmHWM"),
     };
-    let touched = touched(&bundle, &forward, source) as f64 + reads.touched_bytes as f64 / tokens;
+    let touched = touched(&bundle, &forward, options.kv(&bundle), source) as f64 + reads.touched_bytes as f64 / tokens;
     let report = json!({
         "decode_ms_per_token": Percentiles::of(&times),
         "source": source,
@@ -185,7 +189,7 @@ fn end_with_parent() -> Result<()> {
 }
 
 /// Bytes of memory that a token touches outside the neurons that its source counts.
-fn touched(bundle: &Bundle, forward: &Forward, source: &str) -> u64 {
+fn touched(bundle: &Bundle, forward: &Forward, kv: KvDtype, source: &str) -> u64 {
     let spec = bundle.spec();
     // Dense sources touch every up row, and few of the down rows.
     let dense = spec.layers.len()
@@ -193,5 +197,5 @@ fn touched(bundle: &Bundle, forward: &Forward, source: &str) -> u64 {
         * (spec.ffn().vectors() - 1)
         * (bundle.layout().row_bytes() + Records::of(bundle).scale_bytes());
     let dense = if source == FfnChoice::Flash.name() { 0 } else { dense as u64 };
-    resident_bytes_touched(bundle, forward.len()) + dense
+    resident_bytes_touched(bundle, forward.len(), kv) + dense
 }
