@@ -34,5 +34,5 @@ for package in "$target"/package/*.crate; do
 done
 cp Cargo.lock "$target/unpacked"
 CARGO_TARGET_DIR=$target cargo check --quiet --release --offline --manifest-path "$target/unpacked/Cargo.toml" --lib --bins --workspace
-echo "checked: $(cd "$target/package" && ls -- *.crate | tr '\n' ' ')"
+echo "checked: $(cd "$target/package" && echo *.crate)"
 rm -rf "$target/unpacked"
