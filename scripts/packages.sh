@@ -21,7 +21,8 @@ resolver = "3"
 [patch.crates-io]
 END
 for package in "$target"/package/*.crate; do
-    tar -xf "$package" -C "$target/unpacked"
+    # As of now: packages hold files of long ago, which cargo would take for those that it has checked already.
+    tar -xmf "$package" -C "$target/unpacked"
     directory=$(basename "$package" .crate)
     echo "${directory%-*} = { path = \"$directory\" }" >>"$target/unpacked/Cargo.toml"
     for file in README.md LICENSE-MIT LICENSE-APACHE; do
@@ -33,5 +34,5 @@ for package in "$target"/package/*.crate; do
 done
 cp Cargo.lock "$target/unpacked"
 CARGO_TARGET_DIR=$target cargo check --quiet --release --offline --manifest-path "$target/unpacked/Cargo.toml" --lib --bins --workspace
-echo "checked: $(cd "$target/package" && ls -- *.crate | tr '\n' ' ')"
+echo "checked: $(cd "$target/package" && echo *.crate)"
 rm -rf "$target/unpacked"
