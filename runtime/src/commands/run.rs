@@ -9,6 +9,7 @@ mod orders;
 mod prompt;
 mod saved;
 mod session;
+mod typed;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::Write;

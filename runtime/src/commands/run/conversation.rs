@@ -8,11 +8,12 @@ use flashlm::{Conversation, Error, Finish, Progress, Report, signals};
 
 use super::RunArgs;
 use super::figures::figures;
-use super::lines::{Lines, Typed};
+use super::lines::Lines;
 use super::orders::{Order, Settings, WhenFullArg};
 use super::prompt::{as_typed, say_notices};
 use super::saved::{load, save_in};
 use super::session::{Printer, advice};
+use super::typed::Typed;
 
 /// Asks and answers until the user has had enough.
 pub(super) fn converse(conversation: &mut Conversation<'_>, args: &RunArgs, settings: Settings) -> Result<()> {

@@ -13,7 +13,7 @@ use rustyline::error::ReadlineError;
 use rustyline::history::FileHistory;
 use rustyline::{Config, Editor};
 
-use super::lines::Typed;
+use super::typed::Typed;
 
 /// Lines that are remembered.
 const HISTORY_LINES: usize = 1000;

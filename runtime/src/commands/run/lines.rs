@@ -8,19 +8,10 @@ use flashlm::signals;
 
 #[cfg(feature = "editor")]
 use super::editor::EditedLines;
+use super::typed::Typed;
 
 /// Bytes of a plain line that are read; nobody types as many.
 const LINE_BYTES_MAX: usize = 16 << 20;
-
-/// What was typed.
-pub(super) enum Typed {
-    Line(Vec<u8>),
-    /// Ctrl-C, which gives up a line.
-    #[cfg(feature = "editor")]
-    Interrupted,
-    /// Ctrl-D, or the end of the input.
-    End,
-}
 
 /// Where lines come from.
 pub(super) enum Lines {
