@@ -85,12 +85,12 @@ pub(crate) fn quantise_rows(
     let (row_bytes, scale_bytes) = (format.row_bytes(cols), format.scales(cols) * SCALE_BYTES);
     assert_eq!(values.len(), rows.len() / cols * row_bytes, "bytes of the values");
     assert_eq!(scales.len(), rows.len() / cols * scale_bytes, "bytes of the scales");
-    let (mut shares, range) = (Vec::with_capacity(group.min(cols)), range(format));
+    let (mut shares, range, costs) = (Vec::with_capacity(group.min(cols)), range(format), vec![1.0; group.min(cols)]);
     let mut squares = Squares::default();
     let places = values.chunks_exact_mut(row_bytes).zip(scales.chunks_exact_mut(scale_bytes));
     for (row, (values, scales)) in rows.chunks_exact(cols).zip(places) {
         for ((number, weights), to) in row.chunks(group).enumerate().zip(scales.chunks_exact_mut(SCALE_BYTES)) {
-            let (scale, lost) = group_scale(format, weights, &mut shares)?;
+            let (scale, lost) = group_scale(format, weights, &costs, &mut shares)?;
             squares += lost;
             to.copy_from_slice(&scale.to_le_bytes());
             let by = inverse(scale.to_f32());
@@ -103,8 +103,14 @@ pub(crate) fn quantise_rows(
     Ok(squares)
 }
 
-/// The scale of a group, and what it costs; `shares` is room to work in.
-fn group_scale(format: WeightFormat, weights: &[f32], shares: &mut Vec<f32>) -> Result<(bf16, Squares), NotFinite> {
+/// The scale of a group, and what it costs, where a squared error of each weight counts as `costs` says, 1 at most; `shares` is room to work
+/// in.
+fn group_scale(
+    format: WeightFormat,
+    weights: &[f32],
+    costs: &[f32],
+    shares: &mut Vec<f32>,
+) -> Result<(bf16, Squares), NotFinite> {
     let largest = weights.iter().fold(0f32, |m, w| if w.abs() > m.abs() { *w } else { m });
     // An infinity is the largest; NaN is never larger.
     if !largest.is_finite() || weights.iter().any(|w| w.is_nan()) {
@@ -119,14 +125,14 @@ fn group_scale(format: WeightFormat, weights: &[f32], shares: &mut Vec<f32>) -> 
     shares.extend(weights.iter().map(|w| w / size));
     let range = range(format);
     let better = |best: (f32, bf16), scale: bf16| {
-        let error = squared_error(shares, scale.to_f32() / size, range);
+        let error = squared_error(shares, costs, scale.to_f32() / size, range);
         if error < best.0 { (error, scale) } else { best }
     };
     let best = |tried: &[bf16]| tried.iter().fold((f32::INFINITY, bf16::ZERO), |best, scale| better(best, *scale));
     let (error, scale) = match format {
         WeightFormat::Int4(_) => {
             let best = best(&INT4_TRIALS.map(|becomes| bf16::from_f32(largest / becomes)));
-            better(best, least_squares(shares, best.1.to_f32() / size, size, range))
+            better(best, least_squares(shares, costs, best.1.to_f32() / size, size, range))
         }
         _ => {
             let middle = bf16_at_least(size / 127.0).to_bits();
@@ -140,7 +146,7 @@ fn group_scale(format: WeightFormat, weights: &[f32], shares: &mut Vec<f32>) -> 
         }
     };
     let of_all = f64::from(size) * f64::from(size);
-    let weights = of_all * f64::from(squared_error(shares, 0.0, range));
+    let weights = of_all * f64::from(squared_error(shares, costs, 0.0, range));
     Ok((scale, Squares { weights, errors: of_all * f64::from(error) }))
 }
 
@@ -181,31 +187,32 @@ fn pad(format: WeightFormat, values: &mut [u8], cols: usize) {
 }
 
 /// The scale with the least squared error for the integers that `scale` gives; the weights are `shares` of `size`.
-fn least_squares(shares: &[f32], scale: f32, size: f32, range: (f32, f32)) -> bf16 {
+fn least_squares(shares: &[f32], costs: &[f32], scale: f32, size: f32, range: (f32, f32)) -> bf16 {
     let by = inverse(scale);
     let (mut products, mut squares) = (0.0, 0.0);
-    for share in shares {
+    for (share, cost) in shares.iter().zip(costs) {
         let number = integer(share * by, range);
-        products += f64::from(*share) * f64::from(number);
-        squares += f64::from(number) * f64::from(number);
+        products += f64::from(*cost) * f64::from(*share) * f64::from(number);
+        squares += f64::from(*cost) * f64::from(number) * f64::from(number);
     }
     if squares > 0.0 { bf16::from_f32((products / squares) as f32 * size) } else { bf16::ZERO }
 }
 
-/// The squared error of a group's integers at this scale.
-fn squared_error(weights: &[f32], scale: f32, range: (f32, f32)) -> f32 {
+/// The squared error of a group's integers at this scale, each at its cost.
+fn squared_error(weights: &[f32], costs: &[f32], scale: f32, range: (f32, f32)) -> f32 {
     // Eight sums side by side: a compiler may not reorder one.
     let (by, mut sums) = (inverse(scale), [0f32; 8]);
-    let (chunks, rest) = weights.as_chunks::<8>();
-    for chunk in chunks {
-        for (sum, w) in sums.iter_mut().zip(chunk) {
+    let ((chunks, rest), (their_costs, rest_costs)) =
+        (weights.as_chunks::<8>(), costs[..weights.len()].as_chunks::<8>());
+    for (chunk, costs) in chunks.iter().zip(their_costs) {
+        for (sum, (w, cost)) in sums.iter_mut().zip(chunk.iter().zip(costs)) {
             let error = w - integer(w * by, range) * scale;
-            *sum += error * error;
+            *sum += cost * (error * error);
         }
     }
-    for (sum, w) in sums.iter_mut().zip(rest) {
+    for (sum, (w, cost)) in sums.iter_mut().zip(rest.iter().zip(rest_costs)) {
         let error = w - integer(w * by, range) * scale;
-        *sum += error * error;
+        *sum += cost * (error * error);
     }
     let error: f32 = sums.iter().sum();
     if error.is_nan() { f32::INFINITY } else { error }
@@ -296,7 +303,7 @@ mod tests {
             .chunks(32)
             .map(|group| {
                 let largest = group.iter().fold(0f32, |m, w| m.max(w.abs()));
-                f64::from(squared_error(group, largest / 7.0, (-8.0, 7.0)))
+                f64::from(squared_error(group, &[1.0; 32], largest / 7.0, (-8.0, 7.0)))
             })
             .sum();
         let searched: f64 = rows
@@ -314,7 +321,8 @@ mod tests {
         let (mut plain, mut searched) = (0.0, 0.0);
         for (before, after) in rows.chunks(32).zip(after.chunks(32)) {
             let largest = before.iter().fold(0f32, |m, w| m.max(w.abs()));
-            let whole = f64::from(squared_error(before, bf16_at_least(largest / 127.0).to_f32(), (-127.0, 127.0)));
+            let whole =
+                f64::from(squared_error(before, &[1.0; 32], bf16_at_least(largest / 127.0).to_f32(), (-127.0, 127.0)));
             let found: f64 = before.iter().zip(after).map(|(b, a)| f64::from(b - a) * f64::from(b - a)).sum();
             // Sums in 32 bits, and of shares.
             assert!(found <= 1.001 * whole, "{found} against {whole}");

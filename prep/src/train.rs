@@ -7,7 +7,7 @@
 //! forms under a size budget, files.
 //!
 //! Everything follows from the recording, the checkpoint, the parameters and a seed; the number of threads changes nothing.
-//! Knows nothing of bundles and storage orders: neurons are numbered as in the checkpoint.
+//! Knows nothing of bundles, and of storage orders only that there will be one: neurons are numbered as in the checkpoint.
 
 mod activity;
 mod adopt;

@@ -72,6 +72,8 @@ impl Stripe {
         let count = rows.len() / width;
         let (mut values, mut scales) = (vec![0; count * row_bytes], vec![0; count * row_scales]);
         let (mut shares, mut errors, range) = (Vec::new(), vec![0.0; width], range(format));
+        // All of a row are multiplied with the same input.
+        let costs = vec![1.0; group.min(width)];
         for (i, (values, scales)) in
             values.chunks_exact_mut(row_bytes).zip(scales.chunks_exact_mut(row_scales)).enumerate()
         {
@@ -79,7 +81,7 @@ impl Stripe {
             let from = metric.row(i);
             for (number, scale_to) in scales.chunks_exact_mut(SCALE_BYTES).enumerate() {
                 let columns = number * group..((number + 1) * group).min(width);
-                let (scale, _) = group_scale(format, &row[columns.clone()], &mut shares)?;
+                let (scale, _) = group_scale(format, &row[columns.clone()], &costs, &mut shares)?;
                 scale_to.copy_from_slice(&scale.to_le_bytes());
                 let (by, scale) = (inverse(scale.to_f32()), scale.to_f32());
                 for column in columns {
@@ -113,7 +115,7 @@ mod tests {
     fn sums_lose_less_and_bytes_say_what_rows_became() {
         let (count, width) = (90, 2 * COLUMNS + 37);
         let (x, moments) = inputs(500, count);
-        let metric = Metric::new(&moments, count).unwrap();
+        let metric = Metric::new(&moments, count, Metric::DAMPING).unwrap();
         let mut random = Random::new(2);
         let rows: Vec<f32> = (0..count * width).map(|_| random.signed()).collect();
         let before = transposed(&rows, width);

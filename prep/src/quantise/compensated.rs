@@ -1,7 +1,8 @@
 //! Rounding for inputs that are known: what a row's product loses with one weight, the weights after it make up for.
 //!
 //! That is GPTQ (Frantar et al. 2022): columns are rounded from first to last, and each one's error is taken from the
-//! columns that are left, as the inputs' second moments say they stand in for it. Scales are chosen by the same search as without.
+//! columns that are left, as the inputs' second moments say they stand in for it. Scales are chosen by the same search as without; there an
+//! error of a weight counts as what is left of it when all weights after it have made up for it.
 
 use flashlm_formats::weight_format::{SCALE_BYTES, WeightFormat};
 use flashlm_kernels::{View, product};
@@ -14,28 +15,34 @@ use crate::linear::{cholesky, inverse_lower};
 const COLUMNS: usize = 128;
 /// Rows of a piece of work.
 const ROWS: usize = 64;
-/// Added to the second moments' diagonal, of its mean: little-used inputs must not be traded at any price.
-const DAMPING: f32 = 0.01;
 
 /// What errors of a row's weights cost on some inputs.
 pub(crate) struct Metric {
     /// `[d, d]`, upper triangular: its square is the inverse of the inputs' second moments.
     upper: Vec<f32>,
+    /// What is left of an error of each input's weight when those after it have made up for it, as a share of the largest.
+    costs: Vec<f32>,
     d: usize,
 }
 
 impl Metric {
-    /// From second moments of the inputs, `[d, d]`; about the mean, where a bias makes up for the mean's part. None if they
-    /// are not those of numbers.
-    pub(crate) fn new(moments: &[f32], d: usize) -> Option<Self> {
-        let ridge = DAMPING * (0..d).map(|i| moments[i * d + i]).sum::<f32>() / d as f32;
+    /// Damping where inputs have a few times as many tokens as there are of them.
+    pub(crate) const DAMPING: f32 = 0.01;
+
+    /// From second moments of the inputs, `[d, d]`; about the mean, where a bias makes up for the mean's part. `damping` is added to their
+    /// diagonal, of its mean: little-used inputs must not be traded at any price. None if they are not those of numbers.
+    pub(crate) fn new(moments: &[f32], d: usize, damping: f32) -> Option<Self> {
+        let ridge = damping * (0..d).map(|i| moments[i * d + i]).sum::<f32>() / d as f32;
         // The inverse's upper factor is the inverse of the factor from the last row upwards.
         let mut reversed: Vec<f32> = moments.iter().rev().copied().collect();
         // Inputs that are always the same say nothing: all errors cost alike.
         (0..d).for_each(|i| reversed[i * d + i] += if ridge > 0.0 { ridge } else { 1.0 });
         let mut upper = inverse_lower(&cholesky(reversed, d)?, d);
         upper.reverse();
-        upper.iter().all(|v| v.is_finite()).then_some(Self { upper, d })
+        let costs = (0..d).map(|i| upper[i * d + i].powi(-2));
+        let most = costs.clone().fold(0f32, f32::max);
+        let costs: Vec<f32> = costs.map(|cost| cost / most).collect();
+        upper.iter().chain(&costs).all(|v| v.is_finite()).then_some(Self { upper, costs, d })
     }
 
     /// The diagonal's element of an input, and those after it.
@@ -89,7 +96,7 @@ fn piece(
         for ((row, (values, scales)), (errors, by)) in each {
             for i in first..end {
                 if i % group == 0 {
-                    let (scale, _) = group_scale(format, &row[i..(i + group).min(d)], &mut shares)?;
+                    let (scale, _) = group_scale(format, &row[i..(i + group).min(d)], &metric.costs[i..], &mut shares)?;
                     scales[i / group * SCALE_BYTES..][..SCALE_BYTES].copy_from_slice(&scale.to_le_bytes());
                     *by = (inverse(scale.to_f32()), scale.to_f32());
                 }
@@ -146,7 +153,7 @@ pub(super) mod tests {
     fn products_lose_less_and_bytes_say_what_rows_became() {
         let (d, count) = (COLUMNS + 71, ROWS + 3);
         let (x, moments) = inputs(500, d);
-        let metric = Metric::new(&moments, d).unwrap();
+        let metric = Metric::new(&moments, d, Metric::DAMPING).unwrap();
         let mut random = Random::new(2);
         let rows: Vec<f32> = (0..count * d).map(|_| random.signed()).collect();
         for format in ["int4/32", "int4/64", "int8/128"] {
@@ -166,10 +173,29 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn scales_are_for_what_cannot_be_made_up_for() {
+        let (d, count) = (COLUMNS + 64, ROWS);
+        let (x, moments) = inputs(500, d);
+        let weighed = Metric::new(&moments, d, Metric::DAMPING).unwrap();
+        let alike = Metric { costs: vec![1.0; d], upper: weighed.upper.clone(), d };
+        let mut random = Random::new(4);
+        let rows: Vec<f32> = (0..count * d).map(|_| random.signed()).collect();
+        let with = |metric: &Metric| {
+            let format = WeightFormat::INT4;
+            let (mut values, mut scales) =
+                (vec![0; count * format.row_bytes(d)], vec![0; count * format.scales(d) * SCALE_BYTES]);
+            let mut became = rows.clone();
+            quantise_rows_for(metric, format, &mut became, &mut values, &mut scales).unwrap();
+            lost(&x, &rows, &became, d)
+        };
+        assert!(with(&weighed) < 0.97 * with(&alike), "{} against {}", with(&weighed), with(&alike));
+    }
+
+    #[test]
     fn threads_change_no_bit_and_nothing_known_is_plain_rounding() {
         let d = 96;
         let (_, moments) = inputs(300, d);
-        let metric = Metric::new(&moments, d).unwrap();
+        let metric = Metric::new(&moments, d, Metric::DAMPING).unwrap();
         let mut random = Random::new(3);
         let rows: Vec<f32> = (0..200 * d).map(|_| random.signed()).collect();
         let format = WeightFormat::INT4;
@@ -185,6 +211,6 @@ pub(super) mod tests {
         let (mut values, mut scales) =
             (vec![0; 200 * format.row_bytes(d)], vec![0; 200 * format.scales(d) * SCALE_BYTES]);
         quantise_rows(format, &rows, d, &mut values, &mut scales).unwrap();
-        assert!(with(&Metric::new(&vec![0.0; d * d], d).unwrap()) == (values, scales));
+        assert!(with(&Metric::new(&vec![0.0; d * d], d, Metric::DAMPING).unwrap()) == (values, scales));
     }
 }

@@ -14,6 +14,8 @@ use crate::records::fill_layer;
 
 /// Rows that are numbers at a time.
 const ROWS: usize = 1024;
+/// Damping of the down projection's inputs: activations have so many dimensions that little text says too much of their moments.
+const DOWN_DAMPING: f32 = 0.1;
 
 /// A layer whose weights are to be rounded.
 pub(super) struct LayerRounding<'a> {
@@ -30,7 +32,7 @@ impl LayerRounding<'_> {
         moments: Moments,
     ) -> Result<RoundedRows, RoundingError> {
         let cols = moments.d;
-        let metric = metric(moments.whole(), cols, || name.to_owned())?;
+        let metric = metric(moments.whole(), cols, Metric::DAMPING, || name.to_owned())?;
         let dtype = self.checkpoint.resident(name)?.dtype;
         let mut bytes = Vec::new();
         self.checkpoint.read_resident(name, &mut bytes)?;
@@ -70,7 +72,7 @@ impl LayerRounding<'_> {
                 to_f32(element(dtype), &records[layout.vector_offset(neuron, vector)..][..layout.row_bytes()], row);
             }
         };
-        let for_inputs = metric(ffn.expect("asked for").whole(), cols, what)?;
+        let for_inputs = metric(ffn.expect("asked for").whole(), cols, Metric::DAMPING, what)?;
         for first in (0..neurons).step_by(ROWS) {
             let some: Vec<usize> = (first..(first + ROWS).min(neurons)).collect();
             for vector in 0..vectors - 1 {
@@ -86,7 +88,7 @@ impl LayerRounding<'_> {
         for moments in down {
             let d = moments.d;
             let (moments, by_size) = falling(&moments.whole(), d);
-            let metric = metric(moments, d, what)?;
+            let metric = metric(moments, d, DOWN_DAMPING, what)?;
             let some: Vec<usize> = by_size.iter().map(|neuron| first + neuron).collect();
             read(&some, vectors - 1, &mut rows);
             to.round(&some, vectors - 1, &mut rows, |rows, values, scales| {
@@ -99,8 +101,8 @@ impl LayerRounding<'_> {
     }
 }
 
-fn metric(moments: Vec<f32>, d: usize, what: impl Fn() -> String) -> Result<Metric, RoundingError> {
-    Metric::new(&moments, d).ok_or_else(|| RoundingError::Inputs { what: what() })
+fn metric(moments: Vec<f32>, d: usize, damping: f32, what: impl Fn() -> String) -> Result<Metric, RoundingError> {
+    Metric::new(&moments, d, damping).ok_or_else(|| RoundingError::Inputs { what: what() })
 }
 
 /// The moments of inputs in falling order of their size, and which comes when: what is rounded last has nobody to make up for it.

@@ -49,7 +49,8 @@ impl QuantisedProjection {
         tokens: &[u32],
     ) -> Result<Self, TrainError> {
         let (d, neurons) = (projection.hidden(), projection.bias().len());
-        let metric = Metric::new(&moments.covariance, d).ok_or(TrainError::Degenerate { directions: d })?;
+        let metric =
+            Metric::new(&moments.covariance, d, Metric::DAMPING).ok_or(TrainError::Degenerate { directions: d })?;
         let (row_bytes, scale_bytes) = (format().row_bytes(d), GROUP.scale_bytes(d));
         let (mut values, mut scales) = (vec![0; neurons * row_bytes], vec![0; neurons * scale_bytes]);
         let mut bias = projection.bias().to_vec();
