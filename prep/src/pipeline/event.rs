@@ -3,7 +3,6 @@
 use std::fmt::{self, Display, Formatter};
 use std::path::Path;
 
-use flashlm::cache::PolicyKind;
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::predictors::LayerReport;
 use flashlm_formats::thresholds::Measured;
@@ -157,7 +156,7 @@ impl Display for Event<'_> {
             Self::Layers { missed, false_alarms, size, without_row, cached } => write!(
                 f,
                 "predictors: {:.2} % missed, {:.2} % false alarms (mean over layers, held-out documents); {:.2} % of the FFN's bytes{}\n\
-                 orders: judged by what {} misses with {:.0} % of a layer cached, about what --memory 50% leaves (held-out documents)",
+                 orders: judged by what each layer's cache misses with {:.0} % of it cached, about what the memory of --for leaves (held-out documents)",
                 100.0 * missed,
                 100.0 * false_alarms,
                 100.0 * size,
@@ -165,7 +164,6 @@ impl Display for Event<'_> {
                     0 => String::new(),
                     n => format!("; neurons without a row, never active in training and never predicted: {n}"),
                 },
-                PolicyKind::DEFAULT,
                 100.0 * cached
             ),
         }
