@@ -51,8 +51,10 @@ fn held<T>(make: impl FnOnce() -> T) -> u64 {
 fn check_caches() {
     for policy in PolicyKind::ALL.into_iter().chain([PolicyKind::Lfu { half_life: 10_000 }]) {
         for (groups, slots) in [(4000, 0), (4000, 300), (4000, 4000), (1, 1)] {
-            let (taken, planned) =
-                (held(|| LayerCache::new(groups, slots, policy)), LayerCache::bytes(groups, slots, policy));
+            // The least of three: what runs the test allocates, too, now and then.
+            let taken =
+                [(); 3].map(|()| held(|| LayerCache::new(groups, slots, policy))).into_iter().min().unwrap_or(0);
+            let planned = LayerCache::bytes(groups, slots, policy);
             // The policy itself is no table.
             let said = format!("{policy}: {taken} bytes for {slots} of {groups} groups, {planned} planned");
             assert!(taken >= planned && taken - planned < 256, "{said}");
