@@ -10,7 +10,7 @@ use std::fs::{File, Metadata};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-pub use directory::{Directory, DirectoryKind};
+pub use directory::{Directory, DirectoryKind, WORK_MARK};
 pub use kind::{
     FileKind, LOGITS_FORMAT, MANUAL_MARK, ORDERS_FORMAT, PREDICTORS_FORMAT, REPORT_DATA_FORMAT, REPORT_MARK,
     SESSION_FORMAT, THRESHOLDS_FORMAT,

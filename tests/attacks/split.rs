@@ -86,8 +86,14 @@ fn text_that_cannot_be_used_is_refused_at_once() {
     for (name, contents, tokens, said) in cases {
         let path = dir.path().join(name);
         fs::write(&path, contents).unwrap();
-        record(&[path], tokens, &output).failed(1, said);
+        record(std::slice::from_ref(&path), tokens, &output).failed(1, said);
         assert!(!output.exists(), "{name}");
+        // Nor does a preparation that never began leave anything.
+        let (checkpoint, bundle) = (Mini::get().path("checkpoint"), dir.path().join("m.flashlm"));
+        let prepare = ["prepare", text(&checkpoint), "--text", text(&path), "--tokens", tokens, "-o", text(&bundle)];
+        flashlm_tests::run("flashlm-prep", &prepare, "").failed(1, said);
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert!(left.iter().all(|file| !file.to_string_lossy().starts_with("m.")), "{name}: {left:?}");
     }
     record(&[PathBuf::from("/dev/zero")], "900", &output)
         .failed(1, &["not UTF-8 text (it stops being UTF-8 at byte 0"]);

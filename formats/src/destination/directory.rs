@@ -26,7 +26,7 @@ pub enum DirectoryKind {
 }
 
 /// A file that says that a work directory is one.
-const WORK_MARK: &str = ".flashlm-work";
+pub const WORK_MARK: &str = ".flashlm-work";
 /// What is in it, for people.
 const WORK_MARK_TEXT: &[u8] = b"Intermediate files of `flashlm-prep prepare`, which removes what it does not need.\n";
 

@@ -14,10 +14,8 @@ use xxhash_rust::xxh3::Xxh3;
 use super::error::{PrepareError, io_error};
 use super::event::{Running, Task};
 use super::stamp::fingerprint;
-use super::work::{Work, publish_sealed};
+use super::work::{SOURCE, Work, publish_sealed};
 
-/// The file in the work directory that hashes are kept in.
-const KEPT: &str = "source";
 /// Bytes read at once.
 const PIECE_BYTES: usize = 4 << 20;
 /// A file that was written to so lately may be again without looking different.
@@ -40,7 +38,7 @@ struct Kept {
 
 /// Names all files that decide what the model is, by their names and contents.
 pub(super) fn source_hash(checkpoint: &Checkpoint, work: &Work<'_>) -> Result<String, PrepareError> {
-    let path = work.path(KEPT);
+    let path = work.path(SOURCE);
     let kept: Vec<Kept> = work.read_sealed(&path).unwrap_or_default();
     let task = Running::begin(work.observer, Task::ReadingCheckpoint);
     let (mut done, total) = (0, checkpoint.files().iter().map(|file| file.bytes).sum());

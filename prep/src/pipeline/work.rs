@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use flashlm_formats::destination::{DestinationError, Directory, DirectoryKind};
+use flashlm_formats::destination::{DestinationError, Directory, DirectoryKind, WORK_MARK};
 use flashlm_formats::publish::{create_directory, publish_bytes, sync_name};
 use flashlm_formats::regular::{open_regular, read_regular};
 use flashlm_formats::seal;
@@ -27,8 +27,10 @@ const WHOLE: &str = "whole";
 const STATES: &str = "states";
 /// Stages that are never resumed: whatever is in them is removed unread.
 pub(super) const THRESHOLDS_SCRATCH: &str = "thresholds.scratch";
+/// The file with the hashes of the checkpoint's files.
+pub(super) const SOURCE: &str = "source";
 /// What is here beside stages, each by its beginning: files.
-const BESIDE_STAGES: [&str; 3] = ["source", "bundle.", "own-text.flashlm"];
+const BESIDE_STAGES: [&str; 3] = [SOURCE, "bundle.", "own-text.flashlm"];
 
 /// Most bytes that a stamp, and that anything sealed may have: a report of millions of layers has less.
 const STAMP_BYTES_MAX: u64 = 64 << 10;
@@ -40,14 +42,31 @@ const PIECE_BYTES: usize = 1 << 20;
 pub(super) struct Work<'a> {
     pub(super) dir: PathBuf,
     pub(super) observer: &'a Observer<'a>,
+    /// Whether it was not there before this run.
+    is_new: bool,
     _taken: Directory,
+}
+
+/// A preparation that ended before its first stage has nothing to resume from.
+impl Drop for Work<'_> {
+    fn drop(&mut self) {
+        let Some(entries) = self.is_new.then(|| self.dir.read_dir().ok()).flatten() else { return };
+        let entries: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        let is_beginning = |path: &PathBuf| path.file_name().is_some_and(|name| name == SOURCE || name == WORK_MARK);
+        if entries.iter().all(is_beginning) {
+            // What cannot be removed does no harm.
+            entries.iter().for_each(|path| _ = fs::remove_file(path));
+            _ = fs::remove_dir(&self.dir);
+        }
+    }
 }
 
 impl<'a> Work<'a> {
     /// Uses `dir`, which need not be there; a directory of anything else is refused.
     pub(super) fn open(dir: &Path, inputs: &[PathBuf], observer: &'a Observer<'a>) -> Result<Self, DestinationError> {
+        let is_new = !dir.exists();
         let taken = Directory::take(dir, DirectoryKind::Work, inputs)?;
-        let work = Work { dir: dir.to_owned(), observer, _taken: taken };
+        let work = Work { dir: dir.to_owned(), observer, is_new, _taken: taken };
         match work.no_file() {
             Some(path) => Err(DestinationError::NoFileInside { path, maker: "`flashlm-prep prepare`" }),
             None => Ok(work),
