@@ -201,7 +201,7 @@ fn print_measured(all: usize, measured: &Measured) {
     let Measured { layers, tokens, speeds, reading_all, disk } = measured;
     let shares: Vec<f64> = layers.iter().map(|layer| 100.0 * f64::from(layer.active)).collect();
     let (least, most) = shares.iter().fold((f64::INFINITY, 0.0_f64), |(a, b), s| (a.min(*s), b.max(*s)));
-    println!("{}", verdict(active(layers)));
+    println!("{}", verdict(active(layers)).replace(". This", ".\nThis"));
     let which = if layers.len() < all {
         format!("the first {} of {all} layers, the others are taken to be like the last of these", layers.len())
     } else {
