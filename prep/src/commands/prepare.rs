@@ -173,7 +173,7 @@ fn print_result(args: &PrepareArgs, options: &PrepareOptions, prepared: &Prepare
     let output = options.output.display();
     if prepared.outcome == Outcome::UpToDate {
         eprintln!("{output} is up to date");
-        say_next(args, &options.output);
+        say_next(args, &options.output, prepared.bytes);
         return;
     }
     let (active, admitted) = (prepared.active(), prepared.admitted());
@@ -194,16 +194,22 @@ fn print_result(args: &PrepareArgs, options: &PrepareOptions, prepared: &Prepare
     if let Some(report) = &prepared.report {
         eprintln!("what was found, as charts: {}", report.display());
     }
-    say_next(args, &options.output);
+    say_next(args, &options.output, prepared.bytes);
 }
 
+/// A bundle of less fits anywhere, and in half of its size there is no room for what runs it.
+const SMALL_BYTES: u64 = 1 << 30;
+
 /// What to type next.
-fn say_next(args: &PrepareArgs, output: &Path) {
+fn say_next(args: &PrepareArgs, output: &Path, bytes: u64) {
     let bundle = match source::model_name(&args.checkpoint).filter(|_| args.output.is_none()) {
         Some(name) => name.to_string(),
         None => quoted(&output.display().to_string()),
     };
-    eprintln!("to run it in half of its size in memory: flashlm run {bundle} --memory 50%");
+    match bytes < SMALL_BYTES {
+        true => eprintln!("to run it: flashlm run {bundle}"),
+        false => eprintln!("to run it in half of its size in memory: flashlm run {bundle} --memory 50%"),
+    }
 }
 
 /// Shows what happens: a bar for each task, whose first step may be any, and lines above it.
