@@ -156,7 +156,7 @@ fn a_reader_by_the_book_finds_every_row() {
         let u64_at = |at: usize| u64::from_le_bytes(file[at..at + 8].try_into().unwrap()) as usize;
         let xxh3 = xxhash_rust::xxh3::xxh3_64;
         assert_eq!(&file[..8], [0x89, 0x46, 0x4C, 0x4D, 0x0D, 0x0A, 0x1A, 0x0A]);
-        assert_eq!((u32_at(8), u32_at(12), u64_at(16)), (3, 6, file.len()));
+        assert_eq!((u32_at(8), u32_at(12), u64_at(16)), (4, 6, file.len()));
         assert_eq!(u64_at(504) as u64, xxh3(&file[..504]));
         let section = |at: usize| &file[u64_at(at)..u64_at(at) + u64_at(at + 8)];
         for at in [24, 48, 72, 120] {

@@ -15,7 +15,7 @@ use flashlm_formats::ids::{NeuronId, Position};
 use flashlm_formats::weight_format::WeightFormat;
 use flashlm_kernels::Threads;
 
-pub use speed::{ADMITTED, Machine, Speed, speeds};
+pub use speed::{ADMITTED, CONTEXT, Machine, Speed, speeds};
 
 use crate::demand::{WantedError, reuse_curve};
 use crate::record::documents::Documents;

@@ -64,7 +64,7 @@ pub fn hand_over(other: &Other) -> Result<(), ExitCode> {
     let Some(command) = command.filter(|command| other.commands.contains(command)) else { return Ok(()) };
     let error = std::process::Command::new(program(other)).args(&arguments).exec();
     console::note_line(format_args!(
-        "`{command}` is done by {}, which cannot be run: {error}; install it beside this program, or somewhere that PATH names",
+        "flashlm: `{command}` is done by {}, which cannot be run: {error}; install it beside this program, or where PATH names it",
         other.name
     ));
     Err(ExitCode::FAILURE)

@@ -92,6 +92,16 @@ pub enum RuntimeError {
     /// The model has no chat template.
     #[error("the bundle has no chat template; --chat-template FILE gives one, and --no-chat goes without")]
     NoChatTemplate,
+    /// A saved conversation would go on as mere text, and lose who said what.
+    #[error(
+        "{} holds a conversation that a chat template wrote: go on with one (leave out --no-chat; --chat-template FILE gives one to a \
+         bundle that has none)",
+        path.display()
+    )]
+    SavedByTemplate {
+        /// The saved session.
+        path: PathBuf,
+    },
     /// A chat template makes no text of a conversation.
     #[error("the chat template makes no text of this conversation: {0}")]
     Chat(String),

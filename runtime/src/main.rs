@@ -36,7 +36,7 @@ enum Command {
     Plan(commands::plan::PlanArgs),
     /// Show what this machine can do, and what is missing
     Doctor(commands::doctor::DoctorArgs),
-    /// Measure what each optimisation gains: naive, hybrid, predictor, .. up to everything together
+    /// Measure how fast a run is here, and what bounds it; with --ladder what each optimisation gains
     Bench(commands::bench::BenchArgs),
     #[command(hide = true)]
     BenchStep(commands::bench::StepArgs),

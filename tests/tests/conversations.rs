@@ -119,6 +119,12 @@ fn guesses_budgets_and_a_saved_file_change_no_answer() {
         assert_eq!(talk.system(), Some("Tell stories."));
     }
     assert_eq!(talk.turns(), TURNS.len());
+    drop(talk);
+    // Without the template it would be a text in which nobody says anything, and be saved as one.
+    let mut bare = Conversation::new(model.session().unwrap(), None);
+    let refused = bare.restore(&file);
+    assert!(matches!(&refused, Err(Error::SavedByTemplate { path }) if *path == file), "{refused:?}");
+    assert!(bare.session().is_empty());
 }
 
 #[test]

@@ -11,8 +11,8 @@ use crate::expected_run::PREDICTOR_SHARE;
 /// docs/measurements/assess.md.
 pub const ADMITTED: (f64, f64) = (1.1, 2.0);
 
-/// Tokens of context that are counted.
-const CONTEXT: usize = 2048;
+/// Tokens of context that are counted, where the model has as many.
+pub const CONTEXT: usize = 2048;
 /// What a process takes besides weights and keys and values.
 const PROCESS_BYTES: u64 = 12 << 20;
 /// Sizes that are tried between the least memory and all of it.

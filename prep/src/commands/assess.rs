@@ -95,6 +95,8 @@ pub(crate) fn run(args: &AssessArgs) -> Result<ExitCode> {
         false => Some(measure(args, &checkpoint, &Tokenizer::from_json(&tokenizer.json)?, scratch.path())?),
     };
     let found = Found { estimate, dense, measured };
+    // A reader of what is printed may go away, which ends the process.
+    drop(scratch);
     if args.json {
         print_json(&as_json(args, &checkpoint, &found))?
     } else {
@@ -178,7 +180,7 @@ fn print(args: &AssessArgs, checkpoint: &Checkpoint, found: &Found) {
         human_bytes(checkpoint.model_bytes())
     );
     if let Some(measured) = measured {
-        print_measured(spec.layers.len(), measured);
+        print_measured(spec.layers.len(), spec.max_positions, measured);
     }
     let dense_here = measured.as_ref().is_some_and(|m| active(&m.layers) > DENSE);
     if let Some(dense) = dense {
@@ -194,10 +196,12 @@ fn print(args: &AssessArgs, checkpoint: &Checkpoint, found: &Found) {
     if source::model_name(&args.checkpoint).is_some() {
         println!("  network {} to fetch, as far as they are not here yet", human_bytes(checkpoint.model_bytes()));
     }
-    println!("Next: flashlm-prep prepare {}", args.checkpoint.display());
+    if !args.quick {
+        println!("Next: flashlm prepare {}", args.checkpoint.display());
+    }
 }
 
-fn print_measured(all: usize, measured: &Measured) {
+fn print_measured(all: usize, positions: usize, measured: &Measured) {
     let Measured { layers, tokens, speeds, reading_all, disk } = measured;
     let shares: Vec<f64> = layers.iter().map(|layer| 100.0 * f64::from(layer.active)).collect();
     let (least, most) = shares.iter().fold((f64::INFINITY, 0.0_f64), |(a, b), s| (a.min(*s), b.max(*s)));
@@ -216,7 +220,7 @@ fn print_measured(all: usize, measured: &Measured) {
         println!("  {:>10}  {range:>16}{enough}", human_bytes(speed.memory_bytes));
     }
     println!("  {:>10}  {:>16}  reading all of it for every token", "any", about(*reading_all));
-    println!("(16-bit weights, 2048 tokens of context or what the model has,");
+    println!("(16-bit weights, {} tokens of context,", positions.min(assess::CONTEXT));
     println!("and {disk})");
     println!();
 }

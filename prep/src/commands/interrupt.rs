@@ -12,6 +12,9 @@ use tempfile::TempDir;
 /// How soon a signal is followed.
 const STEP: Duration = Duration::from_millis(20);
 
+/// How often it is tried to remove a directory.
+const REMOVALS: usize = 100;
+
 /// The directory that is removed whatever ends the process, but for a signal that nobody can follow.
 static SCRATCH: Mutex<Option<PathBuf>> = Mutex::new(None);
 
@@ -51,7 +54,8 @@ pub(crate) fn watch(goes_on: bool) -> Result<()> {
             if let Some(code) = signals::asked() {
                 publish::abandon();
                 if let Some(dir) = scratch().take() {
-                    _ = std::fs::remove_dir_all(dir);
+                    // The work goes on, and may be writing there.
+                    (0..REMOVALS).any(|_| std::fs::remove_dir_all(&dir).is_ok());
                 }
                 let next = if goes_on { "; the same command resumes from here" } else { "" };
                 eprintln!("flashlm-prep: interrupted; incomplete files are removed, downloads are kept{next}");

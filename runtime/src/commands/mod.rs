@@ -25,12 +25,18 @@ mod values;
 
 pub(crate) use model_args::{GuessArgs, ModelArgs, say_chosen, with_progress};
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use anyhow::Context;
 use flashlm::neurons::counters::ReadFigures;
 use flashlm::signals;
 
-/// Lets signals be noted, so that work can end at its next step.
+/// Lets signals be noted, so that work can end at its next step; once is enough.
 pub(crate) fn watch_signals() -> anyhow::Result<()> {
+    static IS_WATCHED: AtomicBool = AtomicBool::new(false);
+    if IS_WATCHED.swap(true, Ordering::Relaxed) {
+        return Ok(());
+    }
     signals::watch().context("cannot watch for Ctrl-C")
 }
 

@@ -378,7 +378,7 @@ fn report(args: &RunArgs, sampling: Sampling, figures: &Report, rest: &str, had:
         None => String::new(),
     };
     eprintln!(
-        "peak memory {}, of which {} are pages of the program's file{cgroup}",
+        "peak memory {}, of which {} are pages of the program's file, which the system can drop{cgroup}",
         human_bytes(peak.bytes),
         human_bytes(peak.program_bytes)
     );

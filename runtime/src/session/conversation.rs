@@ -395,6 +395,10 @@ impl<'m> Conversation<'m> {
                 self.said = said.map_err(damaged)?;
                 self.session.written = self.said.written.take();
             }
+            Some(_) => {
+                self.clear();
+                return Err(RuntimeError::SavedByTemplate { path: path.to_owned() });
+            }
             None if had > 0 => (self.template, self.said) = (None, Said::default()),
             _ => self.said = Said::default(),
         }

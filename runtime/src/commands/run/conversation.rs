@@ -172,5 +172,8 @@ impl Talk<'_, '_> {
 }
 
 fn were(count: usize, what: &str) -> String {
-    format!("the oldest {} {}", counted(count, what), if count == 1 { "was" } else { "were" })
+    match count {
+        1 => format!("the oldest {what} was"),
+        _ => format!("the oldest {} were", counted(count, what)),
+    }
 }
