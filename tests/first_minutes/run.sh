@@ -3,6 +3,8 @@
 # OUT/*.screen, pictures of the report to OUT/*.png where there is a chromium. Needs git, tmux and python3.
 #
 #     tests/first_minutes/run.sh OUT
+#
+# FIRST_MINUTES_PROGRAMS names a directory with both programs, where they are not to be built and installed first.
 set -uo pipefail
 here=$(cd "$(dirname "$0")/../.." && pwd)
 out=$(realpath -m "${1:?the directory for what is seen}")
@@ -38,13 +40,16 @@ screen() {
 
 export HOME=$work/home CARGO_HOME=${CARGO_HOME:-$HOME/.cargo} RUSTUP_HOME=${RUSTUP_HOME:-$HOME/.rustup}
 mkdir -p "$HOME"
-run git clone -q "$here" "$work/flashlm"
-cd "$work/flashlm" || exit 1
-export CARGO_TARGET_DIR=${FIRST_MINUTES_TARGET:-$work/flashlm/target}
-run cargo run --release --locked --example first_story
-run cargo install --quiet --locked --path runtime --root "$work/installed"
-run cargo install --quiet --locked --path prep --root "$work/installed"
-export PATH=$work/installed/bin:$PATH
+if [ -n "${FIRST_MINUTES_PROGRAMS:-}" ]; then
+    export PATH=$FIRST_MINUTES_PROGRAMS:$PATH
+else
+    run git clone -q "$here" "$work/flashlm"
+    cd "$work/flashlm" || exit 1
+    run cargo run --release --locked --example first_story
+    run cargo install --quiet --locked --path runtime --root "$work/installed"
+    run cargo install --quiet --locked --path prep --root "$work/installed"
+    export PATH=$work/installed/bin:$PATH
+fi
 
 cd "$HOME" || exit 1
 cp -r "$here/examples/tiny-opt" "$here/examples/synthetic.txt" .
@@ -70,7 +75,7 @@ screen hub-offer 8 "flashlm run some-org/tiny-opt --memory 24MB"
 screen hub-no 3 "n"
 run flashlm prepare some-org/tiny-opt --text synthetic.txt --tokens 8000
 screen conversation 8 "clear; flashlm run some-org/tiny-opt --memory 24MB -n 60"
-screen turn 6 "Once upon a time there was a dragon"
+screen turn 8 "Once upon a time there was a dragon"
 screen help 2 "/help"
 screen stats 2 "/stats"
 tmux send-keys -t "$session" C-c
