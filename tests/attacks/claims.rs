@@ -116,7 +116,7 @@ fn what_is_not_read_rests_on_no_disk() {
     assert!(rests_on(&["--ffn", "streamed"]).is_string());
     let streamed = plan(&["--ffn", "streamed"]);
     let line = streamed.lines().find(|line| line.contains("tokens/s")).unwrap();
-    assert!(streamed.contains("and a typical disk"), "{streamed}");
+    assert!(streamed.contains("reckoned for a typical disk"), "{streamed}");
     // Two digits are what an estimate has.
     for number in line.split([' ', '(', ',', ';']).filter(|word| word.parse::<f64>().is_ok()) {
         let digits = number.replace('.', "");

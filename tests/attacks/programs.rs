@@ -41,7 +41,7 @@ fn every_command_is_known_to_the_other_program() {
         let help = run(name, &["--help"], "").succeeded();
         assert!(["130", "143", "129"].iter().all(|code| help.contains(code)), "{help}");
     }
-    run("flashlm", &["prepare", "x"], "").failed(2, &["flashlm-prep prepare x"]);
+    run("flashlm", &["prepare", "x"], "").failed(1, &["flashlm-prep: there is no directory x"]);
     run("flashlm-prep", &["run", "m.flashlm", "-n", "3"], "").failed(2, &["flashlm run m.flashlm -n 3"]);
 }
 

@@ -187,14 +187,15 @@ fn print_result(args: &PrepareArgs, options: &PrepareOptions, prepared: &Prepare
         prepared.work.display()
     );
     super::say_parts(&prepared.parts);
-    if admitted > gain::POINTLESS {
-        let pointless = gain::pointless(admitted, &args.checkpoint, &options.output);
-        eprintln!("note: {:.1} % of the neurons are active on average, but {pointless}", 100.0 * active);
-    }
     if let Some(report) = &prepared.report {
         eprintln!("what was found, as charts: {}", report.display());
     }
-    say_next(args, &options.output, prepared.bytes);
+    if admitted <= gain::POINTLESS {
+        say_next(args, &options.output, prepared.bytes);
+        return;
+    }
+    let pointless = gain::pointless(admitted, &args.checkpoint, &options.output);
+    eprintln!("note: {:.1} % of the neurons are active on average, but {pointless}", 100.0 * active);
 }
 
 /// A bundle of less fits anywhere, and in half of its size there is no room for what runs it.

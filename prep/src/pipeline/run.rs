@@ -166,10 +166,12 @@ impl<'a> Preparation<'a> {
         job.announce(&checkpoint, layers.left(&stages, outcome == Outcome::Replaced))?;
         let sparsity = layers.run(&stages)?;
         let parts = job.write_bundle(&checkpoint, &calibration, &stages, &from, sparsity.clone(), outcome, reserved)?;
-        let report = match report {
-            Some((destination, made)) => layers.write_report(&stages, made, destination)?,
-            None => None,
-        };
+        let written = report.map(|(destination, made)| layers.write_report(&stages, made, destination));
+        let report = written.transpose().map(Option::flatten).unwrap_or_else(|error| {
+            // The bundle is there, which is what was asked for.
+            (work.observer)(Event::Note(&format!("no page of charts: {error}")));
+            None
+        });
         job.prepared(outcome, sparsity, parts, report)
     }
 }
