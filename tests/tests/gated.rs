@@ -127,9 +127,9 @@ fn gated_miniatures_are_prepared_evaluated_and_run_from_flash() {
 fn quantised_bundles_are_prepared_evaluated_and_run_from_flash() {
     let dir = miniature("llama-relu-gqa");
     let (plain, _) = prepared(&dir, &[]);
-    let (plain_bytes, plain_chosen) = (plain.file_bytes(), evaluated(&plain, &dir, PredictorChoice::Bundle));
+    let plain_bytes = plain.file_bytes();
     for (ffn, resident, most) in [("int8/32", "int8/32", 0.003), ("int4/32", "int4/32", 0.3)] {
-        // The predictors are kept from one to the other, the orders are not: groups hold other numbers of records.
+        // Predictors and orders are made for the bytes that neurons take.
         let (bundle, _) = prepared(&dir, &["--dtype", ffn, "--resident-dtype", resident]);
         let manifest = bundle.manifest();
         assert_eq!(manifest.ffn.dtype.to_string(), ffn);
@@ -139,9 +139,8 @@ fn quantised_bundles_are_prepared_evaluated_and_run_from_flash() {
         let all = evaluated(&bundle, &dir, PredictorChoice::All);
         assert!(all.kl_mean > 0.0 && all.kl_mean < most, "{ffn}: {all:?}");
         let chosen = evaluated(&bundle, &dir, PredictorChoice::Bundle);
-        for (layer, plain) in chosen.layers.iter().zip(&plain_chosen.layers) {
-            let differ = (layer.predicted_fraction - plain.predicted_fraction).abs();
-            assert!(differ < 0.05, "{ffn}: the same predictors choose {layer:?} and {plain:?}");
+        for layer in &chosen.layers {
+            assert!(layer.false_negative_rate < 0.06, "{ffn}: predictors miss {layer:?}");
         }
         runs_from_flash(&bundle);
     }
