@@ -131,7 +131,7 @@ fn everything_goes_by_one_split() {
     let prepared = mini.path("prepared.flashlm.work/orders/orders.json");
     let prepared: Value = serde_json::from_slice(&fs::read(prepared).unwrap()).unwrap();
     assert_eq!(prepared["scored_tokens"], orders["scored_tokens"]);
-    assert_eq!(prepared["policy"], "lfu:64");
+    assert_eq!(prepared["policy"], orders["policy"]);
     let only = prep(&["analyze", text(recording.dir()), "--held-out", "--json"]).succeeded();
     let only: Value = serde_json::from_str(&only).unwrap();
     assert_eq!(only["tokens"], Split::tokens(&held_out));
