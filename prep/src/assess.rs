@@ -9,6 +9,7 @@ mod speed;
 
 use std::path::Path;
 
+use flashlm::replay::WantedSets;
 use flashlm_formats::bundle::{FlashLayout, LayerSparsity, LayoutError, LayoutOptions};
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::ids::{NeuronId, Position};
@@ -63,7 +64,7 @@ pub fn measure(
     for number in 0..layers {
         recorder.record(number, true, &mut |_| ())?;
         let layer = recorder.recording().layer(number).map_err(WantedError::from)?;
-        let mut wanted = flashlm::replay::WantedSets::<NeuronId>::new(layer.ffn() as u32);
+        let mut wanted = WantedSets::<NeuronId>::new(layer.ffn() as u32);
         for token in 0..layer.tokens() {
             wanted.push(layer.active(token).map(|n| NeuronId(n as u32)));
         }
@@ -81,9 +82,4 @@ pub fn measure(
 /// How neurons would be stored.
 pub fn layout(checkpoint: &Checkpoint) -> Result<FlashLayout, LayoutError> {
     FlashLayout::new(checkpoint.spec(), WeightFormat::from(checkpoint.ffn_dtype()), LayoutOptions::default())
-}
-
-/// Mean share of the neurons that fire.
-pub fn active(layers: &[LayerSparsity]) -> f64 {
-    layers.iter().map(|layer| f64::from(layer.active)).sum::<f64>() / layers.len().max(1) as f64
 }

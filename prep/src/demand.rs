@@ -222,6 +222,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_chosen_is_not_missed() {
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/recording-tiny-opt");
+        let layer = flashlm_formats::recording::Recording::open(&dir).unwrap().layer(0).unwrap();
+        let active = |token: usize| layer.active(token).map(|n| NeuronId(n as u32)).collect::<Vec<_>>();
+        // All of a token, none of another, and of a third every second.
+        let half: Vec<NeuronId> = active(2).into_iter().step_by(2).collect();
+        let chosen: [&[NeuronId]; 3] = [&active(0), &[], &half];
+        let all = [0, 1, 2].map(|token| active(token).len());
+        let expected = (all[1] + all[2] - half.len()) as f32 / all.iter().sum::<usize>() as f32;
+        assert_eq!(missed_share(&layer, 0..3, chosen.into_iter()), Some(expected));
+        assert!((0.1..0.9).contains(&expected), "{expected}");
+        assert_eq!(missed_share(&layer, 0..0, std::iter::empty()), None);
+    }
+
+    #[test]
     fn the_last_tokens_stay() {
         assert_eq!(skipped(&[0..3, 10..14, 20..21], 4), [11..14, 20..21]);
         assert_eq!(skipped(&[0..3, 10..14], 0), [0..3, 10..14]);

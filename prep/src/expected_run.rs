@@ -72,6 +72,43 @@ fn weights(spec: &ModelSpec) -> f64 {
     (spec.ffn().vectors() * spec.ffn().size * spec.layers.len() * spec.hidden_size) as f64
 }
 
+/// The shape of OPT-6.7B.
+#[cfg(test)]
+pub(crate) fn opt_6_7b() -> ModelSpec {
+    use flashlm_formats::model::*;
+    let norm = Norm { kind: NormKind::LayerNorm, eps: 1e-5, weight: true, bias: true };
+    let layer = LayerSpec {
+        norm,
+        block: Block::PreNorm,
+        attention: Attention { heads: 32, kv_heads: 32, head_dim: 128, qkv_bias: true, out_bias: true, qk_norm: None },
+        positions: Positions::None,
+        feed_forward: FeedForward::Dense(Ffn {
+            size: 16_384,
+            activation: Activation::Relu,
+            gated: false,
+            up_activated: false,
+            gate_bias: false,
+            up_bias: true,
+            down_bias: true,
+        }),
+    };
+    ModelSpec {
+        family: "opt".into(),
+        vocab_size: 50_272,
+        hidden_size: 4096,
+        embed_size: 4096,
+        max_positions: 2048,
+        learned_positions: Some(LearnedPositions { offset: 2 }),
+        layers: vec![layer; 32],
+        final_norm: Some(norm),
+        tied_head: true,
+        head_bias: false,
+        bos: Some(2),
+        eos: vec![2],
+        thresholds: vec![],
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,44 +116,7 @@ mod tests {
 
     #[test]
     fn half_of_a_large_model_leaves_a_sixth_of_its_neurons() {
-        let norm = Norm { kind: NormKind::LayerNorm, eps: 1e-5, weight: true, bias: true };
-        let layer = LayerSpec {
-            norm,
-            block: Block::PreNorm,
-            attention: Attention {
-                heads: 32,
-                kv_heads: 32,
-                head_dim: 128,
-                qkv_bias: true,
-                out_bias: true,
-                qk_norm: None,
-            },
-            positions: Positions::None,
-            feed_forward: FeedForward::Dense(Ffn {
-                size: 16_384,
-                activation: Activation::Relu,
-                gated: false,
-                up_activated: false,
-                gate_bias: false,
-                up_bias: true,
-                down_bias: true,
-            }),
-        };
-        let opt_6_7b = ModelSpec {
-            family: "opt".into(),
-            vocab_size: 50_272,
-            hidden_size: 4096,
-            embed_size: 4096,
-            max_positions: 2048,
-            learned_positions: Some(LearnedPositions { offset: 2 }),
-            layers: vec![layer; 32],
-            final_norm: Some(norm),
-            tied_head: true,
-            head_bias: false,
-            bos: Some(2),
-            eos: vec![2],
-            thresholds: vec![],
-        };
+        let opt_6_7b = opt_6_7b();
         let run =
             |ffn, resident| ExpectedRun { resident: ResidentFormats::all(Some(resident)), ..ExpectedRun::new(ffn) };
         let share = |ffn, resident| run(ffn, resident).cache_share(&opt_6_7b);

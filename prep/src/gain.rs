@@ -9,12 +9,20 @@ use flashlm_formats::model::ModelSpec;
 /// go, come faster, and nobody has to be asked.
 pub const POINTLESS: f64 = 0.8;
 
+/// From this mean share of active neurons on, reading only these gains too little.
+pub const DENSE: f64 = 0.35;
+
+/// The share of the neurons that are active, mean over layers.
+pub fn active(sparsity: &[LayerSparsity]) -> f64 {
+    sparsity.iter().map(|layer| f64::from(layer.active)).sum::<f64>() / sparsity.len().max(1) as f64
+}
+
 /// What a mean share of active neurons means for speed.
 pub fn verdict(mean: f64) -> String {
     let percent = 100.0 * mean;
     let meaning = match mean {
         m if m <= 0.12 => "sparse: most of the feed-forward weights can stay on flash",
-        m if m <= 0.35 => "moderately sparse: expect a gain, but several times the reads of a sparse model",
+        m if m <= DENSE => "moderately sparse: expect a gain, but several times the reads of a sparse model",
         _ => {
             "not sparse: most neurons are needed for every token, so reading only the needed ones gains little; use a ReLU \
               (relufied) version of this model, or allow a larger loss (`prepare --quality-loss`)"

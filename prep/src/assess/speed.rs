@@ -1,13 +1,15 @@
 //! How fast a token would come in how much memory.
 
+use flashlm::cache::divide_slots;
 use flashlm::disk_cost::ReadCost;
 use flashlm::plan::{Decoding, Expectation, Held};
+use flashlm::reuse::benefit_curve;
 use flashlm_formats::bundle::{FlashLayout, LayerSparsity, ReusePoint};
 use flashlm_formats::model::{DType, ModelSpec};
 
 use crate::expected_run::PREDICTOR_SHARE;
 
-/// Neurons that predictors admit for one that fires: at best, and where they have a hard time. Measured on trained models:
+/// Neurons that predictors admit for one that fires: at best, and where they have a hard time. Assumed; what came of it:
 /// docs/measurements/assess.md.
 pub const ADMITTED: (f64, f64) = (1.1, 2.0);
 
@@ -79,7 +81,9 @@ impl<'a> Model<'a> {
     fn new(spec: &ModelSpec, layout: &'a FlashLayout, measured: &[LayerSparsity]) -> Self {
         let count = spec.layers.len();
         let tensors = spec.resident_tensors();
-        let bytes = |shape: &[usize]| shape.iter().product::<usize>() as u64 * DType::F16.bytes() as u64;
+        // As wide as those of the neurons, which are not quantised here.
+        let weight_bytes = layout.row_bytes() / spec.hidden_size;
+        let bytes = |shape: &[usize]| (shape.iter().product::<usize>() * weight_bytes) as u64;
         let resident: u64 = tensors.iter().map(|tensor| bytes(&tensor.shape)).sum();
         // Of an embedding that is not the head, a token touches a row.
         let rows = tensors.iter().find(|tensor| tensor.name == "embed.tokens" && !spec.tied_head);
@@ -110,7 +114,7 @@ impl<'a> Model<'a> {
 
     fn speed(&self, memory_bytes: u64, machine: &Machine) -> Speed {
         let cached = memory_bytes.saturating_sub(self.fixed_bytes) as f64 / self.neuron_bytes.max(1) as f64;
-        let slots = (cached.min(1.0) * self.layout.groups() as f64) as u32;
+        let slots = (cached.min(1.0) * (self.layout.groups() * self.layers[0].len()) as f64) as u64;
         let decoding = Decoding {
             layout: self.layout,
             vectors: self.vectors,
@@ -122,7 +126,11 @@ impl<'a> Model<'a> {
         };
         let [few, many] = &self.layers;
         let ms = |layers: &[LayerSparsity]| {
-            let held = layers.iter().map(|layer| (layer, Held::Slots(slots)));
+            // Divided as a run divides them.
+            let curves: Vec<_> =
+                layers.iter().map(|layer| benefit_curve(Some(layer), self.layout, &machine.cost)).collect();
+            let shares = divide_slots(&curves, slots);
+            let held = layers.iter().zip(shares).map(|(layer, slots)| (layer, Held::Slots(slots)));
             Expectation::of(&decoding, held).map_or((0.0, 0.0), |e| e.ms_per_token(machine.dram_bytes_per_s))
         };
         let per_s = |ms: f64| 1e3 / ms.max(1e-6);
@@ -145,50 +153,13 @@ fn admitting(layer: LayerSparsity, admitted: f64, layout: &FlashLayout) -> Layer
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn opt() -> ModelSpec {
-        use flashlm_formats::model::*;
-        let norm = Norm { kind: NormKind::LayerNorm, eps: 1e-5, weight: true, bias: true };
-        let attention =
-            Attention { heads: 32, kv_heads: 32, head_dim: 128, qkv_bias: true, out_bias: true, qk_norm: None };
-        let ffn = Ffn {
-            size: 16_384,
-            activation: Activation::Relu,
-            gated: false,
-            up_activated: false,
-            gate_bias: false,
-            up_bias: true,
-            down_bias: true,
-        };
-        let layer = LayerSpec {
-            norm,
-            block: Block::PreNorm,
-            attention,
-            positions: Positions::None,
-            feed_forward: FeedForward::Dense(ffn),
-        };
-        ModelSpec {
-            family: "opt".into(),
-            vocab_size: 50_272,
-            hidden_size: 4096,
-            embed_size: 4096,
-            max_positions: 2048,
-            learned_positions: Some(LearnedPositions { offset: 2 }),
-            layers: vec![layer; 32],
-            final_norm: Some(norm),
-            tied_head: true,
-            head_bias: false,
-            bos: Some(2),
-            eos: vec![2],
-            thresholds: vec![],
-        }
-    }
+    use crate::expected_run::opt_6_7b;
 
     #[test]
     fn memory_beyond_what_is_needed_is_not_asked_for() {
         use flashlm_formats::bundle::LayoutOptions;
         use flashlm_formats::weight_format::WeightFormat;
-        let spec = opt();
+        let spec = opt_6_7b();
         let layout = FlashLayout::new(&spec, WeightFormat::Plain(DType::F16), LayoutOptions::default()).unwrap();
         // 4 % fire, and caches of a quarter have nine of ten.
         let point = |slots, missed| ReusePoint { slots, missed, runs: missed * 0.9 };

@@ -13,8 +13,8 @@ use flashlm_formats::bundle::LayerSparsity;
 use flashlm_formats::checkpoint::Checkpoint;
 use flashlm_formats::recording::HELD_OUT;
 use flashlm_kernels::read_bandwidth;
-use flashlm_prep::assess::{self, Machine, Speed, active, speeds};
-use flashlm_prep::gain::{dense_by_nature, verdict};
+use flashlm_prep::assess::{self, Machine, Speed, speeds};
+use flashlm_prep::gain::{DENSE, active, dense_by_nature, verdict};
 use flashlm_prep::hub::{Settings, fetch_beginning};
 use flashlm_prep::pipeline::{Estimate, PrepareOptions, estimate_whole};
 use flashlm_prep::record::Calibration;
@@ -32,8 +32,6 @@ const HUB_LAYERS: usize = 4;
 const MEASURED_BYTES: usize = 512 << 20;
 /// Speeds that are shown.
 const SPEEDS: usize = 4;
-/// More than this share of the neurons, and reading only some of them gains nothing.
-const DENSE: f64 = 0.35;
 
 /// Arguments of `flashlm-prep assess`.
 #[derive(Args)]
@@ -220,7 +218,7 @@ fn print_measured(all: usize, positions: usize, measured: &Measured) {
         println!("  {:>10}  {range:>16}{enough}", human_bytes(speed.memory_bytes));
     }
     println!("  {:>10}  {:>16}  reading all of it for every token", "any", about(*reading_all));
-    println!("(16-bit weights, {} tokens of context,", positions.min(assess::CONTEXT));
+    println!("(weights as the checkpoint has them, {} tokens of context,", positions.min(assess::CONTEXT));
     println!("and {disk})");
     println!();
 }

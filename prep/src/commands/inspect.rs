@@ -243,7 +243,7 @@ fn show_sparsity(sparsity: Option<&[LayerSparsity]>, row: &dyn Fn(&str, &str, &s
     let percent = |share: f64| format!("{:.1} %", 100.0 * share);
     let active: Vec<f64> = layers.iter().map(|layer| f64::from(layer.active)).collect();
     let (least, most) = active.iter().fold((1.0, 0.0), |(least, most): (f64, f64), a| (least.min(*a), most.max(*a)));
-    let mean = active.iter().sum::<f64>() / active.len() as f64;
+    let mean = gain::active(layers);
     row(
         "active",
         &percent(mean),

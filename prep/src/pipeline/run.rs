@@ -74,7 +74,7 @@ pub struct Prepared {
 impl Prepared {
     /// Share of the neurons that are active, mean over layers.
     pub fn active(&self) -> f64 {
-        self.layers.iter().map(|layer| f64::from(layer.active)).sum::<f64>() / self.layers.len().max(1) as f64
+        gain::active(&self.layers)
     }
 
     /// Share of the neurons that predictors admit, mean over layers.
